@@ -1,0 +1,187 @@
+"""`SEGNN`, the backbone: steerable features in, steerable features out."""
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from segnn_ase.config import ModelConfig
+from segnn_ase.layers import (
+    MLP,
+    Dense,
+    Edges,
+    Gate,
+    Message,
+    PublishedMessage,
+    SelfProduct,
+    SteerableLinear,
+    Update,
+    make_edges,
+    node_attributes,
+)
+from segnn_ase.o3 import (
+    SCALAR,
+    Features,
+    join_irreps,
+    kinds,
+    multiplicities,
+    parse_irreps,
+    spherical_kinds,
+    split_irreps,
+)
+
+
+class SEGNN(nn.Module):
+    """Steerable E(3)-equivariant graph network (Brandstetter et al., ICLR 2022, arXiv 2110.02905).
+
+    The settings choose between the smooth message-passing potential and the network as published; see
+    `ModelConfig`. In each interaction the sum over neighbours and its self-products are divided by
+    `norms`, their root mean square on training structures, set once by `calibrate` before training.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        irreps_in: "str | Irreps",
+        *,
+        n_edge_scalars: int = 0,
+    ):
+        super().__init__()
+        if n_edge_scalars and config.message != "published":
+            raise ValueError("n_edge_scalars needs message = 'published': only there are they concatenated to d^2")
+        self.config = config
+        self.irreps_in, self.irreps = parse_irreps(irreps_in), parse_irreps(config.hidden_irreps)
+        lmax = config.lmax_attr
+        self.embedding = SteerableLinear(self.irreps_in, spherical_kinds(lmax), self.irreps)
+        if config.message == "published":
+            layers = [PublishedMessage(self.irreps, lmax, n_edge_scalars=n_edge_scalars) for _ in self._interactions]
+        else:
+            layers = [
+                Message(
+                    self.irreps,
+                    lmax,
+                    linear=config.message == "linear",
+                    n_radial=config.n_radial,
+                    hidden=config.radial_hidden,
+                )
+                for _ in self._interactions
+            ]
+        self.messages = nn.ModuleList(layers)
+        self.register_buffer("norms", torch.tensor([[4.0, 1.0]]).repeat(config.interactions, 1))
+        powers = self._interactions if config.body_order > 1 else ()
+        self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order) for _ in powers)
+        self.updates = nn.ModuleList(Update(self.irreps, lmax) for _ in self._interactions)
+
+    @property
+    def _interactions(self) -> range:
+        return range(self.config.interactions)
+
+    def forward(
+        self,
+        features: Tensor,
+        vectors: Tensor,
+        edge_src: Tensor,
+        edge_dst: Tensor,
+        *,
+        node_attr: Tensor | None = None,
+        edge_scalars: Tensor | None = None,
+    ) -> tuple[list[Features], Tensor]:
+        """Return the node features after each interaction and the node attributes (N, (lmax_attr + 1)^2).
+
+        features (N, irreps_in.dim) in e3nn's layout; vectors r_ij (E, 3); edge_src j and edge_dst i (E,).
+        node_attr (N, (lmax_attr + 1)^2) is added to the node attributes (the harmonics of a velocity, say);
+        edge_scalars (E, n_edge_scalars) enter the published message beside d^2.
+        """
+        config = self.config
+        edges = make_edges(
+            vectors,
+            edge_src,
+            edge_dst,
+            len(features),
+            cutoff=config.cutoff,
+            lmax=config.lmax_attr,
+            n_radial=config.n_radial,
+        )
+        a = node_attributes(edges, smooth=config.smooth)
+        if node_attr is not None:
+            a = a + node_attr
+        f = self.embedding(split_irreps(features, self.irreps_in), a)
+        context = self._context(edges, edge_scalars)
+        history = []
+        for t in self._interactions:
+            m = self._scaled(self.messages[t](f, edges, *context), self.norms[t, 0])
+            if self.products:
+                m = self._scaled(self.products[t](m), self.norms[t, 1])
+            f = self.updates[t](f, m, a)
+            history.append(f)
+        return history, a
+
+    @staticmethod
+    def _scaled(m: Features, norm: Tensor) -> Features:
+        return tuple(x / norm for x in m)
+
+    @torch.no_grad()
+    def calibrate(self, *inputs, **keywords) -> list[list[float]]:
+        """Set `norms` so that messages and self-products have unit mean square on this input (that of `forward`)."""
+        for t in self._interactions:
+            for k, layer in enumerate([self.messages[t], *self.products[t : t + 1]]):
+                seen: list[Tensor] = []
+                hook = layer.register_forward_hook(lambda module, args, out, seen=seen: seen.extend(out))
+                self(*inputs, **keywords)
+                hook.remove()
+                self.norms[t, k] = torch.stack([x.square().mean() for x in seen]).mean().sqrt().clamp_min(1e-3)
+        return self.norms.tolist()
+
+    def _context(self, edges: Edges, edge_scalars: Tensor | None) -> tuple:
+        if self.config.message != "published":
+            # all interactions share the coupling of their irreps with a_ij
+            return ([c.matrices(edges.harmonics) for c in self.messages[0].couplings],)
+        if edge_scalars is not None:
+            edge_scalars = edges.to_slots(edge_scalars)
+        return edges.harmonics, edge_scalars
+
+
+class SteerableHead(nn.Module):
+    """Read irreps out of the last features, for every node or once for a graph (SEGNN paper, section 4).
+
+    TP, gate, (mean over the graph's nodes,) then a linear map per irrep: forward returns
+    (N or B, irreps_out.dim) in e3nn's layout.
+    """
+
+    def __init__(self, config: ModelConfig, irreps_out: "str | Irreps", *, level: str = "node"):
+        super().__init__()
+        if level not in ("node", "graph"):
+            raise ValueError(f"level is {level!r}; expected 'node' or 'graph'")
+        hidden, self.level = parse_irreps(config.hidden_irreps), level
+        self.irreps_out = parse_irreps(irreps_out)
+        attr = spherical_kinds(config.lmax_attr)
+        self.gate = Gate(hidden)
+        self.first = SteerableLinear(hidden, attr, self.gate.irreps_in)
+        self.second = SteerableLinear(hidden, attr, self.irreps_out)
+
+    def forward(self, f: Features, node_attr: Tensor, batch: Tensor | None = None, n_graphs: int = 1) -> Tensor:
+        out = join_irreps(self.second(self.gate(self.first(f, node_attr)), node_attr))
+        if self.level == "node":
+            return out
+        batch = torch.zeros(len(out), dtype=torch.long, device=out.device) if batch is None else batch
+        total = out.new_zeros(n_graphs, out.shape[1]).index_add(0, batch, out)
+        count = torch.bincount(batch, minlength=n_graphs).clamp_min(1)
+        return total / count[:, None]
+
+
+class EnergyReadout(nn.Module):
+    """epsilon_i from the scalars: linear in those of every interaction but the last, an MLP on the last."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        irreps = parse_irreps(config.hidden_irreps)
+        self.scalar = kinds(irreps).index(SCALAR)
+        width = multiplicities(irreps)[self.scalar]
+        self.linear = nn.ModuleList(Dense(width, 1) for _ in range(config.interactions - 1))
+        self.last = MLP(width, config.readout_hidden, 1)
+
+    def forward(self, history: list[Features]) -> Tensor:
+        scalars = [f[self.scalar][:, 0] for f in history]
+        epsilon = self.last(scalars[-1])
+        for dense, x in zip(self.linear, scalars[:-1], strict=True):
+            epsilon = epsilon + dense(x)
+        return epsilon[:, 0]

@@ -1,0 +1,179 @@
+"""Neighbour lists: every pair within the cutoff, periodic images included, nothing truncated.
+
+`neighbor_list` returns i, j, S as ASE and matscipy do: r_ij = positions[j] + S @ cell - positions[i],
+with |r_ij| < cutoff, for the positions as given (atoms may lie outside the cell).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from segnn_ase.config import ConfigError, StructureError
+
+
+class Neighbors(NamedTuple):
+    """Directed pairs j -> i, sorted by receiver i."""
+
+    i: np.ndarray  # (E,) receivers
+    j: np.ndarray  # (E,) senders
+    S: np.ndarray  # (E, 3) integer cell shifts of j
+
+
+def neighbor_list(positions, cell, pbc, cutoff: float, backend: str = "matscipy") -> Neighbors:
+    """Find all pairs closer than `cutoff`.
+
+    positions (N, 3) Å, cell (3, 3) Å with lattice vectors as rows, pbc (3,), backend one of `BACKENDS`.
+    Raises StructureError for positions or cells that are not finite and for a periodic cell without
+    volume, ConfigError for an unknown backend, ImportError when the backend is not installed.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    positions = np.asarray(positions, dtype=float).reshape(-1, 3)
+    pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
+    check_geometry(positions, cell, pbc)
+    if len(positions) == 0:
+        return Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
+    box, origin = search_box(positions, cell, pbc)
+    wraps = np.where(pbc, np.floor((positions - origin) @ np.linalg.inv(box)), 0).astype(int)
+    inside = positions - origin - wraps @ box
+    i, j, S = BACKENDS[backend](inside, box, pbc, cutoff)
+    S = S + wraps[i] - wraps[j]
+    order = np.argsort(i, kind="stable")
+    return Neighbors(i[order], j[order], S[order])
+
+
+def check_geometry(positions: np.ndarray, cell, pbc: np.ndarray) -> None:
+    """Raise StructureError for non-finite numbers or a periodic cell without volume."""
+    cell = np.asarray(cell, dtype=float)
+    if not np.isfinite(positions).all():
+        bad = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+        raise StructureError(
+            f"positions of atom {bad} are {positions[bad].tolist()}; expected finite numbers. "
+            "If this is a simulation, it has exploded: use a smaller time step or look at the frames before."
+        )
+    if not np.isfinite(cell).all():
+        raise StructureError(f"cell is {cell.tolist()}; expected finite numbers")
+    vectors = cell[pbc]
+    if len(vectors):
+        lengths = np.linalg.norm(vectors, axis=1)
+        if not lengths.all() or np.linalg.svd(vectors / lengths[:, None], compute_uv=False).min() < 1e-6:
+            raise StructureError(
+                f"cell is {cell.tolist()} with pbc {pbc.tolist()}: the periodic lattice vectors span no volume. "
+                "Set atoms.cell, or atoms.pbc = False for a molecule."
+            )
+
+
+def search_box(positions: np.ndarray, cell, pbc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a box (3, 3) and its origin (3,) that keep the periodic vectors and enclose the atoms elsewhere."""
+    box = np.array(cell, dtype=float)
+    if pbc.all():
+        return box, np.zeros(3)
+    # unit vectors orthogonal to the periodic ones, then stretched to the extent of the atoms plus 1 Å
+    box[~pbc] = np.linalg.svd(box[pbc], full_matrices=True)[2][pbc.sum() :] if pbc.any() else np.eye(3)
+    heights = positions @ np.linalg.inv(box)
+    low, high = heights.min(axis=0), heights.max(axis=0)
+    origin = np.where(pbc, 0.0, low - 0.5) @ box
+    box[~pbc] *= (high - low + 1.0)[~pbc, None]
+    return box, origin
+
+
+def _matscipy(positions, cell, pbc, cutoff):
+    from matscipy.neighbours import neighbour_list
+
+    if np.linalg.det(cell) < 0:  # a point reflection makes the cell right-handed and keeps distances and shifts
+        positions, cell = -positions, -cell
+    i, j, S = neighbour_list("ijS", positions=positions, cell=cell, pbc=pbc, cutoff=float(cutoff))
+    return i.astype(np.int64), j.astype(np.int64), S.astype(np.int64)
+
+
+def _torch_cluster(positions, cell, pbc, cutoff):
+    import torch
+
+    tensors = (torch.tensor(x) for x in (positions, cell, pbc))
+    return tuple(x.numpy() for x in radius_pairs(*tensors, cutoff))
+
+
+def radius_pairs(positions, cell, pbc, cutoff: float):
+    """torch-cluster's search on tensors of any device, periodic by ghost images; atoms must lie inside the box.
+
+    positions (N, 3), cell (3, 3), pbc (3,) bool; returns i, j (E,) and S (E, 3). torch-cluster cuts the
+    neighbours of an atom at `max_num_neighbors` without a word: the cap is raised until nothing is cut.
+    """
+    import torch
+
+    try:
+        from torch_cluster import radius
+    except ImportError as error:
+        raise ImportError(
+            "backend 'torch_cluster' needs torch-cluster: pip install ninja setuptools wheel, then "
+            "pip install --no-build-isolation torch-cluster"
+        ) from error
+    n = len(positions)
+    inverse = torch.linalg.inv(cell)
+    heights = 1.0 / inverse.norm(dim=0)  # distance between opposite faces
+    reach = torch.where(pbc, torch.ceil(cutoff / heights), torch.zeros_like(heights)).long()
+    axes = [torch.arange(-m, m + 1, device=positions.device) for m in reach.tolist()]
+    shifts = torch.cartesian_prod(*axes)  # (images, 3)
+    images = (positions + (shifts.to(positions) @ cell)[:, None]).reshape(-1, 3)
+    fractional = images @ inverse
+    margin = cutoff / heights * (1 + 1e-9)
+    near = (((fractional >= -margin) & (fractional <= 1 + margin)) | ~pbc).all(dim=1)
+    kept = near.nonzero()[:, 0]
+    cap = 64
+    while True:
+        i, k = radius(images[kept], positions, cutoff * (1 + 1e-9), max_num_neighbors=cap)
+        if len(i) == 0 or int(torch.bincount(i, minlength=n).max()) < cap:
+            break
+        cap *= 2
+    j, S = kept[k] % n, shifts[kept[k] // n]
+    vectors = positions[j] + S.to(positions) @ cell - positions[i]
+    keep = (vectors.square().sum(1) < cutoff**2) & ((i != j) | (S != 0).any(dim=1))
+    return i[keep], j[keep], S[keep]
+
+
+BACKENDS = {"matscipy": _matscipy, "torch_cluster": _torch_cluster}
+
+
+class SkinNeighbors:
+    """Neighbours within `cutoff`, found from a list with a skin that is reused while it is exact.
+
+    The stored list is rebuilt when an atom has moved more than half the skin since it was made (so also
+    when it was wrapped), and on any change of cell, pbc or number of atoms. What is returned is filtered
+    to `cutoff`: the same pairs, in the same order, as without a skin.
+    """
+
+    def __init__(self, cutoff: float, skin: float, backend: str = "matscipy"):
+        if not skin >= 0:
+            raise ConfigError(f"skin is {skin!r} Å; expected zero or more")
+        self.cutoff, self.skin, self.backend = cutoff, skin, backend
+        self.rebuilds = 0
+        self._reference = None
+
+    def __call__(self, positions, cell, pbc) -> Neighbors:
+        positions, cell = np.asarray(positions, dtype=float), np.asarray(cell, dtype=float)
+        pbc = np.asarray(pbc, dtype=bool)
+        if self.skin == 0:
+            return neighbor_list(positions, cell, pbc, self.cutoff, self.backend)
+        if not self._valid(positions, cell, pbc):
+            found = neighbor_list(positions, cell, pbc, self.cutoff + self.skin, self.backend)
+            self._reference = (positions.copy(), cell.copy(), pbc.copy(), _canonical(found))
+            self.rebuilds += 1
+        i, j, S = self._reference[3]
+        vectors = positions[j] - positions[i] + S @ cell
+        keep = np.einsum("ea,ea->e", vectors, vectors) < self.cutoff**2
+        return Neighbors(i[keep], j[keep], S[keep])
+
+    def _valid(self, positions, cell, pbc) -> bool:
+        if self._reference is None:
+            return False
+        old_positions, old_cell, old_pbc, _ = self._reference
+        if old_positions.shape != positions.shape or not (np.array_equal(old_cell, cell) and (old_pbc == pbc).all()):
+            return False
+        moved = positions - old_positions
+        # written so that NaN is not valid either: the search then says which atom
+        return bool((np.einsum("na,na->n", moved, moved) <= (0.5 * self.skin) ** 2).all())
+
+
+def _canonical(found: Neighbors) -> Neighbors:
+    order = np.lexsort((found.S[:, 2], found.S[:, 1], found.S[:, 0], found.j, found.i))
+    return Neighbors(found.i[order], found.j[order], found.S[order])

@@ -1,0 +1,188 @@
+"""`Potential`: elements, embedding, readout, reference energies; energy, forces and stress by autograd."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from torch import Tensor, nn
+
+from segnn_ase.config import ConfigError, ModelConfig, StructureError
+from segnn_ase.graph import Graph, edge_vectors, sum_over_atoms, sum_over_structure_edges, volume
+from segnn_ase.layers import envelope
+from segnn_ase.model import SEGNN, EnergyReadout
+
+_COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
+
+
+class Prediction(NamedTuple):
+    energy: Tensor  # (B,) eV, float64
+    energies: Tensor  # (N,) eV, float64
+    forces: Tensor | None  # (N, 3) eV/Å
+    stress: Tensor | None  # (B, 3, 3) eV/Å^3, ASE's sign
+    edge_gradients: Tensor | None  # (E, 3) dE/dr_ij, eV/Å
+    features: Tensor | None  # (N, d) invariant descriptors
+
+
+class Potential(nn.Module):
+    """E = sum_i E0[Z_i] + scale[Z_i] (eps_i - eps_iso[Z_i]) (+ ZBL), summed in float64.
+
+    eps_iso is the same network on one lonely atom, so an isolated atom has exactly E0.
+    species: atomic numbers; reference_energies E0 and scales in eV, one for each species.
+    Raises ConfigError for lists of different lengths.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        species: list[int],
+        *,
+        reference_energies: list[float] | None = None,
+        scales: list[float] | None = None,
+    ):
+        super().__init__()
+        species = [int(z) for z in species]
+        if not species or sorted(set(species)) != sorted(species) or not all(0 < z <= 118 for z in species):
+            raise ConfigError(f"species is {species}; expected different atomic numbers from 1 to 118, at least one")
+        self.config, self.species = config, species
+        self.scales = self._per_species("scales", scales, 1.0)
+        self.reference_energies = self._per_species("reference_energies", reference_energies, 0.0)
+        index = torch.full((119,), -1, dtype=torch.long)
+        index[torch.tensor(species)] = torch.arange(len(species))
+        self.register_buffer("species_index", index, persistent=False)
+        self.segnn = SEGNN(config, f"{len(species)}x0e")
+        self.readout = EnergyReadout(config)
+        self._isolated: Tensor | None = None
+
+    def _per_species(self, name: str, values, default: float) -> list[float]:
+        values = [default] * len(self.species) if values is None else [float(v) for v in values]
+        if len(values) != len(self.species) or not all(math.isfinite(v) for v in values):
+            raise ConfigError(f"{name} is {values}; expected {len(self.species)} finite numbers, one per species")
+        return values
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.readout.last.last.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.species_index.device
+
+    @property
+    def cutoff(self) -> float:
+        return self.config.cutoff
+
+    @property
+    def symbols(self) -> list[str]:
+        return [chemical_symbols[z] for z in self.species]
+
+    def train(self, mode: bool = True):
+        self._isolated = None  # weights may change: eps_iso is evaluated again
+        return super().train(mode)
+
+    def _apply(self, fn, *args, **kwargs):
+        self._isolated = None
+        return super()._apply(fn, *args, **kwargs)
+
+    def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Total energies (B,) and atomic energies (N,), eV, float64; differentiable in positions and cell."""
+        energies = self.atomic_energies(graph, edge_vectors(graph))[0]
+        return sum_over_atoms(energies, graph), energies
+
+    def calibrate(self, graph: Graph) -> list[float]:
+        """Set the messages' norms from a batch of training structures; see `SEGNN.calibrate`."""
+        vectors = edge_vectors(graph).to(self.dtype)
+        one_hot = self._one_hot(self.species_index[graph.numbers])
+        return self.segnn.calibrate(one_hot, vectors, graph.edge_src, graph.edge_dst)
+
+    def _one_hot(self, kind: Tensor) -> Tensor:
+        """Unit-variance species features (N, n_species)."""
+        return nn.functional.one_hot(kind, len(self.species)).to(self.dtype) * len(self.species) ** 0.5
+
+    def atomic_energies(self, graph: Graph, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Atomic energies (N,) eV in float64 and the last features' scalars, from r_ij (E, 3) Å of any dtype."""
+        kind = self.species_index[graph.numbers]
+        n = len(kind)
+        lonely = self._isolated is None
+        if lonely:  # one atom of each species without neighbours rides along
+            kind = torch.cat([kind, torch.arange(len(self.species), device=kind.device)])
+        vectors = vectors.to(self.dtype)
+        history, _ = self.segnn(self._one_hot(kind), vectors, graph.edge_src, graph.edge_dst)
+        epsilon = self.readout(history)
+        isolated = epsilon[n:] if lonely else self._isolated
+        if lonely and not self.training:
+            self._isolated = isolated.detach()
+        kind = kind[:n]
+        table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
+        deviation = (epsilon[:n] - isolated[kind]).double()
+        energies = table[0, kind] + table[1, kind] * deviation
+        if self.config.zbl:
+            energies = energies + zbl_energies(graph, vectors)
+        return energies, history[-1][self.readout.scalar][:n, 0]
+
+
+def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+    """Evaluate a potential; in training mode the results keep their graph for a second derivative.
+
+    Forces and virial come from one gradient g_ij = dE/dr_ij: F_i = sum_j (g_ij - g_ji), and
+    stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is infinite
+    or NaN: ask for it only where it is defined.
+    """
+    vectors = edge_vectors(graph).detach().to(potential.dtype)
+    wanted = forces or stress
+    with torch.set_grad_enabled(wanted or potential.training):
+        vectors.requires_grad_(wanted)
+        energies, features = potential.atomic_energies(graph, vectors)
+        energy = sum_over_atoms(energies, graph)
+        if not wanted:
+            return Prediction(energy, energies, None, None, None, features)
+        (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=potential.training)
+    g = g.double()
+    f = s = None
+    if forces:
+        zero = g.new_zeros(len(graph.numbers), 3)
+        f = zero.index_add(0, graph.edge_dst, g).index_add(0, graph.edge_src, -g)
+    if stress:
+        virial = sum_over_structure_edges(vectors.detach().double()[:, :, None] * g[:, None], graph)
+        s = 0.5 * (virial + virial.transpose(1, 2)) / volume(graph)[:, None, None]
+    if not potential.training:
+        energy, energies, features = energy.detach(), energies.detach(), features.detach()
+    return Prediction(energy, energies, f, s, g, features)
+
+
+def check_species(potential: Potential, numbers: np.ndarray) -> None:
+    """Raise StructureError naming the first atom whose element the potential does not know."""
+    unknown = ~np.isin(numbers, potential.species)
+    if unknown.any():
+        atom = int(np.flatnonzero(unknown)[0])
+        raise StructureError(
+            f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this potential does not know; "
+            f"it was trained for {', '.join(potential.symbols)}. Train or fine-tune one with that element."
+        )
+
+
+def zbl_energies(graph: Graph, vectors: Tensor) -> Tensor:
+    """Ziegler-Biersack-Littmark repulsion, half of each pair on its receiver, (N,) eV.
+
+    V = Z_i Z_j e^2 / (4 pi eps_0 d) phi(d / a), a = 0.46850 Å / (Z_i^0.23 + Z_j^0.23), phi the universal
+    screening function (Ziegler, Biersack, Littmark 1985), times the envelope u(d / (R_i + R_j)) with
+    covalent radii R: it vanishes smoothly at the length of a bond.
+    """
+    radii = torch.as_tensor(covalent_radii, dtype=vectors.dtype, device=vectors.device)
+    zi, zj = graph.numbers[graph.edge_dst], graph.numbers[graph.edge_src]
+    d = vectors.square().sum(1).clamp_min(1e-12).sqrt()
+    screening = 0.46850 / (zi.to(d) ** 0.23 + zj.to(d) ** 0.23)
+    x = d / screening
+    terms = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
+    phi = sum(c * torch.exp(-b * x) for c, b in terms)
+    pair = _COULOMB * zi * zj / d * phi * envelope(d / (radii[zi] + radii[zj]))
+    return pair.new_zeros(len(graph.numbers), dtype=torch.float64).index_add(0, graph.edge_dst, 0.5 * pair.double())
+
+
+def parse_species(symbols: list[str]) -> list[int]:
+    """Atomic numbers of chemical symbols. Raises ConfigError naming what is not an element."""
+    wrong = [s for s in symbols if s not in atomic_numbers]
+    if wrong:
+        raise ConfigError(f"species has {wrong}; expected chemical symbols such as 'H' or 'Si'")
+    return [atomic_numbers[s] for s in symbols]
