@@ -5,6 +5,7 @@ Clebsch-Gordan product. Weights are drawn from N(0, 1) and divided by the square
 when they are used (e3nn's "element" normalisation), so that one learning rate suits every layer.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class MLP(nn.Module):
 
     def __init__(self, *widths: int):
         super().__init__()
-        hidden = zip(widths[:-2], widths[1:-1], strict=True)
+        hidden = itertools.pairwise(widths[:-1])
         self.layers = nn.ModuleList([Dense(a, b, bias=True) for a, b in hidden])
         self.last = Dense(widths[-2], widths[-1])
 
@@ -133,7 +134,7 @@ class ChannelBlocks:
         self.kinds = kinds(irreps)
         mul = multiplicities(irreps)
         edges = [0, *sorted(set(mul))]
-        self.ranges = list(zip(edges[:-1], edges[1:], strict=True))
+        self.ranges = list(itertools.pairwise(edges))
         self.members = [[k for k, m in enumerate(mul) if m >= high] for _, high in self.ranges]
 
     def kinds_of(self, block: int) -> tuple[Kind, ...]:

@@ -9,7 +9,7 @@ last: a linear map is then one matrix product and the channels are contiguous in
 """
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ CONVENTION = "e3nn real spherical harmonics, order x y z, component normalisatio
 class Kind(NamedTuple):
     """A type of irrep: degree l and parity p (+1 even, -1 odd)."""
 
-    l: int  # noqa: E741 - the field's symbol
+    l: int
     p: int
 
     @property
@@ -72,7 +72,7 @@ def join_irreps(features: Features) -> Tensor:
     return torch.cat([block.transpose(1, 2).flatten(1) for block in features], dim=1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
     """Coupling coefficients (2l1+1, 2l2+1, 2l3+1), float64, scaled so that unit variance in gives unit variance out."""
     return wigner_3j(l1, l2, l3, dtype=torch.float64) * math.sqrt(2 * l3 + 1)
@@ -190,8 +190,8 @@ def _offsets(items: tuple[Kind, ...]) -> list[int]:
     return offsets
 
 
-@lru_cache(maxsize=None)
-def _raise_degree(l: int) -> Constant:  # noqa: E741
+@cache
+def _raise_degree(l: int) -> Constant:
     """Table ((2l+1) 3, 2l+3) with Y^{l+1} = (Y^l (x) r) . table, component-normalised, e3nn's signs."""
     table = clebsch_gordan(l, 1, l + 1).flatten(0, 1)
     pole = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)  # e3nn's polar axis is y: there Y^l_0 = sqrt(2l + 1)
