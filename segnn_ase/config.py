@@ -1,6 +1,7 @@
 """Validated settings and the typed errors of the package. Unknown keys are errors."""
 
 import difflib
+import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,7 @@ class DeviceError(SEGNNError, RuntimeError):
 class Settings(BaseModel):
     """Frozen settings; `parse` turns any mistake into a `ConfigError` that names the key and the remedy."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def parse(cls, values: dict, *, section: str = ""):
@@ -48,7 +49,11 @@ class Settings(BaseModel):
 def _explain(cls: type[BaseModel], item: dict, section: str) -> str:
     location = [str(part) for part in item["loc"]]
     name = ".".join([section, *location] if section else location)
+    if item["type"] == "missing":
+        return f"setting {name!r} is missing"
     if item["type"] == "extra_forbidden":
+        for part in item["loc"][:-1]:
+            cls = cls.model_fields[part].annotation
         known = list(cls.model_fields)
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
@@ -120,3 +125,71 @@ def existing_file(path: "str | Path", argument: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file (working folder {Path.cwd()})")
     return path
+
+
+class DataConfig(Settings):
+    """Where the frames are and what their labels are called; paths may carry ASE's index, "run.xyz@:100"."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    valid: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    valid_fraction: float = Field(0.1, ge=0, lt=1, description="drawn from train when valid is empty")
+    isolated_atoms: str | None = Field(None, description="file with one frame per element, for E0")
+    reference_energies: dict[str, float] | None = Field(None, description="E0 by symbol, eV")
+    energy_key: str | None = None
+    forces_key: str | None = None
+    stress_key: str | None = None
+
+    @field_validator("train", "valid", "test", mode="before")
+    @classmethod
+    def _one_or_many(cls, value):
+        return (value,) if isinstance(value, str) else value
+
+
+class OptimConfig(Settings):
+    """The training loop's settings."""
+
+    epochs: int = Field(90, ge=1)
+    batch_size: int = Field(5, ge=1, description="structures")
+    max_edges: int | None = Field(None, ge=1, description="fill batches up to this many edges instead")
+    learning_rate: float = Field(0.01, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    weight_decay: float = Field(0.0, ge=0, description="AdamW when positive")
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    clip_norm: float = Field(10.0, gt=0)
+    energy_weight: float = Field(1.0, ge=0)
+    forces_weight: float = Field(1.0, ge=0)
+    stress_weight: float = Field(1.0, ge=0)
+    patience: int | None = Field(None, ge=1, description="stop after so many epochs without improvement")
+    validate_every: int = Field(1, ge=1, description="epochs")
+    save_minutes: float = Field(1.0, ge=0, description="time between resume files")
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    freeze: tuple[str, ...] = Field(
+        (), description="parts to keep as they are when fine-tuning, such as 'segnn.messages.0'"
+    )
+    tensorboard: bool = False
+
+
+class TrainConfig(Settings):
+    """Everything that defines a training; `[model]` takes a preset and any field of `ModelConfig`."""
+
+    out: str = "model.pt"
+    data: DataConfig
+    model: dict = Field(default_factory=dict)
+    training: OptimConfig = OptimConfig()
+
+    @model_validator(mode="after")
+    def _model(self):
+        model_config(**self.model)
+        return self
+
+
+def read_toml(path: "str | Path") -> dict:
+    """Read a TOML file. Raises FileNotFoundError, or ConfigError with the line of a mistake."""
+    path = existing_file(path, "config")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} is not valid TOML: {error}") from None

@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from segnn_ase.neighbors import Neighbors, neighbor_list
+from segnn_ase.neighbors import Neighbors, device_neighbor_list, neighbor_list
 
 
 class Graph(NamedTuple):
@@ -35,6 +35,14 @@ def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
         batch=torch.zeros(len(numbers), dtype=torch.long),
         n_graphs=1,
     )
+
+
+def graph_on_device(numbers, positions, cell, pbc, cutoff: float, device) -> Graph:
+    """Build the graph where it is used: neighbours by torch-cluster, pairs are never copied to the host."""
+    i, j, S = device_neighbor_list(positions, cell, pbc, cutoff, device)
+    empty = Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
+    graph = graph_from_arrays(numbers, positions, cell, empty).to(device)
+    return graph._replace(edge_src=j, edge_dst=i, edge_shift=S.double())
 
 
 def graph_from_atoms(atoms: Atoms, cutoff: float, backend: str = "matscipy") -> Graph:

@@ -28,18 +28,34 @@ def neighbor_list(positions, cell, pbc, cutoff: float, backend: str = "matscipy"
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    positions = np.asarray(positions, dtype=float).reshape(-1, 3)
-    pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
-    check_geometry(positions, cell, pbc)
     if len(positions) == 0:
         return Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
-    box, origin = search_box(positions, cell, pbc)
-    wraps = np.where(pbc, np.floor((positions - origin) @ np.linalg.inv(box)), 0).astype(int)
-    inside = positions - origin - wraps @ box
+    inside, box, pbc, wraps = wrap_into_box(positions, cell, pbc)
     i, j, S = BACKENDS[backend](inside, box, pbc, cutoff)
     S = S + wraps[i] - wraps[j]
     order = np.argsort(i, kind="stable")
     return Neighbors(i[order], j[order], S[order])
+
+
+def device_neighbor_list(positions, cell, pbc, cutoff: float, device):
+    """The same by torch-cluster, as tensors i, j, S that are made on `device` and stay there."""
+    import torch
+
+    inside, box, pbc, wraps = (torch.tensor(x, device=device) for x in wrap_into_box(positions, cell, pbc))
+    i, j, S = radius_pairs(inside, box, pbc, cutoff)
+    order = torch.argsort(i, stable=True)
+    i, j, S = i[order], j[order], S[order]
+    return i, j, S + wraps[i] - wraps[j]
+
+
+def wrap_into_box(positions, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions inside the search box, the box, pbc as an array, and how many cells (N, 3) each atom was away."""
+    positions = np.asarray(positions, dtype=float).reshape(-1, 3)
+    pbc = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
+    check_geometry(positions, cell, pbc)
+    box, origin = search_box(positions, cell, pbc)
+    wraps = np.where(pbc, np.floor((positions - origin) @ np.linalg.inv(box)), 0).astype(int)
+    return positions - origin - wraps @ box, box, pbc, wraps
 
 
 def check_geometry(positions: np.ndarray, cell, pbc: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import torch
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
-from segnn_ase.config import ConfigError, ModelConfig, StructureError
+from segnn_ase.config import ConfigError, DeviceError, ModelConfig, StructureError
 from segnn_ase.graph import Graph, edge_vectors, sum_over_atoms, sum_over_structure_edges, volume
 from segnn_ase.layers import envelope
 from segnn_ase.model import SEGNN, EnergyReadout
@@ -180,9 +180,38 @@ def zbl_energies(graph: Graph, vectors: Tensor) -> Tensor:
     return pair.new_zeros(len(graph.numbers), dtype=torch.float64).index_add(0, graph.edge_dst, 0.5 * pair.double())
 
 
+def resolve_device(device: str) -> torch.device:
+    """Turn "auto", "cpu" or "cuda[:n]" into a device. Raises DeviceError for one that is absent."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise DeviceError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:0'") from None
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device is {device!r}, but PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
+            "use device='cpu', or install a CUDA build of PyTorch"
+        )
+    return resolved
+
+
 def parse_species(symbols: list[str]) -> list[int]:
     """Atomic numbers of chemical symbols. Raises ConfigError naming what is not an element."""
     wrong = [s for s in symbols if s not in atomic_numbers]
     if wrong:
         raise ConfigError(f"species has {wrong}; expected chemical symbols such as 'H' or 'Si'")
     return [atomic_numbers[s] for s in symbols]
+
+
+def hessian(potential: Potential, graph: Graph) -> Tensor:
+    """d^2 E / dr dr, (3N, 3N) eV/Å^2, by differentiating the forces row by row; float64."""
+    positions = graph.positions.detach().requires_grad_()
+    with torch.enable_grad():
+        energy, _ = potential(graph._replace(positions=positions))
+        (gradient,) = torch.autograd.grad(energy.sum(), positions, create_graph=True)
+        rows = [
+            torch.autograd.grad(component, positions, retain_graph=True)[0].flatten()
+            for component in gradient.flatten()
+        ]
+    return torch.stack(rows)

@@ -1,0 +1,175 @@
+"""`SEGNNCalculator`: a potential, or a committee of them, as an ASE calculator."""
+
+import copy
+import difflib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.data import chemical_symbols
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from segnn_ase.checkpoint import load_potential
+from segnn_ase.config import ConfigError, StructureError
+from segnn_ase.graph import Graph, edge_vectors, graph_from_arrays, graph_on_device
+from segnn_ase.neighbors import BACKENDS, SkinNeighbors
+from segnn_ase.potential import Potential, check_species, hessian, predict, resolve_device
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
+DERIVATIVES = ("forces", "stress")
+
+
+class SEGNNCalculator(Calculator):
+    """Energies, forces and stress of a SEGNN potential.
+
+    model: the path of a model file, the name of a shipped potential, a `Potential`, or a list of these: a
+    committee, whose mean is returned and whose standard deviations are in `results` as "energy_std" (eV),
+    "forces_std" (N, 3) (eV/Å) and, for 3D-periodic structures, "stress_std" (6,) (eV/Å^3).
+    device: "auto" takes a GPU if there is one. dtype: "float32", "float64", or None for that of the
+    training. skin: Å, the list of neighbours is kept until an atom has moved half as far; the results do
+    not depend on it. neighbor_backend: "matscipy" or "torch_cluster"; "auto" takes torch-cluster on a GPU,
+    where the pairs are then made and stay, if it is installed. allow_nonsmooth admits models whose
+    energy jumps when an atom crosses the cutoff (the published SEGNN).
+
+    Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
+    structures periodic in three directions, else PropertyNotImplementedError. Only the energy is evaluated
+    where only that is asked. Raises ConfigError, DeviceError, FileNotFoundError, ModelFileError at
+    construction and StructureError for structures that cannot be evaluated.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - ASE's interface
+
+    def __init__(
+        self,
+        model: "str | Path | Potential | list",
+        *,
+        device: str = "auto",
+        dtype: "str | torch.dtype | None" = None,
+        skin: float = 0.5,
+        neighbor_backend: str = "auto",
+        allow_nonsmooth: bool = False,
+        **unknown,
+    ):
+        if unknown:
+            raise ConfigError(_unknown_keyword(next(iter(unknown))))
+        super().__init__()
+        self.device = resolve_device(device)
+        self.potentials = [
+            _prepare(m, self.device, _resolve_dtype(dtype), allow_nonsmooth)
+            for m in (model if isinstance(model, list | tuple) else [model])
+        ]
+        if not self.potentials:
+            raise ConfigError("model is an empty list; expected at least one potential")
+        backend = _resolve_backend(neighbor_backend, self.device)
+        self._on_device = self.device.type == "cuda" and backend == "torch_cluster"
+        self._lists = {cutoff: SkinNeighbors(cutoff, skin, backend) for cutoff in {p.cutoff for p in self.potentials}}
+
+    def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        atoms = self.atoms
+        if "stress" in properties and not atoms.pbc.all():
+            raise PropertyNotImplementedError(
+                f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"
+            )
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
+        derivatives = any(name in properties for name in DERIVATIVES)
+        periodic = bool(atoms.pbc.all())
+        members = [
+            predict(p, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic) for p in self.potentials
+        ]
+        self.results = _results(members)
+
+    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
+        atoms = atoms or self.atoms
+        return np.mean([_numpy(hessian(p, self._graph(atoms, p.cutoff))) for p in self.potentials], axis=0)
+
+    def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
+        potential = self.potentials[0]
+        prediction = predict(potential, self._graph(atoms or self.atoms, potential.cutoff), forces=False)
+        return _numpy(prediction.features)
+
+    def _graph(self, atoms: Atoms, cutoff: float) -> Graph:
+        if len(atoms) == 0:
+            raise StructureError("atoms is empty: there is nothing to evaluate")
+        for potential in self.potentials:
+            check_species(potential, atoms.numbers)
+        if self._on_device:
+            graph = graph_on_device(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, cutoff, self.device)
+        else:
+            neighbors = self._lists[cutoff](atoms.positions, atoms.cell.array, atoms.pbc)
+            graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, neighbors).to(self.device)
+        _check_distances(atoms, graph)
+        return graph
+
+
+def _resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; expected 'float32', 'float64' or None")
+    return DTYPES[dtype]
+
+
+def _prepare(model, device: torch.device, dtype: torch.dtype | None, allow_nonsmooth: bool) -> Potential:
+    potential = copy.deepcopy(model) if isinstance(model, Potential) else load_potential(model)
+    if not potential.config.smooth and not allow_nonsmooth:
+        raise ConfigError(
+            "this model is not smooth (smooth = false): its energy jumps when an atom crosses the cutoff, and MD "
+            "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
+        )
+    return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+
+
+def _resolve_backend(name: str, device: torch.device) -> str:
+    if name == "auto":
+        on_gpu = device.type == "cuda" and importlib.util.find_spec("torch_cluster") is not None
+        return "torch_cluster" if on_gpu else "matscipy"
+    if name not in BACKENDS:
+        raise ConfigError(f"neighbor_backend is {name!r}; expected 'auto' or one of {', '.join(BACKENDS)}")
+    return name
+
+
+def _check_distances(atoms: Atoms, graph: Graph) -> None:
+    squares = edge_vectors(graph).square().sum(1)
+    if len(squares) and float(squares.min()) < CLOSEST**2:
+        e = int(squares.argmin())
+        ends = (int(graph.edge_dst[e]), int(graph.edge_src[e]))
+        a, b = (f"{chemical_symbols[atoms.numbers[k]]} {k}" for k in ends)
+        raise StructureError(
+            f"atoms {a} and {b} are {float(squares[e]) ** 0.5:.3g} Å apart (less than {CLOSEST} Å): two atoms on one "
+            "spot. Remove duplicates (ase.geometry.get_duplicate_atoms), or check cell and pbc."
+        )
+
+
+def _results(members: list) -> dict:
+    """Mean over the committee in ASE's names; standard deviations too where there is more than one."""
+    energies = np.array([_numpy(m.energies) for m in members])
+    total = np.array([float(m.energy[0]) for m in members])
+    results = {"energy": float(total.mean()), "free_energy": float(total.mean()), "energies": energies.mean(axis=0)}
+    stacks = {}
+    if members[0].forces is not None:
+        stacks["forces"] = np.array([_numpy(m.forces) for m in members])
+    if members[0].stress is not None:
+        stacks["stress"] = np.array([full_3x3_to_voigt_6_stress(_numpy(m.stress[0])) for m in members])
+    results.update({name: stack.mean(axis=0) for name, stack in stacks.items()})
+    if len(members) > 1:
+        results["energy_std"] = float(total.std(ddof=1))
+        results.update({f"{name}_std": stack.std(axis=0, ddof=1) for name, stack in stacks.items()})
+    return results
+
+
+def _numpy(x: torch.Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()
+
+
+def _unknown_keyword(name: str) -> str:
+    known = ["device", "dtype", "skin", "neighbor_backend", "allow_nonsmooth"]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"unknown keyword {name!r} of SEGNNCalculator: {hint}"

@@ -1,0 +1,208 @@
+"""The model file: tensors and plain values only, versioned, checked, written atomically.
+
+Loading never runs code: `torch.load(weights_only=True)` reads tensors, dicts, lists, strings and numbers.
+A checksum over the whole content refuses what is bit-flipped or spliced.
+"""
+
+import copy
+import hashlib
+import io
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+from ase.data import chemical_symbols
+
+from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file
+from segnn_ase.o3 import CONVENTION
+from segnn_ase.potential import Potential, parse_species
+
+FORMAT = "segnn_ase potential"
+VERSION = 1
+UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
+# functions that turn a file of version n into one of version n + 1
+UPGRADES: dict = {}
+
+
+def write_atomically(path: "str | Path", content: bytes) -> None:
+    """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def save_tensors(path: "str | Path", content: dict) -> None:
+    """Save a dict of tensors and plain values with a checksum, atomically."""
+    buffer = io.BytesIO()
+    torch.save({**content, "checksum": checksum(content)}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_tensors(path: "str | Path", argument: str = "model") -> dict:
+    """Load what `save_tensors` wrote. Raises FileNotFoundError or ModelFileError with the reason."""
+    path = existing_file(path, argument)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ModelFileError(f"{path} is damaged: checksum error in {damaged}. Copy it again from the source.")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except ModelFileError:
+        raise
+    except Exception as error:  # zip, pickle and tensor readers raise anything on foreign or torn files
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelFileError(
+            f"{path} is not a readable model file (truncated, damaged, or of another program): {reason}"
+        ) from None
+    if not isinstance(content, dict) or "checksum" not in content:
+        raise ModelFileError(f"{path} was not written by segnn_ase: it has no checksum")
+    stored = content.pop("checksum")
+    if stored != checksum(content):
+        raise ModelFileError(f"{path} is damaged: its content does not match its checksum. Copy it again.")
+    return content
+
+
+def checksum(content) -> str:
+    """SHA-256 over names, values, shapes and bits of nested dicts, lists, tensors and plain values."""
+    digest = hashlib.sha256()
+    _digest(content, digest)
+    return digest.hexdigest()
+
+
+def _digest(value, digest) -> None:
+    if isinstance(value, dict):
+        digest.update(b"{%d" % len(value))
+        for key, item in value.items():
+            _digest(key, digest)
+            _digest(item, digest)
+    elif isinstance(value, list | tuple):
+        digest.update(b"[%d" % len(value))
+        for item in value:
+            _digest(item, digest)
+    elif isinstance(value, torch.Tensor):
+        digest.update(f"T{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    else:
+        digest.update(f"{type(value).__name__}:{value!r};".encode())
+
+
+def save_potential(path: "str | Path", potential: Potential, *, metadata: dict | None = None) -> None:
+    """Write a potential with its provenance; metadata holds plain values (training settings, errors, domain)."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "convention": CONVENTION,
+        "units": UNITS,
+        "config": potential.config.model_dump(mode="json"),
+        "species": potential.symbols,
+        "reference_energies": list(potential.reference_energies),
+        "scales": list(potential.scales),
+        "weights": {k: v.detach().cpu().clone() for k, v in potential.state_dict().items()},
+        "metadata": copy.deepcopy(metadata or {}),
+    }
+    save_tensors(path, content)
+
+
+def load_potential(
+    model: "str | Path", *, device: "str | torch.device" = "cpu", dtype: torch.dtype | None = None
+) -> Potential:
+    """Load a potential from a file, or a shipped one by name ("water-pbe0"), ready for evaluation.
+
+    dtype None keeps the precision of the training. Raises FileNotFoundError, and ModelFileError for files
+    that are truncated, damaged, foreign or written by a newer version.
+    """
+    potential, _ = load_with_metadata(model)
+    return potential.to(device=device, dtype=dtype or potential.dtype).eval()
+
+
+def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
+    """Load a potential on the CPU in its own precision, and the metadata stored with it."""
+    path = find_model(model)
+    content = load_tensors(path)
+    if content.get("format") != FORMAT:
+        raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}")
+    if content["version"] > VERSION:
+        raise ModelFileError(
+            f"{path} has format version {content['version']}, but this segnn_ase reads up to {VERSION}: upgrade it"
+        )
+    while content["version"] < VERSION:
+        content = UPGRADES[content["version"]](content)
+    if content["convention"] != CONVENTION:
+        raise ModelFileError(f"{path} uses the convention {content['convention']!r}; expected {CONVENTION!r}")
+    try:
+        potential = _build(content)
+    except (ConfigError, KeyError, RuntimeError, TypeError) as error:
+        raise ModelFileError(f"{path} does not describe a model: {error}") from error
+    return potential, content["metadata"]
+
+
+def _build(content: dict) -> Potential:
+    potential = Potential(
+        ModelConfig.parse(content["config"], section="model"),
+        parse_species(content["species"]),
+        reference_energies=content["reference_energies"],
+        scales=content["scales"],
+    )
+    dtype = content["weights"]["readout.last.last.weight"].dtype
+    potential.to(dtype).load_state_dict(content["weights"], strict=True)
+    return potential.eval()
+
+
+def find_model(model: "str | Path") -> Path:
+    """Return the path of a model given by path, or by the name of a shipped potential."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        return path
+    shipped = shipped_potentials()
+    if str(model) in shipped:
+        return shipped[str(model)]
+    raise FileNotFoundError(
+        f"model is {str(model)!r}: there is no such file (working folder {Path.cwd()}), "
+        f"and no such shipped potential; shipped are {', '.join(shipped) or 'none'}"
+    )
+
+
+def shipped_potentials() -> dict[str, Path]:
+    """Names and files of the potentials that come with the package, installed or in a checkout."""
+    package = Path(__file__).parent
+    found = {}
+    for folder in (package.parent / "potentials", package / "potentials"):
+        if folder.is_dir():
+            found.update({p.parent.name: p for p in sorted(folder.glob("*/model.pt"))})
+    return found
+
+
+def describe(potential: Potential, metadata: dict) -> str:
+    """A page about a model: elements, settings, reference energies, size, measured errors."""
+    references = ", ".join(
+        f"{chemical_symbols[z]} {e:.4f}" for z, e in zip(potential.species, potential.reference_energies, strict=True)
+    )
+    config = potential.config
+    lines = [
+        f"elements    {' '.join(potential.symbols)}",
+        f"E0          {references} eV",
+        f"irreps      {config.hidden_irreps}, attributes to l = {config.lmax_attr}, {config.interactions} interactions",
+        f"cutoff      {config.cutoff} Å ({config.cutoff * config.interactions:g} Å receptive field)",
+        f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
+    ]
+    for name, errors in metadata.get("errors", {}).items():
+        lines.append(f"errors      {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in errors.items() if v is not None))
+    return "\n".join(lines)

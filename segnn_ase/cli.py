@@ -1,0 +1,215 @@
+"""The `segnn` command: a few lines a sub-command, heavy imports where they are used."""
+
+import ctypes
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segnn_ase.config import SEGNNError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="SEGNN interatomic potentials: train, fine-tune, evaluate and run molecular dynamics.",
+)
+
+Paths = Annotated[list[str] | None, typer.Option(help="frames that ASE reads; may be repeated")]
+Text = Annotated[str | None, typer.Option()]
+Number = Annotated[float | None, typer.Option()]
+Count = Annotated[int | None, typer.Option()]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="TOML file with [data], [model] and [training]")] = None,
+    train: Paths = None,
+    valid: Paths = None,
+    test: Paths = None,
+    out: Text = None,
+    preset: Annotated[str | None, typer.Option(help="segnn, fast, tfn, egnn, schnet")] = None,
+    cutoff: Annotated[float | None, typer.Option(help="Å")] = None,
+    isolated_atoms: Annotated[str | None, typer.Option(help="file with one frame per element, for E0")] = None,
+    energy_key: Text = None,
+    forces_key: Text = None,
+    stress_key: Text = None,
+    epochs: Count = None,
+    batch_size: Count = None,
+    max_edges: Count = None,
+    learning_rate: Number = None,
+    energy_weight: Number = None,
+    forces_weight: Number = None,
+    stress_weight: Number = None,
+    patience: Count = None,
+    seed: Count = None,
+    device: Text = None,
+    dtype: Text = None,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard")] = None,
+    threads: Threads = None,
+):
+    """Train a potential; options override the TOML file. The same command goes on where it was stopped."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    with reported_errors():
+        from segnn_ase.train import train as run
+
+        _prepare_process(threads)
+        run(_train_config(given))
+
+
+@app.command()
+def finetune(
+    model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")],
+    train: Paths = None,
+    valid: Paths = None,
+    test: Paths = None,
+    out: Text = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with [data] and [training]")] = None,
+    energy_key: Text = None,
+    forces_key: Text = None,
+    stress_key: Text = None,
+    epochs: Count = None,
+    batch_size: Count = None,
+    learning_rate: Number = None,
+    freeze: Annotated[list[str] | None, typer.Option(help="part to keep, such as segnn.messages.0")] = None,
+    seed: Count = None,
+    device: Text = None,
+    threads: Threads = None,
+):
+    """Go on from a trained model on new frames, also of another level of theory."""
+    given = {name: value for name, value in locals().items() if value is not None and name != "model"}
+    with reported_errors():
+        from segnn_ase.train import FINETUNE_DEFAULTS
+        from segnn_ase.train import finetune as run
+
+        _prepare_process(threads)
+        run(model, _train_config(given, FINETUNE_DEFAULTS))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")],
+    frames: Annotated[list[str], typer.Argument(help="labelled frames")],
+    energy_key: Text = None,
+    forces_key: Text = None,
+    stress_key: Text = None,
+    device: str = "auto",
+    threads: Threads = None,
+):
+    """Print the errors of a model on labelled frames."""
+    with reported_errors():
+        from segnn_ase.data import LabelKeys
+        from segnn_ase.train import error_table, evaluate_files
+
+        _prepare_process(threads)
+        keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)
+        typer.echo(error_table(evaluate_files(model, frames, keys=keys, device=device)))
+
+
+@app.command()
+def info(model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")]):
+    """Show what a model is: elements, settings, reference energies, measured errors."""
+    with reported_errors():
+        from segnn_ase.checkpoint import describe, load_with_metadata
+
+        typer.echo(describe(*load_with_metadata(model)))
+
+
+@app.command()
+def md(
+    structure: Annotated[str, typer.Argument(help="file that ASE reads; its last frame is the start")],
+    model: Annotated[list[str], typer.Option(help="model file or shipped name; several make a committee")],
+    out: Annotated[str, typer.Option(help="prefix of every file that is written")] = "md",
+    ensemble: Annotated[str, typer.Option(help="nve, langevin, nhc, npt")] = "langevin",
+    temperature: Annotated[float, typer.Option(help="K")] = 300.0,
+    pressure: Annotated[float, typer.Option(help="GPa, npt")] = 0.0,
+    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
+    steps: int = 1000,
+    friction: Annotated[float, typer.Option(help="1/fs, langevin")] = 0.01,
+    seed: int = 0,
+    save_every: Annotated[int, typer.Option(help="steps between frames")] = 100,
+    log_every: int = 10,
+    rdf: Annotated[list[str] | None, typer.Option(help="pair for a radial distribution, such as O-H")] = None,
+    device: str = "auto",
+    dtype: Text = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the files of an earlier run")] = False,
+    threads: Threads = None,
+):
+    """Run molecular dynamics; the same command goes on where it was stopped."""
+    given = {name: value for name, value in locals().items() if name in MD_OPTIONS}
+    with reported_errors():
+        from segnn_ase.calculator import SEGNNCalculator
+        from segnn_ase.md import MDConfig, plot_run, read_structure, run_md
+
+        _prepare_process(threads)
+        files = {"trajectory": f"{out}.xyz", "log": f"{out}.csv", "restart": f"{out}.npz"}
+        config = MDConfig.parse({**given, **files})
+        atoms = read_structure(structure)
+        atoms.calc = SEGNNCalculator(model if len(model) > 1 else model[0], device=device, dtype=dtype)
+        result = run_md(atoms, config, overwrite=overwrite)
+        written = plot_run(result, out, pairs=rdf or ())
+        typer.echo(
+            f"{result.ms_per_step:.2f} ms/step, {result.ns_per_day:.3f} ns/day, "
+            f"mean temperature {result.mean_temperature:.1f} K, "
+            f"slope of the conserved energy {1e3 * result.energy_slope:.3g} meV/atom/ps"
+        )
+        typer.echo(f"wrote {', '.join([*files.values(), *map(str, written)])}")
+
+
+class reported_errors:
+    """Turn the package's own errors into one line on stderr and exit status 1; bugs keep their traceback."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, SEGNNError | FileNotFoundError | ImportError):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        if isinstance(error, KeyboardInterrupt):
+            typer.echo(str(error) or "interrupted", err=True)
+            sys.exit(130)
+        return False
+
+
+MD_OPTIONS = "ensemble temperature pressure timestep steps friction seed save_every log_every".split()
+DATA_OPTIONS = ("train", "valid", "test", "isolated_atoms", "energy_key", "forces_key", "stress_key")
+TRAINING_OPTIONS = (
+    "epochs batch_size max_edges learning_rate energy_weight forces_weight stress_weight patience seed device dtype "
+    "tensorboard freeze"
+).split()
+
+
+def _train_config(given: dict, defaults: dict | None = None):
+    """Merge defaults, TOML file and options, later ones first in rank."""
+    from segnn_ase.config import TrainConfig, read_toml
+
+    values = read_toml(given["config"]) if "config" in given else {}
+    sections = {
+        "data": {name: given[name] for name in DATA_OPTIONS if name in given},
+        "model": {name: given[name] for name in ("preset", "cutoff") if name in given},
+        "training": {name: given[name] for name in TRAINING_OPTIONS if name in given},
+    }
+    for name, options in sections.items():
+        values[name] = {**values.get(name, {}), **options}
+    values["training"] = {**(defaults or {}), **values["training"]}
+    if "out" in given:
+        values["out"] = given["out"]
+    return TrainConfig.parse(values)
+
+
+def _prepare_process(threads: int | None) -> None:
+    """Settings that belong to a process of our own, never to the library: threads and the memory allocator."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if sys.platform == "linux":
+        # glibc gives blocks of over 128 kB back to the system after every use; getting them again, page by page,
+        # costs a quarter of a training step
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD

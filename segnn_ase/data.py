@@ -1,0 +1,312 @@
+"""Labelled frames in; splits, statistics and reference energies out. eV, eV/Å, eV/Å^3, ASE's signs."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import ase.db
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+from ase.io.formats import string2index
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from segnn_ase.config import DataError, Settings, existing_file
+
+# names under which labels are found in `atoms.info` and `atoms.arrays`, most specific first
+ENERGY_KEYS = ("REF_energy", "dft_energy", "DFT_energy", "ref_energy", "energy", "Energy", "free_energy", "E")
+FORCES_KEYS = ("REF_forces", "dft_forces", "DFT_forces", "ref_forces", "forces", "Forces", "force", "F")
+STRESS_KEYS = ("REF_stress", "dft_stress", "DFT_stress", "ref_stress", "stress")
+VIRIAL_KEYS = ("REF_virial", "dft_virial", "DFT_virial", "virial", "virials")
+
+
+class LabelKeys(Settings):
+    """Names of the labels in `atoms.info` and (forces) `atoms.arrays`; None searches the usual ones."""
+
+    energy: str | None = None
+    forces: str | None = None
+    stress: str | None = None
+
+
+class Frame(NamedTuple):
+    """One structure with whatever labels it has."""
+
+    atoms: Atoms  # without calculator, info or labels
+    energy: float | None  # eV
+    forces: np.ndarray | None  # (N, 3) eV/Å
+    stress: np.ndarray | None  # (3, 3) eV/Å^3
+    source: str  # file and index, for messages
+    origins: tuple[str | None, str | None, str | None]  # where each label was found
+
+
+def read_frames(paths: "str | Path | list", keys: LabelKeys | None = None) -> list[Frame]:
+    """Read every frame of one or more files that ASE reads, databases included, and find the labels.
+
+    A path may carry ASE's index, "run.xyz@:100". Raises FileNotFoundError, and DataError for unreadable
+    files, labels of the wrong shape, NaN labels and keys given by the user that no frame has.
+    """
+    keys = keys or LabelKeys()
+    paths = [paths] if isinstance(paths, str | Path) else paths
+    images = [image for path in paths for image in _read_file(str(path))]
+    frames = [frame_from_atoms(atoms, keys, source=source) for source, atoms in images]
+    for position, name in enumerate(("energy", "forces", "stress")):
+        wanted = getattr(keys, name)
+        if wanted and not any(f.origins[position] for f in frames):
+            raise DataError(f"key for {name} is {wanted!r}, but no frame has it; frames have {_names(images)}")
+    return frames
+
+
+def _read_file(path: str) -> list[tuple[str, Atoms]]:
+    """Every frame of a file after its source; an @ in a folder's name or in that of a file that exists is no index."""
+    name, _, index = path.rpartition("@")
+    if "@" not in Path(path).name or Path(path).expanduser().is_file():
+        name, index = path, ":"
+    name = str(existing_file(name, "data file"))
+    try:
+        if Path(name).suffix in (".db", ".json"):
+            images = _read_database(name, index)
+        else:
+            images = ase.io.read(name, index, do_not_split_by_at_sign=True)
+    except Exception as error:  # ASE raises anything from StopIteration to KeyError on a bad file
+        raise DataError(f"data file {name!r} cannot be read by ASE: {type(error).__name__}: {error}") from error
+    images = images if isinstance(images, list) else [images]
+    if not images:
+        raise DataError(f"data file {name!r} has no frames")
+    return [(f"{path}, frame {n}", atoms) for n, atoms in enumerate(images)]
+
+
+def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":
+    """Rows of an ASE database with their key-value pairs and data, where labels may be: `ase.io.read` drops them."""
+    try:
+        query, part = None, string2index(index)
+    except ValueError:
+        query, part = index, slice(None)
+    images = []
+    with ase.db.connect(name, serial=True) as database:
+        for row in database.select(query):
+            images.append(row.toatoms())
+            images[-1].info.update({**row.data, **row.key_value_pairs})
+    return images[part]
+
+
+def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str = "frame") -> Frame:
+    """Take the labels off an `Atoms` object: the keys given, else its calculator's results, else the usual keys."""
+    keys = keys or LabelKeys()
+    results = dict(atoms.calc.results) if atoms.calc is not None else {}
+    energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
+    forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)
+    stress, stress_from = _find(atoms.info, results, "stress", keys.stress, STRESS_KEYS)
+    stress = _checked("stress", stress, (3, 3), source, stress_from)
+    if stress is None and keys.stress is None:
+        virial, stress_from = _find(atoms.info, {}, "virial", None, VIRIAL_KEYS)
+        virial = _checked("virial", virial, (3, 3), source, stress_from)
+        if virial is not None and atoms.cell.rank == 3:
+            stress = -virial / atoms.cell.volume
+    if not atoms.pbc.all():
+        stress = stress_from = None
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    return Frame(
+        atoms=bare,
+        energy=_checked("energy", energy, (), source, energy_from),
+        forces=_checked("forces", forces, (len(atoms), 3), source, forces_from),
+        stress=stress,
+        source=source,
+        origins=(energy_from, forces_from, stress_from),
+    )
+
+
+def _find(store: dict, results: dict, name: str, key: str | None, usual: tuple[str, ...]):
+    if key is not None:
+        found = store.get(key, results.get(key))
+        return found, key if found is not None else None
+    if results.get(name) is not None:
+        return results[name], f"calculator {name}"
+    for candidate in usual:
+        if candidate in store:
+            return store[candidate], candidate
+    if name == "energy" and results.get("free_energy") is not None:
+        return results["free_energy"], "calculator free_energy"
+    return None, None
+
+
+def _checked(name: str, value, shape: tuple[int, ...], source: str, origin: str | None):
+    if value is None:
+        return None
+    try:
+        array = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        raise DataError(f"{name} of {source} (from {origin}) is {value!r}; expected numbers") from None
+    if shape == (3, 3) and array.shape == (6,):
+        array = voigt_6_to_full_3x3_stress(array)
+    if shape in ((), (3, 3)) and array.size == math.prod(shape):
+        array = array.reshape(shape)
+    if array.shape != shape:
+        raise DataError(f"{name} of {source} (from {origin}) has shape {array.shape}; expected {shape}")
+    if not np.isfinite(array).all():
+        raise DataError(f"{name} of {source} (from {origin}) has NaN or infinite values: drop or repair that frame")
+    return float(array) if shape == () else array
+
+
+def _names(images: list[tuple[str, Atoms]]) -> str:
+    found = {name for _, atoms in images for name in (*atoms.info, *atoms.arrays)} - {"numbers", "positions"}
+    found |= {f"calculator {name}" for _, atoms in images if atoms.calc is not None for name in atoms.calc.results}
+    return ", ".join(sorted(found)) or "no labels at all"
+
+
+def label_table(frames: list[Frame]) -> str:
+    """What was found, for the user to look at before training."""
+    lines = [f"{'label':8s} {'frames':>12s}  {'rms':>12s} {'min':>12s} {'max':>12s}  unit       found in"]
+    units = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å^3"}
+    for position, (name, unit) in enumerate(units.items()):
+        labelled = [f for f in frames if getattr(f, name) is not None]
+        if not labelled:
+            lines.append(f"{name:8s} {0:5d}/{len(frames):<6d}")
+            continue
+        scale = [len(f.atoms) if name == "energy" else 1.0 for f in labelled]
+        values = np.concatenate([np.ravel(getattr(f, name)) / s for f, s in zip(labelled, scale, strict=True)])
+        found = ", ".join(sorted({f.origins[position] for f in labelled}))
+        lines.append(
+            f"{name:8s} {len(labelled):5d}/{len(frames):<6d}  {np.sqrt(np.mean(values**2)):12.5g} "
+            f"{values.min():12.5g} {values.max():12.5g}  {unit:9s}  {found}"
+        )
+    elements = Counter(chemical_symbols[z] for f in frames for z in f.atoms.numbers)
+    sizes = [len(f.atoms) for f in frames]
+    lines.append(f"atoms per frame {min(sizes)} to {max(sizes)}; elements {dict(sorted(elements.items()))}")
+    return "\n".join(lines)
+
+
+def check_labels(frames: list[Frame]) -> None:
+    """Raise DataError when there is nothing to learn from: no frames, no labels, or labels that are all zero."""
+    if not frames:
+        raise DataError("no frames to train on")
+    if all(f.energy is None and f.forces is None for f in frames):
+        raise DataError(
+            "no frame has an energy or forces. Looked in the calculator's results, in atoms.info for "
+            f"{', '.join(ENERGY_KEYS)} and in atoms.arrays for {', '.join(FORCES_KEYS)}; "
+            "name yours with energy_key and forces_key"
+        )
+    many = [f for f in frames if len(f.atoms) > 1]
+    for name in ("energy", "forces"):
+        labelled = [getattr(f, name) for f in many if getattr(f, name) is not None]
+        if labelled and not any(np.any(x) for x in labelled):
+            raise DataError(f"{name} is zero in every frame ({len(labelled)} frames): the labels were lost on the way")
+
+
+def check_species(frames: list[Frame], species: list[int], name: str) -> None:
+    """Raise DataError when frames hold an element that the potential was not trained for."""
+    for frame in frames:
+        extra = set(frame.atoms.numbers.tolist()) - set(species)
+        if extra:
+            symbols = ", ".join(chemical_symbols[z] for z in sorted(extra))
+            known = ", ".join(chemical_symbols[z] for z in species)
+            raise DataError(f"{name} set has {symbols} ({frame.source}); the potential knows {known} from training")
+
+
+def species_of(frames: list[Frame]) -> list[int]:
+    return sorted({int(z) for f in frames for z in f.atoms.numbers})
+
+
+def split_frames(frames: list[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
+    """Draw a validation set at random; isolated atoms stay in training. Returns training and validation frames."""
+    candidates = [n for n, f in enumerate(frames) if not is_isolated_atom(f)]
+    count = round(fraction * len(candidates))
+    if fraction > 0 and len(candidates) > 1:
+        count = min(max(count, 1), len(candidates) - 1)
+    chosen = set(np.random.default_rng(seed).permutation(candidates)[:count].tolist())
+    return [f for n, f in enumerate(frames) if n not in chosen], [frames[n] for n in sorted(chosen)]
+
+
+class ReferenceEnergies(NamedTuple):
+    """E0 of each species, eV, and how they were obtained."""
+
+    values: dict[int, float]
+    method: str
+    rank: int | None  # of the composition matrix, for a fit
+    residual: float | None  # rms, eV/atom, for a fit
+
+    def report(self) -> str:
+        text = f"E0 from {self.method}: " + ", ".join(f"{chemical_symbols[z]} {e:.4f}" for z, e in self.values.items())
+        if self.rank is None:
+            return text + " eV"
+        text += f" eV; rank {self.rank} of {len(self.values)}, residual {1e3 * self.residual:.1f} meV/atom"
+        if self.rank < len(self.values):
+            text += "\n  the compositions do not determine every E0: energies of other compositions are not reliable"
+        return text
+
+
+def reference_energies(
+    frames: list[Frame],
+    species: list[int],
+    *,
+    table: dict[int, float] | None = None,
+    isolated: "list[Frame] | None" = None,
+    ridge: float = 1e-8,
+) -> ReferenceEnergies:
+    """E0 from a table, else from isolated atoms, else by ridge least squares on the total energies.
+
+    isolated: frames read for this purpose only; without them those among the frames are used.
+    Raises DataError when the table or `isolated` lacks an element.
+    """
+    if table is not None:
+        missing = [chemical_symbols[z] for z in species if z not in table]
+        if missing:
+            raise DataError(f"reference energies lack {', '.join(missing)}; give one for every element or none at all")
+        return ReferenceEnergies({z: float(table[z]) for z in species}, "a table", None, None)
+    atoms = [f for f in (*frames, *(isolated or ())) if is_isolated_atom(f) and f.energy is not None]
+    lonely = {int(f.atoms.numbers[0]): f.energy for f in atoms}
+    missing = [chemical_symbols[z] for z in species if z not in lonely]
+    if not missing:
+        return ReferenceEnergies({z: lonely[z] for z in species}, "isolated atoms", None, None)
+    if isolated is not None:
+        raise DataError(f"isolated atoms lack an energy of {', '.join(missing)}; add one frame of one atom for each")
+    labelled = [f for f in frames if f.energy is not None]
+    if not labelled:
+        return ReferenceEnergies(dict.fromkeys(species, 0.0), "zero: no frame has an energy", None, None)
+    sizes = np.array([len(f.atoms) for f in labelled], dtype=float)
+    counts = np.array([[np.sum(f.atoms.numbers == z) for z in species] for f in labelled]) / sizes[:, None]
+    energies = np.array([f.energy for f in labelled]) / sizes
+    # shrink towards one common value: the least surprising choice where the data say nothing
+    centre = energies.mean()
+    gram = counts.T @ counts
+    shift = np.linalg.solve(gram + ridge * np.trace(gram) * np.eye(len(species)), counts.T @ (energies - centre))
+    residual = counts @ (shift + centre) - energies
+    values = {z: float(centre + s) for z, s in zip(species, shift, strict=True)}
+    return ReferenceEnergies(
+        values, "least squares", int(np.linalg.matrix_rank(counts, tol=1e-6)), math.sqrt(np.mean(residual**2))
+    )
+
+
+def is_isolated_atom(frame: Frame) -> bool:
+    """One atom, not periodic or alone in a box of at least 10 Å."""
+    return len(frame.atoms) == 1 and (not frame.atoms.pbc.any() or min(frame.atoms.cell.lengths()) >= 10.0)
+
+
+def energy_scale(frames: list[Frame], references: dict[int, float]) -> float:
+    """Root mean square force component, eV/Å, the natural scale of atomic energies; from energies if need be."""
+    squares = [np.mean(f.forces**2) for f in frames if f.forces is not None and len(f.atoms) > 1]
+    if squares and np.mean(squares) > 0:
+        return float(np.sqrt(np.mean(squares)))
+    per_atom = [
+        (f.energy - sum(references[z] for z in f.atoms.numbers.tolist())) / len(f.atoms)
+        for f in frames
+        if f.energy is not None
+    ]
+    return float(np.std(per_atom)) or 1.0 if per_atom else 1.0
+
+
+def domain(frames: list[Frame], distances: dict[tuple[int, int], float]) -> dict:
+    """What the training set covers, in plain values; distances: the smallest one of each pair of elements, Å."""
+    forces = [np.linalg.norm(f.forces, axis=1).max() for f in frames if f.forces is not None]
+    energies = [f.energy / len(f.atoms) for f in frames if f.energy is not None]
+    densities = [f.atoms.get_masses().sum() / f.atoms.get_volume() for f in frames if f.atoms.pbc.all()]
+    symbols = chemical_symbols
+    return {
+        "elements": [symbols[z] for z in species_of(frames)],
+        "frames": len(frames),
+        "min_distance": {f"{symbols[a]}-{symbols[b]}": float(d) for (a, b), d in sorted(distances.items())},
+        "energy_per_atom": [float(min(energies)), float(max(energies))] if energies else None,
+        "max_force": float(max(forces)) if forces else None,
+        "density_amu_per_A3": [float(min(densities)), float(max(densities))] if densities else None,
+    }

@@ -1,0 +1,163 @@
+"""Figures from arrays: parity, learning curve, energy drift, radial distribution. Nothing global is touched."""
+
+import io
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from segnn_ase.config import ConfigError
+
+# Okabe and Ito's palette, told apart with any kind of colour vision
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+FORMATS = (".png", ".pdf", ".svg")
+MANY = 3000  # points; more are drawn as a density
+ERRORS = {  # column of the history: label, unit, factor
+    "valid_energy_rmse": ("energy", "meV/atom", 1e3),
+    "valid_force_rmse": ("forces", "meV/Å", 1e3),
+    "valid_forces_rmse": ("forces", "meV/Å", 1e3),
+    "valid_stress_rmse": ("stress", "meV/Å³", 1e3),
+}
+
+
+def plot_parity(path: "str | Path", reference, predicted, *, label: str, unit: str) -> None:
+    """Draw predicted against reference values, with RMSE and MAE; many points as a density.
+
+    reference, predicted: arrays of one shape in `unit`; label: what they are, such as "forces".
+    """
+    x, y = np.ravel(reference).astype(float), np.ravel(predicted).astype(float)
+    if x.shape != y.shape or not len(x) or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ConfigError(f"{label}: {len(x)} reference and {len(y)} predicted values; expected as many finite ones")
+    figure = _figure(4.2, 4.0)
+    axes = _panel(figure, (1, 1, 1), f"reference {label} / {unit}", f"predicted {label} / {unit}")
+    low, high = min(x.min(), y.min()), max(x.max(), y.max())
+    margin = 0.04 * (high - low) or 1.0
+    limits = (low - margin, high + margin)
+    if len(x) > MANY:
+        density = axes.hexbin(x, y, gridsize=90, extent=limits * 2, bins="log", cmap="viridis", mincnt=1, linewidths=0)
+        figure.colorbar(density, ax=axes, label="points", shrink=0.8)
+    else:
+        axes.scatter(x, y, s=14, color=COLORS[0], alpha=0.5, linewidths=0)
+    axes.plot(limits, limits, color="0.3", lw=0.8, zorder=0.5)
+    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    rmse, mae = np.sqrt(np.mean((y - x) ** 2)), np.mean(np.abs(y - x))
+    text = f"RMSE {rmse:.3g} {unit}\nMAE {mae:.3g} {unit}\n{len(x)} values"
+    axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8.5)
+    _save(figure, path)
+
+
+def plot_learning_curve(path: "str | Path", history: Sequence[Mapping]) -> None:
+    """Draw losses, validation errors and learning rate against the epoch; columns that are absent are left out.
+
+    history: rows with "epoch" and any of "train_loss", "valid_loss", "lr" and the keys of `ERRORS`
+    (eV/atom, eV/Å, eV/Å^3); values may be None.
+    """
+    if not history:
+        raise ConfigError("history is empty: there is no epoch to plot")
+    epoch = _column(history, "epoch")
+    losses = [("training", "train_loss", 1.0), ("validation", "valid_loss", 1.0)]
+    errors = [(f"{label} / {unit}", key, factor) for key, (label, unit, factor) in ERRORS.items()]
+    panels = [("loss", losses), ("validation RMSE", errors), ("learning rate", [("", "lr", 1.0)])]
+    curves = [(title, _positive(history, columns)) for title, columns in panels]
+    curves = [(title, known) for title, known in curves if known]
+    figure = _figure(5.6, 1.0 + 1.9 * len(curves))
+    for row, (title, known) in enumerate(curves):
+        axes = _panel(figure, (len(curves), 1, row + 1), "epoch" if row == len(curves) - 1 else "", title)
+        axes.set_yscale("log", nonpositive="mask")
+        for color, (name, values) in zip(COLORS, known.items(), strict=False):
+            axes.plot(epoch, values, color=color, label=name, lw=1.4, marker="o" if len(epoch) < 30 else None, ms=2.5)
+        if any(known):
+            axes.legend(fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def plot_energy_drift(path: "str | Path", time_fs, total_energy_per_atom, temperature, slope: float) -> None:
+    """Draw the conserved energy (eV/atom), its fitted slope (eV/atom/ps) and the temperature (K) against time (fs)."""
+    time = np.asarray(time_fs, dtype=float) / 1000  # ps
+    energy = np.asarray(total_energy_per_atom, dtype=float)
+    figure = _figure(5.6, 4.6)
+    upper = _panel(figure, (2, 1, 1), "", "$E - E_0$ / meV/atom")
+    upper.plot(time, 1e3 * (energy - energy[0]), color=COLORS[0], lw=1.0)
+    if np.isfinite(slope):
+        line = energy.mean() - energy[0] + slope * (time - time.mean())
+        upper.plot(time, 1e3 * line, color=COLORS[1], lw=1.4, ls="--", label=f"slope {slope:.2g} eV/atom/ps")
+        upper.legend(fontsize=8.5, frameon=False)
+    lower = _panel(figure, (2, 1, 2), "time / ps", "temperature / K")
+    lower.plot(time, temperature, color=COLORS[2], lw=1.0)
+    _save(figure, path)
+
+
+def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping[str, tuple] | None = None) -> None:
+    """Draw radial distribution functions {"O-O": (r in Å, g)}; those of the reference are dashed."""
+    figure = _figure(5.2, 3.6)
+    axes = _panel(figure, (1, 1, 1), "r / Å", "g(r)")
+    axes.axhline(1.0, color="0.6", lw=0.8, zorder=0.5)
+    names = list(dict.fromkeys([*curves, *(reference or {})]))
+    colors = {name: COLORS[k % len(COLORS)] for k, name in enumerate(names)}
+    for name, (r, g) in curves.items():
+        axes.plot(r, g, color=colors[name], lw=1.6, label=name)
+    for name, (r, g) in (reference or {}).items():
+        axes.plot(r, g, color=colors[name], lw=1.4, ls="--", label=f"{name}, reference")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0)
+    axes.legend(fontsize=8.5, frameon=False)
+    _save(figure, path)
+
+
+def write_atomically(path: "str | Path", content: bytes) -> None:
+    """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)  # it can only be read by setting it
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=180, layout="constrained")  # inches
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _panel(figure: Figure, place: tuple[int, int, int], xlabel: str, ylabel: str) -> Axes:
+    axes = figure.add_subplot(*place)
+    axes.set_xlabel(xlabel, fontsize=10)
+    axes.set_ylabel(ylabel, fontsize=10)
+    axes.tick_params(labelsize=9, color="0.5")
+    axes.grid(color="0.9", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _column(history: Sequence[Mapping], key: str) -> np.ndarray:
+    return np.array([row.get(key) for row in history], dtype=float)  # None becomes NaN
+
+
+def _positive(history: Sequence[Mapping], columns: Sequence[tuple[str, str, float]]) -> dict[str, np.ndarray]:
+    values = [(name, factor * _column(history, key)) for name, key, factor in columns]
+    return {name: v for name, v in values if (v > 0).any()}  # the axes are logarithmic
+
+
+def _save(figure: Figure, path: "str | Path") -> None:
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ConfigError(f"figure path is {str(path)!r}; expected a name that ends in {', '.join(FORMATS)}")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix[1:])
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,579 @@
+"""Training and fine-tuning: one loop, to be read from top to bottom.
+
+Everything random is a function of the seed and the epoch, so a killed training goes on with the same
+command and, on one CPU thread, ends with the same bits.
+"""
+
+import copy
+import csv
+import io
+import math
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from segnn_ase import plot
+from segnn_ase.checkpoint import (
+    checksum,
+    load_tensors,
+    load_with_metadata,
+    save_potential,
+    save_tensors,
+    write_atomically,
+)
+from segnn_ase.config import ConfigError, DataError, OptimConfig, StructureError, TrainConfig, model_config
+from segnn_ase.data import (
+    Frame,
+    LabelKeys,
+    check_labels,
+    check_species,
+    domain,
+    energy_scale,
+    label_table,
+    read_frames,
+    reference_energies,
+    species_of,
+    split_frames,
+)
+from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volume
+from segnn_ase.potential import Potential, Prediction, parse_species, predict, resolve_device
+
+STATE_FORMAT = "segnn_ase training state"
+
+
+class Labels(NamedTuple):
+    """Labels of a batch; NaN where a structure has none."""
+
+    energy: Tensor  # (B,) eV
+    forces: Tensor  # (N, 3) eV/Å
+    stress: Tensor  # (B, 3, 3) eV/Å^3
+
+
+class Item(NamedTuple):
+    """A structure or a batch of them with its labels."""
+
+    graph: Graph
+    labels: Labels
+
+
+@dataclass
+class Progress:
+    """Where a training stands; with the seed it determines everything that follows."""
+
+    epoch: int = 0
+    batch: int = 0  # within the epoch
+    step: int = 0
+    loss: float = 0.0  # summed over the epoch's batches
+    best: float = math.inf  # validation loss
+    history: list[dict] = field(default_factory=list)
+
+
+class Training(NamedTuple):
+    """What a training works on, prepared once."""
+
+    potential: Potential
+    train: list[Item]
+    valid: list[Item]
+    test: dict[str, list[Item]]
+    metadata: dict
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> dict:
+    """Train a potential from scratch and write it to config.out. Returns the errors on every set.
+
+    Beside out = model.pt are written model.last.pt, model.csv, model.resume.pt and plots.
+    Raises DataError, ConfigError and FileNotFoundError for what cannot be trained on.
+    """
+    return run_training(config, prepare(config, report=_printer(progress)), progress=progress)
+
+
+def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
+    """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`."""
+    if config.model:
+        raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
+    start = load_with_metadata(model)
+    return run_training(config, prepare(config, start=start, report=_printer(progress)), progress=progress)
+
+
+def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
+    settings, files = config.training, output_files(config.out)
+    potential = job.potential.to(resolve_device(settings.device))
+    averaged = copy.deepcopy(potential).requires_grad_(False)
+    weights = trainable(potential, settings.freeze)
+    parameters, means = list(weights.values()), [dict(averaged.named_parameters())[name] for name in weights]
+    optimizer = make_optimizer(parameters, settings)
+    done = Progress()
+    if files["resume"].is_file():
+        done = load_state(files["resume"], config, job, potential, averaged, optimizer)
+    writer = tensorboard_writer(files["tensorboard"]) if settings.tensorboard else None
+
+    with stop_on_signal() as stopped, tqdm(total=settings.epochs, disable=not progress, unit="epoch") as bar:
+        bar.update(done.epoch)
+        last_save = time.monotonic()
+        while done.epoch < settings.epochs and not out_of_patience(done.history, settings.patience):
+            batches = make_batches(job.train, settings, epoch=done.epoch)
+            potential.train()
+            while done.batch < len(batches):
+                rate = learning_rate(done.step, (done.epoch + done.batch / len(batches)) / settings.epochs, settings)
+                batch = collate_items([job.train[n] for n in batches[done.batch]])
+                loss = training_step(potential, parameters, optimizer, batch, settings, rate)
+                done.step, done.batch, done.loss = done.step + 1, done.batch + 1, done.loss + loss
+                update_average(means, parameters, done.step, settings.ema_decay)
+                bar.update(1 / len(batches))
+                if stopped or time.monotonic() - last_save > 60 * settings.save_minutes:
+                    save_state(files["resume"], config, job, potential, averaged, optimizer, done)
+                    last_save = time.monotonic()
+                if stopped:
+                    raise KeyboardInterrupt(f"stopped; the same command goes on from {files['resume']}")
+            check_finite(done, len(batches), settings)
+            done.epoch, done.batch = done.epoch + 1, 0
+            if done.epoch % settings.validate_every == 0 or done.epoch == settings.epochs:
+                row = validate(averaged, job, settings, done, rate, len(batches))
+                done.history.append(row)
+                bar.set_postfix_str(summary(row))
+                if row["valid_loss"] < done.best:
+                    done.best = row["valid_loss"]
+                    save_potential(config.out, averaged, metadata={**job.metadata, "epoch": done.epoch})
+                write_history(files["csv"], done.history)
+                log_scalars(writer, row)
+            done.loss = 0.0
+            if time.monotonic() - last_save > 60 * settings.save_minutes or done.epoch == settings.epochs:
+                save_state(files["resume"], config, job, potential, averaged, optimizer, done)
+                last_save = time.monotonic()
+    save_potential(files["last"], averaged, metadata={**job.metadata, "epoch": done.epoch})
+    return finish(config, job, done.history, files, progress=progress)
+
+
+def training_step(potential, parameters: list, optimizer, batch: Item, settings: OptimConfig, rate: float) -> float:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    loss = loss_and_prediction(potential, batch, settings)[0]
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def loss_and_prediction(potential: Potential, batch: Item, settings: OptimConfig) -> tuple[Tensor, Prediction]:
+    """Weighted mean squares of dE / sqrt(n_atoms), of force components and of virial components / sqrt(n_atoms)."""
+    graph, labels = batch.graph.to(potential.device), Labels(*(x.to(potential.device) for x in batch.labels))
+    has_forces = bool(torch.isfinite(labels.forces).any())
+    has_stress = bool(torch.isfinite(labels.stress).any())
+    prediction = predict(potential, graph, forces=has_forces, stress=has_stress)
+    atoms = torch.bincount(graph.batch, minlength=graph.n_graphs).double()
+    loss = settings.energy_weight * masked_mean((prediction.energy - labels.energy).square() / atoms)
+    if has_forces:
+        loss = loss + settings.forces_weight * masked_mean((prediction.forces - labels.forces).square())
+    if has_stress:
+        virial = (prediction.stress - labels.stress) * volume(graph)[:, None, None]
+        loss = loss + settings.stress_weight * masked_mean(virial.square() / atoms[:, None, None])
+    return loss, prediction
+
+
+def masked_mean(values: Tensor) -> Tensor:
+    """Mean over the entries that are finite labels; zero when there are none."""
+    known = torch.isfinite(values.detach())
+    return torch.where(known, values, 0.0).sum() / known.sum().clamp_min(1)
+
+
+def learning_rate(step: int, fraction: float, settings: OptimConfig) -> float:
+    """Linear warm-up over steps, times a linear decay to zero over the whole training."""
+    warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+    return settings.learning_rate * warmup * (1.0 - fraction)
+
+
+@torch.no_grad()
+def update_average(means: list[Tensor], parameters: list[Tensor], step: int, decay: float) -> None:
+    """Exponential moving average of the weights, shorter at the start."""
+    torch._foreach_lerp_(means, parameters, 1.0 - min(decay, (1 + step) / (10 + step)))
+
+
+def make_optimizer(parameters: list, settings: OptimConfig) -> torch.optim.Optimizer:
+    if settings.weight_decay > 0:
+        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.Adam(parameters, lr=settings.learning_rate)
+
+
+def trainable(potential: Potential, freeze: tuple[str, ...]) -> dict[str, Tensor]:
+    """Named parameters that are not frozen. Raises ConfigError for a name that freezes nothing."""
+    names = [name for name, _ in potential.named_parameters()]
+    for prefix in freeze:
+        if not any(name == prefix or name.startswith(prefix + ".") for name in names):
+            parts = sorted({".".join(name.split(".")[:3]) for name in names})
+            raise ConfigError(f"freeze has {prefix!r}, which is no part of the model; parts are {', '.join(parts)}")
+    frozen = {n for n in names if any(n == prefix or n.startswith(prefix + ".") for prefix in freeze)}
+    for name, parameter in potential.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    kept = {name: p for name, p in potential.named_parameters() if name not in frozen}
+    if not kept:
+        raise ConfigError(f"freeze is {list(freeze)}: nothing is left to train")
+    return kept
+
+
+def make_batches(items: list[Item], settings: OptimConfig, *, epoch: int) -> list[list[int]]:
+    """Shuffle by seed and epoch, then cut into batches of indices by structures or by a budget of edges."""
+    order = np.random.default_rng([settings.seed, epoch]).permutation(len(items)).tolist()
+    if settings.max_edges is not None:
+        return pack_by_edges(order, [len(item.graph.edge_src) for item in items], settings.max_edges)
+    return [order[n : n + settings.batch_size] for n in range(0, len(order), settings.batch_size)]
+
+
+def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[int]]:
+    """Fill each batch until the next structure would exceed the budget; a larger structure is a batch of its own."""
+    groups: list[list[int]] = [[]]
+    total = 0
+    for n in order:
+        if groups[-1] and total + edges[n] > budget:
+            groups.append([])
+            total = 0
+        groups[-1].append(n)
+        total += edges[n]
+    return groups
+
+
+def collate_items(items: list[Item]) -> Item:
+    labels = Labels(*(torch.cat(x) for x in zip(*(item.labels for item in items), strict=True)))
+    return Item(collate([item.graph for item in items]), labels)
+
+
+def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, rate: float, n: int) -> dict:
+    errors = evaluate(averaged, job.valid or job.train, settings)
+    row = {"epoch": done.epoch, "step": done.step, "lr": rate, "train_loss": done.loss / n}
+    return row | {f"valid_{name}": value for name, value in errors.items()}
+
+
+def evaluate(potential: Potential, items: list[Item], settings: OptimConfig) -> dict:
+    """Loss and errors on labelled structures: rmse and mae of energy (eV/atom), forces (eV/Å), stress (eV/Å^3)."""
+    collected = residuals(potential, items, settings)
+    errors: dict = {"loss": float(np.mean(collected["loss"])) if items else math.nan}
+    for name in ("energy", "forces", "stress"):
+        delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
+        errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None
+        errors[f"{name}_mae"] = float(np.mean(np.abs(delta))) if len(delta) else None
+    return errors
+
+
+def residuals(potential: Potential, items: list[Item], settings: OptimConfig) -> dict[str, np.ndarray]:
+    """Labels and predictions side by side, flat, energies per atom; entries without a label are left out."""
+    potential.eval()
+    collected: dict[str, list] = {"loss": []}
+    for start in range(0, len(items), settings.batch_size):
+        batch = collate_items(items[start : start + settings.batch_size])
+        loss, prediction = loss_and_prediction(potential, batch, settings)
+        collected["loss"].append([float(loss)])
+        atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
+        for name in ("energy", "forces", "stress"):
+            reference, predicted = getattr(batch.labels, name), getattr(prediction, name)
+            known = torch.isfinite(reference)
+            scale = atoms if name == "energy" else torch.ones(())
+            for side, values in (("reference", reference), ("predicted", predicted)):
+                flat = (values.cpu() / scale)[known] if known.any() else torch.zeros(0)
+                collected.setdefault(f"{name}_{side}", []).append(flat.detach().double().numpy())
+    return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collected.items()}
+
+
+def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None, report=print) -> Training:
+    """Read the data, show what was found, and build the potential (or shift the one to start from)."""
+    data, settings = config.data, config.training
+    keys = LabelKeys(energy=data.energy_key, forces=data.forces_key, stress=data.stress_key)
+    frames = read_frames(list(data.train), keys)
+    if data.valid:
+        valid = read_frames(list(data.valid), keys)
+    else:
+        frames, valid = split_frames(frames, data.valid_fraction, settings.seed)
+    tests = {path: read_frames(path, keys) for path in data.test}
+    check_labels(frames)
+    report(f"training set: {len(frames)} frames\n{label_table(frames)}")
+    if valid:
+        report(f"validation set: {len(valid)} frames")
+    species = species_of(frames) if start is None else start[0].species
+    for name, others in (("training", frames), ("validation", valid), *((f"test {p}", t) for p, t in tests.items())):
+        check_species(others, species, name)
+    cutoff = model_config(**config.model).cutoff if start is None else start[0].cutoff
+    train_items = [make_item(frame, cutoff) for frame in frames]
+    if start is None:
+        potential = fresh_potential(config, frames, species, train_items, report)
+        origin = None
+    else:
+        potential = start[0].to(getattr(torch, settings.dtype))
+        potential.requires_grad_(True)
+        shift_references(potential, frames, train_items, settings, report)
+        origin = {k: v for k, v in start[1].items() if k != "fine_tuned_from"}
+    metadata = {
+        "training": config.model_dump(mode="json"),
+        "domain": domain(frames, smallest_distances(train_items)),
+        "fine_tuned_from": origin,
+    }
+    valid_items = [make_item(frame, cutoff) for frame in valid]
+    test_items = {path: [make_item(frame, cutoff) for frame in test] for path, test in tests.items()}
+    return Training(potential, train_items, valid_items, test_items, metadata)
+
+
+def fresh_potential(config: TrainConfig, frames: list[Frame], species: list[int], items: list[Item], report):
+    data, settings = config.data, config.training
+    table = None
+    if data.reference_energies is not None:
+        table = dict(zip(parse_species(list(data.reference_energies)), data.reference_energies.values(), strict=True))
+    atoms = read_frames(data.isolated_atoms) if data.isolated_atoms else []
+    references = reference_energies([*atoms, *frames], species, table=table)
+    report(references.report())
+    scale = energy_scale(frames)
+    torch.manual_seed(settings.seed)
+    potential = Potential(
+        model_config(**config.model),
+        species,
+        reference_energies=[references.values[z] for z in species],
+        scales=[scale] * len(species),
+    ).to(getattr(torch, settings.dtype))
+    potential.calibrate(collate([item.graph for item in items[:32]]))
+    report(
+        f"energy scale {scale:.3f} eV; {sum(p.numel() for p in potential.parameters())} parameters; "
+        f"{np.mean([len(item.graph.edge_src) / len(item.graph.numbers) for item in items]):.1f} neighbours per atom"
+    )
+    return potential
+
+
+def shift_references(potential: Potential, frames: list[Frame], items: list[Item], settings: OptimConfig, report):
+    """Move E0 by the mean difference between the new labels and the old model, by composition."""
+    differences = []
+    potential.eval()
+    for frame, item in zip(frames, items, strict=True):
+        if frame.energy is not None:
+            energy = float(predict(potential, item.graph, forces=False).energy[0])
+            differences.append(frame._replace(energy=frame.energy - energy))
+    if not differences:
+        return
+    present = species_of(differences)
+    shift = reference_energies(differences, present)
+    report(f"shift of {shift.report()}")
+    potential.reference_energies = [
+        e + shift.values.get(z, 0.0) for z, e in zip(potential.species, potential.reference_energies, strict=True)
+    ]
+
+
+def make_item(frame: Frame, cutoff: float) -> Item:
+    n = len(frame.atoms)
+    nan = float("nan")
+    labels = Labels(
+        energy=torch.tensor([nan if frame.energy is None else frame.energy], dtype=torch.float64),
+        forces=torch.full((n, 3), nan, dtype=torch.float64) if frame.forces is None else torch.tensor(frame.forces),
+        stress=torch.full((1, 3, 3), nan, dtype=torch.float64)
+        if frame.stress is None
+        else torch.tensor(frame.stress)[None],
+    )
+    try:
+        return Item(graph_from_atoms(frame.atoms, cutoff), labels)
+    except StructureError as error:
+        raise DataError(f"{frame.source}: {error}") from error
+
+
+def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:
+    """The shortest distance of each pair of elements, Å."""
+    smallest: dict[tuple[int, int], float] = {}
+    for graph, _ in items:
+        distance = edge_vectors(graph).norm(dim=1)
+        pairs = torch.stack([graph.numbers[graph.edge_src], graph.numbers[graph.edge_dst]]).sort(dim=0).values
+        for pair in torch.unique(pairs, dim=1).T:
+            d = float(distance[(pairs == pair[:, None]).all(dim=0)].min())
+            key = tuple(pair.tolist())
+            smallest[key] = min(d, smallest.get(key, math.inf))
+    return smallest
+
+
+def output_files(out: str) -> dict[str, Path]:
+    """Every file that a training writes, by what it is."""
+    path = Path(out)
+    if path.suffix != ".pt":
+        raise ConfigError(f"out is {out!r}; expected a name that ends in .pt")
+    names = {
+        "last": "last.pt",
+        "resume": "resume.pt",
+        "csv": "csv",
+        "curve": "learning_curve.png",
+        "tensorboard": "tensorboard",
+    }
+    return {kind: path.with_suffix(f".{ending}") for kind, ending in names.items()}
+
+
+def fingerprint(config: TrainConfig, job: Training) -> dict:
+    """What must be the same for a training to go on: settings and data."""
+    settings = config.model_dump(mode="json")
+    settings["training"].pop("save_minutes")
+    return {"settings": settings, "data": checksum([list(item.graph) + list(item.labels) for item in job.train])}
+
+
+def save_state(path: Path, config: TrainConfig, job: Training, potential, averaged, optimizer, done: Progress) -> None:
+    state = {
+        "format": STATE_FORMAT,
+        "fingerprint": fingerprint(config, job),
+        "weights": potential.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "progress": asdict(done),
+    }
+    save_tensors(path, state)
+
+
+def load_state(path: Path, config: TrainConfig, job: Training, potential, averaged, optimizer) -> Progress:
+    """Restore a training. Raises ConfigError when the file belongs to other settings or data."""
+    state = load_tensors(path, "resume file")
+    here = fingerprint(config, job)
+    there = state.get("fingerprint")
+    if there != here:
+        what = "other data" if there["settings"] == here["settings"] else ", ".join(_differing(there, here))
+        raise ConfigError(
+            f"{path} belongs to a training with {what}: choose another out, or delete that file to start again"
+        )
+    potential.load_state_dict(state["weights"])
+    averaged.load_state_dict(state["averaged"])
+    optimizer.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
+
+
+def _differing(there: dict, here: dict) -> list[str]:
+    old, new = there["settings"], here["settings"]
+    flat = [(f"{s}.{k}", old[s].get(k), v) for s in ("data", "model", "training") for k, v in new[s].items()]
+    return [f"{name} = {before!r} (now {now!r})" for name, before, now in flat if before != now] or ["other settings"]
+
+
+def out_of_patience(history: list[dict], patience: int | None) -> bool:
+    """True when none of the last `patience` epochs improved the validation loss."""
+    if patience is None or not history:
+        return False
+    best = min(history, key=lambda row: row["valid_loss"])
+    return history[-1]["epoch"] - best["epoch"] >= patience
+
+
+def check_finite(done: Progress, n: int, settings: OptimConfig) -> None:
+    if not math.isfinite(done.loss):
+        raise DataError(
+            f"the loss is {done.loss / n} in epoch {done.epoch + 1}: lower learning_rate "
+            f"(now {settings.learning_rate}), or look for frames with huge forces"
+        )
+
+
+@contextmanager
+def stop_on_signal():
+    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = {s: signal.getsignal(s) for s in signals}
+
+    def handle(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for s in signals:
+        signal.signal(s, handle)
+    try:
+        yield received
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def summary(row: dict) -> str:
+    parts = [f"loss {row['train_loss']:.3g}/{row['valid_loss']:.3g}"]
+    parts += [f"E {1e3 * row['valid_energy_rmse']:.2f} meV/atom"] if row["valid_energy_rmse"] is not None else []
+    parts += [f"F {1e3 * row['valid_forces_rmse']:.1f} meV/Å"] if row["valid_forces_rmse"] is not None else []
+    return " ".join(parts)
+
+
+def write_history(path: Path, history: list[dict]) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(history[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def tensorboard_writer(folder: Path):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError("tensorboard = true needs tensorboard: pip install 'segnn-ase[tensorboard]'") from error
+    return SummaryWriter(str(folder))
+
+
+def log_scalars(writer, row: dict) -> None:
+    if writer is not None:
+        for name, value in row.items():
+            if value is not None:
+                writer.add_scalar(name, value, row["step"])
+        writer.flush()
+
+
+def finish(config: TrainConfig, job: Training, history: list[dict], files: dict, *, progress: bool) -> dict:
+    """Evaluate the best model on every set, store its errors in the file, write plots, print the table."""
+    potential, metadata = load_with_metadata(config.out)
+    potential = potential.to(resolve_device(config.training.device))
+    sets = {"train": job.train, "valid": job.valid, **job.test}
+    errors = {}
+    for name, items in sets.items():
+        if not items:
+            continue
+        values = residuals(potential, items, config.training)
+        errors[name] = {k: v for k, v in evaluate(potential, items, config.training).items() if k != "loss"}
+        if name != "train":
+            plot_parities(Path(config.out), name, values)
+    save_potential(config.out, potential, metadata={**metadata, "errors": errors})
+    if len(history) > 1:
+        plot.plot_learning_curve(files["curve"], history)
+    _printer(progress)(f"{error_table(errors)}\nwrote {config.out}")
+    return errors
+
+
+def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
+    for quantity, unit in (("energy", "eV/atom"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
+        reference = values[f"{quantity}_reference"]
+        if len(reference):
+            path = out.with_suffix(f".parity_{quantity}_{Path(name).stem}.png")
+            plot.plot_parity(path, reference, values[f"{quantity}_predicted"], label=quantity, unit=unit)
+
+
+def error_table(errors: dict[str, dict]) -> str:
+    """RMSE and MAE of every set, in the units that papers use."""
+    columns = [("energy", "meV/atom", 1e3), ("forces", "meV/Å", 1e3), ("stress", "meV/Å³", 1e3)]
+    lines = [f"{'set':24s}" + "".join(f"{f'{n} [{u}] rmse':>26s} {'mae':>9s}" for n, u, _ in columns)]
+    for name, values in errors.items():
+        cells = []
+        for quantity, _, factor in columns:
+            rmse, mae = values[f"{quantity}_rmse"], values[f"{quantity}_mae"]
+            cells.append(f"{'-':>26s} {'-':>9s}" if rmse is None else f"{factor * rmse:26.3f} {factor * mae:9.3f}")
+        lines.append(f"{Path(name).name[-24:]:24s}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _printer(progress: bool):
+    """Print around the progress bar, or not at all."""
+    return (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
+
+
+FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002}
+
+
+def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:
+    """Errors of a model on labelled files, one entry per file; see `evaluate`."""
+    potential, _ = load_with_metadata(model)
+    potential = potential.to(resolve_device(device))
+    errors = {}
+    for path in paths:
+        frames = read_frames(path, keys)
+        check_labels(frames)
+        check_species(frames, potential.species, path)
+        errors[path] = evaluate(potential, [make_item(f, potential.cutoff) for f in frames], OptimConfig())
+    return errors

@@ -1,0 +1,141 @@
+"""Settings: defaults, presets, and one sentence for every mistake."""
+
+import math
+
+import pytest
+
+from segnn_ase.config import (
+    PRESETS,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    SEGNNError,
+    TrainConfig,
+    existing_file,
+    model_config,
+    read_toml,
+)
+
+DATA = {"data": {"train": "a.xyz"}}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid_and_survives_a_round_trip_through_plain_values(preset):
+    config = model_config(preset)
+    assert ModelConfig.parse(config.model_dump(mode="json")) == config
+
+
+def test_overrides_replace_what_the_preset_says():
+    assert model_config("fast", cutoff=4.5).cutoff == 4.5
+    assert model_config("fast", lmax_attr=3).lmax_attr == 3
+    assert model_config("fast").hidden_irreps == "64x0e+64x1o"
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        model_config().cutoff = 3.0
+
+
+def test_irreps_are_stored_sorted_and_simplified():
+    assert model_config(hidden_irreps="4x1o + 8x0e+4x1o").hidden_irreps == "8x0e+8x1o"
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"cutof": 4.0}, "unknown setting 'model.cutof': did you mean 'cutoff'?"),
+        ({"walrus": 4.0}, "unknown setting 'model.walrus': known keys: body_order, cutoff"),
+        ({"cutoff": -1.0}, "setting 'model.cutoff' is -1.0: Input should be greater than 0.5"),
+        ({"cutoff": math.nan}, "setting 'model.cutoff' is nan"),
+        ({"interactions": 0}, "setting 'model.interactions' is 0"),
+        (
+            {"message": "loud"},
+            "setting 'model.message' is 'loud': Input should be 'steerable', 'linear' or 'published'",
+        ),
+        ({"hidden_irreps": "32x0q"}, "setting 'model.hidden_irreps' is '32x0q': irreps is '32x0q'; expected e3nn"),
+        ({"hidden_irreps": "8x1o"}, "expected some 0e channels"),
+        ({"hidden_irreps": "4x0e+8x1o"}, "expected no irrep with more channels than 0e"),
+        ({"smooth": False}, "smooth = false is only meaningful with message = 'published'"),
+        ({"message": "published"}, "set body_order = 1"),
+    ],
+)
+def test_a_wrong_model_setting_is_named_with_what_is_expected(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        model_config(**overrides)
+    assert message in str(error.value)
+
+
+def test_unknown_preset():
+    with pytest.raises(ConfigError, match="preset is 'mace'; expected one of segnn, fast"):
+        model_config("mace")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({**DATA, "trainin": {}}, "unknown setting 'trainin': did you mean 'training'?"),
+        ({**DATA, "training": {"epoch": 3}}, "unknown setting 'training.epoch': did you mean 'epochs'?"),
+        ({**DATA, "training": {"epochs": 0}}, "setting 'training.epochs' is 0"),
+        ({**DATA, "training": {"epochs": "many"}}, "setting 'training.epochs' is 'many'"),
+        ({**DATA, "training": {"learning_rate": math.inf}}, "setting 'training.learning_rate' is inf"),
+        (
+            {**DATA, "training": {"dtype": "float16"}},
+            "setting 'training.dtype' is 'float16': Input should be 'float32'",
+        ),
+        ({**DATA, "model": {"cutof": 3.0}}, "unknown setting 'model.cutof': did you mean 'cutoff'?"),
+        ({**DATA, "model": {"preset": "mace"}}, "preset is 'mace'"),
+        ({**DATA, "data": {"train": "a.xyz", "energykey": "e"}}, "unknown setting 'data.energykey': did you mean 'ene"),
+        ({**DATA, "data": {"train": "a.xyz", "reference_energies": {"H": math.nan}}}, "reference_energies.H' is nan"),
+        ({"data": {"train": 3}}, "setting 'data.train' is 3"),
+        ({"data": {"train": []}}, "setting 'data.train' is"),
+        ({"data": {}}, "setting 'data.train' is missing"),
+        ({"data": "a.xyz"}, "setting 'data' is 'a.xyz'"),
+        ({}, "setting 'data' is missing"),
+    ],
+)
+def test_a_wrong_training_setting_is_named_with_what_is_expected(values, message):
+    with pytest.raises(ConfigError) as error:
+        TrainConfig.parse(values)
+    assert message in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError, match="batch_size.*; .*epoch'"):
+        TrainConfig.parse({**DATA, "training": {"epoch": 3, "batch_size": 0}})
+
+
+def test_one_path_or_many():
+    assert DataConfig.parse({"train": "a.xyz"}).train == ("a.xyz",)
+    assert DataConfig.parse({"train": ["a.xyz", "b.db@:10"]}).train == ("a.xyz", "b.db@:10")
+
+
+def test_training_defaults_are_valid():
+    assert TrainConfig.parse(DATA).training == OptimConfig()
+
+
+def test_read_toml(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text('out = "b.pt"\n[data]\ntrain = ["a.xyz"]\n[training]\nepochs = 3\n')
+    config = TrainConfig.parse(read_toml(file))
+    assert (config.out, config.data.train, config.training.epochs) == ("b.pt", ("a.xyz",), 3)
+
+
+@pytest.mark.parametrize("content", [b"[data\ntrain = 1", b"\xff\xfe\x00", b"a = 1\na = 2"])
+def test_bad_toml_is_named(tmp_path, content):
+    file = tmp_path / "bad.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.toml' is not valid TOML"):
+        read_toml(file)
+
+
+def test_a_missing_file_names_the_argument_and_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=rf"config is 'no\.toml', but there is no such file.*{tmp_path.name}"):
+        read_toml("no.toml")
+    with pytest.raises(FileNotFoundError, match="config is"):
+        existing_file(tmp_path, "config")  # a folder is not a file
+
+
+def test_errors_are_of_the_package_and_of_the_usual_kind():
+    assert issubclass(ConfigError, SEGNNError) and issubclass(ConfigError, ValueError)

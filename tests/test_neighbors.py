@@ -1,0 +1,259 @@
+"""Every backend equals the brute-force search, as a multiset of pairs; a skin changes nothing."""
+
+import itertools
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.neighborlist import neighbor_list as ase_neighbor_list
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from systems import CUTOFF, NAMED, PERIODIC, brute_force, rattled, rotation, transformed, triclinic, water
+
+from segnn_ase.config import ConfigError, StructureError
+from segnn_ase.neighbors import BACKENDS, SkinNeighbors, neighbor_list
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request):
+    if request.param == "torch_cluster":
+        pytest.importorskip("torch_cluster")
+    return request.param
+
+
+def geometry(atoms: Atoms):
+    return atoms.positions, atoms.cell.array, atoms.pbc
+
+
+def in_order(found) -> list[tuple]:
+    return list(zip(found.i.tolist(), found.j.tolist(), *found.S.T.tolist(), strict=True))
+
+
+def rows(found) -> list[tuple]:
+    return sorted(in_order(found))
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_backend_equals_brute_force(name, backend):
+    found = neighbor_list(*geometry(NAMED[name]()), CUTOFF, backend)
+    assert rows(found) == brute_force(*geometry(NAMED[name]()), CUTOFF)[0]
+    assert (np.diff(found.i) >= 0).all()
+    assert all(np.issubdtype(x.dtype, np.integer) for x in found)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name != "dimer_at_cutoff"])
+def test_brute_force_equals_ase(name):
+    expected, nearest = brute_force(*geometry(NAMED[name]()), CUTOFF)
+    assert nearest > 1e-9
+    i, j, S = ase_neighbor_list("ijS", NAMED[name](), CUTOFF)
+    assert sorted(zip(i.tolist(), j.tolist(), *S.T.tolist(), strict=True)) == expected
+
+
+coordinates = st.floats(-9, 9, allow_subnormal=False)
+points = st.lists(st.tuples(coordinates, coordinates, coordinates), min_size=1, max_size=5)
+edges = st.floats(-4, 4, allow_subnormal=False)
+cells = st.lists(edges, min_size=9, max_size=9).map(lambda x: np.array(x).reshape(3, 3))
+pbcs = st.tuples(st.booleans(), st.booleans(), st.booleans())
+
+
+@given(positions=points, cell=cells, pbc=pbcs, cutoff=st.floats(0.6, 4.5))
+@pytest.mark.parametrize("name", sorted(BACKENDS))
+def test_backend_equals_brute_force_in_random_cells(name, positions, cell, pbc, cutoff):
+    """Tiny, skewed and left-handed cells, every mixture of pbc, atoms anywhere."""
+    if name == "torch_cluster":
+        pytest.importorskip("torch_cluster")
+    periodic = cell[list(pbc)]
+    if len(periodic):  # flat cells have thousands of images: cap the work
+        singular = np.linalg.svd(periodic, compute_uv=False)
+        assume(singular.min() > 0.5)
+    expected, nearest = brute_force(positions, cell, pbc, cutoff)
+    assume(nearest > 1e-9)
+    assert rows(neighbor_list(positions, cell, pbc, cutoff, name)) == expected
+
+
+@pytest.mark.parametrize("name", PERIODIC)
+def test_pairs_do_not_depend_on_orientation(name, backend):
+    atoms = transformed(NAMED[name](), rotation(1, improper=True), shift=(50.0, -20.0, 7.0))
+    assert rows(neighbor_list(*geometry(atoms), CUTOFF, backend)) == brute_force(*geometry(NAMED[name]()), CUTOFF)[0]
+
+
+def test_vectors_of_the_pairs_are_shorter_than_the_cutoff_and_come_in_both_directions(backend):
+    positions, cell, pbc = geometry(NAMED["outside"]())
+    found = neighbor_list(positions, cell, pbc, CUTOFF, backend)
+    r = positions[found.j] + found.S @ cell - positions[found.i]
+    assert np.linalg.norm(r, axis=1).max() < CUTOFF
+    assert rows(found) == sorted((j, i, *(-np.array(S)).tolist()) for i, j, *S in rows(found))
+
+
+def test_nothing_is_truncated_above_64_neighbors(backend):
+    """torch_cluster.radius keeps 32 by default; fcc copper has 1060 within 12 Å."""
+    atoms = bulk("Cu", "fcc", a=3.6)
+    expected, nearest = brute_force(*geometry(atoms), 12.0)
+    assert len(expected) > 512
+    assert nearest > 1e-9
+    assert rows(neighbor_list(*geometry(atoms), 12.0, backend)) == expected
+
+
+def test_nothing_is_truncated_when_the_neighbors_are_exactly_64(backend):
+    rng = np.random.default_rng(0)
+    positions = np.vstack([np.zeros(3), rng.uniform(-1, 1, (64, 3))])
+    found = neighbor_list(positions, np.zeros((3, 3)), False, 4.0, backend)
+    assert len(found.i) == 65 * 64
+
+
+def test_atoms_on_one_spot_are_neighbors(backend):
+    assert rows(neighbor_list(np.zeros((2, 3)), np.zeros((3, 3)), False, 1.0, backend)) == [
+        (0, 1, 0, 0, 0),
+        (1, 0, 0, 0, 0),
+    ]
+
+
+def test_no_atoms_no_pairs(backend):
+    found = neighbor_list(np.zeros((0, 3)), np.eye(3), True, 4.0, backend)
+    assert [x.shape for x in found] == [(0,), (0,), (0, 3)]
+
+
+def test_an_atom_that_flew_away_costs_nothing(backend):
+    """A molecule without cell that lost an atom: no memory in proportion to the empty space, no warning."""
+    positions = [[0, 0, 0], [1.0, 0, 0], [1e5, 1e5, 1e5]]
+    assert rows(neighbor_list(positions, np.zeros((3, 3)), False, CUTOFF, backend)) == [
+        (0, 1, 0, 0, 0),
+        (1, 0, 0, 0, 0),
+    ]
+
+
+def test_inputs_are_not_changed(backend):
+    positions, cell, pbc = (x.copy() for x in geometry(NAMED["outside"]()))
+    neighbor_list(positions, cell, pbc, CUTOFF, backend)
+    for now, before in zip((positions, cell, pbc), geometry(NAMED["outside"]()), strict=True):
+        np.testing.assert_array_equal(now, before)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_positions_that_are_not_finite_name_the_atom(bad):
+    positions = water().positions
+    positions[2, 1] = bad
+    with pytest.raises(StructureError, match="atom 2"):
+        neighbor_list(positions, np.zeros((3, 3)), False, CUTOFF)
+    with pytest.raises(StructureError, match="atom 2"):
+        SkinNeighbors(CUTOFF, 0.5)(positions, np.zeros((3, 3)), np.zeros(3, bool))
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc"),
+    [
+        (np.zeros((3, 3)), True),
+        (np.diag([4.0, 0.0, 4.0]), (False, True, False)),
+        (np.array([[4.0, 0, 0], [8.0, 0, 0], [0, 0, 4.0]]), (True, True, False)),
+        (np.ones((3, 3)), True),
+    ],
+)
+def test_periodic_cells_without_volume_are_refused(cell, pbc):
+    with pytest.raises(StructureError, match=r"span no volume.*pbc"):
+        neighbor_list(np.zeros((1, 3)), cell, pbc, CUTOFF)
+
+
+def test_cells_that_are_not_finite_are_refused():
+    with pytest.raises(StructureError, match="cell is"):
+        neighbor_list(np.zeros((1, 3)), np.diag([1.0, np.nan, 1.0]), True, CUTOFF)
+
+
+def test_unknown_backends_and_negative_skins_are_refused():
+    with pytest.raises(ConfigError, match=r"'kd_tree'.*matscipy"):
+        neighbor_list(np.zeros((1, 3)), np.eye(3), True, CUTOFF, "kd_tree")
+    with pytest.raises(ConfigError, match="skin is -1"):
+        SkinNeighbors(CUTOFF, -1.0)
+    with pytest.raises(ConfigError, match="skin is nan"):
+        SkinNeighbors(CUTOFF, float("nan"))
+
+
+# --- skin -----------------------------------------------------------------------------------------
+
+
+def random_walk(atoms: Atoms, steps: int, stdev: float):
+    rng = np.random.default_rng(5)
+    for _ in range(steps):
+        yield atoms
+        atoms = atoms.copy()
+        atoms.positions += rng.normal(scale=stdev, size=atoms.positions.shape)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "wire", "slab", "mixed_pbc", "left_handed", "tiny_cell", "needle"])
+def test_skin_is_exact_along_a_random_walk(name):
+    skin = SkinNeighbors(CUTOFF, 0.6)
+    for atoms in random_walk(NAMED[name](), 40, 0.03):
+        assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
+    assert 1 < skin.rebuilds < 30
+
+
+def test_order_of_the_pairs_does_not_depend_on_history():
+    """A restarted run sums in the same order, hence ends with the same bits."""
+    skin = SkinNeighbors(CUTOFF, 1.0)
+    for atoms in random_walk(triclinic(), 20, 0.03):
+        assert in_order(skin(*geometry(atoms))) == in_order(SkinNeighbors(CUTOFF, 1.0)(*geometry(atoms)))
+
+
+def test_order_of_the_pairs_does_not_depend_on_the_skin():
+    with_skin, without = (SkinNeighbors(CUTOFF, s)(*geometry(triclinic())) for s in (1.0, 0.0))
+    assert in_order(with_skin) == in_order(without)
+
+
+def test_skin_notices_wrapping():
+    skin, atoms = SkinNeighbors(CUTOFF, 1.0), NAMED["outside"]()
+    before = skin(*geometry(atoms))
+    atoms.wrap()
+    assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF)) != rows(before)
+    assert skin.rebuilds == 2
+
+
+def test_skin_is_exact_when_an_atom_moves_by_a_lattice_vector_shorter_than_half_the_skin():
+    skin, atoms = SkinNeighbors(CUTOFF, 5.0), NAMED["needle"]()
+    skin(*geometry(atoms))
+    atoms.positions[1] += atoms.cell[0]
+    assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
+    assert skin.rebuilds == 1
+
+
+@pytest.mark.parametrize("fraction", [0.49, 0.51])
+def test_skin_is_exact_at_its_limit(fraction):
+    """Two atoms move towards each other by just less and just more than half the skin each."""
+    skin, s = SkinNeighbors(CUTOFF, 0.5), 0.5
+    atoms = Atoms("CO", [[0, 0, 0], [CUTOFF + 0.99 * s, 0, 0]])
+    assert rows(skin(*geometry(atoms))) == []
+    atoms.positions[0, 0] += 0.5 * s
+    atoms.positions[1, 0] -= fraction * s
+    assert len(skin(*geometry(atoms)).i) == 2 * (atoms.get_distance(0, 1) < CUTOFF)
+    assert skin.rebuilds == 1 + (fraction > 0.5)
+
+
+def test_skin_notices_small_changes_of_the_cell_and_of_pbc():
+    skin, atoms = SkinNeighbors(CUTOFF, 1.0), triclinic()
+    skin(*geometry(atoms))
+    atoms.set_cell(atoms.cell * 1.001)  # the positions stay
+    assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
+    atoms.pbc = (True, False, True)
+    assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
+    assert skin.rebuilds == 3
+
+
+def test_skin_notices_a_change_of_the_number_of_atoms():
+    skin, atoms = SkinNeighbors(CUTOFF, 1.0), triclinic()
+    for some in (atoms, atoms[:3], atoms * (2, 1, 1), atoms):
+        assert rows(skin(*geometry(some))) == rows(neighbor_list(*geometry(some), CUTOFF))
+    assert skin.rebuilds == 4
+
+
+def test_skin_keeps_no_view_of_positions_or_cell_changed_in_place():
+    skin, atoms = SkinNeighbors(CUTOFF, 0.4), triclinic()
+    positions, cell, pbc = geometry(atoms)
+    for _ in range(6):
+        positions += rattled(Atoms("C5"), 1, 0.1).positions
+        cell *= 0.99
+        assert rows(skin(positions, cell, pbc)) == rows(neighbor_list(positions, cell, pbc, CUTOFF))
+
+
+def test_skin_of_zero_searches_every_time():
+    skin = SkinNeighbors(CUTOFF, 0.0)
+    for atoms in itertools.islice(random_walk(triclinic(), 3, 0.1), 3):
+        assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))

@@ -1,0 +1,73 @@
+"""The shipped potentials: they reproduce their reference structures, and their cards tell what they are."""
+
+import ase.io
+import numpy as np
+import pytest
+from ase import units
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
+from ase.md.verlet import VelocityVerlet
+
+from segnn_ase import SEGNNCalculator, load_potential
+from segnn_ase.checkpoint import find_model, load_with_metadata, shipped_potentials
+
+NAMES = ("acetylacetone-pbe", "silicon-pbe", "water-pbe0")
+
+
+def test_all_are_found_by_name():
+    assert set(NAMES) <= set(shipped_potentials())
+    for name in NAMES:
+        assert load_potential(name).species
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_card_and_files(name):
+    folder = find_model(name).parent
+    assert (folder / "model.pt").stat().st_size < 4_000_000
+    assert (folder / "train.toml").is_file()
+    card = (folder / "README.md").read_text()
+    for word in ("Data", "Licence", "Level of theory", "Errors", "Valid for", "Not for"):
+        assert word in card
+    errors = load_with_metadata(name)[1]["errors"]
+    assert any("test" in key for key in errors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-7), ("float32", 1e-3)])
+def test_reference_structures(name, dtype, tolerance):
+    calculator = SEGNNCalculator(name, dtype=dtype)
+    frames = ase.io.read(find_model(name).parent / "reference.xyz", ":")
+    assert len(frames) == 2
+    for stored in frames:
+        atoms = stored.copy()
+        atoms.calc = calculator
+        assert abs(atoms.get_potential_energy() - stored.get_potential_energy()) < tolerance * len(atoms)
+        np.testing.assert_allclose(atoms.get_forces(), stored.get_forces(), atol=tolerance)
+        if atoms.pbc.all():
+            np.testing.assert_allclose(atoms.get_stress(), stored.get_stress(), atol=tolerance)
+
+
+def nve_energies(dtype: str, timestep: float, duration: float) -> tuple[np.ndarray, np.ndarray]:
+    """Times (ps) and total energies per atom (eV) of an NVE run of acetylacetone near 300 K."""
+    atoms = ase.io.read(find_model("acetylacetone-pbe").parent / "reference.xyz", "0")
+    atoms.calc = SEGNNCalculator("acetylacetone-pbe", dtype=dtype)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.RandomState(1))
+    Stationary(atoms)
+    ZeroRotation(atoms)
+    dynamics = VelocityVerlet(atoms, timestep * units.fs)
+    energies = []
+    dynamics.attach(lambda: energies.append(atoms.get_total_energy() / len(atoms)))
+    dynamics.run(round(duration / timestep))
+    return 1e-3 * timestep * np.arange(len(energies)), np.array(energies)
+
+
+@pytest.mark.slow
+def test_T14_nve_conserves_energy():
+    """Slope of the total energy of a trained model, and fluctuations that shrink with the square of the step."""
+    for dtype, limit in (("float64", 1e-6), ("float32", 1e-5)):
+        time, energy = nve_energies(dtype, 0.25, 400.0)
+        # over a window this short the slope also sees the (bounded) fluctuation: allow its own standard error
+        (slope, _), covariance = np.polyfit(time, energy, 1, cov=True)
+        assert abs(slope) < limit + 5 * np.sqrt(covariance[0, 0])
+    rough = nve_energies("float64", 1.0, 100.0)[1].std()
+    fine = nve_energies("float64", 0.5, 100.0)[1].std()
+    assert 3.0 < rough / fine < 5.0
