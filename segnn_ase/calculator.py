@@ -14,7 +14,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.checkpoint import load_potential
 from segnn_ase.config import ConfigError, StructureError
-from segnn_ase.graph import Graph, edge_vectors, graph_from_arrays, graph_on_device
+from segnn_ase.graph import Graph, edge_vectors, graph_from_arrays, graph_from_atoms, graph_on_device
 from segnn_ase.neighbors import BACKENDS, SkinNeighbors
 from segnn_ase.potential import Potential, check_species, hessian, predict, resolve_device
 
@@ -85,17 +85,17 @@ class SEGNNCalculator(Calculator):
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
-        atoms = atoms or self.atoms
-        return np.mean([_numpy(hessian(p, self._graph(atoms, p.cutoff))) for p in self.potentials], axis=0)
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
+        return np.mean([_numpy(hessian(p, graphs[p.cutoff])) for p in self.potentials], axis=0)
 
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
         potential = self.potentials[0]
-        prediction = predict(potential, self._graph(atoms or self.atoms, potential.cutoff), forces=False)
-        return _numpy(prediction.features)
+        return _numpy(predict(potential, self._graph(atoms, potential.cutoff), forces=False).features)
 
-    def _graph(self, atoms: Atoms, cutoff: float) -> Graph:
-        if len(atoms) == 0:
+    def _graph(self, atoms: Atoms | None, cutoff: float) -> Graph:
+        atoms = self.atoms if atoms is None else atoms
+        if atoms is None or len(atoms) == 0:
             raise StructureError("atoms is empty: there is nothing to evaluate")
         for potential in self.potentials:
             check_species(potential, atoms.numbers)
@@ -123,7 +123,10 @@ def _prepare(model, device: torch.device, dtype: torch.dtype | None, allow_nonsm
             "this model is not smooth (smooth = false): its energy jumps when an atom crosses the cutoff, and MD "
             "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
         )
-    return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+    potential = potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+    # settles the energies of isolated atoms before the first call, which is then like any other to the last bit
+    predict(potential, graph_from_atoms(Atoms([potential.species[0]]), potential.cutoff).to(device), forces=False)
+    return potential
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:

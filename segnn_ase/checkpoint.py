@@ -7,8 +7,6 @@ A checksum over the whole content refuses what is bit-flipped or spliced.
 import copy
 import hashlib
 import io
-import os
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 from ase.data import chemical_symbols
 
 from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file
+from segnn_ase.files import write_atomically
 from segnn_ase.o3 import CONVENTION
 from segnn_ase.potential import Potential, parse_species
 
@@ -26,34 +25,22 @@ UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
 UPGRADES: dict = {}
 
 
-def write_atomically(path: "str | Path", content: bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def save_tensors(path: "str | Path", content: dict) -> None:
-    """Save a dict of tensors and plain values with a checksum, atomically."""
+    """Save a dict of tensors and plain values with a checksum, atomically. Raises TypeError for other values."""
+    for name, value in content.items():
+        _check_plain(value, name)
     buffer = io.BytesIO()
     torch.save({**content, "checksum": checksum(content)}, buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def _check_plain(value, name: str) -> None:
+    """Refuse what `load_tensors` would refuse: a numpy number, say, can be written but not read back safely."""
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_plain(item, f"{name}[{key!r}]")
+    elif not isinstance(value, torch.Tensor) and type(value) not in (str, int, float, bool, type(None)):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; expected tensors and plain Python values")
 
 
 def load_tensors(path: "str | Path", argument: str = "model") -> dict:
@@ -139,19 +126,19 @@ def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
     content = load_tensors(path)
     if content.get("format") != FORMAT:
         raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}")
-    if content["version"] > VERSION:
+    version = content.get("version")
+    if version not in (*UPGRADES, VERSION):
         raise ModelFileError(
-            f"{path} has format version {content['version']}, but this segnn_ase reads up to {VERSION}: upgrade it"
+            f"{path} has format version {version!r}, but this segnn_ase reads up to {VERSION}: upgrade it"
         )
     while content["version"] < VERSION:
         content = UPGRADES[content["version"]](content)
-    if content["convention"] != CONVENTION:
-        raise ModelFileError(f"{path} uses the convention {content['convention']!r}; expected {CONVENTION!r}")
+    if content.get("convention") != CONVENTION:
+        raise ModelFileError(f"{path} has the convention {content.get('convention')!r}; expected {CONVENTION!r}")
     try:
-        potential = _build(content)
-    except (ConfigError, KeyError, RuntimeError, TypeError) as error:
-        raise ModelFileError(f"{path} does not describe a model: {error}") from error
-    return potential, content["metadata"]
+        return _build(content), content["metadata"]
+    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError) as error:
+        raise ModelFileError(f"{path} does not describe a model: {' '.join(str(error).split())}") from error
 
 
 def _build(content: dict) -> Potential:

@@ -97,15 +97,7 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
     forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)
-    stress, stress_from = _find(atoms.info, results, "stress", keys.stress, STRESS_KEYS)
-    stress = _checked("stress", stress, (3, 3), source, stress_from)
-    if stress is None and keys.stress is None:
-        virial, stress_from = _find(atoms.info, {}, "virial", None, VIRIAL_KEYS)
-        virial = _checked("virial", virial, (3, 3), source, stress_from)
-        if virial is not None and atoms.cell.rank == 3:
-            stress = -virial / atoms.cell.volume
-    if not atoms.pbc.all():
-        stress = stress_from = None
+    stress, stress_from = _stress(atoms, results, keys.stress, source) if atoms.pbc.all() else (None, None)
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     return Frame(
         atoms=bare,
@@ -117,6 +109,19 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     )
 
 
+def _stress(atoms: Atoms, results: dict, key: str | None, source: str) -> tuple[np.ndarray | None, str | None]:
+    """The stress, or minus the virial over the volume, and where it was found."""
+    stress, origin = _find(atoms.info, results, "stress", key, STRESS_KEYS)
+    if stress is not None or key is not None:
+        return _checked("stress", stress, (3, 3), source, origin), origin
+    virial, origin = _find(atoms.info, {}, "virial", None, VIRIAL_KEYS)
+    if virial is None:
+        return None, None
+    if atoms.cell.rank < 3:
+        raise DataError(f"virial of {source} (from {origin}) needs a volume, but cell is {atoms.cell.tolist()}")
+    return -_checked("virial", virial, (3, 3), source, origin) / atoms.cell.volume, origin
+
+
 def _find(store: dict, results: dict, name: str, key: str | None, usual: tuple[str, ...]):
     if key is not None:
         found = store.get(key, results.get(key))
@@ -124,7 +129,7 @@ def _find(store: dict, results: dict, name: str, key: str | None, usual: tuple[s
     if results.get(name) is not None:
         return results[name], f"calculator {name}"
     for candidate in usual:
-        if candidate in store:
+        if store.get(candidate) is not None:
             return store[candidate], candidate
     if name == "energy" and results.get("free_energy") is not None:
         return results["free_energy"], "calculator free_energy"

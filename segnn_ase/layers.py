@@ -310,11 +310,10 @@ class Message(nn.Module):
         """W^r f_i + W^s f_j on every edge, or W^s f_j for the linear message, for each block."""
         if self.linear:
             return [tuple(x[edges.src] for x in block) for block in self.blocks.split(pair)]
-        receivers, senders = zip(*(x.chunk(2, dim=2) for x in pair), strict=True)
+        receivers, senders = zip(*((x * 0.5**0.5).chunk(2, dim=2) for x in pair), strict=True)
         ends = zip(self.blocks.split(receivers), self.blocks.split(senders), strict=True)
         return [
-            tuple(edges.from_pairs(r, s) * 0.5**0.5 for r, s in zip(receiver, sender, strict=True))
-            for receiver, sender in ends
+            tuple(edges.from_pairs(r, s) for r, s in zip(receiver, sender, strict=True)) for receiver, sender in ends
         ]
 
     def _gate(self, b: int, paths: list[list[Tensor]]) -> Features:

@@ -10,19 +10,16 @@ import json
 import math
 import operator
 import os
-import signal
 import struct
 import sys
-import threading
 import time
 import zipfile
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
-import ase
+import ase.io
 import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import all_properties
@@ -36,14 +33,17 @@ from ase.md.verlet import VelocityVerlet
 from pydantic import Field, field_validator, model_validator
 from tqdm import tqdm
 
-from segnn_ase.config import ConfigError, SEGNNError, Settings
+from segnn_ase.config import ConfigError, SEGNNError, Settings, existing_file
+from segnn_ase.files import stop_on_signal, write_atomically
 from segnn_ase.neighbors import neighbor_list
-from segnn_ase.plot import write_atomically
+from segnn_ase.plot import plot_energy_drift, plot_rdf
 
 FORMAT = "segnn_ase md restart 1"
 COLUMNS = ("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure", "conserved")
 SAVED = ("energy", "free_energy", "forces", "stress")  # in the trajectory, where the calculator has them at hand
 GUARDED = ("nve", "nhc", "npt")  # ensembles with a conserved energy
+SUFFIXES = {"log": (".csv",), "trajectory": (".traj", ".xyz", ".extxyz"), "restart": (".npz",)}
+OUTPUTS = ("log", "trajectory")  # files that grow
 ULM_BLOCK = 42  # the offset table of ASE's .traj grows by this factor: 1, 42, 42², ...
 
 
@@ -95,16 +95,13 @@ class MDConfig(Settings):
             raise ValueError(f"tdamp is {self.tdamp} fs; expected at least 10 time steps, 100 are usual")
         if self.ensemble == "npt" and self.pdamp < self.tdamp:
             raise ValueError(
-                f"pdamp is {self.pdamp} fs; expected at least tdamp ({self.tdamp} fs), usual is 10 times it"
+                f"pdamp is {self.pdamp} fs; expected at least tdamp, {self.tdamp} fs; 10 times it is usual"
             )
         if self.ensemble != "npt" and self.pressure != 0:
             raise ValueError(f"pressure is {self.pressure} GPa, but ensemble {self.ensemble!r} has none: use 'npt'")
         if self.ensemble not in GUARDED and self.max_energy_drift is not None:
             raise ValueError(f"max_energy_drift is set, but ensemble {self.ensemble!r} conserves no energy: remove it")
         return self
-
-
-SUFFIXES = {"log": (".csv",), "trajectory": (".traj", ".xyz", ".extxyz"), "restart": (".npz",)}
 
 
 class MDResult(NamedTuple):
@@ -167,9 +164,7 @@ def check_run(atoms: Atoms, config: MDConfig) -> None:
     if config.ensemble == "npt" and not implements(atoms, "stress"):
         raise ConfigError(f"ensemble 'npt' needs the stress, which {type(atoms.calc).__name__} does not implement")
     if config.max_energy_drift is not None and not implements(atoms, "free_energy"):
-        raise ConfigError(
-            f"max_energy_drift needs the free_energy, which {type(atoms.calc).__name__} does not implement"
-        )
+        raise ConfigError(f"max_energy_drift needs the free_energy; {type(atoms.calc).__name__} does not implement it")
 
 
 def implements(atoms: Atoms, name: str) -> bool:
@@ -192,10 +187,10 @@ def start(atoms: Atoms, config: MDConfig) -> Run:
         set_velocities(atoms, config.temperature, rng)
     dof = degrees_of_freedom(atoms, config.ensemble)
     run = Run(atoms, config, make_dynamics(atoms, config, rng, dof), rng, dof, array("d"))
+    refresh(run)
     for name in OUTPUTS:
         if getattr(config, name) is not None:
             Path(getattr(config, name)).unlink(missing_ok=True)
-    refresh(run)
     checkpoint(run, 0)
     observe(run, 0)
     return run
@@ -232,8 +227,9 @@ def degrees_of_freedom(atoms: Atoms, ensemble: str) -> int:
     arms, inertia = _inertia(atoms)
     if np.linalg.norm(momenta.sum(axis=0)) <= 1e-4 * np.linalg.norm(momenta):
         count -= 3
-        turning = np.cross(arms, momenta)
-        if not atoms.pbc.any() and np.linalg.norm(turning.sum(axis=0)) <= 1e-4 * np.linalg.norm(turning):
+        turning = np.cross(arms, momenta).sum(axis=0)
+        scale = np.linalg.norm(arms) * np.linalg.norm(momenta)
+        if not atoms.pbc.any() and np.linalg.norm(turning) <= 1e-4 * scale:
             count -= np.linalg.matrix_rank(inertia, tol=1e-8 * np.trace(inertia), hermitian=True)
     return max(int(count), 1)
 
@@ -299,7 +295,7 @@ def advance(run: Run, first: int, progress: bool) -> float:
         for step in range(first + 1, config.steps + 1):
             try:
                 run.dynamics.step()
-            except SEGNNError as error:
+            except (SEGNNError, np.linalg.LinAlgError) as error:
                 stop(run, good, step, str(error), error)
             reason = violation(run) or observe(run, step)
             if reason is not None:
@@ -419,10 +415,7 @@ def stop(run: Run, good: Snapshot, step: int, reason: str, cause: Exception | No
     where = "is in atoms"
     if beside is not None:
         path = Path(beside).with_name(f"{Path(beside).stem}_last_good.extxyz")
-        frame = make_frame(run, step - 1, results=False)
-        buffer = io.StringIO()
-        write_extxyz(buffer, frame)
-        write_atomically(path, buffer.getvalue().encode())
+        write_atomically(path, extxyz(make_frame(run, step - 1, results=False)))
         where = f"is in atoms and in {path}"
     raise MDError(
         f"stopped at step {step} ({step * config.timestep:g} fs): {reason}. The frame before {where}. Look at it; a "
@@ -458,13 +451,14 @@ def append_frame(path: str, frame: Atoms) -> None:
         with TrajectoryWriter(path, "a") as writer:
             writer.write(frame)
         return
+    with open(path, "ab", buffering=0) as file:
+        file.write(extxyz(frame))
+
+
+def extxyz(frame: Atoms) -> bytes:
     buffer = io.StringIO()
     write_extxyz(buffer, frame)
-    with open(path, "ab", buffering=0) as file:
-        file.write(buffer.getvalue().encode())
-
-
-OUTPUTS = ("log", "trajectory")
+    return buffer.getvalue().encode()
 
 
 class Mark(NamedTuple):
@@ -517,7 +511,6 @@ def checkpoint(run: Run, step: int) -> None:
     atoms = run.atoms
     header = {
         "format": FORMAT,
-        "ase": ase.__version__,
         "step": step,
         "config": run.config.model_dump(),
         "dof": run.dof,
@@ -558,7 +551,7 @@ def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
 
 def read_restart(path: str) -> tuple[dict, dict[str, np.ndarray]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -589,28 +582,6 @@ def read_rows(log: str | None, first_row: np.ndarray) -> array:
     return array("d", first_row if log is None else np.loadtxt(log, delimiter=",", skiprows=1).ravel())
 
 
-@contextmanager
-def stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def handle(number, frame):
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def summarize(run: Run, ms_per_step: float) -> MDResult:
     config = run.config
     table = np.array(run.rows).reshape(-1, len(COLUMNS))
@@ -625,6 +596,33 @@ def summarize(run: Run, ms_per_step: float) -> MDResult:
         log,
         *paths,
     )
+
+
+def read_structure(path: "str | Path") -> Atoms:
+    """Read the last frame of a file. Raises FileNotFoundError, or ConfigError for what ASE cannot read."""
+    existing_file(path, "structure")
+    try:
+        return ase.io.read(path, -1)
+    except Exception as error:  # ASE raises anything on a bad file
+        raise ConfigError(
+            f"structure is {str(path)!r}, which ASE cannot read: {type(error).__name__}: {error}"
+        ) from error
+
+
+def plot_run(result: MDResult, prefix: "str | Path", *, pairs: Sequence[str] = ()) -> list[Path]:
+    """Draw energy and temperature, and the radial distribution of `pairs` over the trajectory; returns the files."""
+    n_atoms = len(ase.io.read(result.trajectory, 0)) if result.trajectory else 1
+    conserved = result.log["conserved"]
+    energy = conserved if np.isfinite(conserved).all() else result.log["total"]
+    written = [Path(f"{prefix}_energy.png")]
+    plot_energy_drift(
+        written[0], result.log["time_fs"], energy / n_atoms, result.log["temperature"], result.energy_slope
+    )
+    if pairs:
+        curves = radial_distribution(ase.io.iread(result.trajectory), pairs, r_max=6.0)
+        written.append(Path(f"{prefix}_rdf.png"))
+        plot_rdf(written[1], curves)
+    return written
 
 
 def nanoseconds_per_day(timestep: float, ms_per_step: float) -> float:

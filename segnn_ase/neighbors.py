@@ -49,7 +49,7 @@ def device_neighbor_list(positions, cell, pbc, cutoff: float, device):
 
 
 def wrap_into_box(positions, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions inside the search box, the box, pbc as an array, and how many cells (N, 3) each atom was away."""
+    """Return positions inside the search box, the box, pbc as an array, and the cells (N, 3) crossed."""
     positions = np.asarray(positions, dtype=float).reshape(-1, 3)
     pbc = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
     check_geometry(positions, cell, pbc)

@@ -1,8 +1,6 @@
 """Figures from arrays: parity, learning curve, energy drift, radial distribution. Nothing global is touched."""
 
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from segnn_ase.config import ConfigError
+from segnn_ase.files import write_atomically
 
 # Okabe and Ito's palette, told apart with any kind of colour vision
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -82,10 +81,10 @@ def plot_energy_drift(path: "str | Path", time_fs, total_energy_per_atom, temper
     energy = np.asarray(total_energy_per_atom, dtype=float)
     figure = _figure(5.6, 4.6)
     upper = _panel(figure, (2, 1, 1), "", "$E - E_0$ / meV/atom")
-    upper.plot(time, 1e3 * (energy - energy[0]), color=COLORS[0], lw=1.0)
+    upper.plot(time, 1e3 * (energy - energy[0]), color=COLORS[0], lw=0.8)
     if np.isfinite(slope):
         line = energy.mean() - energy[0] + slope * (time - time.mean())
-        upper.plot(time, 1e3 * line, color=COLORS[1], lw=1.4, ls="--", label=f"slope {slope:.2g} eV/atom/ps")
+        upper.plot(time, 1e3 * line, color=COLORS[1], lw=2.0, ls="--", label=f"slope {slope:.2g} eV/atom/ps")
         upper.legend(fontsize=8.5, frameon=False)
     lower = _panel(figure, (2, 1, 2), "time / ps", "temperature / K")
     lower.plot(time, temperature, color=COLORS[2], lw=1.0)
@@ -107,25 +106,6 @@ def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping
     axes.margins(x=0)
     axes.legend(fontsize=8.5, frameon=False)
     _save(figure, path)
-
-
-def write_atomically(path: "str | Path", content: bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # it can only be read by setting it
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -8,11 +8,8 @@ import copy
 import csv
 import io
 import math
-import signal
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -29,7 +26,6 @@ from segnn_ase.checkpoint import (
     load_with_metadata,
     save_potential,
     save_tensors,
-    write_atomically,
 )
 from segnn_ase.config import ConfigError, DataError, OptimConfig, StructureError, TrainConfig, model_config
 from segnn_ase.data import (
@@ -45,6 +41,7 @@ from segnn_ase.data import (
     species_of,
     split_frames,
 )
+from segnn_ase.files import stop_on_signal, write_atomically
 from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volume
 from segnn_ase.potential import Potential, Prediction, parse_species, predict, resolve_device
 
@@ -74,6 +71,7 @@ class Progress:
     batch: int = 0  # within the epoch
     step: int = 0
     loss: float = 0.0  # summed over the epoch's batches
+    rate: float = 0.0  # learning rate of the last step
     best: float = math.inf  # validation loss
     history: list[dict] = field(default_factory=list)
 
@@ -124,9 +122,10 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
             batches = make_batches(job.train, settings, epoch=done.epoch)
             potential.train()
             while done.batch < len(batches):
-                rate = learning_rate(done.step, (done.epoch + done.batch / len(batches)) / settings.epochs, settings)
+                fraction = (done.epoch + done.batch / len(batches)) / settings.epochs
+                done.rate = learning_rate(done.step, fraction, settings)
                 batch = collate_items([job.train[n] for n in batches[done.batch]])
-                loss = training_step(potential, parameters, optimizer, batch, settings, rate)
+                loss = training_step(potential, parameters, optimizer, batch, settings, done.rate)
                 done.step, done.batch, done.loss = done.step + 1, done.batch + 1, done.loss + loss
                 update_average(means, parameters, done.step, settings.ema_decay)
                 bar.update(1 / len(batches))
@@ -138,7 +137,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
             check_finite(done, len(batches), settings)
             done.epoch, done.batch = done.epoch + 1, 0
             if done.epoch % settings.validate_every == 0 or done.epoch == settings.epochs:
-                row = validate(averaged, job, settings, done, rate, len(batches))
+                row = validate(averaged, job, settings, done, len(batches))
                 done.history.append(row)
                 bar.set_postfix_str(summary(row))
                 if row["valid_loss"] < done.best:
@@ -172,19 +171,23 @@ def loss_and_prediction(potential: Potential, batch: Item, settings: OptimConfig
     has_stress = bool(torch.isfinite(labels.stress).any())
     prediction = predict(potential, graph, forces=has_forces, stress=has_stress)
     atoms = torch.bincount(graph.batch, minlength=graph.n_graphs).double()
-    loss = settings.energy_weight * masked_mean((prediction.energy - labels.energy).square() / atoms)
+    loss = settings.energy_weight * mean_square(prediction.energy, labels.energy, atoms.rsqrt())
     if has_forces:
-        loss = loss + settings.forces_weight * masked_mean((prediction.forces - labels.forces).square())
+        loss = loss + settings.forces_weight * mean_square(prediction.forces, labels.forces)
     if has_stress:
-        virial = (prediction.stress - labels.stress) * volume(graph)[:, None, None]
-        loss = loss + settings.stress_weight * masked_mean(virial.square() / atoms[:, None, None])
+        scale = volume(graph) * atoms.rsqrt()
+        loss = loss + settings.stress_weight * mean_square(prediction.stress, labels.stress, scale[:, None, None])
     return loss, prediction
 
 
-def masked_mean(values: Tensor) -> Tensor:
-    """Mean over the entries that are finite labels; zero when there are none."""
-    known = torch.isfinite(values.detach())
-    return torch.where(known, values, 0.0).sum() / known.sum().clamp_min(1)
+def mean_square(prediction: Tensor, label: Tensor, scale: "Tensor | float" = 1.0) -> Tensor:
+    """Mean of squared, scaled errors over the labels that are there (not NaN); zero when there are none.
+
+    What has no label is cut off before the square: the gradient of NaN squared is NaN even with weight zero.
+    """
+    known = torch.isfinite(label)
+    error = scale * torch.where(known, prediction - label, 0.0)
+    return error.square().sum() / known.sum().clamp_min(1)
 
 
 def learning_rate(step: int, fraction: float, settings: OptimConfig) -> float:
@@ -247,9 +250,9 @@ def collate_items(items: list[Item]) -> Item:
     return Item(collate([item.graph for item in items]), labels)
 
 
-def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, rate: float, n: int) -> dict:
+def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, n: int) -> dict:
     errors = evaluate(averaged, job.valid or job.train, settings)
-    row = {"epoch": done.epoch, "step": done.step, "lr": rate, "train_loss": done.loss / n}
+    row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n}
     return row | {f"valid_{name}": value for name, value in errors.items()}
 
 
@@ -294,6 +297,8 @@ def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None,
         frames, valid = split_frames(frames, data.valid_fraction, settings.seed)
     tests = {path: read_frames(path, keys) for path in data.test}
     check_labels(frames)
+    if data.valid:
+        check_labels(valid)
     report(f"training set: {len(frames)} frames\n{label_table(frames)}")
     if valid:
         report(f"validation set: {len(valid)} frames")
@@ -325,10 +330,12 @@ def fresh_potential(config: TrainConfig, frames: list[Frame], species: list[int]
     table = None
     if data.reference_energies is not None:
         table = dict(zip(parse_species(list(data.reference_energies)), data.reference_energies.values(), strict=True))
-    atoms = read_frames(data.isolated_atoms) if data.isolated_atoms else []
-    references = reference_energies([*atoms, *frames], species, table=table)
+    isolated = None
+    if data.isolated_atoms is not None:
+        isolated = read_frames(data.isolated_atoms, LabelKeys(energy=data.energy_key))
+    references = reference_energies(frames, species, table=table, isolated=isolated)
     report(references.report())
-    scale = energy_scale(frames)
+    scale = energy_scale(frames, references.values)
     torch.manual_seed(settings.seed)
     potential = Potential(
         model_config(**config.model),
@@ -373,9 +380,14 @@ def make_item(frame: Frame, cutoff: float) -> Item:
         else torch.tensor(frame.stress)[None],
     )
     try:
-        return Item(graph_from_atoms(frame.atoms, cutoff), labels)
+        graph = graph_from_atoms(frame.atoms, cutoff)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
+    # no edge crosses a face that is not periodic; with unit vectors there, 0 / 0 in the stress of a molecule
+    # does not reach the gradients of the crystals in its batch
+    cell = frame.atoms.cell.copy()
+    cell[~frame.atoms.pbc] = 0.0
+    return Item(graph._replace(cell=torch.tensor(cell.complete().array)[None]), labels)
 
 
 def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:
@@ -407,10 +419,14 @@ def output_files(out: str) -> dict[str, Path]:
 
 
 def fingerprint(config: TrainConfig, job: Training) -> dict:
-    """What must be the same for a training to go on: settings and data."""
+    """What must be the same for a training to go on: settings, data and the model that it started from."""
     settings = config.model_dump(mode="json")
     settings["training"].pop("save_minutes")
-    return {"settings": settings, "data": checksum([list(item.graph) + list(item.labels) for item in job.train])}
+    return {
+        "settings": settings,
+        "data": checksum([list(item.graph) + list(item.labels) for item in job.train]),
+        "start": checksum(job.metadata["fine_tuned_from"]),
+    }
 
 
 def save_state(path: Path, config: TrainConfig, job: Training, potential, averaged, optimizer, done: Progress) -> None:
@@ -431,7 +447,8 @@ def load_state(path: Path, config: TrainConfig, job: Training, potential, averag
     here = fingerprint(config, job)
     there = state.get("fingerprint")
     if there != here:
-        what = "other data" if there["settings"] == here["settings"] else ", ".join(_differing(there, here))
+        same = there["settings"] == here["settings"]
+        what = "other data or another model to start from" if same else ", ".join(_differing(there, here))
         raise ConfigError(
             f"{path} belongs to a training with {what}: choose another out, or delete that file to start again"
         )
@@ -461,29 +478,6 @@ def check_finite(done: Progress, n: int, settings: OptimConfig) -> None:
             f"the loss is {done.loss / n} in epoch {done.epoch + 1}: lower learning_rate "
             f"(now {settings.learning_rate}), or look for frames with huge forces"
         )
-
-
-@contextmanager
-def stop_on_signal():
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second one acts at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = {s: signal.getsignal(s) for s in signals}
-
-    def handle(number, frame):
-        received.append(number)
-        signal.signal(number, before[number])
-
-    for s in signals:
-        signal.signal(s, handle)
-    try:
-        yield received
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
 
 
 def summary(row: dict) -> str:

@@ -101,7 +101,7 @@ def test_a_wrong_training_setting_is_named_with_what_is_expected(values, message
 
 
 def test_all_mistakes_are_told_at_once():
-    with pytest.raises(ConfigError, match="batch_size.*; .*epoch'"):
+    with pytest.raises(ConfigError, match=r"batch_size.*; .*epoch'"):
         TrainConfig.parse({**DATA, "training": {"epoch": 3, "batch_size": 0}})
 
 

@@ -12,6 +12,7 @@ from segnn_ase.graph import (
     collate,
     edge_vectors,
     graph_from_atoms,
+    graph_on_device,
     sum_over_atoms,
     sum_over_structure_edges,
     volume,
@@ -30,6 +31,16 @@ def test_edge_vectors_equal_ase(name):
     theirs = np.column_stack([i, j, S, D])
     by_pair = [x[np.lexsort(x[:, :5].T)] for x in (ours, theirs)]
     np.testing.assert_allclose(*by_pair, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "wire", "left_handed", "outside", "one_atom"])
+def test_graph_made_on_the_device_is_the_same(name):
+    pytest.importorskip("torch_cluster")
+    atoms = NAMED[name]()
+    expected = graph_from_atoms(atoms, CUTOFF, "torch_cluster")
+    made = graph_on_device(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF, "cpu")
+    for ours, theirs in zip(made, expected, strict=True):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(theirs))
 
 
 def test_collate_puts_structures_side_by_side():

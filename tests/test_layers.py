@@ -58,9 +58,9 @@ def rotated(features, kinds_, matrix):
     return tuple(torch.einsum("xy,nyc->nxc", wigner(*k, matrix), x) for x, k in zip(features, kinds_, strict=True))
 
 
-def rotated_attributes(a, matrix, lmax: int = LMAX):
-    blocks = a.split([2 * l + 1 for l in range(lmax + 1)], dim=1)
-    return torch.cat([x @ wigner(*k, matrix).T for x, k in zip(blocks, spherical_kinds(lmax), strict=True)], dim=1)
+def rotated_attributes(a, matrix):
+    blocks = zip(a.split([k.dim for k in spherical_kinds(LMAX)], dim=1), spherical_kinds(LMAX), strict=True)
+    return torch.cat([x @ wigner(*k, matrix).T for x, k in blocks], dim=1)
 
 
 def assert_features_close(actual, expected, atol: float = 1e-10):
@@ -68,19 +68,18 @@ def assert_features_close(actual, expected, atol: float = 1e-10):
         torch.testing.assert_close(x, y, rtol=0, atol=atol)
 
 
-def both_rotations(test):
-    return pytest.mark.parametrize(
-        "matrix",
-        [rotation(0), rotation(1, improper=True), -rotation(0) @ rotation(0).T],
-        ids=["proper", "improper", "inversion"],
-    )(test)
+all_rotations = pytest.mark.parametrize(
+    "matrix",
+    [rotation(0), rotation(1, improper=True), -rotation(0) @ rotation(0).T],
+    ids=["proper", "improper", "inversion"],
+)
 
 
-def edges_of(name: str, matrix=None, lmax: int = LMAX):
+def edges_of(name: str, matrix=None):
     graph = graph_from_atoms(NAMED[name](), CUTOFF)
     vectors = edge_vectors(graph)
     vectors = vectors if matrix is None else vectors @ torch.from_numpy(matrix).T
-    return make_edges(vectors, graph.edge_src, graph.edge_dst, len(graph.numbers), cutoff=CUTOFF, lmax=lmax, n_radial=8)
+    return make_edges(vectors, graph.edge_src, graph.edge_dst, len(graph.numbers), cutoff=CUTOFF, lmax=LMAX, n_radial=8)
 
 
 def message_layer(irreps, *, linear: bool = False) -> Message:
@@ -91,9 +90,6 @@ def steering(message: Message, edges):
     return [coupling.matrices(edges.harmonics) for coupling in message.couplings]
 
 
-# --- dense layers ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("ours", "theirs"), [(silu, torch.nn.functional.silu), (sigmoid, torch.sigmoid)])
 def test_activations_have_unit_second_moment(ours, theirs):
     z = torch.randn(10**6, dtype=torch.float64)
@@ -102,18 +98,15 @@ def test_activations_have_unit_second_moment(ours, theirs):
     assert second_moment_scale(theirs) == pytest.approx(normalize2mom(theirs).cst, rel=5e-3)
 
 
-@pytest.mark.parametrize("layer", [Dense(300, 200), MLP(300, 200, 150)])
-def test_dense_layers_keep_unit_variance(layer):
-    assert layer(torch.randn(2000, 300)).square().mean().item() == pytest.approx(1, abs=0.15)
+@pytest.mark.parametrize(("layer", "widths"), [(Dense, (300, 200)), (MLP, (300, 200, 150))])
+def test_dense_layers_keep_unit_variance(layer, widths):
+    assert layer(*widths)(torch.randn(2000, 300)).square().mean().item() == pytest.approx(1, abs=0.15)
 
 
-# --- steerable linear -----------------------------------------------------------------------------
-
-
-def e3nn_twin(layer: SteerableLinear, irreps_attr: Irreps = ATTR) -> o3.FullyConnectedTensorProduct:
+def e3nn_twin(layer: SteerableLinear) -> o3.FullyConnectedTensorProduct:
     """e3nn's fully connected tensor product with the weights of a SteerableLinear (its bias is not in it)."""
     with float64_default():
-        tp = o3.FullyConnectedTensorProduct(layer.irreps_in, irreps_attr, layer.irreps_out)
+        tp = o3.FullyConnectedTensorProduct(layer.irreps_in, ATTR, layer.irreps_out)
     row = [0] * len(layer.irreps_out)
     weights = []
     for instruction in tp.instructions:
@@ -146,7 +139,7 @@ def test_steerable_linear_adds_its_bias_to_the_scalars_only():
     assert_features_close(with_bias, (without[0] + bias, *without[1:]), atol=1e-13)
 
 
-@both_rotations
+@all_rotations
 @pytest.mark.parametrize("irreps", IRREPS)
 def test_steerable_linear_is_equivariant(irreps, matrix):
     irreps = parse_irreps(irreps)
@@ -154,9 +147,6 @@ def test_steerable_linear_is_equivariant(irreps, matrix):
     f, a = random_features(irreps), torch.randn(5, 16, dtype=torch.float64)
     out = layer(rotated(f, kinds(irreps), matrix), rotated_attributes(a, matrix))
     assert_features_close(out, rotated(layer(f, a), kinds(irreps), matrix))
-
-
-# --- gate -----------------------------------------------------------------------------------------
 
 
 def e3nn_gate(irreps: Irreps) -> e3nn_nn.Gate:
@@ -194,16 +184,13 @@ def test_gate_of_scalars_is_silu():
     assert_features_close(Gate(parse_irreps("6x0e"))((f,)), (silu(f),), atol=0)
 
 
-@both_rotations
+@all_rotations
 @pytest.mark.parametrize("irreps", IRREPS)
 def test_gate_is_equivariant(irreps, matrix):
     gate = Gate(parse_irreps(irreps))
     f = random_features(gate.irreps_in)
     out = gate(rotated(f, gate.kinds, matrix))
     assert_features_close(out, rotated(gate(f), gate.kinds, matrix))
-
-
-# --- channel blocks -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("irreps", "widths"), [(EVEN, [8]), (UNEVEN, [4, 4, 8]), (PARITIES, [4, 4]), ("6x0e", [6])])
@@ -215,9 +202,6 @@ def test_channel_blocks_come_back_together(irreps, widths):
         assert [x.shape[1:] for x in block] == [(k.dim, blocks.width(b)) for k in blocks.kinds_of(b)]
         assert SCALAR in blocks.kinds_of(b)
     assert_features_close(blocks.join(cut), f, atol=0)
-
-
-# --- radial functions -----------------------------------------------------------------------------
 
 
 def test_envelope_and_two_derivatives_vanish_at_one():
@@ -241,9 +225,6 @@ def test_bessel_functions_have_unit_variance_in_a_uniform_ball_and_are_orthogona
     b = bessel(x, 8)
     gram = torch.trapezoid(3 * x[:, :, None] ** 2 * b[:, :, None] * b[:, None, :], x[:, :, None], dim=0)
     torch.testing.assert_close(gram, torch.eye(8, dtype=torch.float64), rtol=0, atol=1e-5)
-
-
-# --- edges ----------------------------------------------------------------------------------------
 
 
 def test_neighbor_table_gives_every_edge_a_slot_of_its_receiver():
@@ -284,9 +265,6 @@ def test_node_attributes_equal_a_loop(name, smooth):
         expected = (u * y).sum(0) / total
         expected[0] = 1
         torch.testing.assert_close(a[atom], expected, rtol=0, atol=1e-12)
-
-
-# --- messages -------------------------------------------------------------------------------------
 
 
 def coupled(f, a, kind_f: Kind, kind_a: Kind, kind_out: Kind):
@@ -376,7 +354,7 @@ def test_message_equals_edge_by_edge_reference(irreps, linear):
     assert_features_close(message(f, edges, steering(message, edges)), message_edge_by_edge(message, f, graph), 1e-11)
 
 
-@both_rotations
+@all_rotations
 @pytest.mark.parametrize("linear", [False, True], ids=["steerable", "linear"])
 @pytest.mark.parametrize("irreps", IRREPS)
 def test_message_is_equivariant(irreps, linear, matrix):
@@ -422,7 +400,7 @@ def test_published_message_equals_e3nn(irreps, n_edge_scalars):
     assert_features_close(message(f, edges, edges.harmonics, edge_scalars), expected)
 
 
-@both_rotations
+@all_rotations
 @pytest.mark.parametrize("irreps", IRREPS)
 def test_published_message_is_equivariant(irreps, matrix):
     message, k = double(PublishedMessage(parse_irreps(irreps), LMAX, n_edge_scalars=0)), kinds(parse_irreps(irreps))
@@ -433,10 +411,7 @@ def test_published_message_is_equivariant(irreps, matrix):
     assert_features_close(out, rotated(message(f, edges, edges.harmonics, None), k, matrix), 1e-9)
 
 
-# --- node operations ------------------------------------------------------------------------------
-
-
-@both_rotations
+@all_rotations
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("irreps", IRREPS)
 def test_self_product_is_equivariant(irreps, order, matrix):
@@ -467,7 +442,7 @@ def test_self_product_of_scalars_is_an_ordinary_polynomial():
     assert_features_close(product((m,)), (torch.cat([m, square, cube], dim=2) @ weight,), atol=1e-12)
 
 
-@both_rotations
+@all_rotations
 @pytest.mark.parametrize("irreps", IRREPS)
 def test_update_is_equivariant(irreps, matrix):
     update, k = double(Update(parse_irreps(irreps), LMAX)), kinds(parse_irreps(irreps))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from systems import CUTOFF, NAMED, PERIODIC, brute_force, rattled, rotation, transformed, triclinic, water
 
 from segnn_ase.config import ConfigError, StructureError
-from segnn_ase.neighbors import BACKENDS, SkinNeighbors, neighbor_list
+from segnn_ase.neighbors import BACKENDS, Neighbors, SkinNeighbors, device_neighbor_list, neighbor_list
 
 
 @pytest.fixture(params=sorted(BACKENDS))
@@ -40,6 +40,14 @@ def test_backend_equals_brute_force(name, backend):
     assert rows(found) == brute_force(*geometry(NAMED[name]()), CUTOFF)[0]
     assert (np.diff(found.i) >= 0).all()
     assert all(np.issubdtype(x.dtype, np.integer) for x in found)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_device_search_equals_brute_force(name):
+    pytest.importorskip("torch_cluster")
+    i, j, S = device_neighbor_list(*geometry(NAMED[name]()), CUTOFF, "cpu")
+    assert rows(Neighbors(i.numpy(), j.numpy(), S.numpy())) == brute_force(*geometry(NAMED[name]()), CUTOFF)[0]
+    assert (i.diff() >= 0).all()
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name != "dimer_at_cutoff"])
@@ -166,9 +174,6 @@ def test_unknown_backends_and_negative_skins_are_refused():
         SkinNeighbors(CUTOFF, -1.0)
     with pytest.raises(ConfigError, match="skin is nan"):
         SkinNeighbors(CUTOFF, float("nan"))
-
-
-# --- skin -----------------------------------------------------------------------------------------
 
 
 def random_walk(atoms: Atoms, steps: int, stdev: float):

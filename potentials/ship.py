@@ -1,0 +1,100 @@
+"""Put a trained model into its folder, with its two reference structures; for maintainers.
+
+    python potentials/ship.py water-pbe0 path/to/trained.pt [path/to/dft_frames.xyz]
+
+The reference structures are the project's own: a short MD with the model itself from a built or relaxed start, and
+a small strained or stretched structure; energies, forces and stress are the model's in float64. For water the
+radial distribution functions of the DFT frames are summarised too.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.langevin import Langevin
+from ase.optimize import FIRE
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.md import radial_distribution
+
+HERE = Path(__file__).parent
+
+
+def water_box(n: int = 4, spacing: float = 12.444661 / 4) -> Atoms:
+    """n^3 randomly turned molecules on a cubic lattice at the density of the training data."""
+    rng = np.random.default_rng(0)
+    box = Atoms(cell=[n * spacing] * 3, pbc=True)
+    for site in np.ndindex(n, n, n):
+        one = molecule("H2O")
+        one.euler_rotate(*rng.uniform(0, 360, 3), center="COM")
+        one.translate(spacing * (np.array(site) + 0.5) - one.get_center_of_mass())
+        box += one
+    return box
+
+
+def settled(atoms: Atoms, calculator, temperature: float, steps: int) -> Atoms:
+    """Relax roughly, then run Langevin dynamics."""
+    atoms.calc = calculator
+    FIRE(atoms, logfile=None).run(fmax=0.5, steps=100)
+    dynamics = Langevin(
+        atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=np.random.default_rng(1)
+    )
+    dynamics.run(steps)
+    return atoms
+
+
+def structures(name: str, calculator, start: Atoms | None) -> list[Atoms]:
+    if name == "water-pbe0":
+        cluster = Atoms(
+            "OHHOHH", [[0, 0, 0], [0.76, 0.59, 0], [-0.76, 0.59, 0], [0, 2.9, 0], [0.5, 3.5, 0.6], [-0.6, 3.4, 0.5]]
+        )
+        cluster.set_cell([8, 8, 8])
+        cluster.pbc = True
+        return [settled(water_box(), calculator, 330, 1500), cluster]
+    if name == "silicon-pbe":
+        strained = bulk("Si", a=5.47)
+        strained.set_cell(strained.cell @ np.array([[1.02, 0.01, 0], [0, 0.99, 0.02], [0, 0, 1.01]]), scale_atoms=True)
+        return [settled(bulk("Si", cubic=True, a=5.47).repeat(2), calculator, 600, 200), strained]
+    start.calc = calculator
+    FIRE(start, logfile=None).run(fmax=0.01, steps=500)
+    relaxed = start.copy()
+    return [relaxed, settled(start.copy(), calculator, 300, 400)]
+
+
+def main(name: str, trained: str, frames: str | None = None) -> None:
+    folder = HERE / name
+    shutil.copyfile(trained, folder / "model.pt")
+    torch.manual_seed(0)
+    fast, exact = SEGNNCalculator(trained), SEGNNCalculator(trained, dtype="float64")
+    data = ase.io.read(frames, ":") if frames else []
+    # acetylacetone: only connectivity is taken from the data, the geometry is relaxed with the model
+    start = Atoms(data[0].numbers, data[0].positions) if data else None
+    kept = []
+    for atoms in structures(name, fast, start):
+        atoms = Atoms(atoms.numbers, np.round(atoms.positions, 6), cell=atoms.cell, pbc=atoms.pbc)
+        atoms.calc = exact
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        if atoms.pbc.all():
+            results["stress"] = atoms.get_stress()
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        kept.append(atoms)
+    ase.io.write(folder / "reference.xyz", kept)
+    if name == "water-pbe0" and data:
+        curves = radial_distribution(data, ["O-O", "O-H", "H-H"], r_max=6.0, bins=120)
+        summary = {
+            "frames": len(data),
+            "r": np.round(curves["O-O"][0], 4).tolist(),
+            "g": {pair: np.round(g, 4).tolist() for pair, (_, g) in curves.items()},
+        }
+        (folder / "rdf_dft.json").write_text(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,505 @@
+"""The calculator's contract: ASE's properties, only what is asked, nothing mutated, typed errors."""
+
+import copy
+import pickle
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.fd import FiniteDifferenceCalculator, calculate_numerical_forces
+from ase.md.verlet import VelocityVerlet
+from systems import left_handed, rattled, rotation, slab, transformed, triclinic, wire
+
+from segnn_ase import calculator
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.checkpoint import save_potential
+from segnn_ase.config import ConfigError, DeviceError, StructureError, model_config
+from segnn_ase.graph import collate, graph_from_atoms
+from segnn_ase.potential import Potential
+
+TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": (8,)}
+SPECIES = {1: -0.5, 6: -1.25, 8: 0.75, 29: 2.0}
+
+
+def ethanol() -> Atoms:
+    return rattled(molecule("CH3CH2OH"))
+
+
+def copper() -> Atoms:
+    return rattled(bulk("Cu", cubic=True))
+
+
+def tiny_potential(seed: int = 0, dtype=torch.float64, **settings) -> Potential:
+    config = model_config(**{**TINY, **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        potential = Potential(config, list(SPECIES), reference_energies=list(SPECIES.values()), scales=[0.8] * 4)
+    potential.calibrate(collate([graph_from_atoms(atoms, config.cutoff) for atoms in (ethanol(), copper())]))
+    return potential.to(dtype).eval()
+
+
+@pytest.fixture(scope="module")
+def potential():
+    return tiny_potential()
+
+
+def evaluated(atoms: Atoms, calc) -> dict:
+    atoms = atoms.copy()
+    atoms.calc = calc
+    results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+    if atoms.pbc.all():
+        results["stress"] = atoms.get_stress()
+    return results
+
+
+def assert_same(a: dict, b: dict, tolerance: float = 0.0) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert np.allclose(a[name], b[name], rtol=0, atol=tolerance), name
+
+
+def count_calls(monkeypatch) -> list:
+    """A list that grows with every evaluation of a potential."""
+    calls, predict = [], calculator.predict
+
+    def counted(*args, **keywords):
+        calls.append(keywords)
+        return predict(*args, **keywords)
+
+    monkeypatch.setattr(calculator, "predict", counted)
+    return calls
+
+
+@pytest.mark.parametrize("build", [ethanol, copper, triclinic, left_handed])
+def test_energy_forces_and_stress_against_finite_differences(potential, build):
+    atoms = build()
+    atoms.calc = SEGNNCalculator(potential)
+    forces = atoms.get_forces()
+    assert np.abs(forces).max() > 0.01
+    if not atoms.pbc.all():
+        assert np.abs(calculate_numerical_forces(atoms, eps=1e-5) - forces).max() < 1e-6
+        return
+    stress = atoms.get_stress()
+    atoms.calc = FiniteDifferenceCalculator(atoms.calc, eps_disp=1e-5, eps_strain=1e-5)
+    assert np.abs(atoms.get_forces() - forces).max() < 1e-6
+    assert np.abs(atoms.get_stress() - stress).max() < 1e-7
+
+
+@pytest.mark.parametrize("build", [slab, wire])
+def test_forces_of_partly_periodic_structures_against_finite_differences(potential, build):
+    atoms = build()
+    atoms.calc = SEGNNCalculator(potential)
+    assert np.abs(calculate_numerical_forces(atoms, eps=1e-5) - atoms.get_forces()).max() < 1e-6
+
+
+def test_every_property_and_its_type(potential):
+    atoms = copper()
+    atoms.calc = SEGNNCalculator(tiny_potential(dtype=torch.float32))
+    energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    assert atoms.get_potential_energy(force_consistent=True) == energy
+    assert atoms.get_potential_energies().sum() == pytest.approx(energy, abs=1e-10)
+    assert atoms.get_stress(voigt=False).shape == (3, 3)
+    assert type(energy) is float
+    for array, shape in ((forces, (4, 3)), (stress, (6,)), (atoms.get_potential_energies(), (4,))):
+        assert type(array) is np.ndarray and array.dtype == np.float64 and array.shape == shape
+    for value in atoms.calc.results.values():
+        assert not isinstance(value, torch.Tensor)
+
+
+def test_float32_and_float64_in_one_process(potential):
+    both = [SEGNNCalculator(potential, dtype=dtype) for dtype in ("float32", "float64")]
+    for build in (ethanol, copper, slab, left_handed):
+        single, double = (evaluated(build(), calc) for calc in both)
+        assert_same(single, double, 1e-4)
+        assert single["energy"] != double["energy"]
+        assert_same(evaluated(build(), both[0]), single)
+    assert torch.get_default_dtype() == torch.float32
+    assert potential.dtype == torch.float64 and next(potential.parameters()).requires_grad
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_first_call_is_like_any_other_to_the_last_bit(dtype):
+    """A restarted simulation meets a new calculator and must go on as the old one would have."""
+    old, atoms = SEGNNCalculator(tiny_potential(), dtype=dtype), ethanol()
+    evaluated(copper(), old)
+    assert_same(evaluated(atoms, SEGNNCalculator(tiny_potential(), dtype=dtype)), evaluated(atoms, old))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", torch.float64, None])
+def test_dtype_by_name_and_by_object(dtype):
+    calc = SEGNNCalculator(tiny_potential(), dtype=dtype)
+    assert calc.potentials[0].dtype == (torch.float32 if dtype == "float32" else torch.float64)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda calc: pickle.loads(pickle.dumps(calc))])
+def test_copies_give_the_same_bits_and_go_their_own_way(potential, duplicate):
+    for build in (ethanol, copper):
+        fresh = SEGNNCalculator([potential, tiny_potential(1)])
+        expected = evaluated(build(), fresh)
+        other = duplicate(fresh)
+        assert_same(evaluated(build(), duplicate(SEGNNCalculator([potential, tiny_potential(1)]))), expected)
+        moved = build()
+        moved.rattle(0.05)
+        evaluated(moved, other)
+        assert_same(evaluated(build(), fresh), expected)
+
+
+def test_committee_mean_and_standard_deviation(potential):
+    members = [potential, tiny_potential(1), tiny_potential(2, cutoff=3.0)]
+    single = [evaluated(copper(), SEGNNCalculator(member)) for member in members]
+    atoms = copper()
+    atoms.calc = SEGNNCalculator(members)
+    found = evaluated(atoms, atoms.calc)
+    for name, values in found.items():
+        assert np.allclose(values, np.mean([s[name] for s in single], axis=0), rtol=0, atol=1e-12)
+        spread = np.std([s[name] for s in single], axis=0, ddof=1)
+        assert np.allclose(atoms.calc.results[f"{name}_std"], spread, rtol=0, atol=1e-12)
+    assert atoms.calc.results["forces_std"].shape == (4, 3) and atoms.calc.results["energy_std"] > 0
+
+
+def test_committee_of_one_has_no_spread(potential):
+    calc = SEGNNCalculator([potential])
+    evaluated(copper(), calc)
+    assert not [name for name in calc.results if name.endswith("_std")]
+
+
+def test_models_by_path_by_name_and_by_object(potential, tmp_path):
+    save_potential(tmp_path / "a.pt", potential)
+    expected = evaluated(ethanol(), SEGNNCalculator(potential))
+    assert_same(evaluated(ethanol(), SEGNNCalculator(tmp_path / "a.pt")), expected)
+    assert_same(evaluated(ethanol(), SEGNNCalculator([str(tmp_path / "a.pt"), potential])), expected, 1e-12)
+
+
+def test_a_model_file_can_be_written_while_its_calculator_lives(tmp_path):
+    """The calculator holds its own copy: later changes of the potential do not reach it."""
+    potential = tiny_potential()
+    calc = SEGNNCalculator(potential)
+    expected = evaluated(ethanol(), calc)
+    with torch.no_grad():
+        for parameter in potential.parameters():
+            parameter.zero_()
+    calc.reset()
+    assert_same(evaluated(ethanol(), calc), expected)
+
+
+@pytest.mark.parametrize("build", [ethanol, slab, wire, lambda: Atoms("C")])
+def test_stress_where_it_is_not_defined_is_refused(potential, build):
+    atoms = build()
+    atoms.calc = SEGNNCalculator(potential)
+    atoms.get_forces()
+    assert "stress" not in atoms.calc.results
+    with pytest.raises(PropertyNotImplementedError, match="periodic in three directions"):
+        atoms.get_stress()
+    atoms.get_forces()
+
+
+def test_one_lonely_atom(potential):
+    calc = SEGNNCalculator(potential)
+    for z, energy in SPECIES.items():
+        atoms = Atoms([z], positions=[[1, 2, 3]])
+        found = evaluated(atoms, calc)
+        assert found["energy"] == pytest.approx(energy, abs=1e-12) and not found["forces"].any()
+        atoms.set_cell([20, 20, 20])
+        atoms.pbc = True
+        found = evaluated(atoms, calc)
+        assert found["energy"] == pytest.approx(energy, abs=1e-12)
+        assert not found["forces"].any() and not found["stress"].any()
+        assert not calc.get_hessian(atoms).any()
+
+
+def test_left_handed_cells_have_the_same_stress(potential):
+    calc = SEGNNCalculator(potential)
+    assert_same(evaluated(left_handed(), calc), evaluated(triclinic(), calc), 1e-10)
+
+
+def test_only_what_is_asked_is_computed(potential, monkeypatch):
+    atoms = copper()
+    atoms.calc = SEGNNCalculator(potential)
+    calls = count_calls(monkeypatch)
+    atoms.get_potential_energy()
+    assert calls == [{"forces": False, "stress": False}]
+    assert {"energy", "free_energy", "energies"} == set(atoms.calc.results)
+    atoms.get_forces()
+    assert calls[1] == {"forces": True, "stress": True}
+    atoms.get_stress()
+    atoms.get_potential_energy()
+    assert len(calls) == 2
+
+
+def test_energy_alone_needs_no_derivative(potential, monkeypatch):
+    def refused(*_, **__):
+        raise AssertionError("a derivative was computed")
+
+    monkeypatch.setattr(torch.autograd, "grad", refused)
+    atoms = copper()
+    atoms.calc = SEGNNCalculator(potential)
+    atoms.get_potential_energy()
+    with pytest.raises(AssertionError, match="derivative"):
+        atoms.get_forces()
+
+
+def test_only_a_change_of_the_structure_is_computed_again(potential, monkeypatch):
+    atoms = triclinic()
+    atoms.calc = SEGNNCalculator(potential)
+    seen = [atoms.get_forces()]
+    changes = {
+        "nothing": lambda: None,
+        "info": lambda: atoms.info.update(note="not an input"),
+        "positions": lambda: atoms.positions.__setitem__((0, 0), 0.01),
+        "numbers": lambda: atoms.numbers.__setitem__(0, 8),
+        "cell": lambda: atoms.set_cell(atoms.cell * 1.01),
+        "pbc": lambda: atoms.set_pbc((True, True, False)),
+    }
+    calls = count_calls(monkeypatch)
+    for name, change in changes.items():
+        change()
+        calls.clear()
+        seen.append(atoms.get_forces())
+        changed = name not in ("nothing", "info")
+        assert len(calls) == changed and np.array_equal(seen[-1], seen[-2]) != changed, name
+        assert np.array_equal(seen[-1], evaluated(atoms, SEGNNCalculator(potential))["forces"]), name
+
+
+def test_results_are_not_shared_with_the_caller(potential):
+    atoms = copper()
+    atoms.calc = SEGNNCalculator(potential)
+    atoms.get_forces()[:] = 0.0
+    assert atoms.get_forces().any()
+
+
+def test_atoms_are_not_changed_and_nothing_is_printed(potential, capsys):
+    for build in (ethanol, copper, slab, wire, left_handed):
+        atoms = build()
+        atoms.info["note"] = {"a": 1}
+        atoms.set_tags(range(len(atoms)))
+        atoms.positions += 50.0
+        before = copy.deepcopy(atoms)
+        calc = SEGNNCalculator(potential)
+        atoms.calc = calc
+        atoms.get_forces()
+        calc.get_hessian(atoms)
+        calc.get_descriptors(atoms)
+        assert atoms.calc is calc
+        for name in before.arrays:
+            assert np.array_equal(atoms.arrays[name], before.arrays[name]), name
+        assert np.array_equal(atoms.cell.array, before.cell.array) and np.array_equal(atoms.pbc, before.pbc)
+        assert repr(atoms.info) == repr(before.info) and atoms.arrays.keys() == before.arrays.keys()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_global_state_is_left_alone(potential):
+    def state():
+        return torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed()
+
+    before, random = state(), torch.get_rng_state()
+    evaluated(copper(), SEGNNCalculator(potential))
+    assert state() == before and torch.equal(torch.get_rng_state(), random)
+
+
+def test_it_works_without_gradients(potential):
+    expected = evaluated(copper(), SEGNNCalculator(potential))
+    with torch.no_grad():
+        assert_same(evaluated(copper(), SEGNNCalculator(potential)), expected)
+        assert SEGNNCalculator(potential).get_hessian(ethanol()).any()
+
+
+@pytest.mark.parametrize("build", [ethanol, copper])
+def test_hessian_is_symmetric_and_the_derivative_of_the_forces(potential, build):
+    atoms = build()
+    calc = atoms.calc = SEGNNCalculator([potential, tiny_potential(1)])
+    hessian = calc.get_hessian(atoms)
+    assert hessian.shape == (3 * len(atoms), 3 * len(atoms)) and hessian.dtype == np.float64
+    assert np.abs(hessian - hessian.T).max() < 1e-9 and np.abs(hessian).max() > 0.1
+    step = 1e-5
+    for k in (0, 4, 8):
+        ends = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions.flat[k] += sign * step
+            ends.append(evaluated(moved, calc)["forces"].ravel())
+        assert np.abs(hessian[k] + (ends[0] - ends[1]) / (2 * step)).max() < 1e-5
+
+
+@pytest.mark.parametrize("improper", [False, True])
+def test_descriptors_are_invariant_and_follow_permutations(potential, improper):
+    atoms, calc = ethanol(), SEGNNCalculator(potential)
+    expected = calc.get_descriptors(atoms)
+    assert expected.shape == (9, 4) and expected.std(axis=0).min() > 0
+    moved = transformed(atoms, rotation(3, improper=improper), shift=[1, 2, 3])
+    assert np.allclose(calc.get_descriptors(moved), expected, atol=1e-10)
+    order = np.random.default_rng(0).permutation(9)
+    assert np.allclose(calc.get_descriptors(atoms[order]), expected[order], atol=1e-10)
+
+
+def test_hessian_and_descriptors_of_the_structure_computed_last(potential):
+    calc = SEGNNCalculator(potential)
+    evaluated(ethanol(), calc)
+    assert np.array_equal(calc.get_descriptors(), calc.get_descriptors(ethanol()))
+    assert np.array_equal(calc.get_hessian(), calc.get_hessian(ethanol()))
+
+
+@pytest.mark.parametrize("method", ["get_hessian", "get_descriptors"])
+def test_an_empty_structure_is_not_taken_for_the_last_one(potential, method):
+    calc = SEGNNCalculator(potential)
+    with pytest.raises(StructureError, match="atoms is empty"):
+        getattr(calc, method)()
+    evaluated(ethanol(), calc)
+    with pytest.raises(StructureError, match="atoms is empty"):
+        getattr(calc, method)(Atoms())
+
+
+def test_torch_cluster_finds_the_same(potential):
+    pytest.importorskip("torch_cluster")
+    for build in (ethanol, copper, slab, wire, left_handed):
+        expected = evaluated(build(), SEGNNCalculator(potential))
+        assert_same(evaluated(build(), SEGNNCalculator(potential, neighbor_backend="torch_cluster")), expected, 1e-10)
+
+
+@pytest.mark.parametrize("build", [ethanol, lambda: copper().repeat((2, 1, 1))])
+def test_md_with_a_skin_is_that_without(potential, build):
+    paths = []
+    for skin in (0.0, 0.8):
+        atoms = build()
+        atoms.positions += 0.3
+        atoms.calc = SEGNNCalculator(potential, skin=skin)
+        atoms.set_velocities(np.random.default_rng(0).normal(0, 0.05, (len(atoms), 3)))
+        dynamics, seen = VelocityVerlet(atoms, 1.0 * units.fs), []
+        for _ in range(25):
+            dynamics.run(1)
+            seen.append(atoms.get_forces())
+        atoms.wrap()
+        seen.append(atoms.get_forces())
+        if skin:
+            (neighbors,) = atoms.calc._lists.values()
+            assert 1 < neighbors.rebuilds < 20
+        paths.append(seen)
+    assert np.abs(np.array(paths[0]) - np.array(paths[1])).max() < 1e-9
+
+
+def test_one_calculator_for_many_structures(potential):
+    shared = SEGNNCalculator(potential)
+    expected = [evaluated(build(), SEGNNCalculator(potential)) for build in (ethanol, copper, slab, left_handed)]
+    for _ in range(2):
+        for build, known in zip((ethanol, copper, slab, left_handed), expected, strict=True):
+            assert_same(evaluated(build(), shared), known, 1e-12)
+
+
+@pytest.mark.parametrize("name", ["a.xyz", "a.traj", "a.db"])
+def test_a_committee_structure_can_be_written(potential, tmp_path, name):
+    atoms = copper()
+    atoms.calc = SEGNNCalculator([potential, tiny_potential(1)])
+    expected = evaluated(atoms, atoms.calc)
+    atoms.get_stress()
+    ase.io.write(tmp_path / name, atoms)
+    back = ase.io.read(tmp_path / name)
+    assert back.get_potential_energy() == pytest.approx(expected["energy"], abs=1e-6)
+    assert np.allclose(back.get_forces(), expected["forces"], atol=1e-6)
+    assert np.allclose(back.get_stress(), expected["stress"], atol=1e-6)
+
+
+def with_position(value) -> Atoms:
+    atoms = ethanol()
+    atoms.positions[5, 1] = value
+    return atoms
+
+
+def on_one_spot() -> Atoms:
+    atoms = ethanol()
+    atoms.positions[7] = atoms.positions[2] + 1e-6
+    return atoms
+
+
+def image_on_one_spot() -> Atoms:
+    return Atoms("CuH", [[0, 0, 0], [3.0, 0, 0]], cell=[3, 4, 5], pbc=True)
+
+
+def flat_cell() -> Atoms:
+    return Atoms("Cu", cell=[[3, 0, 0], [0, 3, 0], [3, 3, 0]], pbc=True)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: molecule("CH3Cl"), r"atom 1 is Cl, which this potential does not know; .* H, C, O, Cu"),
+        (lambda: with_position(np.nan), r"positions of atom 5 are \[.*nan.*\]; expected finite"),
+        (lambda: with_position(np.inf), r"positions of atom 5 are \[.*inf.*\]; expected finite"),
+        (on_one_spot, r"atoms O 2 and H 7|atoms H 7 and O 2"),
+        (image_on_one_spot, r"atoms Cu 0 and H 1|atoms H 1 and Cu 0"),
+        (flat_cell, "span no volume"),
+        (lambda: Atoms("Cu", pbc=True), "span no volume"),
+        (lambda: Atoms("Cu", cell=[np.nan, 3, 3], pbc=True), "cell is"),
+        (lambda: Atoms(), "atoms is empty"),
+    ],
+    ids=["element", "nan", "inf", "one spot", "one spot by periodicity", "flat", "no cell", "nan cell", "empty"],
+)
+@pytest.mark.parametrize("skin", [0.0, 0.5])
+def test_structures_that_cannot_be_evaluated(potential, build, message, skin):
+    calc = SEGNNCalculator(potential, skin=skin)
+    expected = evaluated(ethanol(), calc)
+    atoms = build()
+    atoms.calc = calc
+    for get in (atoms.get_potential_energy, atoms.get_forces, lambda: calc.get_hessian(atoms)):
+        with pytest.raises(StructureError, match=message):
+            get()
+    assert_same(evaluated(ethanol(), calc), expected, 1e-12)  # it goes on with the next one
+
+
+@pytest.mark.parametrize(
+    "keywords, message",
+    [
+        ({"dtpye": "float32"}, "unknown keyword 'dtpye' of SEGNNCalculator: did you mean 'dtype'?"),
+        ({"walrus": 1}, "unknown keyword 'walrus' of SEGNNCalculator: known are device, dtype"),
+        ({"dtype": "float16"}, "dtype is 'float16'; expected 'float32', 'float64'"),
+        ({"dtype": torch.float16}, "dtype is torch.float16; expected"),
+        ({"skin": -1.0}, "skin is -1.0 Å; expected zero or more"),
+        ({"neighbor_backend": "walrus"}, "neighbor_backend is 'walrus'; expected 'auto' or one of matscipy"),
+    ],
+)
+def test_wrong_keywords(potential, keywords, message):
+    with pytest.raises(ConfigError) as error:
+        SEGNNCalculator(potential, **keywords)
+    assert message in str(error.value)
+
+
+def test_devices_that_are_not_there(potential):
+    with pytest.raises(DeviceError, match=r"device is 'cuda:9', but PyTorch .* sees .* CUDA devices; use device='cpu'"):
+        SEGNNCalculator(potential, device="cuda:9")
+    with pytest.raises(DeviceError, match="device is 'toaster'; expected 'auto', 'cpu'"):
+        SEGNNCalculator(potential, device="toaster")
+    if not torch.cuda.is_available():
+        assert SEGNNCalculator(potential, device="auto").device == torch.device("cpu")
+        with pytest.raises(DeviceError, match="sees 0 CUDA devices"):
+            SEGNNCalculator(potential, device="cuda")
+
+
+def test_models_that_are_not_there():
+    with pytest.raises(FileNotFoundError, match=r"model is 'no\.pt'.*no such file.*shipped"):
+        SEGNNCalculator("no.pt")
+    with pytest.raises(ConfigError, match="empty list"):
+        SEGNNCalculator([])
+
+
+def test_a_model_that_jumps_is_refused_unless_allowed():
+    published = tiny_potential(message="published", smooth=False, body_order=1)
+    with pytest.raises(ConfigError, match=r"not smooth.*allow_nonsmooth=True"):
+        SEGNNCalculator(published)
+    assert evaluated(ethanol(), SEGNNCalculator(published, allow_nonsmooth=True))["forces"].any()
+
+
+def test_slab_of_ase(potential):
+    """A cell vector of zero length along the vacuum, as `fcc111` makes it."""
+    atoms = fcc111("Cu", (1, 1, 2))
+    atoms.calc = SEGNNCalculator(potential)
+    assert np.isfinite(atoms.get_forces()).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("build", [ethanol, copper, slab, left_handed])
+def test_a_gpu_gives_the_same(potential, build):
+    expected = evaluated(build(), SEGNNCalculator(potential, device="cpu"))
+    assert_same(evaluated(build(), SEGNNCalculator(potential, device="cuda")), expected, 1e-8)

@@ -1,0 +1,374 @@
+"""The model file: the same bits back, and nothing that is damaged, foreign, newer or harmful."""
+
+import os
+import pickle
+import stat
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, molecule
+
+from segnn_ase import checkpoint
+from segnn_ase.checkpoint import (
+    FORMAT,
+    VERSION,
+    checksum,
+    describe,
+    find_model,
+    load_potential,
+    load_tensors,
+    load_with_metadata,
+    save_potential,
+    save_tensors,
+    shipped_potentials,
+    write_atomically,
+)
+from segnn_ase.config import ModelFileError, model_config
+from segnn_ase.graph import collate, graph_from_atoms
+from segnn_ase.potential import Potential, predict
+
+TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": (8,)}
+TFN = {"message": "linear", "body_order": 1}
+PUBLISHED = {"message": "published", "smooth": False, "body_order": 1}
+METADATA = {"training": {"epochs": 3, "freeze": [], "patience": None}, "errors": {"valid": {"energy_rmse": 0.001}}}
+
+
+def tiny_potential(dtype=torch.float32, **settings) -> Potential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        potential = Potential(
+            model_config(**{**TINY, **settings}), [1, 8, 29], reference_energies=[-13.6, 0.1, 1 / 3], scales=[0.7] * 3
+        )
+    return potential.to(dtype).eval()
+
+
+def structures():
+    for build in (lambda: molecule("H2O"), lambda: bulk("Cu", cubic=True)):
+        atoms = build()
+        atoms.rattle(0.1, seed=1)
+        yield atoms
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "model.pt"
+    save_potential(path, tiny_potential(), metadata=METADATA)
+    return path
+
+
+def content_of(file: Path) -> dict:
+    return load_tensors(file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("settings", [{}, {"zbl": True}, TFN, PUBLISHED], ids=["segnn", "zbl", "tfn", "segnn2022"])
+def test_T15_save_load_gives_identical_bits(tmp_path, dtype, settings):
+    potential = tiny_potential(dtype, **settings)
+    graph = collate([graph_from_atoms(atoms, 3.5) for atoms in structures()])
+    potential.calibrate(graph)
+    save_potential(tmp_path / "model.pt", potential)
+    loaded = load_potential(tmp_path / "model.pt")
+    assert loaded.dtype == dtype and loaded.config == potential.config
+    for atoms in structures():
+        graph = graph_from_atoms(atoms, 3.5)
+        periodic = bool(atoms.pbc.all())
+        before, after = (predict(p, graph, stress=periodic) for p in (potential, loaded))
+        assert torch.equal(before.energy, after.energy)
+        assert torch.equal(before.energies, after.energies)
+        assert torch.equal(before.forces, after.forces)
+        assert not periodic or torch.equal(before.stress, after.stress)
+
+
+def test_metadata_and_settings_come_back(file):
+    potential, metadata = load_with_metadata(file)
+    assert metadata == METADATA
+    assert potential.symbols == ["H", "O", "Cu"] and potential.reference_energies == [-13.6, 0.1, 1 / 3]
+    assert potential.scales == [0.7] * 3 and not potential.training
+
+
+def test_the_file_holds_only_tensors_and_plain_values(file):
+    content = torch.load(file, weights_only=True)
+    assert content["format"] == FORMAT and content["version"] == VERSION
+    assert content["units"]["forces"] == "eV/Å" and "e3nn" in content["convention"]
+
+
+@pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(3), Path("a"), object(), {1, 2}])
+def test_metadata_that_could_not_be_read_back_is_refused_before_writing(tmp_path, value):
+    with pytest.raises(TypeError, match=r"metadata\['errors'\]\[0\] is .*expected tensors and plain"):
+        save_potential(tmp_path / "model.pt", tiny_potential(), metadata={"errors": [value]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_loading_changes_precision_and_leaves_the_default_alone(file):
+    assert load_potential(file, dtype=torch.float64).dtype == torch.float64
+    assert load_potential(file).dtype == torch.float32
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("fraction", [0, 0.001, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999])
+def test_a_truncated_file_is_refused(tmp_path, file, fraction):
+    bits = file.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(bits[: int(fraction * len(bits))])
+    with pytest.raises(ModelFileError, match=r"cut\.pt is not a readable model file \(truncated"):
+        load_potential(tmp_path / "cut.pt")
+
+
+def test_a_file_without_its_last_byte_is_refused(tmp_path, file):
+    (tmp_path / "cut.pt").write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ModelFileError):
+        load_potential(tmp_path / "cut.pt")
+
+
+def test_flipped_bits_are_refused_or_in_the_padding(tmp_path, file):
+    bits, good = file.read_bytes(), checksum(content_of(file))
+    rng = np.random.default_rng(0)
+    refused, cut = 0, tmp_path / "flipped.pt"
+    for position in rng.integers(len(bits), size=60):
+        flipped = bytearray(bits)
+        flipped[position] ^= 1 << int(rng.integers(8))
+        cut.write_bytes(flipped)
+        try:
+            assert checksum(load_tensors(cut)) == good
+        except ModelFileError as error:
+            refused += "flipped.pt" in str(error)
+    assert refused > 15
+
+
+def test_every_flipped_bit_in_a_weight_is_refused(tmp_path, file):
+    with zipfile.ZipFile(file) as archive:
+        entry = max(archive.infolist(), key=lambda e: e.file_size)
+        data = archive.read(entry)
+    start = file.read_bytes().index(data)
+    for position in np.random.default_rng(1).integers(len(data), size=10):
+        flipped = bytearray(file.read_bytes())
+        flipped[start + position] ^= 1
+        (tmp_path / "flipped.pt").write_bytes(flipped)
+        with pytest.raises(ModelFileError, match="is damaged"):
+            load_potential(tmp_path / "flipped.pt")
+
+
+def test_a_repacked_file_with_another_weight_is_refused(tmp_path, file):
+    content = torch.load(file, weights_only=True)
+    content["weights"]["readout.last.last.weight"][0] += 1e-3
+    torch.save(content, tmp_path / "edited.pt")
+    with pytest.raises(ModelFileError, match="does not match its checksum"):
+        load_potential(tmp_path / "edited.pt")
+
+
+class Payload:
+    """Unpickling this creates a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def write_text(path):
+    path.write_text("Dear model,\n")
+
+
+def write_empty(path):
+    path.write_bytes(b"")
+
+
+def write_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "hello")
+
+
+def write_pickle(path):
+    path.write_bytes(pickle.dumps({"weights": Payload(path.parent / "executed")}))
+
+
+def write_torch_pickle(path):
+    torch.save({"weights": Payload(path.parent / "executed")}, path)
+
+
+def write_module(path):
+    torch.save(torch.nn.Linear(2, 2), path)
+
+
+def write_state_dict(path):
+    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
+
+
+def write_tensor(path):
+    torch.save(torch.zeros(3), path)
+
+
+def write_other_format(path):
+    save_tensors(path, {"format": "segnn_ase training state", "version": 1})
+
+
+FOREIGN = (
+    write_text,
+    write_empty,
+    write_zip,
+    write_pickle,
+    write_torch_pickle,
+    write_module,
+    write_state_dict,
+    write_tensor,
+    write_other_format,
+)
+
+
+@pytest.mark.parametrize("write", FOREIGN, ids=lambda write: write.__name__.removeprefix("write_"))
+def test_a_foreign_file_is_refused_and_not_executed(tmp_path, write):
+    path = tmp_path / "foreign.pt"
+    write(path)
+    with pytest.raises(ModelFileError, match=r"foreign\.pt") as error:
+        load_potential(path)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_payload_would_have_worked(tmp_path):
+    """Guards the test above."""
+    write_pickle(tmp_path / "foreign.pt")
+    pickle.loads((tmp_path / "foreign.pt").read_bytes())
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"version": VERSION + 1}, rf"version {VERSION + 1}, but this segnn_ase reads up to {VERSION}: upgrade"),
+        ({"version": 0}, "version 0"),
+        ({"version": "new"}, "version"),
+        ({"convention": "spherical cows"}, "convention 'spherical cows'; expected 'e3nn"),
+        ({"config": {"cutof": 3.0}}, "cutof"),
+        ({"config": []}, "does not describe a model"),
+        ({"species": ["H", "O"]}, "does not describe a model"),
+        ({"species": ["H", "O", "Xx"]}, "Xx"),
+        ({"scales": [1.0]}, "scales"),
+        ({"weights": {}}, "does not describe a model"),
+        ({"weights": []}, "does not describe a model"),
+    ],
+    ids=str,
+)
+def test_a_model_that_makes_no_sense_is_refused(tmp_path, file, change, message):
+    save_tensors(tmp_path / "odd.pt", {**content_of(file), **change})
+    with pytest.raises(ModelFileError, match=rf"odd\.pt .*{message}"):
+        load_potential(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize(
+    "key", ["version", "convention", "config", "species", "reference_energies", "scales", "weights", "metadata"]
+)
+def test_a_model_that_lacks_a_part_is_refused(tmp_path, file, key):
+    content = content_of(file)
+    del content[key]
+    save_tensors(tmp_path / "odd.pt", content)
+    with pytest.raises(ModelFileError, match=rf"odd\.pt .*{key}"):
+        load_potential(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("part", ["segnn.norms", "segnn.embedding", "segnn.messages.1", "readout.last"])
+def test_a_missing_weight_is_refused(tmp_path, file, part):
+    content = content_of(file)
+    name = next(name for name in content["weights"] if name.startswith(part))
+    del content["weights"][name]
+    save_tensors(tmp_path / "odd.pt", content)
+    with pytest.raises(ModelFileError, match=rf"odd\.pt .*{name}"):
+        load_potential(tmp_path / "odd.pt")
+
+
+def test_a_weight_too_many_is_refused(tmp_path, file):
+    content = content_of(file)
+    content["weights"]["segnn.extra"] = torch.zeros(3)
+    save_tensors(tmp_path / "odd.pt", content)
+    with pytest.raises(ModelFileError, match=r"odd\.pt .*segnn\.extra"):
+        load_potential(tmp_path / "odd.pt")
+
+
+def test_older_versions_are_upgraded_one_by_one(tmp_path, file, monkeypatch):
+    save_tensors(tmp_path / "old.pt", {**content_of(file), "version": VERSION - 2, "species": None})
+    upgrades = {
+        VERSION - 2: lambda content: {**content, "version": VERSION - 1},
+        VERSION - 1: lambda content: {**content, "version": VERSION, "species": ["H", "O", "Cu"]},
+    }
+    monkeypatch.setattr(checkpoint, "UPGRADES", upgrades)
+    assert load_potential(tmp_path / "old.pt").symbols == ["H", "O", "Cu"]
+
+
+def test_the_checksum_sees_values_types_shapes_and_order():
+    base = {"a": 1, "b": [torch.zeros(2, 3), "x"]}
+    others = [
+        {"a": 1.0, "b": [torch.zeros(2, 3), "x"]},
+        {"a": 1, "b": [torch.zeros(3, 2), "x"]},
+        {"a": 1, "b": [torch.zeros(2, 3, dtype=torch.float64), "x"]},
+        {"a": 1, "b": [torch.zeros(2, 3), "y"]},
+        {"a": True, "b": [torch.zeros(2, 3), "x"]},
+        {"a": 1, "b": ["x", torch.zeros(2, 3)]},
+    ]
+    assert checksum(base) == checksum({"a": 1, "b": [torch.zeros(2, 3), "x"]})
+    assert len({checksum(x) for x in [base, *others]}) == 7
+
+
+def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    write_atomically(path, b"old")
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_is_killed_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    write_atomically(path, b"old")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600)])
+def test_permissions_follow_the_umask(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "new" / "model.pt", b"x")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new" / "model.pt").stat().st_mode) == mode
+
+
+def test_a_model_that_does_not_exist_names_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "shipped_potentials", lambda: {"water": Path("w"), "silicon": Path("s")})
+    with pytest.raises(FileNotFoundError, match=r"model is 'watr'.*shipped are water, silicon"):
+        find_model("watr")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        find_model(tmp_path)
+    assert find_model("water") == Path("w")
+
+
+def test_shipped_potentials_are_found_by_name():
+    for name, path in shipped_potentials().items():
+        assert path.is_file() and find_model(name) == path and path.parent.name == name
+
+
+def test_a_file_comes_before_a_shipped_name(file, monkeypatch):
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setattr(checkpoint, "shipped_potentials", lambda: {"model.pt": Path("shipped")})
+    assert find_model("model.pt") == Path("model.pt")
+
+
+def test_describe_is_a_page_about_the_model(file):
+    page = describe(*load_with_metadata(file))
+    for part in ("H O Cu", "H -13.6000", "4x0e+4x1o", "3.5 Å (7 Å receptive field)", "float32", "energy_rmse 0.001"):
+        assert part in page
