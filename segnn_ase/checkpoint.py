@@ -183,11 +183,12 @@ def describe(potential: Potential, metadata: dict) -> str:
         f"{chemical_symbols[z]} {e:.4f}" for z, e in zip(potential.species, potential.reference_energies, strict=True)
     )
     config = potential.config
+    hops = config.interactions + (config.lmax_attr > 0)  # the node attributes of the neighbours reach one further
     lines = [
         f"elements    {' '.join(potential.symbols)}",
         f"E0          {references} eV",
         f"irreps      {config.hidden_irreps}, attributes to l = {config.lmax_attr}, {config.interactions} interactions",
-        f"cutoff      {config.cutoff} Å ({config.cutoff * config.interactions:g} Å receptive field)",
+        f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
         f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
     ]
     for name, errors in metadata.get("errors", {}).items():

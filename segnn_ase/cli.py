@@ -192,9 +192,11 @@ def _train_config(given: dict, defaults: dict | None = None):
         "model": {name: given[name] for name in ("preset", "cutoff") if name in given},
         "training": {name: given[name] for name in TRAINING_OPTIONS if name in given},
     }
+    below = {"training": defaults or {}}
     for name, options in sections.items():
-        values[name] = {**values.get(name, {}), **options}
-    values["training"] = {**(defaults or {}), **values["training"]}
+        section = values.get(name, {})
+        if isinstance(section, dict):  # what is no table is refused by `parse`
+            values[name] = {**below.get(name, {}), **section, **options}
     if "out" in given:
         values["out"] = given["out"]
     return TrainConfig.parse(values)

@@ -214,8 +214,12 @@ def species_of(frames: list[Frame]) -> list[int]:
 
 
 def split_frames(frames: list[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
-    """Draw a validation set at random; isolated atoms stay in training. Returns training and validation frames."""
-    candidates = [n for n, f in enumerate(frames) if not is_isolated_atom(f)]
+    """Draw a validation set at random from frames with labels; isolated atoms stay in training.
+
+    Returns training and validation frames.
+    """
+    labelled = [n for n, f in enumerate(frames) if f.energy is not None or f.forces is not None]
+    candidates = [n for n in labelled if not is_isolated_atom(frames[n])]
     count = round(fraction * len(candidates))
     if fraction > 0 and len(candidates) > 1:
         count = min(max(count, 1), len(candidates) - 1)

@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from segnn_ase.neighbors import Neighbors, device_neighbor_list, neighbor_list
+from segnn_ase.neighbors import NO_PAIRS, Neighbors, device_neighbor_list, neighbor_list
 
 
 class Graph(NamedTuple):
@@ -40,15 +40,14 @@ def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
 def graph_on_device(numbers, positions, cell, pbc, cutoff: float, device) -> Graph:
     """Build the graph where it is used: neighbours by torch-cluster, pairs are never copied to the host."""
     i, j, S = device_neighbor_list(positions, cell, pbc, cutoff, device)
-    empty = Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
-    graph = graph_from_arrays(numbers, positions, cell, empty).to(device)
+    graph = graph_from_arrays(numbers, positions, cell, NO_PAIRS).to(device)
     return graph._replace(edge_src=j, edge_dst=i, edge_shift=S.double())
 
 
 def graph_from_atoms(atoms: Atoms, cutoff: float, backend: str = "matscipy") -> Graph:
     """Build the graph of one structure. Raises StructureError for what has no neighbour list."""
     neighbors = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff, backend)
-    return graph_from_arrays(atoms.numbers, atoms.positions.copy(), atoms.cell.array.copy(), neighbors)
+    return graph_from_arrays(atoms.numbers.copy(), atoms.positions.copy(), atoms.cell.array.copy(), neighbors)
 
 
 def collate(graphs: list[Graph]) -> Graph:

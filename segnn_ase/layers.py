@@ -404,7 +404,10 @@ class SelfProduct(nn.Module):
 
 
 class Update(nn.Module):
-    """f <- f + TP( Gate( TP(f + M; a) ); a ), f + M side by side (SEGNN paper, eq. 7)."""
+    """f <- f + TP( Gate( TP(f + M; a) ); a ) / sqrt(2), f + M side by side (SEGNN paper, eq. 7).
+
+    The change has about the variance of f: the factor keeps many interactions from doubling it each.
+    """
 
     def __init__(self, irreps: Irreps, lmax: int):
         super().__init__()
@@ -416,4 +419,4 @@ class Update(nn.Module):
     def forward(self, f: Features, message: Features, a: Tensor) -> Features:
         both = tuple(torch.cat(x, dim=2) for x in zip(f, message, strict=True))
         change = self.second(self.gate(self.first(both, a)), a)
-        return tuple(x + y for x, y in zip(f, change, strict=True))
+        return tuple(x + y * 0.5**0.5 for x, y in zip(f, change, strict=True))

@@ -18,16 +18,7 @@ from segnn_ase.layers import (
     make_edges,
     node_attributes,
 )
-from segnn_ase.o3 import (
-    SCALAR,
-    Features,
-    join_irreps,
-    kinds,
-    multiplicities,
-    parse_irreps,
-    spherical_kinds,
-    split_irreps,
-)
+from segnn_ase.o3 import SCALAR, Features, Layout, kinds, multiplicities, parse_irreps, spherical_kinds
 
 
 class SEGNN(nn.Module):
@@ -49,9 +40,10 @@ class SEGNN(nn.Module):
         if n_edge_scalars and config.message != "published":
             raise ValueError("n_edge_scalars needs message = 'published': only there are they concatenated to d^2")
         self.config = config
-        self.irreps_in, self.irreps = parse_irreps(irreps_in), parse_irreps(config.hidden_irreps)
+        self.n_edge_scalars = n_edge_scalars
+        self.layout_in, self.irreps = Layout(irreps_in), parse_irreps(config.hidden_irreps)
         lmax = config.lmax_attr
-        self.embedding = SteerableLinear(self.irreps_in, spherical_kinds(lmax), self.irreps)
+        self.embedding = SteerableLinear(self.layout_in.irreps, spherical_kinds(lmax), self.irreps)
         if config.message == "published":
             layers = [PublishedMessage(self.irreps, lmax, n_edge_scalars=n_edge_scalars) for _ in self._interactions]
         else:
@@ -87,11 +79,13 @@ class SEGNN(nn.Module):
     ) -> tuple[list[Features], Tensor]:
         """Return the node features after each interaction and the node attributes (N, (lmax_attr + 1)^2).
 
-        features (N, irreps_in.dim) in e3nn's layout; vectors r_ij (E, 3); edge_src j and edge_dst i (E,).
+        features (N, irreps_in.dim) in e3nn's layout of irreps_in as written; vectors r_ij (E, 3); edge_src j and
+        edge_dst i (E,).
         node_attr (N, (lmax_attr + 1)^2) is added to the node attributes (the harmonics of a velocity, say);
         edge_scalars (E, n_edge_scalars) enter the published message beside d^2.
         """
         config = self.config
+        self._check_edge_scalars(edge_scalars, len(edge_dst))
         edges = make_edges(
             vectors,
             edge_src,
@@ -104,7 +98,7 @@ class SEGNN(nn.Module):
         a = node_attributes(edges, smooth=config.smooth)
         if node_attr is not None:
             a = a + node_attr
-        f = self.embedding(split_irreps(features, self.irreps_in), a)
+        f = self.embedding(self.layout_in.split(features), a)
         context = self._context(edges, edge_scalars)
         history = []
         for t in self._interactions:
@@ -114,6 +108,12 @@ class SEGNN(nn.Module):
             f = self.updates[t](f, m, a)
             history.append(f)
         return history, a
+
+    def _check_edge_scalars(self, edge_scalars: Tensor | None, n_edges: int) -> None:
+        given = (n_edges, 0) if edge_scalars is None else tuple(edge_scalars.shape)
+        expected = (n_edges, self.n_edge_scalars)
+        if given != expected:
+            raise ValueError(f"edge_scalars has shape {given}; expected {expected}, by n_edge_scalars of the model")
 
     @staticmethod
     def _scaled(m: Features, norm: Tensor) -> Features:
@@ -128,7 +128,9 @@ class SEGNN(nn.Module):
                 hook = layer.register_forward_hook(lambda module, args, out, seen=seen: seen.extend(out))
                 self(*inputs, **keywords)
                 hook.remove()
-                self.norms[t, k] = torch.stack([x.square().mean() for x in seen]).mean().sqrt().clamp_min(1e-3)
+                # the loudest kind counts: a kind that is silent for symmetry must not amplify the others
+                rms = max(float(x.square().mean()) for x in seen) ** 0.5 if len(seen[0]) else 0.0
+                self.norms[t, k] = rms if rms > 1e-3 else 1.0
         return self.norms.tolist()
 
     def _context(self, edges: Edges, edge_scalars: Tensor | None) -> tuple:
@@ -144,7 +146,7 @@ class SteerableHead(nn.Module):
     """Read irreps out of the last features, for every node or once for a graph (SEGNN paper, section 4).
 
     TP, gate, (mean over the graph's nodes,) then a linear map per irrep: forward returns
-    (N or B, irreps_out.dim) in e3nn's layout.
+    (N or B, irreps_out.dim) in e3nn's layout of irreps_out as written.
     """
 
     def __init__(self, config: ModelConfig, irreps_out: "str | Irreps", *, level: str = "node"):
@@ -152,14 +154,14 @@ class SteerableHead(nn.Module):
         if level not in ("node", "graph"):
             raise ValueError(f"level is {level!r}; expected 'node' or 'graph'")
         hidden, self.level = parse_irreps(config.hidden_irreps), level
-        self.irreps_out = parse_irreps(irreps_out)
+        self.layout_out = Layout(irreps_out)
         attr = spherical_kinds(config.lmax_attr)
         self.gate = Gate(hidden)
         self.first = SteerableLinear(hidden, attr, self.gate.irreps_in)
-        self.second = SteerableLinear(hidden, attr, self.irreps_out)
+        self.second = SteerableLinear(hidden, attr, self.layout_out.irreps)
 
     def forward(self, f: Features, node_attr: Tensor, batch: Tensor | None = None, n_graphs: int = 1) -> Tensor:
-        out = join_irreps(self.second(self.gate(self.first(f, node_attr)), node_attr))
+        out = self.layout_out.join(self.second(self.gate(self.first(f, node_attr)), node_attr))
         if self.level == "node":
             return out
         batch = torch.zeros(len(out), dtype=torch.long, device=out.device) if batch is None else batch

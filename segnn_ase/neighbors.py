@@ -12,11 +12,14 @@ from segnn_ase.config import ConfigError, StructureError
 
 
 class Neighbors(NamedTuple):
-    """Directed pairs j -> i, sorted by receiver i."""
+    """Directed pairs j -> i, sorted by i, then j, then S."""
 
     i: np.ndarray  # (E,) receivers
     j: np.ndarray  # (E,) senders
     S: np.ndarray  # (E, 3) integer cell shifts of j
+
+
+NO_PAIRS = Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
 
 
 def neighbor_list(positions, cell, pbc, cutoff: float, backend: str = "matscipy") -> Neighbors:
@@ -28,12 +31,10 @@ def neighbor_list(positions, cell, pbc, cutoff: float, backend: str = "matscipy"
     """
     if backend not in BACKENDS:
         raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if len(positions) == 0:
-        return Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
-    inside, box, pbc, wraps = wrap_into_box(positions, cell, pbc)
-    i, j, S = BACKENDS[backend](inside, box, pbc, cutoff)
+    inside, box, pbc, wraps = wrap_into_box(positions, cell, pbc, cutoff)
+    i, j, S = BACKENDS[backend](inside, box, pbc, cutoff) if len(inside) else NO_PAIRS
     S = S + wraps[i] - wraps[j]
-    order = np.argsort(i, kind="stable")
+    order = np.lexsort((S[:, 2], S[:, 1], S[:, 0], j, i))  # one order, whatever the backend and the skin
     return Neighbors(i[order], j[order], S[order])
 
 
@@ -41,21 +42,44 @@ def device_neighbor_list(positions, cell, pbc, cutoff: float, device):
     """The same by torch-cluster, as tensors i, j, S that are made on `device` and stay there."""
     import torch
 
-    inside, box, pbc, wraps = (torch.tensor(x, device=device) for x in wrap_into_box(positions, cell, pbc))
+    inside, box, pbc, wraps = (torch.tensor(x, device=device) for x in wrap_into_box(positions, cell, pbc, cutoff))
     i, j, S = radius_pairs(inside, box, pbc, cutoff)
     order = torch.argsort(i, stable=True)
     i, j, S = i[order], j[order], S[order]
     return i, j, S + wraps[i] - wraps[j]
 
 
-def wrap_into_box(positions, cell, pbc) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return positions inside the search box, the box, pbc as an array, and the cells (N, 3) crossed."""
+def wrap_into_box(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return positions inside a search box, the box, pbc as an array, and the cells (N, 3) crossed.
+
+    The box keeps the periodic vectors; elsewhere it encloses the atoms along directions orthogonal to them,
+    with empty space cut short: an atom that flew away costs nothing.
+    """
     positions = np.asarray(positions, dtype=float).reshape(-1, 3)
     pbc = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
     check_geometry(positions, cell, pbc)
-    box, origin = search_box(positions, cell, pbc)
-    wraps = np.where(pbc, np.floor((positions - origin) @ np.linalg.inv(box)), 0).astype(int)
-    return positions - origin - wraps @ box, box, pbc, wraps
+    box, free = np.array(cell, dtype=float), ~pbc
+    if free.any():
+        box[free] = np.linalg.svd(box[pbc], full_matrices=True)[2][pbc.sum() :] if pbc.any() else np.eye(3)
+    scaled = positions @ np.linalg.inv(box)  # fractions of periodic vectors, Å along the other directions
+    wraps = np.where(pbc, np.floor(scaled), 0).astype(int)
+    shift = -wraps @ box
+    for axis in np.flatnonzero(free) if len(positions) else ():
+        height = _without_gaps(scaled[:, axis], 2 * cutoff)
+        shift += (height - scaled[:, axis])[:, None] * box[axis]
+        box[axis] *= height.max() + 0.5
+    return positions + shift, box, pbc, wraps
+
+
+def _without_gaps(height: np.ndarray, longest: float) -> np.ndarray:
+    """Heights from 0.5 Å on, with gaps between one atom and the next cut to `longest`."""
+    order = np.argsort(height)
+    gaps = np.diff(height[order])
+    if (gaps <= longest).all():
+        return height - height.min() + 0.5
+    out = np.empty_like(height)
+    out[order] = 0.5 + np.concatenate([[0.0], np.cumsum(np.minimum(gaps, longest))])
+    return out
 
 
 def check_geometry(positions: np.ndarray, cell, pbc: np.ndarray) -> None:
@@ -77,20 +101,6 @@ def check_geometry(positions: np.ndarray, cell, pbc: np.ndarray) -> None:
                 f"cell is {cell.tolist()} with pbc {pbc.tolist()}: the periodic lattice vectors span no volume. "
                 "Set atoms.cell, or atoms.pbc = False for a molecule."
             )
-
-
-def search_box(positions: np.ndarray, cell, pbc: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a box (3, 3) and its origin (3,) that keep the periodic vectors and enclose the atoms elsewhere."""
-    box = np.array(cell, dtype=float)
-    if pbc.all():
-        return box, np.zeros(3)
-    # unit vectors orthogonal to the periodic ones, then stretched to the extent of the atoms plus 1 Å
-    box[~pbc] = np.linalg.svd(box[pbc], full_matrices=True)[2][pbc.sum() :] if pbc.any() else np.eye(3)
-    heights = positions @ np.linalg.inv(box)
-    low, high = heights.min(axis=0), heights.max(axis=0)
-    origin = np.where(pbc, 0.0, low - 0.5) @ box
-    box[~pbc] *= (high - low + 1.0)[~pbc, None]
-    return box, origin
 
 
 def _matscipy(positions, cell, pbc, cutoff):
@@ -172,7 +182,7 @@ class SkinNeighbors:
             return neighbor_list(positions, cell, pbc, self.cutoff, self.backend)
         if not self._valid(positions, cell, pbc):
             found = neighbor_list(positions, cell, pbc, self.cutoff + self.skin, self.backend)
-            self._reference = (positions.copy(), cell.copy(), pbc.copy(), _canonical(found))
+            self._reference = (positions.copy(), cell.copy(), pbc.copy(), found)
             self.rebuilds += 1
         i, j, S = self._reference[3]
         vectors = positions[j] - positions[i] + S @ cell
@@ -188,8 +198,3 @@ class SkinNeighbors:
         moved = positions - old_positions
         # written so that NaN is not valid either: the search then says which atom
         return bool((np.einsum("na,na->n", moved, moved) <= (0.5 * self.skin) ** 2).all())
-
-
-def _canonical(found: Neighbors) -> Neighbors:
-    order = np.lexsort((found.S[:, 2], found.S[:, 1], found.S[:, 0], found.j, found.i))
-    return Neighbors(found.i[order], found.j[order], found.S[order])

@@ -59,17 +59,31 @@ def spherical_kinds(lmax: int) -> tuple[Kind, ...]:
     return tuple(Kind(l, (-1) ** l) for l in range(lmax + 1))
 
 
-def split_irreps(x: Tensor, irreps: Irreps) -> Features:
-    """Turn e3nn's flat layout (n, irreps.dim) into one (n, 2l + 1, mul) tensor per irrep."""
-    blocks = x.split([mul * ir.dim for mul, ir in irreps], dim=1)
-    return tuple(
-        block.view(len(x), mul, ir.dim).transpose(1, 2) for block, (mul, ir) in zip(blocks, irreps, strict=True)
-    )
+class Layout:
+    """e3nn's flat layout (n, irreps.dim) of irreps as the user wrote them, in any order, kinds repeated or not."""
 
+    def __init__(self, irreps: "str | Irreps"):
+        self.irreps = parse_irreps(irreps)
+        order = kinds(self.irreps)
+        self.blocks = [(order.index(Kind(ir.l, ir.p)), mul, ir.dim) for mul, ir in Irreps(irreps)]
 
-def join_irreps(features: Features) -> Tensor:
-    """Inverse of `split_irreps`."""
-    return torch.cat([block.transpose(1, 2).flatten(1) for block in features], dim=1)
+    def split(self, x: Tensor) -> Features:
+        """(n, irreps.dim) to one (n, 2l + 1, mul) tensor per kind, sorted."""
+        parts: list[list[Tensor]] = [[] for _ in self.irreps]
+        flat = x.split([mul * dim for _, mul, dim in self.blocks], dim=1)
+        for (kind, mul, dim), block in zip(self.blocks, flat, strict=True):
+            parts[kind].append(block.unflatten(1, (mul, dim)).transpose(1, 2))
+        return tuple(torch.cat(part, dim=2) for part in parts)
+
+    def join(self, features: Features) -> Tensor:
+        """Inverse of `split`."""
+        used = [0] * len(features)
+        flat = []
+        for kind, mul, _ in self.blocks:
+            block = features[kind][:, :, used[kind] : used[kind] + mul]
+            flat.append(block.transpose(1, 2).flatten(1))
+            used[kind] += mul
+        return torch.cat(flat, dim=1)
 
 
 @cache

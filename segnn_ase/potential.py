@@ -53,7 +53,7 @@ class Potential(nn.Module):
         self.register_buffer("species_index", index, persistent=False)
         self.segnn = SEGNN(config, f"{len(species)}x0e")
         self.readout = EnergyReadout(config)
-        self._isolated: Tensor | None = None
+        self._isolated: tuple[tuple, Tensor] | None = None
 
     def _per_species(self, name: str, values, default: float) -> list[float]:
         values = [default] * len(self.species) if values is None else [float(v) for v in values]
@@ -77,10 +77,6 @@ class Potential(nn.Module):
     def symbols(self) -> list[str]:
         return [chemical_symbols[z] for z in self.species]
 
-    def train(self, mode: bool = True):
-        self._isolated = None  # weights may change: eps_iso is evaluated again
-        return super().train(mode)
-
     def _apply(self, fn, *args, **kwargs):
         self._isolated = None
         return super()._apply(fn, *args, **kwargs)
@@ -89,6 +85,21 @@ class Potential(nn.Module):
         """Total energies (B,) and atomic energies (N,), eV, float64; differentiable in positions and cell."""
         energies = self.atomic_energies(graph, edge_vectors(graph))[0]
         return sum_over_atoms(energies, graph), energies
+
+    @torch.no_grad()
+    def _isolated_epsilon(self) -> Tensor:
+        """eps_iso of each species, evaluated again when a weight has changed since."""
+        key = (self.dtype, self.device, *(x._version for x in self.parameters()), *(x._version for x in self.buffers()))
+        if self._isolated is None or self._isolated[0] != key:
+            none = torch.zeros(0, dtype=torch.long, device=self.device)
+            vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
+            # one by one, as they come later: matrix products of another size round differently
+            alone = [
+                self.segnn(self._one_hot(none.new_tensor([k])), vectors, none, none)[0]
+                for k in range(len(self.species))
+            ]
+            self._isolated = (key, torch.cat([self.readout(history) for history in alone]))
+        return self._isolated[1]
 
     def calibrate(self, graph: Graph) -> list[float]:
         """Set the messages' norms from a batch of training structures; see `SEGNN.calibrate`."""
@@ -104,16 +115,12 @@ class Potential(nn.Module):
         """Atomic energies (N,) eV in float64 and the last features' scalars, from r_ij (E, 3) Å of any dtype."""
         kind = self.species_index[graph.numbers]
         n = len(kind)
-        lonely = self._isolated is None
-        if lonely:  # one atom of each species without neighbours rides along
-            kind = torch.cat([kind, torch.arange(len(self.species), device=kind.device)])
         vectors = vectors.to(self.dtype)
+        if self.training:  # one atom of each species without neighbours rides along
+            kind = torch.cat([kind, torch.arange(len(self.species), device=kind.device)])
         history, _ = self.segnn(self._one_hot(kind), vectors, graph.edge_src, graph.edge_dst)
-        epsilon = self.readout(history)
-        isolated = epsilon[n:] if lonely else self._isolated
-        if lonely and not self.training:
-            self._isolated = isolated.detach()
-        kind = kind[:n]
+        epsilon, kind = self.readout(history), kind[:n]
+        isolated = epsilon[n:] if self.training else self._isolated_epsilon()
         table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
         deviation = (epsilon[:n] - isolated[kind]).double()
         energies = table[0, kind] + table[1, kind] * deviation
@@ -126,8 +133,7 @@ def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: 
     """Evaluate a potential; in training mode the results keep their graph for a second derivative.
 
     Forces and virial come from one gradient g_ij = dE/dr_ij: F_i = sum_j (g_ij - g_ji), and
-    stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is infinite
-    or NaN: ask for it only where it is defined.
+    stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is NaN.
     """
     vectors = edge_vectors(graph).detach().to(potential.dtype)
     wanted = forces or stress
@@ -145,7 +151,10 @@ def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: 
         f = zero.index_add(0, graph.edge_dst, g).index_add(0, graph.edge_src, -g)
     if stress:
         virial = sum_over_structure_edges(vectors.detach().double()[:, :, None] * g[:, None], graph)
-        s = 0.5 * (virial + virial.transpose(1, 2)) / volume(graph)[:, None, None]
+        size = volume(graph)[:, None, None]
+        # a cell without volume divides by 1, not 0: its NaN must not reach the gradients of the others in a batch
+        s = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(size > 0, size, 1.0)
+        s = s.masked_fill(size == 0, math.nan)
     if not potential.training:
         energy, energies, features = energy.detach(), energies.detach(), features.detach()
     return Prediction(energy, energies, f, s, g, features)

@@ -27,7 +27,15 @@ from segnn_ase.checkpoint import (
     save_potential,
     save_tensors,
 )
-from segnn_ase.config import ConfigError, DataError, OptimConfig, StructureError, TrainConfig, model_config
+from segnn_ase.config import (
+    ConfigError,
+    DataError,
+    ModelFileError,
+    OptimConfig,
+    StructureError,
+    TrainConfig,
+    model_config,
+)
 from segnn_ase.data import (
     Frame,
     LabelKeys,
@@ -444,6 +452,8 @@ def save_state(path: Path, config: TrainConfig, job: Training, potential, averag
 def load_state(path: Path, config: TrainConfig, job: Training, potential, averaged, optimizer) -> Progress:
     """Restore a training. Raises ConfigError when the file belongs to other settings or data."""
     state = load_tensors(path, "resume file")
+    if state.get("format") != STATE_FORMAT:
+        raise ModelFileError(f"{path} is a {state.get('format')!r}, not a {STATE_FORMAT!r}")
     here = fingerprint(config, job)
     there = state.get("fingerprint")
     if there != here:

@@ -245,3 +245,14 @@ def brute_force(positions, cell, pbc, cutoff: float):
     distance[(shifts == 0).all(axis=1)] += np.diag(np.full(len(positions), np.inf))
     rows = [(i, j, *shifts[s].tolist()) for s, i, j in np.argwhere(distance < cutoff).tolist()]
     return sorted(rows), np.abs(distance - cutoff).min()
+
+
+def split_irreps(x: torch.Tensor, irreps: o3.Irreps) -> tuple[torch.Tensor, ...]:
+    """e3nn's flat layout (n, irreps.dim) to one (n, 2l + 1, mul) tensor per entry."""
+    blocks = x.split([mul * ir.dim for mul, ir in irreps], dim=1)
+    return tuple(b.view(len(x), mul, ir.dim).transpose(1, 2) for b, (mul, ir) in zip(blocks, irreps, strict=True))
+
+
+def join_irreps(features: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Inverse of `split_irreps`."""
+    return torch.cat([block.transpose(1, 2).flatten(1) for block in features], dim=1)

@@ -1,6 +1,7 @@
 """The calculator's contract: ASE's properties, only what is asked, nothing mutated, typed errors."""
 
 import copy
+import gc
 import pickle
 
 import ase.io
@@ -300,6 +301,22 @@ def test_global_state_is_left_alone(potential):
     assert state() == before and torch.equal(torch.get_rng_state(), random)
 
 
+def test_no_tensor_outlives_a_call(potential):
+    def alive() -> int:
+        gc.collect()
+        return sum(type(x) is torch.Tensor for x in gc.get_objects())
+
+    atoms = copper()
+    atoms.calc = SEGNNCalculator([potential, tiny_potential(1)], skin=0.1)
+    counts = []
+    for seed in range(6):
+        atoms.rattle(0.05, seed=seed)
+        atoms.get_stress()
+        atoms.calc.get_hessian()
+        counts.append(alive())
+    assert len(set(counts[1:])) == 1
+
+
 def test_it_works_without_gradients(potential):
     expected = evaluated(copper(), SEGNNCalculator(potential))
     with torch.no_grad():
@@ -359,13 +376,13 @@ def test_torch_cluster_finds_the_same(potential):
         assert_same(evaluated(build(), SEGNNCalculator(potential, neighbor_backend="torch_cluster")), expected, 1e-10)
 
 
-@pytest.mark.parametrize("build", [ethanol, lambda: copper().repeat((2, 1, 1))])
-def test_md_with_a_skin_is_that_without(potential, build):
+@pytest.mark.parametrize("build, skin", [(ethanol, 0.8), (lambda: copper().repeat((2, 1, 1)), 0.2)])
+def test_md_with_a_skin_is_that_without(potential, build, skin):
     paths = []
-    for skin in (0.0, 0.8):
+    for used in (0.0, skin):
         atoms = build()
         atoms.positions += 0.3
-        atoms.calc = SEGNNCalculator(potential, skin=skin)
+        atoms.calc = SEGNNCalculator(potential, skin=used)
         atoms.set_velocities(np.random.default_rng(0).normal(0, 0.05, (len(atoms), 3)))
         dynamics, seen = VelocityVerlet(atoms, 1.0 * units.fs), []
         for _ in range(25):
@@ -373,7 +390,7 @@ def test_md_with_a_skin_is_that_without(potential, build):
             seen.append(atoms.get_forces())
         atoms.wrap()
         seen.append(atoms.get_forces())
-        if skin:
+        if used:
             (neighbors,) = atoms.calc._lists.values()
             assert 1 < neighbors.rebuilds < 20
         paths.append(seen)

@@ -24,9 +24,9 @@ from segnn_ase.checkpoint import (
     save_potential,
     save_tensors,
     shipped_potentials,
-    write_atomically,
 )
 from segnn_ase.config import ModelFileError, model_config
+from segnn_ase.files import write_atomically
 from segnn_ase.graph import collate, graph_from_atoms
 from segnn_ase.potential import Potential, predict
 

@@ -319,6 +319,12 @@ def test_crystals_of_one_atom_are_split_like_any_frame():
     assert [len(part) for part in split_frames(frames, 0.2, seed=0)] == [8, 2]
 
 
+def test_frames_without_labels_are_no_use_for_validation():
+    frames = [frame(molecule("H2O"), energy) for energy in (None, None, -1.0, -2.0, None, None)]
+    train, valid = split_frames(frames, 0.9, seed=0)
+    assert len(train) == 5 and valid[0].energy is not None
+
+
 def test_isolated_atoms():
     assert is_isolated_atom(frame(Atoms("H")))
     assert is_isolated_atom(frame(Atoms("H", cell=[10, 11, 12], pbc=True)))

@@ -122,6 +122,12 @@ def test_no_atoms_no_pairs(backend):
     assert [x.shape for x in found] == [(0,), (0,), (0, 3)]
 
 
+def test_no_atoms_no_pairs_on_the_device():
+    pytest.importorskip("torch_cluster")
+    found = device_neighbor_list(np.zeros((0, 3)), np.zeros((3, 3)), False, 4.0, "cpu")
+    assert [tuple(x.shape) for x in found] == [(0,), (0,), (0, 3)]
+
+
 def test_an_atom_that_flew_away_costs_nothing(backend):
     """A molecule without cell that lost an atom: no memory in proportion to the empty space, no warning."""
     positions = [[0, 0, 0], [1.0, 0, 0], [1e5, 1e5, 1e5]]
@@ -129,6 +135,17 @@ def test_an_atom_that_flew_away_costs_nothing(backend):
         (0, 1, 0, 0, 0),
         (1, 0, 0, 0, 0),
     ]
+
+
+@pytest.mark.parametrize("name", ["slab", "wire", "left_handed_slab", "mixed_pbc"])
+def test_an_atom_that_left_a_surface_or_a_wire_costs_nothing(name, backend):
+    atoms = NAMED[name]()
+    expected = brute_force(*geometry(atoms), CUTOFF)[0]
+    normal = np.linalg.svd(atoms.cell.array[atoms.pbc], full_matrices=True)[2][-1]  # to all periodic vectors
+    n = len(atoms)
+    atoms += Atoms("H", [1e5 * normal])
+    found = rows(neighbor_list(*geometry(atoms), CUTOFF, backend))
+    assert [row for row in found if row[0] < n or row[1] < n] == expected  # beside the atom's own images
 
 
 def test_inputs_are_not_changed(backend):

@@ -4,20 +4,18 @@ import pytest
 import torch
 from e3nn import o3
 from e3nn.o3 import Irreps
-from systems import float64_default, rotation, wigner
+from systems import float64_default, join_irreps, rotation, split_irreps, wigner
 
 from segnn_ase.o3 import (
     Constant,
     Coupling,
     Kind,
     clebsch_gordan,
-    join_irreps,
     kinds,
     multiplicities,
     parse_irreps,
     spherical_harmonics,
     spherical_kinds,
-    split_irreps,
 )
 
 DEGREES = [(l1, l2, l3) for l1 in range(5) for l2 in range(5) for l3 in range(abs(l1 - l2), min(l1 + l2, 5) + 1)]

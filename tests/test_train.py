@@ -19,7 +19,15 @@ from test_data import copper, emt_atoms
 
 from segnn_ase import train as training
 from segnn_ase.checkpoint import checksum, load_tensors, load_with_metadata, save_potential
-from segnn_ase.config import ConfigError, DataError, OptimConfig, TrainConfig, model_config, read_toml
+from segnn_ase.config import (
+    ConfigError,
+    DataError,
+    ModelFileError,
+    OptimConfig,
+    TrainConfig,
+    model_config,
+    read_toml,
+)
 from segnn_ase.data import Frame, frame_from_atoms
 from segnn_ase.potential import Potential, predict
 from segnn_ase.train import (
@@ -274,16 +282,16 @@ def test_a_process_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, unint
     folder.mkdir()
     ase.io.write(folder / "train.traj", water_frames(12) + emt_atoms(4, copper))
     script = f"""
-import sys, time
+import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import torch, test_train, segnn_ase.cli, segnn_ase.train
 torch.set_num_threads(1)
 step = segnn_ase.train.training_step
-def slow(*args):
+def step_when_told(*args):
     print("step", flush=True)
-    time.sleep(0.02)
+    sys.stdin.readline()
     return step(*args)
-segnn_ase.train.training_step = slow
+segnn_ase.train.training_step = step_when_told
 with segnn_ase.cli.reported_errors():
     segnn_ase.train.train(test_train.configured(test_train.Path(), **test_train.RESUMED), progress=False)
 """
@@ -291,6 +299,7 @@ with segnn_ase.cli.reported_errors():
         [sys.executable, "-c", script],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -298,14 +307,16 @@ with segnn_ase.cli.reported_errors():
     with process:
         for _ in range(11):
             assert process.stdout.readline() == "step\n", process.stderr.read()
-        time.sleep(0.015)
+            process.stdin.write("\n")
+            process.stdin.flush()
+        time.sleep(0.01)  # somewhere in the eleventh step, or in saving it
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     if number == signal.SIGTERM:
         assert "stopped; the same command goes on from model.resume.pt" in errors and "Traceback" not in errors
     state = load_tensors(folder / "model.resume.pt")
-    assert 9 <= state["progress"]["step"] <= 12
+    assert 10 <= state["progress"]["step"] <= 12
     resumable(folder, train)
     assert_identical(folder, uninterrupted)
 
@@ -334,6 +345,19 @@ def test_changed_settings_or_data_are_refused_on_resume(tmp_path, change, messag
     train(configured(tmp_path), progress=False)
     config = configured(tmp_path, **change)
     with pytest.raises(ConfigError, match=rf"model.resume.pt belongs to a training with .*{message}.*delete that file"):
+        train(config, progress=False)
+
+
+def test_a_resume_file_that_is_none_or_damaged_is_refused(tmp_path):
+    config = configured(tmp_path, water_frames(6))
+    train(config, progress=False)
+    resume = Path(config.out).with_suffix(".resume.pt")
+    content = resume.read_bytes()
+    resume.write_bytes(Path(config.out).read_bytes())
+    with pytest.raises(ModelFileError, match=r"resume\.pt is a 'segnn_ase potential', not a 'segnn_ase tr"):
+        train(config, progress=False)
+    resume.write_bytes(content[:-100])
+    with pytest.raises(ModelFileError, match=r"resume\.pt is not a readable"):
         train(config, progress=False)
 
 

@@ -1,0 +1,295 @@
+"""The command line: every option arrives, mistakes are one line, and the commands do what they say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import pytest
+from ase.build import molecule
+from test_data import emt_atoms
+from typer.testing import CliRunner
+
+from segnn_ase import cli
+from segnn_ase import train as training
+from segnn_ase.checkpoint import load_with_metadata
+from segnn_ase.config import DataConfig, OptimConfig, TrainConfig
+
+TOML = """
+out = "model.pt"
+[data]
+train = "train.xyz"
+valid_fraction = 0.25
+[model]
+hidden_irreps = "4x0e+4x1o"
+lmax_attr = 1
+cutoff = 3.0
+n_radial = 4
+radial_hidden = [8]
+[training]
+epochs = 3
+device = "cpu"
+"""
+
+
+def segnn(*arguments: str):
+    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+def assert_one_line_error(result, message: str) -> None:
+    assert result.exit_code == 1, result.output
+    lines = result.stderr.splitlines()
+    assert lines[-1].startswith("error: ") and message in lines[-1], result.stderr
+    assert "Traceback" not in result.output and not result.stdout
+
+
+@pytest.fixture(autouse=True)
+def without_plots(monkeypatch):
+    for name in ("plot_parity", "plot_learning_curve"):
+        monkeypatch.setattr(training.plot, name, lambda *_, **__: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with frames, a configuration and the model trained by it."""
+    folder = tmp_path_factory.mktemp("cli")
+    ase.io.write(folder / "train.xyz", emt_atoms(8))
+    ase.io.write(folder / "test.xyz", emt_atoms(3, seed=1))
+    (folder / "config.toml").write_text(TOML)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        result = segnn("train", "config.toml", "--test", "test.xyz", "--seed", 7, "--threads", 1)
+    finally:
+        os.chdir(before)
+    assert result.exit_code == 0, result.output
+    (folder / "output").write_text(result.stderr)
+    return folder
+
+
+@pytest.fixture
+def work(folder, monkeypatch):
+    """The same folder as working folder."""
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_train_from_a_file_with_options_on_top(work):
+    potential, metadata = load_with_metadata(work / "model.pt")
+    assert potential.config.hidden_irreps == "4x0e+4x1o"
+    settings = metadata["training"]["training"]
+    assert (settings["epochs"], settings["seed"]) == (3, 7)
+    assert metadata["training"]["data"]["test"] == ["test.xyz"]
+    text = (work / "output").read_text()
+    for part in ("training set: 6 frames", "calculator energy", "E0 from", "test.xyz", "meV/atom", "wrote model.pt"):
+        assert part in text
+
+
+def test_the_same_command_goes_on(work, monkeypatch):
+    monkeypatch.setattr(training, "training_step", lambda *_: pytest.fail("a step was made"))
+    assert segnn("train", "config.toml", "--test", "test.xyz", "--seed", 7).exit_code == 0
+    result = segnn("train", "config.toml", "--test", "test.xyz", "--seed", 8)
+    assert_one_line_error(result, "training.seed = 7 (now 8)")
+
+
+def test_train_from_options_alone(work, tmp_path):
+    out = tmp_path / "small.pt"
+    options = "--train train.xyz --valid test.xyz --preset schnet --cutoff 3 --epochs 1 --device cpu --dtype float64"
+    result = segnn("train", *options.split(), "--out", out)
+    assert result.exit_code == 0, result.output
+    potential, metadata = load_with_metadata(out)
+    assert potential.config.lmax_attr == 0 and potential.cutoff == 3.0 and str(potential.dtype) == "torch.float64"
+    assert set(metadata["errors"]) == {"train", "valid"}
+
+
+def test_finetune(work, tmp_path):
+    out = tmp_path / "tuned.pt"
+    options = "--train test.xyz --epochs 2 --freeze segnn.messages.0 --freeze segnn.embedding --device cpu"
+    result = segnn("finetune", "model.pt", *options.split(), "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "shift of E0" in result.stderr
+    settings = load_with_metadata(out)[1]["training"]["training"]
+    assert settings["freeze"] == ["segnn.messages.0", "segnn.embedding"] and settings["epochs"] == 2
+    assert settings["learning_rate"] == training.FINETUNE_DEFAULTS["learning_rate"]
+
+
+def test_evaluate_prints_the_table_of_the_training(work):
+    result = segnn("evaluate", "model.pt", "test.xyz", "train.xyz", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    header, *rows = result.stdout.splitlines()
+    assert "energy [meV/atom] rmse" in header and "forces [meV/Å] rmse" in header
+    assert [row.split()[0] for row in rows] == ["test.xyz", "train.xyz"]
+    expected = 1e3 * load_with_metadata("model.pt")[1]["errors"]["test.xyz"]["forces_rmse"]
+    assert float(rows[0].split()[3]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_info(work):
+    result = segnn("info", "model.pt")
+    assert result.exit_code == 0
+    for part in ("elements    H O", "4x0e+4x1o", "cutoff      3.0 Å", "errors      test.xyz"):
+        assert part in result.stdout
+
+
+OPTIONS = {  # option: value on the command line, section and field, value in the settings
+    "--train": ("b.xyz", "data", "train", ("b.xyz",)),
+    "--valid": ("b.xyz", "data", "valid", ("b.xyz",)),
+    "--test": ("b.xyz", "data", "test", ("b.xyz",)),
+    "--isolated-atoms": ("b.xyz", "data", "isolated_atoms", "b.xyz"),
+    "--energy-key": ("mine", "data", "energy_key", "mine"),
+    "--forces-key": ("mine", "data", "forces_key", "mine"),
+    "--stress-key": ("mine", "data", "stress_key", "mine"),
+    "--epochs": ("5", "training", "epochs", 5),
+    "--batch-size": ("3", "training", "batch_size", 3),
+    "--max-edges": ("99", "training", "max_edges", 99),
+    "--learning-rate": ("0.3", "training", "learning_rate", 0.3),
+    "--energy-weight": ("0.3", "training", "energy_weight", 0.3),
+    "--forces-weight": ("0.3", "training", "forces_weight", 0.3),
+    "--stress-weight": ("0.3", "training", "stress_weight", 0.3),
+    "--patience": ("4", "training", "patience", 4),
+    "--seed": ("4", "training", "seed", 4),
+    "--device": ("cpu", "training", "device", "cpu"),
+    "--dtype": ("float64", "training", "dtype", "float64"),
+    "--freeze": ("segnn", "training", "freeze", ("segnn",)),
+}
+ONLY_TRAIN = (
+    "--isolated-atoms --max-edges --energy-weight --forces-weight --stress-weight --patience --dtype --tensorboard"
+).split()
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_every_option_arrives(command, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda config: seen.append(config))
+    monkeypatch.setattr(training, "finetune", lambda model, config: seen.append(config))
+    start = ["train", "--train", "a.xyz"] if command == "train" else ["finetune", "m.pt", "--train", "a.xyz"]
+    left_out = {"--freeze"} if command == "train" else set(ONLY_TRAIN)
+    assert segnn(*start).exit_code == 0
+    (plain,) = seen
+    for option, (text, section, field, value) in OPTIONS.items():
+        if option in left_out:
+            continue
+        result = segnn(*start, option, text)
+        assert result.exit_code == 0, result.output
+        found, before = (getattr(getattr(config, section), field) for config in (seen[-1], plain))
+        assert found == (("a.xyz", "b.xyz") if option == "--train" else value) != before, option
+    assert segnn(*start, "--out", "other.pt").exit_code == 0 and seen[-1].out == "other.pt"
+
+
+def test_flags_and_model_options_arrive(monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda config: seen.append(config))
+    start = ["train", "--train", "a.xyz"]
+    assert segnn(*start, "--tensorboard", "--preset", "fast", "--cutoff", "4").exit_code == 0
+    assert seen[-1].training.tensorboard and seen[-1].model == {"preset": "fast", "cutoff": 4.0}
+
+
+def test_the_lists_of_options_are_fields_of_the_settings():
+    assert set(cli.DATA_OPTIONS) <= DataConfig.model_fields.keys()
+    assert set(cli.TRAINING_OPTIONS) <= OptimConfig.model_fields.keys()
+
+
+def test_ranks_option_before_file_before_default(work, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "finetune", lambda model, config: seen.append(config))
+    (work / "tune.toml").write_text('[data]\ntrain = "a.xyz"\n[training]\nepochs = 4\nseed = 3\n')
+    assert segnn("finetune", "m.pt", "--config", "tune.toml", "--seed", 5).exit_code == 0
+    assert (seen[0].training.epochs, seen[0].training.seed, seen[0].data.train) == (4, 5, ("a.xyz",))
+    assert seen[0].training.learning_rate == training.FINETUNE_DEFAULTS["learning_rate"]
+    assert segnn("finetune", "m.pt", "--train", "a.xyz").exit_code == 0
+    assert seen[1] == TrainConfig.parse({"data": {"train": "a.xyz"}, "training": training.FINETUNE_DEFAULTS})
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("train", "setting 'data.train' is missing"),
+        ("train no.toml", "config is 'no.toml', but there is no such file"),
+        ("train --train no.xyz", "data file is 'no.xyz', but there is no such file"),
+        ("train bad.toml", "config 'bad.toml' is not valid TOML"),
+        ("train key.toml", "unknown setting 'training.epoch': did you mean 'epochs'?"),
+        ("train flat.toml", "setting 'training' is 3"),
+        ("finetune model.pt --config flat.toml", "setting 'data' is 'train.xyz'"),
+        ("train --train train.xyz --preset mace", "preset is 'mace'; expected one of"),
+        ("train --train train.xyz --epochs 0", "setting 'training.epochs' is 0"),
+        ("train --train train.xyz --energy-key mine", "key for energy is 'mine', but no frame has it"),
+        ("train --train empty.xyz", "data file 'empty.xyz' cannot be read by ASE"),
+        ("train --train bare.xyz", "no frame has an energy or forces"),
+        ("train --train train.xyz --out model.h5", "expected a name that ends in .pt"),
+        ("train --train train.xyz --device cuda:9 --out other.pt", "device is 'cuda:9'"),
+        ("finetune no.pt --train train.xyz", "model is 'no.pt': there is no such file"),
+        ("finetune model.pt --config config.toml", "fine-tuning keeps the architecture"),
+        ("finetune model.pt --train train.xyz --freeze walrus --out other.pt", "freeze has 'walrus'"),
+        ("evaluate model.pt methane.xyz", "methane.xyz set has C"),
+        ("evaluate model.pt bare.xyz", "no frame has an energy or forces"),
+        ("evaluate config.toml train.xyz", "config.toml is not a readable model file"),
+        ("info cut.pt", "cut.pt is not a readable model file (truncated"),
+        ("info model.resume.pt", "model.resume.pt is a 'segnn_ase training state', not a 'segnn_ase potential'"),
+    ],
+)
+def test_mistakes_are_one_line(work, arguments, message):
+    (work / "bad.toml").write_text("[data\n")
+    (work / "key.toml").write_text('[data]\ntrain = "train.xyz"\n[training]\nepoch = 3\n')
+    (work / "flat.toml").write_text('data = "train.xyz"\ntraining = 3\n')
+    (work / "empty.xyz").write_text("")
+    (work / "cut.pt").write_bytes((work / "model.pt").read_bytes()[:5000])
+    ase.io.write(work / "bare.xyz", [molecule("H2O")] * 2)
+    ase.io.write(work / "methane.xyz", emt_atoms(2, lambda: molecule("CH4")))
+    assert_one_line_error(segnn(*arguments.split()), message)
+    assert not (work / "other.pt").exists()
+
+
+def test_unknown_options_and_commands_are_usage_errors():
+    for arguments in (["train", "--epoch", "3"], ["walrus"], ["info"]):
+        result = segnn(*arguments)
+        assert result.exit_code == 2 and "Usage" in result.stderr
+
+
+def test_a_bug_keeps_its_traceback(work, monkeypatch):
+    def bug(config):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(training, "train", bug)
+    result = segnn("train", "config.toml")
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_an_interruption_says_how_to_go_on(work, monkeypatch):
+    def interrupted(config):
+        raise KeyboardInterrupt("stopped; the same command goes on from model.resume.pt")
+
+    monkeypatch.setattr(training, "train", interrupted)
+    result = segnn("train", "config.toml")
+    assert result.exit_code == 130 and "the same command goes on" in result.stderr
+
+
+def run_segnn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """The installed command in a process of its own."""
+    command = Path(sys.executable).with_name("segnn")
+    assert command.is_file(), "the package is not installed: pip install --editable ."
+    return subprocess.run(
+        [command, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def test_the_installed_command(work):
+    result = run_segnn("--help", cwd=work)
+    assert result.returncode == 0 and not result.stderr
+    for command in ("train", "finetune", "evaluate", "info", "md"):
+        assert command in result.stdout
+    result = run_segnn("info", "no.pt", cwd=work)
+    assert result.returncode == 1 and not result.stdout
+    assert result.stderr.startswith("error: model is 'no.pt': there is no such file") and result.stderr.count("\n") == 1
+
+
+def test_the_installed_command_trains(work, tmp_path):
+    (tmp_path / "config.toml").write_text(TOML.replace('"train.xyz"', f'"{work}/train.xyz"'))
+    result = run_segnn("train", "config.toml", "--epochs", "1", "--threads", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "wrote model.pt" in result.stderr and not result.stdout
+    assert {"model.pt", "model.last.pt", "model.csv", "model.parity_forces_valid.png"} <= set(os.listdir(tmp_path))
