@@ -7,6 +7,9 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: md test clean
 
+# glibc gives large blocks back after every use and gets them again page by page, a third of a step: keep them
+md: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+md: export MALLOC_TRIM_THRESHOLD_ = 1073741824
 md: .venv/package
 	$(BIN)/python md_examples/02_langevin_water.py
 

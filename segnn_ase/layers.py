@@ -226,7 +226,7 @@ def make_edges(
         mask=mask,
         distance=distance,
         harmonics=spherical_harmonics(r / distance, lmax),
-        radial=bessel(x, n_radial),
+        radial=bessel(distance, n_radial, cutoff),
         envelope=envelope(x) * mask,
     )
 
@@ -237,10 +237,13 @@ def envelope(x: Tensor) -> Tensor:
     return 1.0 - x**6 * (28.0 - 48.0 * x + 21.0 * x**2)
 
 
-def bessel(x: Tensor, n: int) -> Tensor:
-    """sin(k pi x) / x, k = 1 ... n (DimeNet, eq. 7), scaled to unit variance at uniform density: (E, n)."""
-    k = torch.arange(1, n + 1, dtype=x.dtype, device=x.device)
-    return math.sqrt(2.0 / 3.0) * torch.sin(math.pi * k * x) / x
+def bessel(distance: Tensor, n: int, cutoff: float) -> Tensor:
+    """B_k = sqrt(2 / r_c) sin(k pi d / r_c) / d, k = 1 ... n (DimeNet, eq. 7): (E, n) Å^{-3/2}.
+
+    Not scaled to unit variance: larger inputs make rho a rougher function of d and the errors larger.
+    """
+    k = torch.arange(1, n + 1, dtype=distance.dtype, device=distance.device)
+    return math.sqrt(2.0 / cutoff) * torch.sin(math.pi / cutoff * k * distance) / distance
 
 
 def node_attributes(edges: Edges, *, smooth: bool) -> Tensor:

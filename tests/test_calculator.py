@@ -134,6 +134,7 @@ def test_the_first_call_is_like_any_other_to_the_last_bit(dtype):
 def test_dtype_by_name_and_by_object(dtype):
     calc = SEGNNCalculator(tiny_potential(), dtype=dtype)
     assert calc.potentials[0].dtype == (torch.float32 if dtype == "float32" else torch.float64)
+    assert not any(parameter.requires_grad for parameter in calc.potentials[0].parameters())
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda calc: pickle.loads(pickle.dumps(calc))])

@@ -110,7 +110,7 @@ def test_training_reduces_loss_and_errors(trained):
     rows = history(config.out)
     assert [int(row["epoch"]) for row in rows] == list(range(1, 13))
     for name in ("train_loss", "valid_loss", "valid_energy_rmse", "valid_forces_rmse", "valid_stress_rmse"):
-        assert float(rows[-1][name]) < 0.7 * float(rows[0][name]), name
+        assert float(rows[-1][name]) < 0.8 * float(rows[0][name]), name
     forces = np.concatenate([atoms.get_forces() for atoms in water_frames(3, seed=1)])
     assert errors[config.data.test[0]]["forces_rmse"] < 0.8 * np.sqrt(np.mean(forces**2))
 
@@ -372,6 +372,7 @@ def test_how_often_to_save_may_change_on_resume(tmp_path):
 def mixed_frames() -> list[Frame]:
     """Molecules and crystals, each label missing somewhere."""
     frames = [frame_from_atoms(atoms) for atoms in water_frames(4) + emt_atoms(3, copper)]
+    frames[0].atoms.cell[:] = [[9, 0, 0], [9, 0, 0], [0, 0, 9]]  # means nothing: not periodic
     frames[1] = frames[1]._replace(energy=None)
     frames[2] = frames[2]._replace(forces=None)
     frames[3] = frames[3]._replace(energy=None, forces=None)
