@@ -388,14 +388,9 @@ def make_item(frame: Frame, cutoff: float) -> Item:
         else torch.tensor(frame.stress)[None],
     )
     try:
-        graph = graph_from_atoms(frame.atoms, cutoff)
+        return Item(graph_from_atoms(frame.atoms, cutoff), labels)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
-    # no edge crosses a face that is not periodic; with unit vectors there, 0 / 0 in the stress of a molecule
-    # does not reach the gradients of the crystals in its batch
-    cell = frame.atoms.cell.copy()
-    cell[~frame.atoms.pbc] = 0.0
-    return Item(graph._replace(cell=torch.tensor(cell.complete().array)[None]), labels)
 
 
 def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:

@@ -370,5 +370,5 @@ def test_a_file_comes_before_a_shipped_name(file, monkeypatch):
 
 def test_describe_is_a_page_about_the_model(file):
     page = describe(*load_with_metadata(file))
-    for part in ("H O Cu", "H -13.6000", "4x0e+4x1o", "3.5 Å (7 Å receptive field)", "float32", "energy_rmse 0.001"):
+    for part in ("H O Cu", "H -13.6000", "4x0e+4x1o", "cutoff      3.5 Å", "float32", "energy_rmse 0.001"):
         assert part in page

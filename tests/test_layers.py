@@ -309,7 +309,7 @@ def message_edge_by_edge(message: Message, f, graph):
         harmonics = o3.spherical_harmonics(ATTR, r, normalize=True, normalization="component")
         y = dict(zip(spherical_kinds(LMAX), harmonics.split([k.dim for k in spherical_kinds(LMAX)]), strict=True))
         u = 1 - 28 * x**6 + 48 * x**7 - 21 * x**8
-        basis = math.sqrt(2 / 3) * torch.sin(math.pi * x * torch.arange(1, 9)) / x
+        basis = math.sqrt(2 / CUTOFF) * torch.sin(math.pi * x * torch.arange(1, 9)) / (x * CUTOFF)
         factors = message.radial(basis).split(message.n_factors)
         pair = {}
         for k, dense, features in zip(names, message.pair, f, strict=True):
