@@ -14,7 +14,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.checkpoint import load_potential
 from segnn_ase.config import ConfigError, StructureError
-from segnn_ase.graph import Graph, edge_vectors, graph_from_arrays, graph_from_atoms, graph_on_device
+from segnn_ase.graph import Graph, edge_vectors, graph_from_arrays, graph_on_device
 from segnn_ase.neighbors import BACKENDS, SkinNeighbors
 from segnn_ase.potential import Potential, check_species, hessian, predict, resolve_device
 
@@ -123,10 +123,7 @@ def _prepare(model, device: torch.device, dtype: torch.dtype | None, allow_nonsm
             "this model is not smooth (smooth = false): its energy jumps when an atom crosses the cutoff, and MD "
             "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
         )
-    potential = potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
-    # settles the energies of isolated atoms before the first call, which is then like any other to the last bit
-    predict(potential, graph_from_atoms(Atoms([potential.species[0]]), potential.cutoff).to(device), forces=False)
-    return potential
+    return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:

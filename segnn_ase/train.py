@@ -351,7 +351,8 @@ def fresh_potential(config: TrainConfig, frames: list[Frame], species: list[int]
         reference_energies=[references.values[z] for z in species],
         scales=[scale] * len(species),
     ).to(getattr(torch, settings.dtype))
-    potential.calibrate(collate([item.graph for item in items[:32]]))
+    # from the whole set: frames often come sorted by kind, and norms from crystals alone explode in a melt
+    potential.calibrate(collate([item.graph for item in items[:: -(-len(items) // 64)]]))
     report(
         f"energy scale {scale:.3f} eV; {sum(p.numel() for p in potential.parameters())} parameters; "
         f"{np.mean([len(item.graph.edge_src) / len(item.graph.numbers) for item in items]):.1f} neighbours per atom"

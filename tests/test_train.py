@@ -48,6 +48,15 @@ from segnn_ase.train import (
 )
 
 TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.0, "n_radial": 4, "radial_hidden": [8]}
+SETTINGS = {
+    "epochs": 2,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "warmup_steps": 5,
+    "ema_decay": 0.9,
+    "stress_weight": 1.0,
+    "device": "cpu",
+}
 FILES = ("csv", "last.pt", "resume.pt", "learning_curve.png", "parity_energy_valid.png", "parity_forces_valid.png")
 
 
@@ -63,7 +72,7 @@ def configured(folder: Path, frames: list[Atoms] | None = None, *, data=None, mo
         "out": str(folder / "model.pt"),
         "data": {"train": str(folder / "train.traj"), "valid_fraction": 0.25, **(data or {})},
         "model": TINY if model is None else model,
-        "training": {"epochs": 2, "batch_size": 4, "warmup_steps": 5, "device": "cpu", **settings},
+        "training": {**SETTINGS, **settings},
     }
     return TrainConfig.parse(values)
 
@@ -522,7 +531,7 @@ def test_the_average_of_the_weights():
 
 
 def test_the_averaged_weights_are_what_is_saved(tmp_path):
-    config = configured(tmp_path, water_frames(6), ema_decay=0.9)
+    config = configured(tmp_path, water_frames(6))
     train(config, progress=False)
     state = load_tensors(Path(config.out).with_suffix(".resume.pt"))
     last = weights(Path(config.out).with_suffix(".last.pt"))
