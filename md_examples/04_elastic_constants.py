@@ -23,9 +23,8 @@ atoms = bulk("Si", cubic=True, a=5.6)
 atoms.rattle(0.05, seed=0)
 atoms.calc = SEGNNCalculator("silicon-pbe", dtype="float64")
 BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=1e-3, steps=int(os.environ.get("SEGNN_STEPS", 200)))
-print(
-    f"relaxed lattice parameter {np.cbrt(atoms.get_volume()):.4f} Å, pressure {-atoms.get_stress()[:3].mean() / units.GPa:.3f} GPa"
-)
+pressure = -atoms.get_stress()[:3].mean() / units.GPa
+print(f"relaxed lattice parameter {np.cbrt(atoms.get_volume()):.4f} Å, pressure {pressure:.3f} GPa")
 
 scales = np.linspace(0.97, 1.03, 7)
 cells = [atoms.cell * s for s in scales]

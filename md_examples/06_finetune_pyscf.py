@@ -16,7 +16,7 @@ from pyscf import dft, gto
 
 from segnn_ase.config import TrainConfig
 from segnn_ase.data import read_frames
-from segnn_ase.train import FINETUNE_DEFAULTS, error_table, evaluate_files, finetune
+from segnn_ase.train import error_table, evaluate_files, finetune
 
 count = int(os.environ.get("SEGNN_STEPS", 60))
 
@@ -46,7 +46,7 @@ config = TrainConfig.parse(
     {
         "out": "h2co.pt",
         "data": {"train": "h2co_train.xyz", "test": "h2co_test.xyz", "valid_fraction": 0.15},
-        "training": {**FINETUNE_DEFAULTS, "epochs": max(count // 2, 1)},
+        "training": {"epochs": max(count // 2, 1)},
     }
 )
 after = finetune("acetylacetone-pbe", config)

@@ -57,7 +57,7 @@ def structures(name: str, calculator, start: Atoms | None) -> list[Atoms]:
         )
         cluster.set_cell([8, 8, 8])
         cluster.pbc = True
-        return [settled(water_box(), calculator, 330, 1500), cluster]
+        return [settled(water_box(), calculator, 330, 800), cluster]
     if name == "silicon-pbe":
         strained = bulk("Si", a=5.47)
         strained.set_cell(strained.cell @ np.array([[1.02, 0.01, 0], [0, 0.99, 0.02], [0, 0, 1.01]]), scale_atoms=True)

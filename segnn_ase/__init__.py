@@ -1,7 +1,7 @@
 """SEGNN interatomic potentials for ASE."""
 
 __version__ = "0.1.0"
-__all__ = ["Potential", "SEGNNCalculator", "load_potential", "run_md", "save_potential", "shipped_potentials", "train"]
+__all__ = ["Potential", "SEGNNCalculator", "load_potential", "run_md", "save_potential", "shipped_potentials"]
 
 _HOME = {
     "Potential": "potential",
@@ -10,7 +10,6 @@ _HOME = {
     "run_md": "md",
     "save_potential": "checkpoint",
     "shipped_potentials": "checkpoint",
-    "train": "train",
 }
 
 

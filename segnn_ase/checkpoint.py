@@ -170,11 +170,9 @@ def find_model(model: "str | Path") -> Path:
 def shipped_potentials() -> dict[str, Path]:
     """Names and files of the potentials that come with the package, installed or in a checkout."""
     package = Path(__file__).parent
-    found = {}
-    for folder in (package.parent / "potentials", package / "potentials"):
-        if folder.is_dir():
-            found.update({p.parent.name: p for p in sorted(folder.glob("*/model.pt"))})
-    return found
+    checkout = (package.parent / "pyproject.toml").is_file()
+    folder = (package.parent if checkout else package) / "potentials"
+    return {path.parent.name: path for path in sorted(folder.glob("*/model.pt"))}
 
 
 def describe(potential: Potential, metadata: dict) -> str:

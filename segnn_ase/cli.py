@@ -81,11 +81,10 @@ def finetune(
     """Go on from a trained model on new frames, also of another level of theory."""
     given = {name: value for name, value in locals().items() if value is not None and name != "model"}
     with reported_errors():
-        from segnn_ase.train import FINETUNE_DEFAULTS
         from segnn_ase.train import finetune as run
 
         _prepare_process(threads)
-        run(model, _train_config(given, FINETUNE_DEFAULTS))
+        run(model, _train_config(given))
 
 
 @app.command()
@@ -182,8 +181,8 @@ TRAINING_OPTIONS = (
 ).split()
 
 
-def _train_config(given: dict, defaults: dict | None = None):
-    """Merge defaults, TOML file and options, later ones first in rank."""
+def _train_config(given: dict):
+    """Merge TOML file and options, which go first."""
     from segnn_ase.config import TrainConfig, read_toml
 
     values = read_toml(given["config"]) if "config" in given else {}
@@ -192,11 +191,10 @@ def _train_config(given: dict, defaults: dict | None = None):
         "model": {name: given[name] for name in ("preset", "cutoff") if name in given},
         "training": {name: given[name] for name in TRAINING_OPTIONS if name in given},
     }
-    below = {"training": defaults or {}}
     for name, options in sections.items():
         section = values.get(name, {})
         if isinstance(section, dict):  # what is no table is refused by `parse`
-            values[name] = {**below.get(name, {}), **section, **options}
+            values[name] = {**section, **options}
     if "out" in given:
         values["out"] = given["out"]
     return TrainConfig.parse(values)

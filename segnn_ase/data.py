@@ -15,11 +15,12 @@ from ase.stress import voigt_6_to_full_3x3_stress
 
 from segnn_ase.config import DataError, Settings, existing_file
 
-# names under which labels are found in `atoms.info` and `atoms.arrays`, most specific first
-ENERGY_KEYS = ("REF_energy", "dft_energy", "DFT_energy", "ref_energy", "energy", "Energy", "free_energy", "E")
-FORCES_KEYS = ("REF_forces", "dft_forces", "DFT_forces", "ref_forces", "forces", "Forces", "force", "F")
-STRESS_KEYS = ("REF_stress", "dft_stress", "DFT_stress", "ref_stress", "stress")
-VIRIAL_KEYS = ("REF_virial", "dft_virial", "DFT_virial", "virial", "virials")
+# names under which labels are found: those that say what they are go before a calculator's results, others after
+REFERENCE_PREFIXES = ("REF_", "ref_", "dft_", "DFT_")
+ENERGY_KEYS = ("energy", "Energy", "free_energy")
+FORCES_KEYS = ("forces", "Forces", "force")
+STRESS_KEYS = ("stress",)
+VIRIAL_KEYS = ("virial", "virials")
 
 
 class LabelKeys(Settings):
@@ -126,6 +127,9 @@ def _find(store: dict, results: dict, name: str, key: str | None, usual: tuple[s
     if key is not None:
         found = store.get(key, results.get(key))
         return found, key if found is not None else None
+    for candidate in (prefix + name for prefix in REFERENCE_PREFIXES):
+        if store.get(candidate) is not None:
+            return store[candidate], candidate
     if results.get(name) is not None:
         return results[name], f"calculator {name}"
     for candidate in usual:
@@ -189,8 +193,8 @@ def check_labels(frames: list[Frame]) -> None:
     if all(f.energy is None and f.forces is None for f in frames):
         raise DataError(
             "no frame has an energy or forces. Looked in the calculator's results, in atoms.info for "
-            f"{', '.join(ENERGY_KEYS)} and in atoms.arrays for {', '.join(FORCES_KEYS)}; "
-            "name yours with energy_key and forces_key"
+            f"{', '.join(ENERGY_KEYS)} and in atoms.arrays for {', '.join(FORCES_KEYS)}, also as REF_energy or "
+            "dft_forces; name yours with energy_key and forces_key"
         )
     many = [f for f in frames if len(f.atoms) > 1]
     for name in ("energy", "forces"):

@@ -8,6 +8,7 @@ import copy
 import csv
 import io
 import math
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -54,6 +55,7 @@ from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volu
 from segnn_ase.potential import Potential, Prediction, parse_species, predict, resolve_device
 
 STATE_FORMAT = "segnn_ase training state"
+FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002}  # for settings that are not given
 
 
 class Labels(NamedTuple):
@@ -92,6 +94,7 @@ class Training(NamedTuple):
     valid: list[Item]
     test: dict[str, list[Item]]
     metadata: dict
+    fingerprint: dict  # of settings, data and starting point
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> dict:
@@ -107,6 +110,8 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`."""
     if config.model:
         raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
+    given = config.training.model_dump(exclude_unset=True)
+    config = config.model_copy(update={"training": OptimConfig(**{**FINETUNE_DEFAULTS, **given})})
     start = load_with_metadata(model)
     return run_training(config, prepare(config, start=start, report=_printer(progress)), progress=progress)
 
@@ -120,7 +125,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
     optimizer = make_optimizer(parameters, settings)
     done = Progress()
     if files["resume"].is_file():
-        done = load_state(files["resume"], config, job, potential, averaged, optimizer)
+        done = load_state(files["resume"], job, potential, averaged, optimizer)
     writer = tensorboard_writer(files["tensorboard"]) if settings.tensorboard else None
 
     with stop_on_signal() as stopped, tqdm(total=settings.epochs, disable=not progress, unit="epoch") as bar:
@@ -138,7 +143,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
                 update_average(means, parameters, done.step, settings.ema_decay)
                 bar.update(1 / len(batches))
                 if stopped or time.monotonic() - last_save > 60 * settings.save_minutes:
-                    save_state(files["resume"], config, job, potential, averaged, optimizer, done)
+                    save_state(files["resume"], job, potential, averaged, optimizer, done)
                     last_save = time.monotonic()
                 if stopped:
                     raise KeyboardInterrupt(f"stopped; the same command goes on from {files['resume']}")
@@ -155,7 +160,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
                 log_scalars(writer, row)
             done.loss = 0.0
             if time.monotonic() - last_save > 60 * settings.save_minutes or done.epoch == settings.epochs:
-                save_state(files["resume"], config, job, potential, averaged, optimizer, done)
+                save_state(files["resume"], job, potential, averaged, optimizer, done)
                 last_save = time.monotonic()
     save_potential(files["last"], averaged, metadata={**job.metadata, "epoch": done.epoch})
     return finish(config, job, done.history, files, progress=progress)
@@ -266,8 +271,11 @@ def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Pr
 
 def evaluate(potential: Potential, items: list[Item], settings: OptimConfig) -> dict:
     """Loss and errors on labelled structures: rmse and mae of energy (eV/atom), forces (eV/Å), stress (eV/Å^3)."""
-    collected = residuals(potential, items, settings)
-    errors: dict = {"loss": float(np.mean(collected["loss"])) if items else math.nan}
+    return errors_of(residuals(potential, items, settings))
+
+
+def errors_of(collected: dict[str, np.ndarray]) -> dict:
+    errors: dict = {"loss": float(np.mean(collected["loss"])) if len(collected["loss"]) else math.nan}
     for name in ("energy", "forces", "stress"):
         delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
         errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None
@@ -282,7 +290,7 @@ def residuals(potential: Potential, items: list[Item], settings: OptimConfig) ->
     for start in range(0, len(items), settings.batch_size):
         batch = collate_items(items[start : start + settings.batch_size])
         loss, prediction = loss_and_prediction(potential, batch, settings)
-        collected["loss"].append([float(loss)])
+        collected["loss"].append([float(loss)] * batch.graph.n_graphs)
         atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
         for name in ("energy", "forces", "stress"):
             reference, predicted = getattr(batch.labels, name), getattr(prediction, name)
@@ -297,6 +305,7 @@ def residuals(potential: Potential, items: list[Item], settings: OptimConfig) ->
 def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None, report=print) -> Training:
     """Read the data, show what was found, and build the potential (or shift the one to start from)."""
     data, settings = config.data, config.training
+    output_files(config.out), resolve_device(settings.device)  # refuse before reading
     keys = LabelKeys(energy=data.energy_key, forces=data.forces_key, stress=data.stress_key)
     frames = read_frames(list(data.train), keys)
     if data.valid:
@@ -330,7 +339,8 @@ def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None,
     }
     valid_items = [make_item(frame, cutoff) for frame in valid]
     test_items = {path: [make_item(frame, cutoff) for frame in test] for path, test in tests.items()}
-    return Training(potential, train_items, valid_items, test_items, metadata)
+    identity = fingerprint(config, [train_items, valid_items], origin)
+    return Training(potential, train_items, valid_items, test_items, metadata, identity)
 
 
 def fresh_potential(config: TrainConfig, frames: list[Frame], species: list[int], items: list[Item], report):
@@ -422,21 +432,18 @@ def output_files(out: str) -> dict[str, Path]:
     return {kind: path.with_suffix(f".{ending}") for kind, ending in names.items()}
 
 
-def fingerprint(config: TrainConfig, job: Training) -> dict:
+def fingerprint(config: TrainConfig, sets: list[list[Item]], origin: dict | None) -> dict:
     """What must be the same for a training to go on: settings, data and the model that it started from."""
     settings = config.model_dump(mode="json")
     settings["training"].pop("save_minutes")
-    return {
-        "settings": settings,
-        "data": checksum([list(item.graph) + list(item.labels) for item in job.train]),
-        "start": checksum(job.metadata["fine_tuned_from"]),
-    }
+    data = [[list(item.graph) + list(item.labels) for item in items] for items in sets]
+    return {"settings": settings, "data": checksum(data), "start": checksum(origin)}
 
 
-def save_state(path: Path, config: TrainConfig, job: Training, potential, averaged, optimizer, done: Progress) -> None:
+def save_state(path: Path, job: Training, potential, averaged, optimizer, done: Progress) -> None:
     state = {
         "format": STATE_FORMAT,
-        "fingerprint": fingerprint(config, job),
+        "fingerprint": job.fingerprint,
         "weights": potential.state_dict(),
         "averaged": averaged.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -445,13 +452,12 @@ def save_state(path: Path, config: TrainConfig, job: Training, potential, averag
     save_tensors(path, state)
 
 
-def load_state(path: Path, config: TrainConfig, job: Training, potential, averaged, optimizer) -> Progress:
+def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Progress:
     """Restore a training. Raises ConfigError when the file belongs to other settings or data."""
     state = load_tensors(path, "resume file")
     if state.get("format") != STATE_FORMAT:
         raise ModelFileError(f"{path} is a {state.get('format')!r}, not a {STATE_FORMAT!r}")
-    here = fingerprint(config, job)
-    there = state.get("fingerprint")
+    here, there = job.fingerprint, state.get("fingerprint")
     if there != here:
         same = there["settings"] == here["settings"]
         what = "other data or another model to start from" if same else ", ".join(_differing(there, here))
@@ -527,7 +533,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
         if not items:
             continue
         values = residuals(potential, items, config.training)
-        errors[name] = {k: v for k, v in evaluate(potential, items, config.training).items() if k != "loss"}
+        errors[name] = {k: v for k, v in errors_of(values).items() if k != "loss"}
         if name != "train":
             plot_parities(Path(config.out), name, values)
     save_potential(config.out, potential, metadata={**metadata, "errors": errors})
@@ -541,7 +547,7 @@ def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
     for quantity, unit in (("energy", "eV/atom"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
         reference = values[f"{quantity}_reference"]
         if len(reference):
-            path = out.with_suffix(f".parity_{quantity}_{Path(name).stem}.png")
+            path = out.with_suffix(f".parity_{quantity}_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}.png")
             plot.plot_parity(path, reference, values[f"{quantity}_predicted"], label=quantity, unit=unit)
 
 
@@ -561,9 +567,6 @@ def error_table(errors: dict[str, dict]) -> str:
 def _printer(progress: bool):
     """Print around the progress bar, or not at all."""
     return (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
-
-
-FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002}
 
 
 def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:

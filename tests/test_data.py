@@ -92,7 +92,7 @@ def test_labels_of_a_calculator_survive_every_format(tmp_path, suffix, build):
 
 @pytest.mark.parametrize(
     "energy, forces",
-    [("REF_energy", "REF_forces"), ("dft_energy", "dft_forces"), ("energy", "forces"), ("Energy", "force"), ("E", "F")],
+    [("REF_energy", "REF_forces"), ("dft_energy", "dft_forces"), ("energy", "forces"), ("Energy", "force")],
 )
 def test_labels_under_the_usual_names(tmp_path, energy, forces):
     atoms = emt_atoms(1)[0]
