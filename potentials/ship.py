@@ -44,7 +44,12 @@ def settled(atoms: Atoms, calculator, temperature: float, steps: int) -> Atoms:
     atoms.calc = calculator
     FIRE(atoms, logfile=None).run(fmax=0.5, steps=100)
     dynamics = Langevin(
-        atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=np.random.default_rng(1)
+        atoms,
+        0.5 * units.fs,
+        temperature_K=temperature,
+        friction=0.02 / units.fs,
+        rng=np.random.default_rng(1),
+        fixcm=False,
     )
     dynamics.run(steps)
     return atoms

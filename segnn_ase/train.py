@@ -8,7 +8,6 @@ import copy
 import csv
 import io
 import math
-import re
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -55,6 +54,7 @@ from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volu
 from segnn_ase.potential import Potential, Prediction, parse_species, predict, resolve_device
 
 STATE_FORMAT = "segnn_ase training state"
+BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
 FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002}  # for settings that are not given
 
 
@@ -128,7 +128,8 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
         done = load_state(files["resume"], job, potential, averaged, optimizer)
     writer = tensorboard_writer(files["tensorboard"]) if settings.tensorboard else None
 
-    with stop_on_signal() as stopped, tqdm(total=settings.epochs, disable=not progress, unit="epoch") as bar:
+    bar = tqdm(total=settings.epochs, disable=not progress, bar_format=BAR)
+    with stop_on_signal() as stopped, bar:
         bar.update(done.epoch)
         last_save = time.monotonic()
         while done.epoch < settings.epochs and not out_of_patience(done.history, settings.patience):
@@ -305,7 +306,8 @@ def residuals(potential: Potential, items: list[Item], settings: OptimConfig) ->
 def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None, report=print) -> Training:
     """Read the data, show what was found, and build the potential (or shift the one to start from)."""
     data, settings = config.data, config.training
-    output_files(config.out), resolve_device(settings.device)  # refuse before reading
+    refuse_overwriting(config.out)
+    resolve_device(settings.device)  # refuse before reading
     keys = LabelKeys(energy=data.energy_key, forces=data.forces_key, stress=data.stress_key)
     frames = read_frames(list(data.train), keys)
     if data.valid:
@@ -432,6 +434,12 @@ def output_files(out: str) -> dict[str, Path]:
     return {kind: path.with_suffix(f".{ending}") for kind, ending in names.items()}
 
 
+def refuse_overwriting(out: str) -> None:
+    """Raise ConfigError for a model that is there without the resume file of its training."""
+    if Path(out).exists() and not output_files(out)["resume"].exists():
+        raise ConfigError(f"out is {out!r}, which exists and is no training to go on with: rename or remove it")
+
+
 def fingerprint(config: TrainConfig, sets: list[list[Item]], origin: dict | None) -> dict:
     """What must be the same for a training to go on: settings, data and the model that it started from."""
     settings = config.model_dump(mode="json")
@@ -535,7 +543,9 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
         values = residuals(potential, items, config.training)
         errors[name] = {k: v for k, v in errors_of(values).items() if k != "loss"}
         if name != "train":
-            plot_parities(Path(config.out), name, values)
+            stem = Path(name).stem
+            alone = sum(Path(other).stem == stem for other in sets) == 1
+            plot_parities(Path(config.out), stem if alone else "_".join(Path(name).parts[-2:]), values)
     save_potential(config.out, potential, metadata={**metadata, "errors": errors})
     if len(history) > 1:
         plot.plot_learning_curve(files["curve"], history)
@@ -547,7 +557,7 @@ def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
     for quantity, unit in (("energy", "eV/atom"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
         reference = values[f"{quantity}_reference"]
         if len(reference):
-            path = out.with_suffix(f".parity_{quantity}_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}.png")
+            path = out.with_suffix(f".parity_{quantity}_{name}.png")
             plot.plot_parity(path, reference, values[f"{quantity}_predicted"], label=quantity, unit=unit)
 
 

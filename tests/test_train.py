@@ -191,6 +191,9 @@ def test_without_progress_nothing_is_printed_and_with_it_the_tables_are(tmp_path
     train(config, progress=False)
     assert capfd.readouterr() == ("", "")
     Path(config.out).with_suffix(".resume.pt").unlink()
+    with pytest.raises(ConfigError, match="rename or remove it"):
+        train(config)
+    Path(config.out).unlink()
     train(config)
     text = capfd.readouterr().err
     for part in ("training set: 4 frames", "calculator forces", "E0 from least squares", "neighbours per atom", "rmse"):
