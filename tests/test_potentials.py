@@ -4,11 +4,11 @@ import ase.io
 import numpy as np
 import pytest
 from ase import units
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
 
 from segnn_ase import SEGNNCalculator, load_potential
 from segnn_ase.checkpoint import find_model, load_with_metadata, shipped_potentials
+from segnn_ase.md import set_velocities
 
 NAMES = ("acetylacetone-pbe", "silicon-pbe", "water-pbe0")
 
@@ -50,9 +50,7 @@ def nve_energies(dtype: str, timestep: float, duration: float) -> tuple[np.ndarr
     """Times (ps) and total energies per atom (eV) of an NVE run of acetylacetone near 300 K."""
     atoms = ase.io.read(find_model("acetylacetone-pbe").parent / "reference.xyz", "0")
     atoms.calc = SEGNNCalculator("acetylacetone-pbe", dtype=dtype)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=300, rng=np.random.RandomState(1))
-    Stationary(atoms)
-    ZeroRotation(atoms)
+    set_velocities(atoms, 300, np.random.default_rng(1))
     dynamics = VelocityVerlet(atoms, timestep * units.fs)
     energies = []
     dynamics.attach(lambda: energies.append(atoms.get_total_energy() / len(atoms)))
