@@ -27,14 +27,14 @@ pressure = -atoms.get_stress()[:3].mean() / units.GPa
 print(f"relaxed lattice parameter {np.cbrt(atoms.get_volume()):.4f} Å, pressure {pressure:.3f} GPa")
 
 scales = np.linspace(0.97, 1.03, 7)
-cells = [atoms.cell * s for s in scales]
-energies = []
-for cell in cells:
+volumes, energies = [], []
+for scale in scales:
     strained = atoms.copy()
-    strained.set_cell(cell, scale_atoms=True)
+    strained.set_cell(scale * atoms.cell.array, scale_atoms=True)
     strained.calc = atoms.calc
+    volumes.append(strained.get_volume())
     energies.append(strained.get_potential_energy())
-volume, energy, modulus = EquationOfState([c.volume for c in cells], energies, eos="birchmurnaghan").fit()
+volume, energy, modulus = EquationOfState(volumes, energies, eos="birchmurnaghan").fit()
 print(f"bulk modulus {modulus / units.GPa:.1f} GPa at {np.cbrt(volume):.4f} Å")
 
 C, _ = fit_elastic_constants(atoms, symmetry="cubic", N_steps=5, delta=1e-2, optimizer=BFGS, fmax=1e-3, verbose=False)
@@ -42,6 +42,6 @@ C11, C12, C44 = (C[k] / units.GPa for k in ((0, 0), (0, 1), (3, 3)))
 print(f"C11 {C11:.0f}, C12 {C12:.0f}, C44 {C44:.0f} GPa")
 
 figure, axes = plt.subplots()
-axes.plot([c.volume / 8 for c in cells], np.array(energies) / 8, "o-")
+axes.plot(np.array(volumes) / 8, np.array(energies) / 8, "o-")
 axes.set(xlabel="volume / Å³ per atom", ylabel="energy / eV per atom")
 figure.savefig("si_eos.png", dpi=150)
