@@ -18,7 +18,9 @@ import torch
 from ase import Atoms, units
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.geometry import get_distances
 from ase.md.langevin import Langevin
+from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from segnn_ase import SEGNNCalculator
@@ -27,16 +29,30 @@ from segnn_ase.md import radial_distribution
 HERE = Path(__file__).parent
 
 
-def water_box(n: int = 4, spacing: float = 12.444661 / 4) -> Atoms:
-    """n^3 randomly turned molecules on a cubic lattice at the density of the training data."""
+def water_box(n: int = 4, spacing: float = 12.444661 / 4, closest: float = 1.7) -> Atoms:
+    """n^3 randomly turned molecules on a cubic lattice at the density of the training data.
+
+    A molecule is turned until it is `closest` Å from the others: from overlapping ones a relaxation finds H2.
+    """
     rng = np.random.default_rng(0)
     box = Atoms(cell=[n * spacing] * 3, pbc=True)
     for site in np.ndindex(n, n, n):
-        one = molecule("H2O")
-        one.euler_rotate(*rng.uniform(0, 360, 3), center="COM")
-        one.translate(spacing * (np.array(site) + 0.5) - one.get_center_of_mass())
+        while True:
+            one = molecule("H2O")
+            one.euler_rotate(*rng.uniform(0, 360, 3), center="COM")
+            one.translate(spacing * (np.array(site) + 0.5) - one.get_center_of_mass())
+            distances = get_distances(one.positions, box.positions, cell=box.cell, pbc=True)[1] if len(box) else None
+            if distances is None or distances.min() > closest:
+                break
         box += one
     return box
+
+
+def check_molecules(atoms: Atoms) -> None:
+    """Every hydrogen is bound to one oxygen, two to each."""
+    i = neighbor_list("i", atoms, {("O", "H"): 1.3})
+    assert (np.bincount(i, minlength=len(atoms)) == np.where(atoms.numbers == 8, 2, 1)).all(), "a molecule broke"
+    assert not len(neighbor_list("i", atoms, {("H", "H"): 1.2})), "two hydrogens met"
 
 
 def settled(atoms: Atoms, calculator, temperature: float, steps: int) -> Atoms:
@@ -62,7 +78,9 @@ def structures(name: str, calculator, start: Atoms | None) -> list[Atoms]:
         )
         cluster.set_cell([8, 8, 8])
         cluster.pbc = True
-        return [settled(water_box(), calculator, 330, 800), cluster]
+        liquid = settled(water_box(), calculator, 330, 600)
+        check_molecules(liquid)
+        return [liquid, cluster]
     if name == "silicon-pbe":
         strained = bulk("Si", a=5.47)
         strained.set_cell(strained.cell @ np.array([[1.02, 0.01, 0], [0, 0.99, 0.02], [0, 0, 1.01]]), scale_atoms=True)

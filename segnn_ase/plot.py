@@ -102,8 +102,8 @@ def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping
         axes.plot(r, g, color=colors[name], lw=1.6, label=name)
     for name, (r, g) in (reference or {}).items():
         axes.plot(r, g, color=colors[name], lw=1.4, ls="--", label=f"{name}, reference")
-    axes.set_ylim(bottom=0)
     axes.margins(x=0)
+    axes.set_ylim(0, min(axes.get_ylim()[1], 5.0))  # bonds inside molecules would dwarf the liquid
     axes.legend(fontsize=8.5, frameon=False)
     _save(figure, path)
 
