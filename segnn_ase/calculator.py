@@ -4,6 +4,7 @@ import copy
 import difflib
 import importlib.util
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from segnn_ase.accelerate import MODES, accelerate
 from segnn_ase.checkpoint import load_potential
 from segnn_ase.config import ConfigError, StructureError
 from segnn_ase.graph import Graph, edge_vectors, graph_from_arrays, graph_on_device
@@ -32,7 +34,9 @@ class SEGNNCalculator(Calculator):
     device: "auto" takes a GPU if there is one. dtype: "float32", "float64", or None for that of the
     training. skin: Å, the list of neighbours is kept until an atom has moved half as far; the results do
     not depend on it. neighbor_backend: "matscipy" or "torch_cluster"; "auto" takes torch-cluster on a GPU,
-    where the pairs are then made and stay, if it is installed. allow_nonsmooth admits models whose
+    where the pairs are then made and stay, if it is installed. accelerate: "auto" uses fused kernels on the
+    CPU once they have reproduced plain PyTorch on the first structure, and warns where they cannot be used;
+    "require" raises AccelerationError instead; "off" never uses them. allow_nonsmooth admits models whose
     energy jumps when an atom crosses the cutoff (the published SEGNN).
 
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
@@ -51,6 +55,7 @@ class SEGNNCalculator(Calculator):
         dtype: "str | torch.dtype | None" = None,
         skin: float = 0.5,
         neighbor_backend: str = "auto",
+        accelerate: Literal["auto", "off", "require"] = "auto",
         allow_nonsmooth: bool = False,
         **unknown,
     ):
@@ -64,6 +69,9 @@ class SEGNNCalculator(Calculator):
         ]
         if not self.potentials:
             raise ConfigError("model is an empty list; expected at least one potential")
+        if accelerate not in MODES:
+            raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
+        self._accelerate: str | None = accelerate  # None once it is settled
         backend = _resolve_backend(neighbor_backend, self.device)
         self._on_device = self.device.type == "cuda" and backend == "torch_cluster"
         self._lists = {cutoff: SkinNeighbors(cutoff, skin, backend) for cutoff in {p.cutoff for p in self.potentials}}
@@ -78,6 +86,10 @@ class SEGNNCalculator(Calculator):
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
         derivatives = any(name in properties for name in DERIVATIVES)
         periodic = bool(atoms.pbc.all())
+        if self._accelerate is not None:
+            for potential in self.potentials:
+                accelerate(potential, graphs[potential.cutoff], self._accelerate)
+            self._accelerate = None
         members = [
             predict(p, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic) for p in self.potentials
         ]
@@ -169,7 +181,7 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
 
 
 def _unknown_keyword(name: str) -> str:
-    known = ["device", "dtype", "skin", "neighbor_backend", "allow_nonsmooth"]
+    known = ["device", "dtype", "skin", "neighbor_backend", "accelerate", "allow_nonsmooth"]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
     return f"unknown keyword {name!r} of SEGNNCalculator: {hint}"

@@ -32,6 +32,14 @@ class DeviceError(SEGNNError, RuntimeError):
     """The requested device does not exist here."""
 
 
+class AccelerationError(SEGNNError, RuntimeError):
+    """Fused kernels were required but cannot be compiled here, or do not reproduce plain PyTorch."""
+
+
+class AccelerationWarning(UserWarning):
+    """Plain PyTorch is used where fused kernels were expected: slower, the same numbers."""
+
+
 class Settings(BaseModel):
     """Frozen settings; `parse` turns any mistake into a `ConfigError` that names the key and the remedy."""
 
@@ -170,6 +178,7 @@ class OptimConfig(Settings):
         (), description="parts to keep as they are when fine-tuning, such as 'segnn.messages.0'"
     )
     tensorboard: bool = False
+    accelerate: Literal["auto", "off", "require"] = Field("auto", description="fused kernels on the CPU")
 
 
 class TrainConfig(Settings):

@@ -19,6 +19,7 @@ class Graph(NamedTuple):
     edge_shift: Tensor  # (E, 3) cell shifts S
     batch: Tensor  # (N,) structure of each atom
     n_graphs: int
+    edge_pair: Tensor | None = None  # (E,) an edge of the same pair of atoms, the same one for both directions
 
     def to(self, device) -> "Graph":
         return Graph(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))
@@ -66,6 +67,61 @@ def collate(graphs: list[Graph]) -> Graph:
         edge_shift=torch.cat([g.edge_shift for g in graphs]),
         batch=torch.cat([g.batch + c for g, c in zip(graphs, counts[:-1], strict=True)]),
         n_graphs=counts[-1],
+        edge_pair=_collate_pairs(graphs),
+    )
+
+
+def _collate_pairs(graphs: list[Graph]) -> Tensor | None:
+    if any(g.edge_pair is None for g in graphs):
+        return None
+    counts = torch.tensor([len(g.edge_src) for g in graphs])
+    return torch.cat([g.edge_pair + o for g, o in zip(graphs, (counts.cumsum(0) - counts).tolist(), strict=True)])
+
+
+def with_pairs(graph: Graph) -> Graph:
+    """Find both directions of every pair of atoms: what depends on their distance is then evaluated once."""
+    i, j, shift = graph.edge_dst, graph.edge_src, graph.edge_shift.long()
+    flip = (i > j) | ((i == j) & (_sign(shift) < 0))
+    key = torch.where(flip[:, None], torch.stack([j, i], 1), torch.stack([i, j], 1))
+    key = torch.cat([key, torch.where(flip[:, None], -shift, shift)], 1)
+    _, pair = torch.unique(key, dim=0, return_inverse=True)
+    edge = torch.zeros(int(pair.max()) + 1 if len(pair) else 0, dtype=torch.long)
+    edge[pair] = torch.arange(len(pair))  # any of the two
+    return graph._replace(edge_pair=edge[pair])
+
+
+def _sign(shift: Tensor) -> Tensor:
+    """-1 or 1 by the first component that is not zero: opposite shifts have opposite signs."""
+    x, y, z = shift.sign().unbind(1)
+    return torch.where(x != 0, x, torch.where(y != 0, y, z))
+
+
+def fragment(graph: Graph, size: int) -> Graph:
+    """The neighbourhood of the first atom, grown until it has `size` atoms, with the edges within it."""
+    n = len(graph.numbers)
+    if n <= size:
+        return graph
+    inside = torch.zeros(n, dtype=torch.bool)
+    inside[0] = True
+    while int(inside.sum()) < size:
+        reached = inside.clone()
+        reached[graph.edge_src[inside[graph.edge_dst]]] = True
+        if bool((reached == inside).all()):
+            reached[int((~inside).nonzero()[0])] = True  # nothing else is connected: go on with another atom
+        inside = reached
+    atoms = inside.nonzero()[:, 0][:size]
+    place = torch.full((n,), -1)
+    place[atoms] = torch.arange(len(atoms))
+    kept = (place[graph.edge_src] >= 0) & (place[graph.edge_dst] >= 0)
+    return Graph(
+        numbers=graph.numbers[atoms],
+        positions=graph.positions[atoms],
+        cell=graph.cell,
+        edge_src=place[graph.edge_src[kept]],
+        edge_dst=place[graph.edge_dst[kept]],
+        edge_shift=graph.edge_shift[kept],
+        batch=graph.batch[atoms],
+        n_graphs=graph.n_graphs,
     )
 
 

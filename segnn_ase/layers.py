@@ -13,6 +13,13 @@ import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
+from segnn_ase.kernels import (
+    Topology,
+    linear_message_kernel,
+    message_kernel,
+    product_kernel,
+    self_product_kernel,
+)
 from segnn_ase.o3 import SCALAR, Coupling, Features, Kind, kinds, multiplicities, spherical_harmonics, spherical_kinds
 
 
@@ -81,16 +88,28 @@ class SteerableLinear(nn.Module):
         has_scalars = SCALAR in kinds(irreps_out)
         self.scalar = kinds(irreps_out).index(SCALAR) if has_scalars else None
         self.bias = nn.Parameter(torch.zeros(mul_out[self.scalar])) if has_scalars else None
+        self.fused = False
+        self.uniform = len(set(mul_in)) == 1
 
     def forward(self, f: Features, a: Tensor) -> Features:
         """f: one (n, 2l+1, mul) per irrep of irreps_in; a: (n, attribute dim). Returns irreps_out likewise."""
         c = self.coupling
+        if self.fused and self.uniform:
+            rows = product_kernel(c, f[0].shape[2])(Topology(len(a)), *f, a)
+            products = by_component(rows, c.out)
+        else:
+            products = side_by_side(c, c.products(f, c.matrices(a)))
         out = []
-        for k, x in enumerate(side_by_side(c, c.products(f, c.matrices(a)))):
+        for k, x in enumerate(products):
             weight = self.weights[k]
             y = x @ (weight * max(len(weight), 1) ** -0.5)
             out.append(y + self.bias if k == self.scalar else y)
         return tuple(out)
+
+
+def by_component(rows: tuple[Tensor, ...], kinds_out: tuple[Kind, ...]) -> Features:
+    """What a fused kernel writes, (n, (2l+1) c) for each out kind, as (n, 2l+1, c)."""
+    return tuple(x.unflatten(1, (kind.dim, x.shape[1] // kind.dim)) for x, kind in zip(rows, kinds_out, strict=True))
 
 
 def side_by_side(coupling: Coupling, products: list[Tensor]) -> Features:
@@ -193,6 +212,63 @@ class Edges(NamedTuple):
         return (gathered + receiver[:, None]).flatten(0, 1)
 
 
+class SortedEdges(NamedTuple):
+    """Geometry of all edges, sorted by receiver: what the fused kernels work on."""
+
+    topology: Topology
+    distance: Tensor  # (E, 1) Å
+    harmonics: Tensor  # (E, (lmax_attr + 1)^2)
+    radial: Tensor  # (pairs, n_radial)
+    envelope: Tensor  # (E, 1)
+    receiver: Tensor  # (E,)
+
+    def sum_neighbors(self, values: Tensor) -> Tensor:
+        """(E, ...) -> (N, ...)."""
+        return values.new_zeros(self.topology.n, *values.shape[1:]).index_add(0, self.receiver, values)
+
+
+def sorted_edges(
+    vectors: Tensor,
+    edge_src: Tensor,
+    edge_dst: Tensor,
+    n_atoms: int,
+    *,
+    cutoff: float,
+    lmax: int,
+    n_radial: int,
+    edge_pair: Tensor | None = None,
+) -> SortedEdges:
+    """The same as `make_edges` for the fused kernels.
+
+    edge_pair (E,): an edge of the same pair of atoms, j -> i or i -> j, equal for both: the radial functions are
+    evaluated once for it.
+    """
+    if edge_pair is None:
+        edge_pair = torch.arange(len(edge_dst))
+    if not bool((edge_dst[1:] >= edge_dst[:-1]).all()):
+        order = torch.argsort(edge_dst, stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        vectors, edge_src, edge_dst, edge_pair = (
+            vectors[order],
+            edge_src[order],
+            edge_dst[order],
+            place[edge_pair[order]],
+        )
+    chosen, pair = torch.unique(edge_pair, return_inverse=True)
+    first = torch.zeros(n_atoms + 1, dtype=torch.long)
+    first[1:] = torch.bincount(edge_dst, minlength=n_atoms).cumsum(0)
+    distance = vectors.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+    return SortedEdges(
+        topology=Topology(n_atoms, first, edge_src.contiguous(), pair),
+        distance=distance,
+        harmonics=spherical_harmonics(vectors / distance, lmax),
+        radial=bessel(distance[chosen], n_radial, cutoff),
+        envelope=envelope(distance / cutoff),
+        receiver=edge_dst,
+    )
+
+
 def neighbor_table(edge_dst: Tensor, n_atoms: int) -> tuple[Tensor, int]:
     """Slot of each edge in a table with the same number of slots for every receiver: (E,), K."""
     order = torch.argsort(edge_dst, stable=True)
@@ -246,7 +322,7 @@ def bessel(distance: Tensor, n: int, cutoff: float) -> Tensor:
     return math.sqrt(2.0 / cutoff) * torch.sin(math.pi / cutoff * k * distance) / distance
 
 
-def node_attributes(edges: Edges, *, smooth: bool) -> Tensor:
+def node_attributes(edges: "Edges | SortedEdges", *, smooth: bool) -> Tensor:
     """a_i: 1 for l = 0, and for l > 0 the harmonics of the neighbours, averaged (N, (lmax + 1)^2).
 
     smooth: sum_j u Y / (1 + sum_j u), continuous when the last neighbour leaves. Otherwise the paper's
@@ -293,10 +369,39 @@ class Message(nn.Module):
                 fan_in[k] += paths * self.blocks.width(b)
         self.out = nn.ModuleList(Dense(f, m) for f, m in zip(fan_in, mul, strict=True))
 
-    def forward(self, f: Features, edges: Edges, steering: list[list[Tensor]]) -> Features:
+    def forward(self, f: Features, edges: "Edges | SortedEdges", steering: list[list[Tensor]] | None) -> Features:
         """f as irreps; steering: for each block the matrices of its coupling with a_ij, `Coupling.matrices`."""
         factors = self.radial(edges.radial).split(self.n_factors, dim=1)
         pair = tuple(dense(x) for dense, x in zip(self.pair, f, strict=True))
+        if isinstance(edges, SortedEdges):
+            received = self._fused(pair, factors, edges)
+        else:
+            received = self._by_steps(pair, factors, edges, steering)
+        joined = self.blocks.join(received)
+        return tuple(dense(x) for dense, x in zip(self.out, joined, strict=True))
+
+    def _fused(self, pair: Features, factors, edges: "SortedEdges") -> list[Features]:
+        halves = [pair] if self.linear else zip(*(x.chunk(2, dim=2) for x in pair), strict=True)
+        ends = zip(*(self.blocks.split(half) for half in halves), strict=True)
+        received = []
+        for b, block in enumerate(ends):
+            if len(self.blocks.ranges) == 1:
+                tensors = list(pair)
+            else:
+                tensors = [torch.cat(x, dim=2) for x in zip(*block, strict=True)]
+            tensors += [factors[b], edges.harmonics, edges.envelope]
+            if not self.linear:
+                tensors += [self.mix[b], self.bias[b]]
+            coupling, width = self.couplings[b], self.blocks.width(b)
+            if self.linear:
+                message = linear_message_kernel(coupling, width)
+            else:
+                message = message_kernel(coupling, width, _SILU, _SIGMOID)
+            rows = message(edges.topology, *tensors)
+            received.append(by_component(rows, coupling.out))
+        return received
+
+    def _by_steps(self, pair: Features, factors, edges: Edges, steering: list[list[Tensor]]) -> list[Features]:
         received = []
         for b, (coupling, x) in enumerate(zip(self.couplings, self._sent(pair, edges), strict=True)):
             rho = factors[b].unflatten(1, (len(coupling.paths), -1))
@@ -306,8 +411,7 @@ class Message(nn.Module):
             else:
                 h = self._gate(b, paths)
                 received.append(self._second_product(coupling, steering[b], h, edges))
-        joined = self.blocks.join(received)
-        return tuple(dense(x) for dense, x in zip(self.out, joined, strict=True))
+        return received
 
     def _sent(self, pair: Features, edges: Edges) -> list[Features]:
         """W^r f_i + W^s f_j on every edge, or W^s f_j for the linear message, for each block."""
@@ -378,6 +482,8 @@ class SelfProduct(nn.Module):
     def __init__(self, irreps: Irreps, order: int):
         super().__init__()
         self.order = order
+        # E[z^4] = 3 and E[z^6] = 15 for z ~ N(0, 1): the scales keep every power at unit variance
+        self.scales = (3**-0.5, 5**-0.5)[: order - 1]
         self.blocks = ChannelBlocks(irreps)
         members = [self.blocks.kinds_of(b) for b in range(len(self.blocks.ranges))]
         widths = [self.blocks.width(b) for b in range(len(members))]
@@ -389,21 +495,41 @@ class SelfProduct(nn.Module):
             for power in powers
         )
         self.linear = nn.ModuleList(Dense(order * m, m) for m in multiplicities(irreps))
+        self.fused = False
 
     def forward(self, m: Features) -> Features:
-        powers = [m]
+        powers = [m, *(self._fused(m) if self.fused else self._by_steps(m))]
+        return tuple(
+            dense(torch.cat(x, dim=2)) for dense, x in zip(self.linear, zip(*powers, strict=True), strict=True)
+        )
+
+    def _fused(self, m: Features) -> list[Features]:
+        results = []
+        for b, block in enumerate(self.blocks.split(m)):
+            weights = [w[b][0] for w in self.weights]
+            couplings = tuple(power[b] for power in [self.square, self.cube][: self.order - 1])
+            power_kernel = self_product_kernel(couplings, self.blocks.width(b), self.scales)
+            rows = power_kernel(Topology(len(m[0])), *block, *weights)
+            results.append(by_component(rows, self.blocks.kinds_of(b) * (self.order - 1)))
+        powers = []
+        for q in range(self.order - 1):
+            blocks = []
+            for r, members in zip(results, self.blocks.members, strict=True):
+                blocks.append(tuple(r[q * len(members) : (q + 1) * len(members)]))
+            powers.append(self.blocks.join(blocks))
+        return powers
+
+    def _by_steps(self, m: Features) -> list[Features]:
+        powers = []
         current = blocks = self.blocks.split(m)
         vectors = [torch.cat(x, dim=1) for x in blocks]
-        # E[z^4] = 3 and E[z^6] = 15 for z ~ N(0, 1): the scales keep every power at unit variance
-        for couplings, weights, scale in zip([self.square, self.cube], self.weights, [3**-0.5, 5**-0.5], strict=False):
+        for couplings, weights, scale in zip([self.square, self.cube], self.weights, self.scales, strict=False):
             current = [
                 tuple(sum(paths) for paths in c.weigh_paths(c.channelwise(x, y), w * scale))
                 for c, x, y, w in zip(couplings, current, vectors, weights, strict=True)
             ]
             powers.append(self.blocks.join(current))
-        return tuple(
-            dense(torch.cat(x, dim=2)) for dense, x in zip(self.linear, zip(*powers, strict=True), strict=True)
-        )
+        return powers
 
 
 class Update(nn.Module):

@@ -17,6 +17,7 @@ from segnn_ase.layers import (
     Update,
     make_edges,
     node_attributes,
+    sorted_edges,
 )
 from segnn_ase.o3 import SCALAR, Features, Layout, kinds, multiplicities, parse_irreps, spherical_kinds
 
@@ -62,6 +63,17 @@ class SEGNN(nn.Module):
         powers = self._interactions if config.body_order > 1 else ()
         self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order) for _ in powers)
         self.updates = nn.ModuleList(Update(self.irreps, lmax) for _ in self._interactions)
+        self.fused = False
+
+    def accelerate(self, on: bool = True) -> None:
+        """Let fused kernels do the work of the layers that have one; on the CPU only."""
+        for module in self.modules():
+            if hasattr(module, "fused"):
+                module.fused = on
+
+    @property
+    def _sorts(self) -> bool:
+        return self.fused and self.config.message != "published"
 
     @property
     def _interactions(self) -> range:
@@ -76,25 +88,23 @@ class SEGNN(nn.Module):
         *,
         node_attr: Tensor | None = None,
         edge_scalars: Tensor | None = None,
+        edge_pair: Tensor | None = None,
     ) -> tuple[list[Features], Tensor]:
         """Return the node features after each interaction and the node attributes (N, (lmax_attr + 1)^2).
 
         features (N, irreps_in.dim) in e3nn's layout of irreps_in as written; vectors r_ij (E, 3); edge_src j and
         edge_dst i (E,).
         node_attr (N, (lmax_attr + 1)^2) is added to the node attributes (the harmonics of a velocity, say);
-        edge_scalars (E, n_edge_scalars) enter the published message beside d^2.
+        edge_scalars (E, n_edge_scalars) enter the published message beside d^2. edge_pair (E,), of the graph, saves
+        time only.
         """
         config = self.config
         self._check_edge_scalars(edge_scalars, len(edge_dst))
-        edges = make_edges(
-            vectors,
-            edge_src,
-            edge_dst,
-            len(features),
-            cutoff=config.cutoff,
-            lmax=config.lmax_attr,
-            n_radial=config.n_radial,
-        )
+        basis = {"cutoff": config.cutoff, "lmax": config.lmax_attr, "n_radial": config.n_radial}
+        if self._sorts:
+            edges = sorted_edges(vectors, edge_src, edge_dst, len(features), edge_pair=edge_pair, **basis)
+        else:
+            edges = make_edges(vectors, edge_src, edge_dst, len(features), **basis)
         a = node_attributes(edges, smooth=config.smooth)
         if node_attr is not None:
             a = a + node_attr
@@ -134,6 +144,8 @@ class SEGNN(nn.Module):
         return self.norms.tolist()
 
     def _context(self, edges: Edges, edge_scalars: Tensor | None) -> tuple:
+        if self._sorts:
+            return (None,)
         if self.config.message != "published":
             # all interactions share the coupling of their irreps with a_ij
             return ([c.matrices(edges.harmonics) for c in self.messages[0].couplings],)

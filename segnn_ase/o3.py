@@ -128,6 +128,7 @@ class Coupling:
 
     def __init__(self, left, right, out, *, normalize: bool = False, symmetric: bool = False):
         self.left, self.right, self.out = tuple(left), tuple(right), tuple(out)
+        self._identity = (self.left, self.right, self.out, normalize, symmetric)
         self.paths = [
             Path(i, j, k)
             for i, a in enumerate(self.left)
@@ -144,6 +145,12 @@ class Coupling:
         ]
         self.columns = [[n * c.dim for n, c in zip(row, self.out, strict=True)] for row in self.n_paths]
         self.tables = [Constant(self._table(i, normalize)) for i in range(len(self.left))]
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Coupling) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     def paths_into(self, k: int) -> int:
         return sum(row[k] for row in self.n_paths)

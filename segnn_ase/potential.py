@@ -79,6 +79,7 @@ class Potential(nn.Module):
 
     def _apply(self, fn, *args, **kwargs):
         self._isolated = None
+        self.segnn.accelerate(False)
         return super()._apply(fn, *args, **kwargs)
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
@@ -89,7 +90,13 @@ class Potential(nn.Module):
     @torch.no_grad()
     def _isolated_epsilon(self) -> Tensor:
         """eps_iso of each species, evaluated again when a weight has changed since."""
-        key = (self.dtype, self.device, *(x._version for x in self.parameters()), *(x._version for x in self.buffers()))
+        key = (
+            self.dtype,
+            self.device,
+            self.segnn.fused,
+            *(x._version for x in self.parameters()),
+            *(x._version for x in self.buffers()),
+        )
         if self._isolated is None or self._isolated[0] != key:
             none = torch.zeros(0, dtype=torch.long, device=self.device)
             vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
@@ -118,7 +125,8 @@ class Potential(nn.Module):
         vectors = vectors.to(self.dtype)
         if self.training:  # one atom of each species without neighbours rides along
             kind = torch.cat([kind, torch.arange(len(self.species), device=kind.device)])
-        history, _ = self.segnn(self._one_hot(kind), vectors, graph.edge_src, graph.edge_dst)
+        one_hot = self._one_hot(kind)
+        history, _ = self.segnn(one_hot, vectors, graph.edge_src, graph.edge_dst, edge_pair=graph.edge_pair)
         epsilon, kind = self.readout(history), kind[:n]
         isolated = epsilon[n:] if self.training else self._isolated_epsilon()
         table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)

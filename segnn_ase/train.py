@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segnn_ase import plot
+from segnn_ase.accelerate import accelerate
 from segnn_ase.checkpoint import (
     checksum,
     load_tensors,
@@ -50,7 +51,7 @@ from segnn_ase.data import (
     split_frames,
 )
 from segnn_ase.files import stop_on_signal, write_atomically
-from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volume
+from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volume, with_pairs
 from segnn_ase.potential import Potential, Prediction, parse_species, predict, resolve_device
 
 STATE_FORMAT = "segnn_ase training state"
@@ -119,6 +120,8 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
 def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
     settings, files = config.training, output_files(config.out)
     potential = job.potential.to(resolve_device(settings.device))
+    smallest = min(job.train, key=lambda item: len(item.graph.edge_src) or math.inf)
+    accelerate(potential, smallest.graph, settings.accelerate, training=True)
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights = trainable(potential, settings.freeze)
     parameters, means = list(weights.values()), [dict(averaged.named_parameters())[name] for name in weights]
@@ -401,7 +404,7 @@ def make_item(frame: Frame, cutoff: float) -> Item:
         else torch.tensor(frame.stress)[None],
     )
     try:
-        return Item(graph_from_atoms(frame.atoms, cutoff), labels)
+        return Item(with_pairs(graph_from_atoms(frame.atoms, cutoff)), labels)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
 
@@ -535,6 +538,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     """Evaluate the best model on every set, store its errors in the file, write plots, print the table."""
     potential, metadata = load_with_metadata(config.out)
     potential = potential.to(resolve_device(config.training.device))
+    accelerate(potential, job.train[0].graph, config.training.accelerate)
     sets = {"train": job.train, "valid": job.valid, **job.test}
     errors = {}
     for name, items in sets.items():
@@ -588,5 +592,7 @@ def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = Non
         frames = read_frames(path, keys)
         check_labels(frames)
         check_species(frames, potential.species, path)
-        errors[path] = evaluate(potential, [make_item(f, potential.cutoff) for f in frames], OptimConfig())
+        items = [make_item(f, potential.cutoff) for f in frames]
+        accelerate(potential, items[0].graph)
+        errors[path] = evaluate(potential, items, OptimConfig())
     return errors

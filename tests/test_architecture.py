@@ -11,12 +11,13 @@ import segnn_ase
 
 PACKAGE = Path(segnn_ase.__file__).parent
 LEVELS = (
-    {"config", "files", "o3", "neighbors", "plot"},
-    {"graph", "kernels"},
-    {"layers", "data"},
-    {"model", "doctor"},
+    {"config", "files", "o3", "neighbors", "plot", "codegen"},
+    {"graph", "operations"},
+    {"kernels", "data"},
+    {"layers", "doctor"},
+    {"model"},
     {"potential"},
-    {"checkpoint"},
+    {"checkpoint", "accelerate"},
     {"calculator", "train", "verify", "md", "lammps", "torchsim"},
     {"cli", "__init__"},
 )

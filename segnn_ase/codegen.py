@@ -1,0 +1,436 @@
+"""Formulas of fused operations, their derivatives, and the C code that evaluates them.
+
+An operation is written once, as the formula of one row (an edge or a node) in terms of `Expr`. Its first
+and second derivatives are derived from that formula, and all three are printed as C. Channels are the
+vector lanes: everything in between stays in registers or on the stack, and no tensor of edges x paths x
+channels reaches memory.
+
+Three kinds of values appear in a row: "S" scalars shared by all channels (harmonics, envelope), "V" one
+number per channel, and "R" sums over channels still spread over the lanes (gradients of S). The code runs
+in three phases: S values, a loop over channels for V, then R values, whose lanes are added up last.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class Expr(NamedTuple):
+    """A node of the formula: constant, input, sum, product or logistic function of earlier nodes."""
+
+    index: int
+    level: str  # "S", "V" or "R"
+    op: str  # "const", "in", "add", "mul", "sigmoid", "sum"
+    args: tuple
+
+
+class Formula:
+    """Builds expressions, each distinct one once, in an order in which they can be evaluated."""
+
+    def __init__(self):
+        self.nodes: list[Expr] = []
+        self._known: dict = {}
+
+    def _node(self, op: str, level: str, *args) -> Expr:
+        key = (op, level, *(a.index if isinstance(a, Expr) else ("raw", a) for a in args))
+        if key not in self._known:
+            self._known[key] = Expr(len(self.nodes), level, op, args)
+            self.nodes.append(self._known[key])
+        return self._known[key]
+
+    def const(self, value: float) -> Expr:
+        return self._node("const", "S", float(value))
+
+    def input(self, operand: str, component: int, level: str) -> Expr:
+        return self._node("in", level, operand, component)
+
+    def add(self, *terms: "Expr | None") -> "Expr | None":
+        """Sum of the terms; None stands for zero."""
+        present = [t for t in terms if t is not None]
+        if not present:
+            return None
+        total = present[0]
+        for term in present[1:]:
+            total = self._node("add", max(total.level, term.level, key="SVR".index), total, term)
+        return total
+
+    def mul(self, *factors: "Expr | None") -> "Expr | None":
+        if any(f is None for f in factors):
+            return None
+        value = 1.0
+        rest = []
+        for f in factors:
+            if f.op == "const":
+                value *= f.args[0]
+            else:
+                rest.append(f)
+        if value == 0.0:
+            return None
+        if not rest:
+            return self.const(value)
+        product = rest[0]
+        for f in rest[1:]:
+            product = self._node("mul", max(product.level, f.level, key="SVR".index), product, f)
+        return product if value == 1.0 else self._node("mul", product.level, self.const(value), product)
+
+    def sigmoid(self, x: Expr) -> Expr:
+        return self._node("sigmoid", x.level, x)
+
+    def over_channels(self, x: "Expr | None") -> "Expr | None":
+        return None if x is None else self._node("sum", "R", x)
+
+    def tangents(self, wanted: list[Expr], seeds: "dict[int, Expr | None]") -> "list[Expr | None]":
+        """Derivatives of the wanted nodes along a direction: seeds[index] is the tangent of an input."""
+        tangent: dict[int, Expr | None] = {}
+        for node in self._needed(wanted):
+            if node.op in ("const", "in"):
+                d = seeds.get(node.index)
+            elif node.op == "add":
+                d = self.add(*(tangent[a.index] for a in node.args))
+            elif node.op == "mul":
+                a, b = node.args
+                d = self.add(self.mul(tangent[a.index], b), self.mul(a, tangent[b.index]))
+            else:  # sigmoid' = s (1 - s)
+                slope = self.add(node, self.mul(self.const(-1.0), node, node))
+                d = self.mul(slope, tangent[node.args[0].index])
+            tangent[node.index] = d
+        return [tangent[w.index] for w in wanted]
+
+    def gradients(self, outputs: list[tuple[Expr, Expr]], wanted: list[Expr]) -> "list[Expr | None]":
+        """Gradient of sum(seed * output) over the pairs (output, seed) with respect to the wanted inputs."""
+        order = self._needed([out for out, _ in outputs])
+        leads = {w.index for w in wanted}
+        for node in order:
+            if any(isinstance(a, Expr) and a.index in leads for a in node.args):
+                leads.add(node.index)
+        pending: dict[int, list[Expr]] = {}
+        for out, seed in outputs:
+            pending.setdefault(out.index, []).append(seed)
+        for node in reversed(order):
+            if node.index not in leads or node.index not in pending:
+                continue
+            adjoint = self._collect(node, pending[node.index])
+            pending[node.index] = [adjoint]
+            if node.op == "add":
+                parts = [(a, adjoint) for a in node.args]
+            elif node.op == "mul":
+                a, b = node.args
+                parts = [(a, (adjoint, b)), (b, (adjoint, a))]
+            elif node.op == "sigmoid":
+                slope = self.add(node, self.mul(self.const(-1.0), node, node))
+                parts = [(node.args[0], (adjoint, slope))]
+            else:
+                continue
+            for argument, factors in parts:
+                if argument.index in leads:
+                    term = factors if isinstance(factors, Expr) else self.mul(*factors)
+                    pending.setdefault(argument.index, []).append(term)
+        return [pending[w.index][0] if w.index in pending else None for w in wanted]
+
+    def _collect(self, node: Expr, terms: list[Expr]) -> Expr:
+        """Add up the contributions to an adjoint; that of a scalar is summed over channels."""
+        if node.level == "V":
+            return self.add(*terms)
+        return self.add(
+            self.over_channels(self.add(*(t for t in terms if t.level == "V"))),
+            self.add(*(t for t in terms if t.level != "V")),
+        )
+
+    def _needed(self, wanted: list[Expr]) -> list[Expr]:
+        seen: set[int] = set()
+        stack = [w.index for w in wanted]
+        while stack:
+            index = stack.pop()
+            if index not in seen:
+                seen.add(index)
+                stack.extend(a.index for a in self.nodes[index].args if isinstance(a, Expr))
+        return [self.nodes[i] for i in sorted(seen)]
+
+
+@dataclass(frozen=True)
+class Operand:
+    """How a row reads or writes one tensor.
+
+    where: "row" (this row), "receiver" or "sender" (the atoms of an edge), "pair" (common to both directions of an
+    edge) or "shared" (the same for all).
+    offsets: place of each component within the entry that belongs to that index, `size` numbers long.
+    Two operands may be parts of one tensor.
+    """
+
+    name: str
+    tensor: int
+    level: str
+    where: str
+    size: int
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A row formula: operands in and out, and the function that builds the outputs' expressions."""
+
+    channels: int
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    build: Callable  # (Formula, {name: [Expr]}) -> {name: [Expr | None]}
+    edges: bool  # rows are edges, sorted by receiver; otherwise rows are independent
+
+    def n_inputs(self) -> int:
+        return 1 + max(o.tensor for o in self.inputs)
+
+    def n_outputs(self) -> int:
+        return 1 + max(o.tensor for o in self.outputs)
+
+
+class Program(NamedTuple):
+    """One derivative of an operation: nodes to be evaluated and where they go."""
+
+    formula: Formula
+    inputs: list[Operand]
+    stores: list[tuple[Operand, int, "Expr | None"]]  # operand, component, value
+
+
+def derive(operation: Operation, order: int) -> Program:
+    """order 0: outputs. 1: gradients with respect to the inputs. 2: gradients of <v, order 1>.
+
+    Tensors are numbered on: inputs, then gradients G of the outputs, then cotangents v of the inputs;
+    order 2 writes gradients with respect to the inputs, then with respect to G.
+    """
+    formula = Formula()
+    x = {o.name: [formula.input(o.name, c, o.level) for c in range(len(o.offsets))] for o in operation.inputs}
+    y = operation.build(formula, x)
+    if order == 0:
+        stores = [(o, c, y[o.name][c]) for o in operation.outputs for c in range(len(o.offsets))]
+        return Program(formula, list(operation.inputs), stores)
+    n_in, n_out = operation.n_inputs(), operation.n_outputs()
+    given = [_renamed(o, "G_" + o.name, n_in) for o in operation.outputs]
+    seeds = {
+        o.name: [formula.input("G_" + o.name, c, o.level) for c in range(len(o.offsets))] for o in operation.outputs
+    }
+    flat = [(o, c, x[o.name][c]) for o in operation.inputs for c in range(len(o.offsets))]
+    outputs = [(y[o.name][c], seeds[o.name][c]) for o in operation.outputs for c in range(len(o.offsets))]
+    outputs = [(out, seed) for out, seed in outputs if out is not None]
+    wanted = [e for _, _, e in flat]
+    if order == 1:
+        gradients = formula.gradients(outputs, wanted)
+        return Program(
+            formula,
+            [*operation.inputs, *given],
+            [(o, c, g) for (o, c, _), g in zip(flat, gradients, strict=True)],
+        )
+    directions = [_renamed(o, "v_" + o.name, n_in + n_out) for o in operation.inputs]
+    along = {e.index: formula.input("v_" + o.name, c, o.level) for o, c, e in flat}
+    tangents = formula.tangents([out for out, _ in outputs], along)
+    dual = [(t, seed) for t, (_, seed) in zip(tangents, outputs, strict=True) if t is not None]
+    gradients = formula.gradients(dual, wanted)
+    stores = [(o, c, g) for (o, c, _), g in zip(flat, gradients, strict=True)]
+    by_output = {out.index: t for (out, _), t in zip(outputs, tangents, strict=True)}
+    for o in operation.outputs:
+        target = _renamed(o, o.name, n_in)
+        stores += [(target, c, None if e is None else by_output[e.index]) for c, e in enumerate(y[o.name])]
+    return Program(formula, [*operation.inputs, *given, *directions], stores)
+
+
+def _renamed(operand: Operand, name: str, shift: int) -> Operand:
+    return Operand(name, operand.tensor + shift, operand.level, operand.where, operand.size, operand.offsets)
+
+
+_PRELUDE = """
+#include <stdint.h>
+#include <string.h>
+typedef REAL T;
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+typedef T V __attribute__((vector_size(BYTES), may_alias));
+typedef INT I __attribute__((vector_size(BYTES), may_alias));
+#define W ((int)(BYTES / sizeof(T)))
+#define INLINE static inline __attribute__((always_inline))
+INLINE V load(const T *p, const int n) {
+  V v = {0};
+  if (n == W) __builtin_memcpy(&v, p, sizeof(V)); else __builtin_memcpy(&v, p, n * sizeof(T));
+  return v;
+}
+INLINE void store(T *p, V v, const int n) {
+  if (n == W) __builtin_memcpy(p, &v, sizeof(V)); else __builtin_memcpy(p, &v, n * sizeof(T));
+}
+#define FOLD(half, whole, bytes) \
+  typedef T half __attribute__((vector_size(bytes), may_alias)); \
+  INLINE half fold_##half(whole v) { half a, b; \
+    __builtin_memcpy(&a, &v, bytes); __builtin_memcpy(&b, (char *)&v + bytes, bytes); return a + b; }
+typedef T V64 __attribute__((vector_size(64), may_alias));
+FOLD(V32, V64, 32)
+FOLD(V16, V32, 16)
+FOLD(V8, V16, 8)
+INLINE T lanes(V v) {
+#if BYTES == 64
+  const V8 pair = fold_V8(fold_V16(fold_V32(v)));
+#elif BYTES == 32
+  const V8 pair = fold_V8(fold_V16(v));
+#else
+  const V8 pair = fold_V8(v);
+#endif
+  T s = pair[0];
+  for (unsigned k = 1; k < 8 / sizeof(T); k++) s += pair[k];
+  return s;
+}
+INLINE V choose(I mask, V a, V b) { return (V)(((I)a & mask) | ((I)b & ~mask)); }
+/* 1 / (1 + exp(-x)): exp(y) = 2^n (1 + r + r^2/2! + ...), |r| < ln(2)/2; n is rounded by adding MAGIC */
+INLINE V sigmoid(V x) {
+  const V top = (V){0} + (T)LIMIT, magic = (V){0} + (T)MAGIC;
+  V y = choose(-x < top, -x, top);
+  y = choose(y > -top, y, -top);
+  const V rounded = y * (T)1.4426950408889634 + magic;
+  const V k = rounded - magic;
+  const V r = (y - k * (T)LN2_HIGH) - k * (T)LN2_LOW;
+  V e = (V){0} + (T)INVERSE_FACTORIAL_LAST;
+  POLYNOMIAL
+  const V scale = (V)((((I)rounded - (I)magic) + BIAS) << MANTISSA);
+  return 1 / (1 + e * scale);
+}
+"""
+
+
+def _prelude(dtype: torch.dtype) -> str:
+    if dtype == torch.float32:
+        real, integer, limit, magic, high, low, bias, mantissa, terms = (
+            "float",
+            "int32_t",
+            "80.0",
+            "12582912.0",
+            "0.693359375",
+            "-2.12194440e-4",
+            "127",
+            "23",
+            7,
+        )
+    else:
+        real, integer, limit, magic, high, low, bias, mantissa, terms = (
+            "double",
+            "int64_t",
+            "700.0",
+            "6755399441055744.0",
+            "6.93147180369123816490e-01",
+            "1.90821492927058770002e-10",
+            "1023",
+            "52",
+            13,
+        )
+    factorials = list(itertools.accumulate(range(1, terms + 1), lambda a, b: a * b, initial=1))
+    steps = "".join(f"e = e * r + (T){1.0 / factorials[k]!r};\n  " for k in range(terms - 1, -1, -1))
+    text = _PRELUDE
+    for word, value in {
+        "REAL": real, "INT ": integer + " ", "LIMIT": limit, "LN2_HIGH": high, "LN2_LOW": low, "BIAS": bias,
+        "MAGIC": magic,
+        "MANTISSA": mantissa, "INVERSE_FACTORIAL_LAST": repr(1.0 / factorials[terms]), "POLYNOMIAL": steps,
+    }.items():  # fmt: skip
+        text = text.replace(word, value)
+    return text
+
+
+def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
+    """The C code of one derivative of an operation."""
+    program = derive(operation, order)
+    zero = program.formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
+    stores = [(o, c, zero if e is None and o.where == "row" else e) for o, c, e in program.stores]
+    live = program.formula._needed([e for _, _, e in stores if e is not None])
+    operands = {o.name: o for o in program.inputs}
+    index = {"row": "e", "pair": "q", "receiver": "i", "sender": "j", "shared": "0"}
+
+    def address(array: str, o: Operand, component: int) -> str:
+        return f"{array}[{o.tensor}] + {index[o.where]} * {o.size}L + {o.offsets[component]}"
+
+    def name(e: Expr) -> str:
+        return f"((T){e.args[0]!r})" if e.op == "const" else f"{e.level.lower()}{e.index}"
+
+    def value(e: Expr) -> str:
+        if e.op == "in":
+            where = address("in", operands[e.args[0]], e.args[1])
+            return f"*({where})" if e.level == "S" else f"load({where} + c, n)"
+        a = [name(x) for x in e.args]
+        return {"add": " + ", "mul": " * "}[e.op].join(a) if e.op != "sigmoid" else f"sigmoid({a[0]})"
+
+    phases: dict[str, list[str]] = {"S": [], "V": [], "R": []}
+    sums = []
+    waiting: dict[int, list[tuple[Operand, int]]] = {}
+    for o, component, e in stores:
+        if e is not None:
+            waiting.setdefault(e.index, []).append((o, component))
+
+    def write(e: Expr) -> None:
+        for o, component in waiting.get(e.index, []):
+            where = address("out", o, component)
+            if o.level == "V":
+                what = f"{name(e)}" if e.level == "V" else f"(V){{0}} + {name(e)}"
+                if o.where == "row":
+                    phases["V"].append(f"store({where} + c, {what}, n);")
+                else:
+                    phases["V"].append(f"store({where} + c, load({where} + c, n) + {what}, n);")
+            else:
+                what = f"lanes({name(e)})" if e.level == "R" else name(e)
+                phases["R"].append(f"*({where}) {'=' if o.where == 'row' else '+='} {what};")
+
+    for e in live:
+        if e.op == "const":
+            continue
+        if e.op == "sum":
+            sums.append(f"r{e.index}")
+            phases["V"].append(f"*p_r{e.index} += {name(e.args[0])};")
+        else:
+            kind = {"S": "T", "V": "V", "R": "V"}[e.level]
+            phases[e.level].append(f"const {kind} {name(e)} = {value(e)};")
+        write(e)
+    for e in live:
+        if e.op == "const":
+            write(e)
+
+    channels = operation.channels
+    scalars = [e for e in live if e.level == "S" and e.op != "const"]
+    rows = (
+        "for (int64_t e = first[i]; e < first[i + 1]; e++)" if operation.edges else "for (int64_t e = i; e <= i; e++)"
+    )
+    # the body of the channel loop is printed once and used for full and for partial vectors
+    pass_scalars = "".join(f", const T {name(e)}" for e in scalars)
+    pass_sums = "".join(f", V *restrict p_{s}" for s in sums)
+    call = (
+        "channels_body(i, j, e, q, in, out, c, WIDTH"
+        + "".join(f", {name(e)}" for e in scalars)
+        + "".join(f", &{s}" for s in sums)
+        + ");"
+    )
+    newline = "\n  "
+    lines = [
+        _prelude(dtype),
+        "INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, "
+        "const T *const *restrict in, T *const *restrict out, "
+        f"const int c, const int n{pass_scalars}{pass_sums}) {{",
+        "  " + newline.join(phases["V"]),
+        "}",
+        "static void rows(int64_t low, int64_t high, const int64_t *first, const int64_t *src, "
+        "const int64_t *pair, const T *const *in, T *const *out) {",
+        f"  for (int64_t i = low; i < high; i++) {rows} {{",
+        f"  const int64_t j = {'src[e]' if operation.edges else 'i'}, q = {'pair[e]' if operation.edges else 'i'};",
+        "  " + newline.join(phases["S"]),
+        "  " + newline.join(f"V {s} = {{0}};" for s in sums),
+        "  int c = 0;",
+        f'  _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{ {call.replace("WIDTH", "W")} }}',
+        f"  if ({channels} % W) {{ {call.replace('WIDTH', f'{channels} % W')} }}",
+        "  " + newline.join(phases["R"]),
+        "  }",
+        "}",
+        "void run(int64_t parts, const int64_t *bounds, const int64_t *first, const int64_t *src, "
+        "const int64_t *pair, const T *const *in, T *const *out, int64_t n_out) {",
+        "#ifdef _OPENMP",
+        "#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)",
+        "#endif",
+        "  for (int64_t t = 0; t < parts; t++) rows(bounds[t], bounds[t + 1], first, src, pair, in, out + t * n_out);",
+        "}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,223 @@
+"""Fused kernels: operations compiled for the machine they run on, with first and second derivatives.
+
+The C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
+cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase). The layers in plain
+torch are the slow twin; without a compiler, on a GPU and when a check fails, they do the work.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segnn_ase import codegen, operations
+from segnn_ase.codegen import Operation
+from segnn_ase.o3 import Coupling
+
+WORK_PER_THREAD = 30_000  # rows times channels below which another thread costs more than it saves
+
+
+class CompilerError(RuntimeError):
+    """There is no working C compiler here, or no folder to keep compiled code in."""
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SEGNN_ASE_CACHE") or Path(base) / "segnn_ase")
+
+
+def compiler() -> list[str]:
+    """Command of the C compiler: $CC, cc, gcc or clang. Raises CompilerError when there is none."""
+    for candidate in (os.environ.get("CC"), "cc", "gcc", "clang"):
+        if candidate and shutil.which(candidate.split()[0]):
+            return candidate.split()
+    raise CompilerError("no C compiler found; install gcc or clang, or set CC")
+
+
+@cache
+def _processor() -> str:
+    """Model and instruction set of this machine: compiled code runs only on the like of it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.is_file() else []
+    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), platform.processor(), *kept])
+
+
+_COMMON = ["-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11", "-w"]
+# OpenMP is compiled in but not linked: it comes from the runtime that PyTorch has loaded, with its threads
+_ATTEMPTS = [["-march=native", "-fopenmp"], ["-march=native"], []]
+
+
+def load_library(source: str) -> ctypes.CDLL:
+    """Compile C code, or find it compiled in the cache. Raises CompilerError when that cannot be done here."""
+    digest = hashlib.sha256(f"{source}{_COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
+    try:
+        folder = cache_folder()
+        target = folder / f"{digest}.so"
+        if target.is_file():
+            try:
+                return ctypes.CDLL(str(target))
+            except OSError:  # of another system that shares this folder: made again
+                target.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            library = _compile(source, Path(work))
+            os.replace(library, target)
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise CompilerError(f"compiled code cannot be kept or loaded: {error}") from error
+
+
+def _compile(source: str, folder: Path) -> Path:
+    code, compiled, library = (folder / name for name in ("kernel.c", "kernel.o", "kernel.so"))
+    code.write_text(source)
+    messages = []
+    for flags in _ATTEMPTS:
+        steps = [["-c", str(code), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(library)]]
+        for options in ([*_COMMON, *flags, *steps[0]], steps[1]):
+            done = subprocess.run([*compiler(), *options], capture_output=True, text=True)
+            if done.returncode:
+                messages.append(done.stderr[-500:])
+                break
+        else:
+            try:
+                ctypes.CDLL(str(library))
+                return library
+            except OSError as error:
+                messages.append(str(error))
+    raise CompilerError(f"{compiler()[0]} does not compile the kernels: {messages[-1]}")
+
+
+class Topology(NamedTuple):
+    """Rows of an operation: for nodes only their number n; for edges, sorted by receiver, those of receiver i are
+    first[i] ... first[i + 1] - 1 (N + 1,), with sender src (E,) and number of their pair of atoms, pair (E,)."""
+
+    n: int
+    first: Tensor | None = None
+    src: Tensor | None = None
+    pair: Tensor | None = None
+
+    def parts(self, edges: bool, work: int) -> list[int]:
+        """Cut the receivers into one range per thread, of equal numbers of edges."""
+        total = int(self.first[-1]) if edges else self.n
+        threads = min(torch.get_num_threads(), 1 + total * work // WORK_PER_THREAD)
+        if threads <= 1 or self.n == 0:
+            return [0, self.n]
+        if not edges:
+            return [self.n * t // threads for t in range(threads + 1)]
+        targets = torch.tensor([total * t // threads for t in range(1, threads)])
+        cuts = torch.searchsorted(self.first, targets).tolist()
+        return [0, *cuts, self.n]
+
+
+class Kernel:
+    """An operation that runs: compiled on demand for each dtype and order of derivative."""
+
+    def __init__(self, operation: Operation):
+        self.operation = operation
+        self._functions: dict = {}
+
+    def function(self, order: int, dtype: torch.dtype):
+        if (order, dtype) not in self._functions:
+            library = load_library(codegen.c_source(self.operation, order, dtype))
+            library.run.restype = None
+            self._functions[order, dtype] = library.run
+        return self._functions[order, dtype]
+
+    def __call__(self, topology: Topology, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return _Forward.apply(self, topology, *tensors)
+
+    def run(self, order: int, topology: Topology, tensors, outputs: list[tuple[tuple, str]]) -> tuple[Tensor, ...]:
+        """Call the compiled code; outputs: shape of each written tensor and where its rows go."""
+        operation = self.operation
+        dtype = tensors[0].dtype
+        tensors = [t.contiguous() for t in tensors]
+        bounds = topology.parts(operation.edges, operation.channels)
+        parts = len(bounds) - 1
+        written = []
+        for shape, where in outputs:
+            private = parts if where in ("sender", "pair", "shared") else 1  # several threads would add to one row
+            new = torch.empty if where == "row" else torch.zeros
+            written.append(new((private, *shape), dtype=dtype))
+        pointers = (ctypes.c_void_p * (parts * len(written)))(
+            *(w[min(t, len(w) - 1)].data_ptr() for t in range(parts) for w in written)
+        )
+        inputs = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+        limits = (ctypes.c_int64 * (parts + 1))(*bounds)
+        links = (topology.first, topology.src, topology.pair) if operation.edges else (None,) * 3
+        indices = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in links]
+        self.function(order, dtype)(
+            ctypes.c_int64(parts), limits, *indices, inputs, pointers, ctypes.c_int64(len(written))
+        )
+        return tuple(w[0] if len(w) == 1 else w.sum(0) for w in written)
+
+    def input_places(self, tensors) -> list[tuple[tuple, str]]:
+        """Shapes and destinations of gradients with respect to the inputs."""
+        where = {}
+        for o in self.operation.inputs:
+            # a tensor read by receivers and by senders is written by both
+            where[o.tensor] = "sender" if "sender" in (o.where, where.get(o.tensor)) else o.where
+        return [(tuple(t.shape), where[k]) for k, t in enumerate(tensors)]
+
+    def output_places(self, topology: Topology) -> list[tuple[tuple, str]]:
+        return [((topology.n, o.size), o.where) for o in self.operation.outputs]
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernel: Kernel, topology: Topology, *tensors):
+        ctx.kernel, ctx.topology = kernel, topology
+        ctx.save_for_backward(*tensors)
+        return kernel.run(0, topology, tensors, kernel.output_places(topology))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        out = _Backward.apply(ctx.kernel, ctx.topology, len(gradients), *gradients, *ctx.saved_tensors)
+        return (None, None, *out)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernel: Kernel, topology: Topology, n: int, *tensors):
+        ctx.kernel, ctx.topology, ctx.n = kernel, topology, n
+        ctx.save_for_backward(*tensors)
+        gradients, inputs = tensors[:n], tensors[n:]
+        return kernel.run(1, topology, (*inputs, *gradients), kernel.input_places(inputs))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *directions):
+        kernel, topology, n = ctx.kernel, ctx.topology, ctx.n
+        gradients, inputs = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        places = [*kernel.input_places(inputs), *kernel.output_places(topology)]
+        out = kernel.run(2, topology, (*inputs, *gradients, *directions), places)
+        return (None, None, None, *out[len(inputs) :], *out[: len(inputs)])
+
+
+@cache
+def message_kernel(coupling: Coupling, channels: int, silu: float, sigmoid: float) -> Kernel:
+    return Kernel(operations.message(coupling, channels, silu, sigmoid))
+
+
+@cache
+def linear_message_kernel(coupling: Coupling, channels: int) -> Kernel:
+    return Kernel(operations.linear_message(coupling, channels))
+
+
+@cache
+def product_kernel(coupling: Coupling, channels: int) -> Kernel:
+    return Kernel(operations.product(coupling, channels))
+
+
+@cache
+def self_product_kernel(couplings: tuple[Coupling, ...], channels: int, scales: tuple) -> Kernel:
+    return Kernel(operations.self_product(couplings, channels, scales))
