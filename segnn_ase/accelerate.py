@@ -1,6 +1,7 @@
 """Fused kernels are used only after they have reproduced plain PyTorch on a structure of the user's own."""
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,16 +12,21 @@ from segnn_ase.kernels import CompilerError
 from segnn_ase.potential import Potential, predict
 
 MODES = ("auto", "off", "require")
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the largest value
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the size of the terms
+TABLE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 FRAGMENT = 256  # atoms; plain PyTorch on a large structure takes gigabytes
 
 
-def accelerate(potential: Potential, graph: Graph, mode: str = "auto", *, training: bool = False) -> bool:
+def accelerate(
+    potential: Potential, graph: Graph, mode: str = "auto", *, training: bool = False, tables: bool = False
+) -> bool:
     """Let fused kernels do the work if they give what plain PyTorch gives on this graph; True if they do.
 
     Compared are energies, forces and virial, on a fragment of a large structure, and with `training` the
-    gradient of a loss too. mode "auto" warns when they cannot be used and goes on in plain PyTorch,
-    "require" raises AccelerationError, "off" never uses them.
+    gradient of a loss too. With `tables`, for evaluation, the radial functions are then taken from tables, if
+    the results stay the same within `TABLE_TOLERANCE`; the weights must not change afterwards.
+    mode "auto" warns when they cannot be used and goes on in plain PyTorch, "require" raises AccelerationError,
+    "off" never uses them.
     """
     if mode not in MODES:
         raise ConfigError(f"accelerate is {mode!r}; expected one of {', '.join(MODES)}")
@@ -37,8 +43,11 @@ def accelerate(potential: Potential, graph: Graph, mode: str = "auto", *, traini
     expected = _results(potential, part, training)
     try:
         potential.segnn.accelerate(True)
-        problem = _difference(_results(potential, part, training), expected, potential)
-    except CompilerError as error:
+        problem = _difference(_results(potential, part, training), expected, TOLERANCE[potential.dtype])
+        if problem is None and tables:
+            potential.segnn.tabulate()
+            problem = _difference(_results(potential, part, training), expected, TABLE_TOLERANCE[potential.dtype])
+    except (CompilerError, ValueError) as error:
         problem = str(error)
     if problem is None:
         return True
@@ -49,30 +58,40 @@ def accelerate(potential: Potential, graph: Graph, mode: str = "auto", *, traini
     return False
 
 
-def _results(potential: Potential, graph: Graph, training: bool) -> dict[str, Tensor]:
+class Quantity(NamedTuple):
+    """Something to compare, and the size of the terms it is a sum of: their rounding errors are what may differ."""
+
+    value: Tensor
+    size: float
+
+
+def _results(potential: Potential, graph: Graph, training: bool) -> dict[str, Quantity]:
     was_training = potential.training
     potential.train(training)
     p = predict(potential, graph, forces=True)
     virial = sum_over_structure_edges(edge_vectors(graph)[:, :, None] * p.edge_gradients[:, None], graph)
-    results = {"energies": p.energies, "forces": p.forces, "virial": virial}
+    scale = max(potential.scales)  # of the network's energies: E0 of thousands of eV must hide nothing
+    push = max(scale, float(p.edge_gradients.abs().max())) if len(graph.edge_src) else scale
+    results = {
+        "energies": Quantity(p.energies, scale),
+        "forces": Quantity(p.forces, push),
+        "virial": Quantity(virial, push * potential.cutoff * max(len(graph.edge_src), 1) ** 0.5),
+    }
     if training:
         loss = p.energies.square().mean() + p.forces.square().mean()
         weights = [w for w in potential.parameters() if w.requires_grad]
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        results["gradient of the loss"] = torch.cat([g.double().flatten() for g in gradients if g is not None])
+        flat = torch.cat([g.double().flatten() for g in gradients if g is not None])
+        results["gradient of the loss"] = Quantity(flat, 10 * float(flat.abs().max()))
     potential.train(was_training)
-    return {name: x.detach() for name, x in results.items()}
+    return results
 
 
-def _difference(found: dict[str, Tensor], expected: dict[str, Tensor], potential: Potential) -> str | None:
+def _difference(found: dict[str, Quantity], expected: dict[str, Quantity], tolerance: float) -> str | None:
     """What differs by more than the tolerance, in words, or None."""
-    tolerance = TOLERANCE[potential.dtype]
-    for name, right in expected.items():
-        if not right.numel():
-            continue
-        # E0 of thousands of eV must not hide an error of the network, nor a perfect crystal's zero forces inflate it
-        size = max(max(potential.scales), float(right.abs().max()) if name != "energies" else 0.0)
-        error = float((found[name] - right).abs().max()) / size
-        if not error <= tolerance:
-            return f"{name} differ by {error:.1e} of the largest value, more than {tolerance:.0e}"
+    for name, (right, size) in expected.items():
+        if right.numel():
+            error = float((found[name].value - right).detach().abs().max()) / max(size, 1e-300)
+            if not error <= tolerance:
+                return f"{name} differ by {error:.1e} of their size, more than {tolerance:.0e}"
     return None

@@ -36,7 +36,8 @@ class SEGNNCalculator(Calculator):
     not depend on it. neighbor_backend: "matscipy" or "torch_cluster"; "auto" takes torch-cluster on a GPU,
     where the pairs are then made and stay, if it is installed. accelerate: "auto" uses fused kernels on the
     CPU once they have reproduced plain PyTorch on the first structure, and warns where they cannot be used;
-    "require" raises AccelerationError instead; "off" never uses them. allow_nonsmooth admits models whose
+    "require" raises AccelerationError instead; "off" never uses them. tables: the kernels take the radial functions
+    from splines, whose errors are below 1e-8; forces stay the exact gradient. allow_nonsmooth admits models whose
     energy jumps when an atom crosses the cutoff (the published SEGNN).
 
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
@@ -56,6 +57,7 @@ class SEGNNCalculator(Calculator):
         skin: float = 0.5,
         neighbor_backend: str = "auto",
         accelerate: Literal["auto", "off", "require"] = "auto",
+        tables: bool = True,
         allow_nonsmooth: bool = False,
         **unknown,
     ):
@@ -71,6 +73,7 @@ class SEGNNCalculator(Calculator):
             raise ConfigError("model is an empty list; expected at least one potential")
         if accelerate not in MODES:
             raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
+        self._tables = tables
         self._accelerate: str | None = accelerate  # None once it is settled
         backend = _resolve_backend(neighbor_backend, self.device)
         self._on_device = self.device.type == "cuda" and backend == "torch_cluster"
@@ -86,10 +89,7 @@ class SEGNNCalculator(Calculator):
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
         derivatives = any(name in properties for name in DERIVATIVES)
         periodic = bool(atoms.pbc.all())
-        if self._accelerate is not None:
-            for potential in self.potentials:
-                accelerate(potential, graphs[potential.cutoff], self._accelerate)
-            self._accelerate = None
+        self._settle(graphs)
         members = [
             predict(p, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic) for p in self.potentials
         ]
@@ -98,12 +98,22 @@ class SEGNNCalculator(Calculator):
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
+        self._settle(graphs)
         return np.mean([_numpy(hessian(p, graphs[p.cutoff])) for p in self.potentials], axis=0)
 
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
         potential = self.potentials[0]
-        return _numpy(predict(potential, self._graph(atoms, potential.cutoff), forces=False).features)
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
+        self._settle(graphs)
+        return _numpy(predict(potential, graphs[potential.cutoff], forces=False).features)
+
+    def _settle(self, graphs: dict[float, Graph]) -> None:
+        """On the first structure, find out whether the fused kernels can be used."""
+        if self._accelerate is not None:
+            for potential in self.potentials:
+                accelerate(potential, graphs[potential.cutoff], self._accelerate, tables=self._tables)
+            self._accelerate = None
 
     def _graph(self, atoms: Atoms | None, cutoff: float) -> Graph:
         atoms = self.atoms if atoms is None else atoms
@@ -181,7 +191,7 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
 
 
 def _unknown_keyword(name: str) -> str:
-    known = ["device", "dtype", "skin", "neighbor_backend", "accelerate", "allow_nonsmooth"]
+    known = ["device", "dtype", "skin", "neighbor_backend", "accelerate", "tables", "allow_nonsmooth"]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
     return f"unknown keyword {name!r} of SEGNNCalculator: {hint}"

@@ -79,9 +79,6 @@ class Formula:
     def sigmoid(self, x: Expr) -> Expr:
         return self._node("sigmoid", x.level, x)
 
-    def over_channels(self, x: "Expr | None") -> "Expr | None":
-        return None if x is None else self._node("sum", "R", x)
-
     def tangents(self, wanted: list[Expr], seeds: "dict[int, Expr | None]") -> "list[Expr | None]":
         """Derivatives of the wanted nodes along a direction: seeds[index] is the tangent of an input."""
         tangent: dict[int, Expr | None] = {}
@@ -106,38 +103,36 @@ class Formula:
         for node in order:
             if any(isinstance(a, Expr) and a.index in leads for a in node.args):
                 leads.add(node.index)
-        pending: dict[int, list[Expr]] = {}
+        adjoints: dict[int, Expr] = {}  # of V nodes, added up as terms come: few values are alive at a time
+        summed: dict[int, list[Expr]] = {}  # V terms of the adjoints of S nodes, to be summed over channels
+
+        def send(node: Expr, term: Expr) -> None:
+            if node.index in leads:
+                if node.level == "S" and term.level == "V":
+                    summed.setdefault(node.index, []).append(term)
+                else:
+                    adjoints[node.index] = self.add(adjoints.get(node.index), term)
+
         for out, seed in outputs:
-            pending.setdefault(out.index, []).append(seed)
+            send(out, seed)
         for node in reversed(order):
-            if node.index not in leads or node.index not in pending:
+            if node.index in summed:
+                total = self._node("sum", "R", *summed.pop(node.index))
+                adjoints[node.index] = self.add(total, adjoints.get(node.index))
+            if node.index not in adjoints:
                 continue
-            adjoint = self._collect(node, pending[node.index])
-            pending[node.index] = [adjoint]
+            adjoint = adjoints[node.index]
             if node.op == "add":
-                parts = [(a, adjoint) for a in node.args]
+                for argument in node.args:
+                    send(argument, adjoint)
             elif node.op == "mul":
                 a, b = node.args
-                parts = [(a, (adjoint, b)), (b, (adjoint, a))]
+                send(a, self.mul(adjoint, b))
+                send(b, self.mul(adjoint, a))
             elif node.op == "sigmoid":
                 slope = self.add(node, self.mul(self.const(-1.0), node, node))
-                parts = [(node.args[0], (adjoint, slope))]
-            else:
-                continue
-            for argument, factors in parts:
-                if argument.index in leads:
-                    term = factors if isinstance(factors, Expr) else self.mul(*factors)
-                    pending.setdefault(argument.index, []).append(term)
-        return [pending[w.index][0] if w.index in pending else None for w in wanted]
-
-    def _collect(self, node: Expr, terms: list[Expr]) -> Expr:
-        """Add up the contributions to an adjoint; that of a scalar is summed over channels."""
-        if node.level == "V":
-            return self.add(*terms)
-        return self.add(
-            self.over_channels(self.add(*(t for t in terms if t.level == "V"))),
-            self.add(*(t for t in terms if t.level != "V")),
-        )
+                send(node.args[0], self.mul(adjoint, slope))
+        return [adjoints.get(w.index) for w in wanted]
 
     def _needed(self, wanted: list[Expr]) -> list[Expr]:
         seen: set[int] = set()
@@ -155,9 +150,9 @@ class Operand:
     """How a row reads or writes one tensor.
 
     where: "row" (this row), "receiver" or "sender" (the atoms of an edge), "pair" (common to both directions of an
-    edge) or "shared" (the same for all).
+    edge), "knot" (place in a radial table) or "shared" (the same for all).
     offsets: place of each component within the entry that belongs to that index, `size` numbers long.
-    Two operands may be parts of one tensor.
+    Two operands may be parts of one tensor. With `constant` there is no gradient with respect to it.
     """
 
     name: str
@@ -166,6 +161,7 @@ class Operand:
     where: str
     size: int
     offsets: tuple[int, ...]
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,8 @@ def derive(operation: Operation, order: int) -> Program:
     seeds = {
         o.name: [formula.input("G_" + o.name, c, o.level) for c in range(len(o.offsets))] for o in operation.outputs
     }
-    flat = [(o, c, x[o.name][c]) for o in operation.inputs for c in range(len(o.offsets))]
+    variable = [o for o in operation.inputs if not o.constant]
+    flat = [(o, c, x[o.name][c]) for o in variable for c in range(len(o.offsets))]
     outputs = [(y[o.name][c], seeds[o.name][c]) for o in operation.outputs for c in range(len(o.offsets))]
     outputs = [(out, seed) for out, seed in outputs if out is not None]
     wanted = [e for _, _, e in flat]
@@ -221,7 +218,7 @@ def derive(operation: Operation, order: int) -> Program:
             [*operation.inputs, *given],
             [(o, c, g) for (o, c, _), g in zip(flat, gradients, strict=True)],
         )
-    directions = [_renamed(o, "v_" + o.name, n_in + n_out) for o in operation.inputs]
+    directions = [_renamed(o, "v_" + o.name, n_in + n_out) for o in variable]
     along = {e.index: formula.input("v_" + o.name, c, o.level) for o, c, e in flat}
     tangents = formula.tangents([out for out, _ in outputs], along)
     dual = [(t, seed) for t, (_, seed) in zip(tangents, outputs, strict=True) if t is not None]
@@ -342,7 +339,7 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
     stores = [(o, c, zero if e is None and o.where == "row" else e) for o, c, e in program.stores]
     live = program.formula._needed([e for _, _, e in stores if e is not None])
     operands = {o.name: o for o in program.inputs}
-    index = {"row": "e", "pair": "q", "receiver": "i", "sender": "j", "shared": "0"}
+    index = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}
 
     def address(array: str, o: Operand, component: int) -> str:
         return f"{array}[{o.tensor}] + {index[o.where]} * {o.size}L + {o.offsets[component]}"
@@ -358,7 +355,12 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
         return {"add": " + ", "mul": " * "}[e.op].join(a) if e.op != "sigmoid" else f"sigmoid({a[0]})"
 
     phases: dict[str, list[str]] = {"S": [], "V": [], "R": []}
-    sums = []
+    sums = [name(e) for e in live if e.op == "sum"]
+    totals: dict[int, list[Expr]] = {}
+    for e in live:
+        if e.op == "sum":
+            for term in e.args:
+                totals.setdefault(term.index, []).append(e)
     waiting: dict[int, list[tuple[Operand, int]]] = {}
     for o, component, e in stores:
         if e is not None:
@@ -380,12 +382,10 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
     for e in live:
         if e.op == "const":
             continue
-        if e.op == "sum":
-            sums.append(f"r{e.index}")
-            phases["V"].append(f"*p_r{e.index} += {name(e.args[0])};")
-        else:
+        if e.op != "sum":
             kind = {"S": "T", "V": "V", "R": "V"}[e.level]
             phases[e.level].append(f"const {kind} {name(e)} = {value(e)};")
+            phases["V"] += [f"*p_{name(total)} += {name(e)};" for total in totals.get(e.index, ())]
         write(e)
     for e in live:
         if e.op == "const":
@@ -396,11 +396,15 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
     rows = (
         "for (int64_t e = first[i]; e < first[i + 1]; e++)" if operation.edges else "for (int64_t e = i; e <= i; e++)"
     )
+    # indices of an edge: sender, pair, knot; 0 where the operation has no use for one
+    used = {o.where for o in (*operation.inputs, *operation.outputs)}
+    indices = {"j": ("sender", 1), "q": ("pair", 2), "k": ("knot", 3)}
+    places = {n: f"links[{link}][e]" if where in used else "0" for n, (where, link) in indices.items()}
     # the body of the channel loop is printed once and used for full and for partial vectors
     pass_scalars = "".join(f", const T {name(e)}" for e in scalars)
     pass_sums = "".join(f", V *restrict p_{s}" for s in sums)
     call = (
-        "channels_body(i, j, e, q, in, out, c, WIDTH"
+        "channels_body(i, j, e, q, k, in, out, c, WIDTH"
         + "".join(f", {name(e)}" for e in scalars)
         + "".join(f", &{s}" for s in sums)
         + ");"
@@ -408,15 +412,15 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
     newline = "\n  "
     lines = [
         _prelude(dtype),
-        "INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, "
+        "INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, int64_t k, "
         "const T *const *restrict in, T *const *restrict out, "
         f"const int c, const int n{pass_scalars}{pass_sums}) {{",
         "  " + newline.join(phases["V"]),
         "}",
-        "static void rows(int64_t low, int64_t high, const int64_t *first, const int64_t *src, "
-        "const int64_t *pair, const T *const *in, T *const *out) {",
+        "static void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {",
+        "  const int64_t *first = links[0];",
         f"  for (int64_t i = low; i < high; i++) {rows} {{",
-        f"  const int64_t j = {'src[e]' if operation.edges else 'i'}, q = {'pair[e]' if operation.edges else 'i'};",
+        f"  const int64_t {', '.join(f'{name} = {place}' for name, place in places.items())};",
         "  " + newline.join(phases["S"]),
         "  " + newline.join(f"V {s} = {{0}};" for s in sums),
         "  int c = 0;",
@@ -425,12 +429,12 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
         "  " + newline.join(phases["R"]),
         "  }",
         "}",
-        "void run(int64_t parts, const int64_t *bounds, const int64_t *first, const int64_t *src, "
-        "const int64_t *pair, const T *const *in, T *const *out, int64_t n_out) {",
+        "void run(int64_t parts, const int64_t *bounds, const int64_t *const *links, "
+        "const T *const *in, T *const *out, int64_t n_out) {",
         "#ifdef _OPENMP",
         "#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)",
         "#endif",
-        "  for (int64_t t = 0; t < parts; t++) rows(bounds[t], bounds[t + 1], first, src, pair, in, out + t * n_out);",
+        "  for (int64_t t = 0; t < parts; t++) rows(bounds[t], bounds[t + 1], links, in, out + t * n_out);",
         "}",
     ]
     return "\n".join(lines) + "\n"

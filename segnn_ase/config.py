@@ -157,7 +157,7 @@ class DataConfig(Settings):
 class OptimConfig(Settings):
     """The training loop's settings."""
 
-    epochs: int = Field(90, ge=1)
+    epochs: int = Field(200, ge=1)
     batch_size: int = Field(5, ge=1, description="structures")
     max_edges: int | None = Field(None, ge=1, description="fill batches up to this many edges instead")
     learning_rate: float = Field(0.02, gt=0)

@@ -98,13 +98,15 @@ def _compile(source: str, folder: Path) -> Path:
 
 
 class Topology(NamedTuple):
-    """Rows of an operation: for nodes only their number n; for edges, sorted by receiver, those of receiver i are
-    first[i] ... first[i + 1] - 1 (N + 1,), with sender src (E,) and number of their pair of atoms, pair (E,)."""
+    """Rows of an operation: for nodes only their number n. Edges are sorted by receiver: those of receiver i are
+    first[i] ... first[i + 1] - 1 (N + 1,), with sender src, number of their pair of atoms, and place in a radial
+    table, (E,) each; pair or knot may be missing where it is not used."""
 
     n: int
     first: Tensor | None = None
     src: Tensor | None = None
     pair: Tensor | None = None
+    knot: Tensor | None = None
 
     def parts(self, edges: bool, work: int) -> list[int]:
         """Cut the receivers into one range per thread, of equal numbers of edges."""
@@ -117,6 +119,13 @@ class Topology(NamedTuple):
         targets = torch.tensor([total * t // threads for t in range(1, threads)])
         cuts = torch.searchsorted(self.first, targets).tolist()
         return [0, *cuts, self.n]
+
+
+class Place(NamedTuple):
+    """A tensor to be written: its shape, and where its rows go (see `codegen.Operand`)."""
+
+    shape: tuple[int, ...]
+    where: str
 
 
 class Kernel:
@@ -136,40 +145,45 @@ class Kernel:
     def __call__(self, topology: Topology, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _Forward.apply(self, topology, *tensors)
 
-    def run(self, order: int, topology: Topology, tensors, outputs: list[tuple[tuple, str]]) -> tuple[Tensor, ...]:
-        """Call the compiled code; outputs: shape of each written tensor and where its rows go."""
+    def run(self, order: int, topology: Topology, tensors, outputs: list[Place | None]) -> tuple[Tensor | None, ...]:
+        """Call the compiled code; outputs: shape of each written tensor and where its rows go, None for none."""
         operation = self.operation
         dtype = tensors[0].dtype
-        tensors = [t.contiguous() for t in tensors]
+        tensors = [None if t is None else t.contiguous() for t in tensors]
         bounds = topology.parts(operation.edges, operation.channels)
         parts = len(bounds) - 1
-        written = []
-        for shape, where in outputs:
-            private = parts if where in ("sender", "pair", "shared") else 1  # several threads would add to one row
-            new = torch.empty if where == "row" else torch.zeros
-            written.append(new((private, *shape), dtype=dtype))
-        pointers = (ctypes.c_void_p * (parts * len(written)))(
-            *(w[min(t, len(w) - 1)].data_ptr() for t in range(parts) for w in written)
-        )
-        inputs = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
-        limits = (ctypes.c_int64 * (parts + 1))(*bounds)
-        links = (topology.first, topology.src, topology.pair) if operation.edges else (None,) * 3
-        indices = [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in links]
+        written: list[Tensor | None] = []
+        for place in outputs:
+            if place is None:
+                written.append(None)
+                continue
+            # several threads would add to one row: each has its own, added up at the end
+            copies = parts if place.where in ("sender", "pair", "knot", "shared") else 1
+            new = torch.empty if place.where == "row" else torch.zeros
+            written.append(new((copies, *place.shape), dtype=dtype))
+        pointers = [None if w is None else w[min(t, len(w) - 1)].data_ptr() for t in range(parts) for w in written]
+        links = (topology.first, topology.src, topology.pair, topology.knot)
         self.function(order, dtype)(
-            ctypes.c_int64(parts), limits, *indices, inputs, pointers, ctypes.c_int64(len(written))
+            ctypes.c_int64(parts),
+            (ctypes.c_int64 * (parts + 1))(*bounds),
+            (ctypes.c_void_p * 4)(*(None if x is None else x.data_ptr() for x in links)),
+            (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors)),
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            ctypes.c_int64(len(written)),
         )
-        return tuple(w[0] if len(w) == 1 else w.sum(0) for w in written)
+        return tuple(w if w is None else w[0] if len(w) == 1 else w.sum(0) for w in written)
 
-    def input_places(self, tensors) -> list[tuple[tuple, str]]:
-        """Shapes and destinations of gradients with respect to the inputs."""
-        where = {}
+    def input_places(self, tensors) -> list[Place | None]:
+        """Shapes and destinations of gradients with respect to the inputs; None for constants."""
+        where: dict[int, str] = {}
         for o in self.operation.inputs:
-            # a tensor read by receivers and by senders is written by both
-            where[o.tensor] = "sender" if "sender" in (o.where, where.get(o.tensor)) else o.where
-        return [(tuple(t.shape), where[k]) for k, t in enumerate(tensors)]
+            if not o.constant:
+                # a tensor read by receivers and by senders is written by both
+                where[o.tensor] = "sender" if "sender" in (o.where, where.get(o.tensor)) else o.where
+        return [Place(tuple(t.shape), where[k]) if k in where else None for k, t in enumerate(tensors)]
 
-    def output_places(self, topology: Topology) -> list[tuple[tuple, str]]:
-        return [((topology.n, o.size), o.where) for o in self.operation.outputs]
+    def output_places(self, topology: Topology) -> list[Place | None]:
+        return [Place((topology.n, o.size), o.where) for o in self.operation.outputs]
 
 
 class _Forward(torch.autograd.Function):
@@ -204,13 +218,13 @@ class _Backward(torch.autograd.Function):
 
 
 @cache
-def message_kernel(coupling: Coupling, channels: int, silu: float, sigmoid: float) -> Kernel:
-    return Kernel(operations.message(coupling, channels, silu, sigmoid))
+def message_kernel(coupling: Coupling, channels: int, silu: float, sigmoid: float, tabulated: bool = False) -> Kernel:
+    return Kernel(operations.message(coupling, channels, silu, sigmoid, tabulated=tabulated))
 
 
 @cache
-def linear_message_kernel(coupling: Coupling, channels: int) -> Kernel:
-    return Kernel(operations.linear_message(coupling, channels))
+def linear_message_kernel(coupling: Coupling, channels: int, tabulated: bool = False) -> Kernel:
+    return Kernel(operations.linear_message(coupling, channels, tabulated=tabulated))
 
 
 @cache

@@ -218,7 +218,8 @@ class SortedEdges(NamedTuple):
     topology: Topology
     distance: Tensor  # (E, 1) Å
     harmonics: Tensor  # (E, (lmax_attr + 1)^2)
-    radial: Tensor  # (pairs, n_radial)
+    radial: Tensor | None  # (pairs, n_radial), None with tables
+    fraction: Tensor | None  # (E, 1) of the way from a knot of the radial tables to the next
     envelope: Tensor  # (E, 1)
     receiver: Tensor  # (E,)
 
@@ -237,11 +238,12 @@ def sorted_edges(
     lmax: int,
     n_radial: int,
     edge_pair: Tensor | None = None,
+    table_step: float | None = None,
 ) -> SortedEdges:
     """The same as `make_edges` for the fused kernels.
 
     edge_pair (E,): an edge of the same pair of atoms, j -> i or i -> j, equal for both: the radial functions are
-    evaluated once for it.
+    evaluated once for it. table_step: distance of the knots of the radial tables, Å, where there are any.
     """
     if edge_pair is None:
         edge_pair = torch.arange(len(edge_dst))
@@ -255,15 +257,26 @@ def sorted_edges(
             edge_dst[order],
             place[edge_pair[order]],
         )
-    chosen, pair = torch.unique(edge_pair, return_inverse=True)
     first = torch.zeros(n_atoms + 1, dtype=torch.long)
     first[1:] = torch.bincount(edge_dst, minlength=n_atoms).cumsum(0)
+    topology = Topology(n_atoms, first, edge_src.contiguous())
     distance = vectors.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+    radial = fraction = None
+    if table_step is None:
+        chosen, pair = torch.unique(edge_pair, return_inverse=True)
+        topology = topology._replace(pair=pair)
+        radial = bessel(distance[chosen], n_radial, cutoff)
+    else:
+        # beyond the cutoff the envelope is zero: any place in the table will do
+        place = distance.detach().div(table_step).long().clamp_max(round(cutoff / table_step) - 1)
+        topology = topology._replace(knot=place[:, 0].contiguous())
+        fraction = distance / table_step - place
     return SortedEdges(
-        topology=Topology(n_atoms, first, edge_src.contiguous(), pair),
+        topology=topology,
         distance=distance,
         harmonics=spherical_harmonics(vectors / distance, lmax),
-        radial=bessel(distance[chosen], n_radial, cutoff),
+        radial=radial,
+        fraction=fraction,
         envelope=envelope(distance / cutoff),
         receiver=edge_dst,
     )
@@ -355,6 +368,7 @@ class Message(nn.Module):
         self.pair = nn.ModuleList(Dense(m, m if linear else 2 * m) for m in mul)
         self.n_factors = [len(c.paths) * self.blocks.width(b) for b, c in enumerate(self.couplings)]
         self.radial = MLP(n_radial, *hidden, sum(self.n_factors))
+        self.tables: list[Tensor] | None = None
         if not linear:
             # the paths from one left kind into 0e are one scalar: there is one path from each kind
             scalars = [c.paths_into(c.out.index(SCALAR)) for c in self.couplings]
@@ -371,16 +385,22 @@ class Message(nn.Module):
 
     def forward(self, f: Features, edges: "Edges | SortedEdges", steering: list[list[Tensor]] | None) -> Features:
         """f as irreps; steering: for each block the matrices of its coupling with a_ij, `Coupling.matrices`."""
-        factors = self.radial(edges.radial).split(self.n_factors, dim=1)
         pair = tuple(dense(x) for dense, x in zip(self.pair, f, strict=True))
         if isinstance(edges, SortedEdges):
-            received = self._fused(pair, factors, edges)
+            received = self._fused(pair, edges)
         else:
-            received = self._by_steps(pair, factors, edges, steering)
+            received = self._by_steps(pair, edges, steering)
         joined = self.blocks.join(received)
         return tuple(dense(x) for dense, x in zip(self.out, joined, strict=True))
 
-    def _fused(self, pair: Features, factors, edges: "SortedEdges") -> list[Features]:
+    def tabulate(self, coefficients: Tensor | None) -> None:
+        """Take rho from a table, (rows, factors), or with None from the MLP again; see `tables.tabulate`."""
+        split = None if coefficients is None else coefficients.to(self.pair[0].weight).split(self.n_factors, dim=1)
+        self.tables = None if split is None else [x.contiguous() for x in split]
+
+    def _fused(self, pair: Features, edges: "SortedEdges") -> list[Features]:
+        tabulated = edges.radial is None
+        factors = self.tables if tabulated else self._factors(edges)
         halves = [pair] if self.linear else zip(*(x.chunk(2, dim=2) for x in pair), strict=True)
         ends = zip(*(self.blocks.split(half) for half in halves), strict=True)
         received = []
@@ -389,19 +409,25 @@ class Message(nn.Module):
                 tensors = list(pair)
             else:
                 tensors = [torch.cat(x, dim=2) for x in zip(*block, strict=True)]
-            tensors += [factors[b], edges.harmonics, edges.envelope]
+            tensors += [factors[b], *([edges.fraction] if tabulated else []), edges.harmonics, edges.envelope]
             if not self.linear:
                 tensors += [self.mix[b], self.bias[b]]
             coupling, width = self.couplings[b], self.blocks.width(b)
             if self.linear:
-                message = linear_message_kernel(coupling, width)
+                message = linear_message_kernel(coupling, width, tabulated)
             else:
-                message = message_kernel(coupling, width, _SILU, _SIGMOID)
+                message = message_kernel(coupling, width, _SILU, _SIGMOID, tabulated)
             rows = message(edges.topology, *tensors)
             received.append(by_component(rows, coupling.out))
         return received
 
-    def _by_steps(self, pair: Features, factors, edges: Edges, steering: list[list[Tensor]]) -> list[Features]:
+    def _factors(self, edges: "Edges | SortedEdges") -> tuple[Tensor, ...]:
+        """rho on every edge, or on every pair, for each block."""
+        rho = self.radial(edges.radial)
+        return (rho,) if len(self.n_factors) == 1 else rho.split(self.n_factors, dim=1)
+
+    def _by_steps(self, pair: Features, edges: Edges, steering: list[list[Tensor]]) -> list[Features]:
+        factors = self._factors(edges)
         received = []
         for b, (coupling, x) in enumerate(zip(self.couplings, self._sent(pair, edges), strict=True)):
             rho = factors[b].unflatten(1, (len(coupling.paths), -1))

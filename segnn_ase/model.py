@@ -1,5 +1,7 @@
 """`SEGNN`, the backbone: steerable features in, steerable features out."""
 
+import copy
+
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
@@ -15,11 +17,13 @@ from segnn_ase.layers import (
     SelfProduct,
     SteerableLinear,
     Update,
+    bessel,
     make_edges,
     node_attributes,
     sorted_edges,
 )
 from segnn_ase.o3 import SCALAR, Features, Layout, kinds, multiplicities, parse_irreps, spherical_kinds
+from segnn_ase.tables import TOLERANCE, RadialTables, tabulate
 
 
 class SEGNN(nn.Module):
@@ -64,12 +68,36 @@ class SEGNN(nn.Module):
         self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order) for _ in powers)
         self.updates = nn.ModuleList(Update(self.irreps, lmax) for _ in self._interactions)
         self.fused = False
+        self.table_step: float | None = None
 
     def accelerate(self, on: bool = True) -> None:
         """Let fused kernels do the work of the layers that have one; on the CPU only."""
+        self.tabulate(False)
         for module in self.modules():
             if hasattr(module, "fused"):
                 module.fused = on
+
+    def tabulate(self, on: bool = True) -> RadialTables | None:
+        """Let the fused kernels take the radial functions from tables, for evaluation only; see `tables`."""
+        self.table_step = None
+        if not (on and self._sorts):
+            return None
+        functions = [self._radial_function(message) for message in self.messages]
+        found = tabulate(functions, self.config.cutoff, TOLERANCE[self.norms.dtype])
+        for message, coefficients in zip(self.messages, found.coefficients, strict=True):
+            message.tabulate(coefficients)
+        self.table_step = found.step
+        return found
+
+    def _radial_function(self, message: Message):
+        mlp = copy.deepcopy(message.radial).double().requires_grad_(False)
+        # even in d and finite at 0, where only the formula is 0 / 0
+        return lambda d: mlp(bessel(d + 1e-12, self.config.n_radial, self.config.cutoff))
+
+    def train(self, mode: bool = True) -> "SEGNN":
+        if mode:
+            self.tabulate(False)
+        return super().train(mode)
 
     @property
     def _sorts(self) -> bool:
@@ -102,7 +130,9 @@ class SEGNN(nn.Module):
         self._check_edge_scalars(edge_scalars, len(edge_dst))
         basis = {"cutoff": config.cutoff, "lmax": config.lmax_attr, "n_radial": config.n_radial}
         if self._sorts:
-            edges = sorted_edges(vectors, edge_src, edge_dst, len(features), edge_pair=edge_pair, **basis)
+            edges = sorted_edges(
+                vectors, edge_src, edge_dst, len(features), edge_pair=edge_pair, table_step=self.table_step, **basis
+            )
         else:
             edges = make_edges(vectors, edge_src, edge_dst, len(features), **basis)
         a = node_attributes(edges, smooth=config.smooth)

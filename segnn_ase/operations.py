@@ -4,6 +4,7 @@ Each function returns the `Operation` of one layer for one `Coupling` and number
 """
 
 from segnn_ase.codegen import Expr, Formula, Operand, Operation
+from segnn_ase.tables import DEGREE, spline_pieces
 
 
 def _coupled(f: Formula, coupling, left: int, right: list[Expr]) -> list[list["Expr | None"]]:
@@ -42,11 +43,39 @@ def _paths_out(name: str, coupling, channels: int, where: str) -> tuple[Operand,
     return tuple(operands)
 
 
-def message(coupling, channels: int, silu: float, sigmoid: float) -> Operation:
+def _radial(tensor: int, n_paths: int, channels: int, tabulated: bool) -> list[Operand]:
+    """Where rho comes from: (pairs, paths, channels), or a table (knots, paths, channels) and places (E, 1)."""
+    size = n_paths * channels
+    if not tabulated:
+        return [Operand("rho", tensor, "V", "pair", size, tuple(p * channels for p in range(n_paths)))]
+    # a row of the table and those that follow it
+    offsets = tuple(q * size + p * channels for q in range(DEGREE + 1) for p in range(n_paths))
+    return [
+        Operand("table", tensor, "V", "knot", size, offsets, constant=True),
+        Operand("fraction", tensor + 1, "S", "row", 1, (0,)),
+    ]
+
+
+def _rho(f: Formula, x: dict, n_paths: int) -> list[Expr]:
+    """rho of each path, given or by the splines of `tables`."""
+    if "rho" in x:
+        return x["rho"]
+    weights = []
+    for piece in spline_pieces():
+        weight = None
+        for coefficient in piece[::-1].tolist():  # Horner
+            weight = f.add(f.mul(weight, x["fraction"][0]), f.const(coefficient) if coefficient else None)
+        weights.append(weight)
+    return [f.add(*(f.mul(w, x["table"][q * n_paths + p]) for q, w in enumerate(weights))) for p in range(n_paths)]
+
+
+def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: bool = False) -> Operation:
     """The steerable message of `Message` on one block of channels, envelope and sum over neighbours included.
 
-    Inputs: for each kind (N, 2l+1, 2 channels), receiver's part first; rho (E, paths, channels); harmonics
+    Inputs: for each kind (N, 2l+1, 2 channels), receiver's part first; rho (pairs, paths, channels); harmonics
     (E, (lmax+1)^2); envelope (E, 1); mix (outputs, scalars, channels); bias (outputs, channels).
+    With `tabulated`, for evaluation only, rho is a table of spline coefficients (rows, paths, channels) and
+    the fraction of the way to the next knot (E, 1), and there are no gradients of table, mix and bias.
     Outputs: for each kind (N, 2l+1, paths, channels).
     """
     kinds_ = coupling.left
@@ -63,17 +92,19 @@ def message(coupling, channels: int, silu: float, sigmoid: float) -> Operation:
     def strided(count):
         return tuple(q * channels for q in range(count))
 
+    inputs += _radial(n, n_paths, channels, tabulated)
+    n_used = n + 1 + tabulated
     inputs += [
-        Operand("rho", n, "V", "pair", n_paths * channels, strided(n_paths)),
-        Operand("harmonics", n + 1, "S", "row", y_dim, tuple(range(y_dim))),
-        Operand("envelope", n + 2, "S", "row", 1, (0,)),
-        Operand("mix", n + 3, "V", "shared", 0, strided(n_out * n_scalars)),
-        Operand("bias", n + 4, "V", "shared", 0, strided(n_out)),
+        Operand("harmonics", n_used, "S", "row", y_dim, tuple(range(y_dim))),
+        Operand("envelope", n_used + 1, "S", "row", 1, (0,)),
+        Operand("mix", n_used + 2, "V", "shared", 0, strided(n_out * n_scalars), constant=tabulated),
+        Operand("bias", n_used + 3, "V", "shared", 0, strided(n_out), constant=tabulated),
     ]
 
     def build(f: Formula, x: dict) -> dict:
         matrices = [_coupled(f, coupling, k, x["harmonics"]) for k in range(n)]
         columns = _path_columns(coupling)
+        rho = _rho(f, x, n_paths)
         half = f.const(0.5**0.5)
         both = [
             [f.mul(half, f.add(a, b)) for a, b in zip(x[f"receiver{k}"], x[f"sender{k}"], strict=True)]
@@ -85,7 +116,7 @@ def message(coupling, channels: int, silu: float, sigmoid: float) -> Operation:
             product = [
                 f.add(*(f.mul(row[q], v) for row, v in zip(m, both[path.left], strict=True))) for q in columns[p]
             ]
-            weighed.append([f.mul(x["rho"][p], t) for t in product])
+            weighed.append([f.mul(rho[p], t) for t in product])
         scalars = [w[0] for w, path in zip(weighed, coupling.paths, strict=True) if path.out == scalar]
         mixed = [
             f.add(x["bias"][o], *(f.mul(x["mix"][o * n_scalars + s], t) for s, t in enumerate(scalars)))
@@ -107,7 +138,7 @@ def message(coupling, channels: int, silu: float, sigmoid: float) -> Operation:
     return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "receiver"), build, edges=True)
 
 
-def linear_message(coupling, channels: int) -> Operation:
+def linear_message(coupling, channels: int, *, tabulated: bool = False) -> Operation:
     """The linear message of `Message` on one block: inputs (N, 2l+1, channels) of senders for each kind, rho,
     harmonics and envelope as in `message`; outputs (N, 2l+1, channels) for each kind."""
     n, n_paths = len(coupling.left), len(coupling.paths)
@@ -121,19 +152,20 @@ def linear_message(coupling, channels: int) -> Operation:
 
     inputs = [
         *of_kinds("sender", "sender"),
-        Operand("rho", n, "V", "pair", n_paths * channels, tuple(p * channels for p in range(n_paths))),
-        Operand("harmonics", n + 1, "S", "row", dim, tuple(range(dim))),
-        Operand("envelope", n + 2, "S", "row", 1, (0,)),
+        *_radial(n, n_paths, channels, tabulated),
+        Operand("harmonics", n + 1 + tabulated, "S", "row", dim, tuple(range(dim))),
+        Operand("envelope", n + 2 + tabulated, "S", "row", 1, (0,)),
     ]
 
     def build(f: Formula, x: dict) -> dict:
         matrices = [_coupled(f, coupling, k, x["harmonics"]) for k in range(n)]
         columns = _path_columns(coupling)
+        rho = _rho(f, x, n_paths)
         sums: list[list[list]] = [[[] for _ in range(kind.dim)] for kind in coupling.out]
         for p, path in enumerate(coupling.paths):
             for mo, q in enumerate(columns[p]):
                 rows = zip(matrices[path.left], x[f"sender{path.left}"], strict=True)
-                sums[path.out][mo].append(f.mul(x["rho"][p], f.add(*(f.mul(row[q], v) for row, v in rows))))
+                sums[path.out][mo].append(f.mul(rho[p], f.add(*(f.mul(row[q], v) for row, v in rows))))
         u = x["envelope"][0]
         return {f"out{k}": [f.mul(u, f.add(*terms)) for terms in kind] for k, kind in enumerate(sums)}
 

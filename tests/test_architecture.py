@@ -11,7 +11,7 @@ import segnn_ase
 
 PACKAGE = Path(segnn_ase.__file__).parent
 LEVELS = (
-    {"config", "files", "o3", "neighbors", "plot", "codegen"},
+    {"config", "files", "o3", "neighbors", "plot", "codegen", "tables"},
     {"graph", "operations"},
     {"kernels", "data"},
     {"layers", "doctor"},

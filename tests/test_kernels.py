@@ -15,6 +15,7 @@ from segnn_ase.kernels import CompilerError, Topology, load_library, message_ker
 from segnn_ase.layers import Message, SelfProduct, make_edges, sorted_edges
 from segnn_ase.o3 import parse_irreps
 from segnn_ase.potential import predict
+from segnn_ase.tables import DEGREE, spline_pieces, tabulate
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 IRREPS = ["16x0e+16x1o", "5x0e+5x1o+5x2e", "7x0e+4x1o+2x2e+1x3o", "20x0e+3x0o+4x1e+6x1o", "33x0e"]
@@ -139,6 +140,56 @@ def test_gate_is_accurate_and_finite_for_any_argument(dtype):
         assert float((y.double() - expected).abs().max()) <= 4 * torch.finfo(dtype).eps * max(
             float(expected.abs().max()), 1e-3
         )
+
+
+def test_tables_reproduce_the_radial_functions_and_their_slopes():
+    def rough(d):
+        return torch.sin(torch.cat([3 * d, 20 * d], 1)) + torch.exp(-d)
+
+    tables = tabulate([rough], 5.0, 1e-8)
+    (c,) = tables.coefficients
+    assert tables.error <= 1e-8
+    d = torch.linspace(0, 5 - 1e-9, 999, dtype=torch.float64)[:, None].requires_grad_()
+    place = (d.detach() / tables.step).long()
+    t = d / tables.step - place
+    powers = torch.cat([t**n for n in range(DEGREE + 1)], 1)
+    weights = powers @ torch.from_numpy(spline_pieces()).T
+    found = sum(weights[:, q, None] * c[place[:, 0] + q] for q in range(DEGREE + 1))
+    torch.testing.assert_close(found, rough(d), rtol=0, atol=1e-8)
+    for k in range(2):
+        (slope,) = torch.autograd.grad(found[:, k].sum(), d, retain_graph=True)
+        (expected,) = torch.autograd.grad(rough(d)[:, k].sum(), d)
+        torch.testing.assert_close(slope, expected, rtol=0, atol=2e-7)
+
+
+def test_functions_too_rough_for_a_table_are_refused():
+    with pytest.raises(ValueError, match="too rough"):
+        tabulate([lambda d: torch.sin(1e4 * d)], 5.0, 1e-8)
+
+
+@pytest.mark.parametrize("variant", ["segnn", "uneven", "tfn", "schnet"])
+def test_tables_change_little_and_forces_stay_the_gradient(variant, new_potential):
+    potential = new_potential(variant).requires_grad_(False)
+    graph = graph_from_atoms(NAMED["triclinic"](), potential.cutoff)
+    expected = predict(potential, graph, stress=True)
+    potential.segnn.accelerate()
+    potential.segnn.tabulate()
+    found = predict(potential, graph, stress=True)
+    size = float(expected.forces.abs().max())
+    assert float((found.forces - expected.forces).abs().max()) < 1e-7 * size
+    assert float((found.energies - expected.energies).abs().max()) < 1e-8
+    # the tabulated energy has exactly the forces that are given: central differences
+    h = 1e-5
+    for atom, axis in ((0, 0), (1, 2)):
+        shifted = []
+        for sign in (1, -1):
+            positions = graph.positions.clone()
+            positions[atom, axis] += sign * h
+            shifted.append(float(predict(potential, graph._replace(positions=positions), forces=False).energy[0]))
+        force = -(shifted[0] - shifted[1]) / (2 * h)
+        assert abs(force - float(found.forces[atom, axis])) < 1e-6 * max(size, 1.0)
+    potential.train()
+    assert potential.segnn.table_step is None  # a training never sees a table
 
 
 def test_pairs_join_both_directions(small_potential):
