@@ -7,8 +7,8 @@ a small strained or stretched structure; energies, forces and stress are the mod
 radial distribution functions of the DFT frames are summarised too.
 """
 
+import copy
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from segnn_ase import SEGNNCalculator
+from segnn_ase.checkpoint import load_with_metadata, save_potential
 from segnn_ase.md import radial_distribution
 
 HERE = Path(__file__).parent
@@ -91,9 +92,25 @@ def structures(name: str, calculator, start: Atoms | None) -> list[Atoms]:
     return [relaxed, settled(start.copy(), calculator, 300, 400)]
 
 
+def without_folders(metadata: dict) -> dict:
+    """Shorten the paths of the maintainer's machine to folder/file."""
+
+    def short(path: str) -> str:
+        return "/".join(Path(path).parts[-2:])
+
+    training = copy.deepcopy(metadata["training"])
+    training["out"] = Path(training["out"]).name
+    data = training["data"]
+    data.update({key: [short(path) for path in data[key]] for key in ("train", "valid", "test")})
+    data["isolated_atoms"] = data["isolated_atoms"] and short(data["isolated_atoms"])
+    errors = {short(path): values for path, values in metadata["errors"].items()}
+    return {**metadata, "training": training, "errors": errors}
+
+
 def main(name: str, trained: str, frames: str | None = None) -> None:
     folder = HERE / name
-    shutil.copyfile(trained, folder / "model.pt")
+    potential, metadata = load_with_metadata(trained)
+    save_potential(folder / "model.pt", potential, metadata=without_folders(metadata))
     torch.manual_seed(0)
     fast, exact = SEGNNCalculator(trained), SEGNNCalculator(trained, dtype="float64")
     data = ase.io.read(frames, ":") if frames else []
