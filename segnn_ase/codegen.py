@@ -10,7 +10,7 @@ number per channel, and "R" sums over channels still spread over the lanes (grad
 in three phases: S values, a loop over channels for V, then R values, whose lanes are added up last.
 """
 
-import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -287,49 +287,44 @@ INLINE V sigmoid(V x) {
   const V rounded = y * (T)1.4426950408889634 + magic;
   const V k = rounded - magic;
   const V r = (y - k * (T)LN2_HIGH) - k * (T)LN2_LOW;
-  V e = (V){0} + (T)INVERSE_FACTORIAL_LAST;
-  POLYNOMIAL
+  const V e = EXP_SERIES;
   const V scale = (V)((((I)rounded - (I)magic) + BIAS) << MANTISSA);
   return 1 / (1 + e * scale);
 }
 """
 
 
+_NUMBERS = {
+    torch.float32: {
+        "REAL": "float",
+        "INT": "int32_t",
+        "LIMIT": "80.0",  # exp of it is still finite
+        "MAGIC": "12582912.0",  # 1.5 * 2^MANTISSA: adding it rounds to an integer
+        "LN2_HIGH": "0.693359375",  # exact times n
+        "LN2_LOW": "-2.12194440e-4",  # the rest of ln 2
+        "BIAS": "127",
+        "MANTISSA": "23",
+    },
+    torch.float64: {
+        "REAL": "double",
+        "INT": "int64_t",
+        "LIMIT": "700.0",
+        "MAGIC": "6755399441055744.0",
+        "LN2_HIGH": "6.93147180369123816490e-01",
+        "LN2_LOW": "1.90821492927058770002e-10",
+        "BIAS": "1023",
+        "MANTISSA": "52",
+    },
+}
+_TERMS = {torch.float32: 7, torch.float64: 13}  # of the exponential series: the rest is below the last digit
+
+
 def _prelude(dtype: torch.dtype) -> str:
-    if dtype == torch.float32:
-        real, integer, limit, magic, high, low, bias, mantissa, terms = (
-            "float",
-            "int32_t",
-            "80.0",
-            "12582912.0",
-            "0.693359375",
-            "-2.12194440e-4",
-            "127",
-            "23",
-            7,
-        )
-    else:
-        real, integer, limit, magic, high, low, bias, mantissa, terms = (
-            "double",
-            "int64_t",
-            "700.0",
-            "6755399441055744.0",
-            "6.93147180369123816490e-01",
-            "1.90821492927058770002e-10",
-            "1023",
-            "52",
-            13,
-        )
-    factorials = list(itertools.accumulate(range(1, terms + 1), lambda a, b: a * b, initial=1))
-    steps = "".join(f"e = e * r + (T){1.0 / factorials[k]!r};\n  " for k in range(terms - 1, -1, -1))
-    text = _PRELUDE
-    for word, value in {
-        "REAL": real, "INT ": integer + " ", "LIMIT": limit, "LN2_HIGH": high, "LN2_LOW": low, "BIAS": bias,
-        "MAGIC": magic,
-        "MANTISSA": mantissa, "INVERSE_FACTORIAL_LAST": repr(1.0 / factorials[terms]), "POLYNOMIAL": steps,
-    }.items():  # fmt: skip
-        text = text.replace(word, value)
-    return text
+    horner = f"((V){{0}} + (T){1.0 / math.factorial(_TERMS[dtype])!r})"
+    for n in reversed(range(_TERMS[dtype])):
+        horner = f"({horner}) * r + (T){1.0 / math.factorial(n)!r}"
+    numbers = {**_NUMBERS[dtype], "EXP_SERIES": horner}
+    return "".join(f"#define {name} {value}\n" for name, value in numbers.items()) + _PRELUDE
 
 
 def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:

@@ -134,6 +134,11 @@ class Kernel:
     def __init__(self, operation: Operation):
         self.operation = operation
         self._functions: dict = {}
+        self._where: dict[int, str] = {}  # where the gradient of each input goes
+        for o in operation.inputs:
+            if not o.constant:
+                # a tensor read by receivers and by senders is written by both
+                self._where[o.tensor] = "sender" if "sender" in (o.where, self._where.get(o.tensor)) else o.where
 
     def function(self, order: int, dtype: torch.dtype):
         if (order, dtype) not in self._functions:
@@ -147,40 +152,40 @@ class Kernel:
 
     def run(self, order: int, topology: Topology, tensors, outputs: list[Place | None]) -> tuple[Tensor | None, ...]:
         """Call the compiled code; outputs: shape of each written tensor and where its rows go, None for none."""
-        operation = self.operation
-        dtype = tensors[0].dtype
+        operation, dtype = self.operation, tensors[0].dtype
         tensors = [None if t is None else t.contiguous() for t in tensors]
+        if any(t is not None and (t.dtype is not dtype or t.is_cuda) for t in tensors):
+            raise TypeError(f"fused kernels need tensors of one dtype on the CPU, not {[t.dtype for t in tensors]}")
         bounds = topology.parts(operation.edges, operation.channels)
         parts = len(bounds) - 1
         written: list[Tensor | None] = []
+        addresses: list[tuple[int | None, int]] = []  # of each output, and the distance to the next thread's
         for place in outputs:
             if place is None:
                 written.append(None)
+                addresses.append((None, 0))
                 continue
             # several threads would add to one row: each has its own, added up at the end
-            copies = parts if place.where in ("sender", "pair", "knot", "shared") else 1
+            private = parts > 1 and place.where in ("sender", "pair", "knot", "shared")
             new = torch.empty if place.where == "row" else torch.zeros
-            written.append(new((copies, *place.shape), dtype=dtype))
-        pointers = [None if w is None else w[min(t, len(w) - 1)].data_ptr() for t in range(parts) for w in written]
+            w = new((parts, *place.shape) if private else place.shape, dtype=dtype)
+            written.append(w)
+            addresses.append((w.data_ptr(), w.stride(0) * w.element_size() if private else 0))
+        pointers = [a if a is None else a + t * step for t in range(parts) for a, step in addresses]
         links = (topology.first, topology.src, topology.pair, topology.knot)
         self.function(order, dtype)(
             ctypes.c_int64(parts),
-            (ctypes.c_int64 * (parts + 1))(*bounds),
+            (ctypes.c_int64 * len(bounds))(*bounds),
             (ctypes.c_void_p * 4)(*(None if x is None else x.data_ptr() for x in links)),
             (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors)),
             (ctypes.c_void_p * len(pointers))(*pointers),
             ctypes.c_int64(len(written)),
         )
-        return tuple(w if w is None else w[0] if len(w) == 1 else w.sum(0) for w in written)
+        return tuple(w.sum(0) if step else w for w, (_, step) in zip(written, addresses, strict=True))
 
     def input_places(self, tensors) -> list[Place | None]:
         """Shapes and destinations of gradients with respect to the inputs; None for constants."""
-        where: dict[int, str] = {}
-        for o in self.operation.inputs:
-            if not o.constant:
-                # a tensor read by receivers and by senders is written by both
-                where[o.tensor] = "sender" if "sender" in (o.where, where.get(o.tensor)) else o.where
-        return [Place(tuple(t.shape), where[k]) if k in where else None for k, t in enumerate(tensors)]
+        return [Place(t.shape, self._where[k]) if k in self._where else None for k, t in enumerate(tensors)]
 
     def output_places(self, topology: Topology) -> list[Place | None]:
         return [Place((topology.n, o.size), o.where) for o in self.operation.outputs]

@@ -267,10 +267,10 @@ def sorted_edges(
         topology = topology._replace(pair=pair)
         radial = bessel(distance[chosen], n_radial, cutoff)
     else:
-        # beyond the cutoff the envelope is zero: any place in the table will do
-        place = distance.detach().div(table_step).long().clamp_max(round(cutoff / table_step) - 1)
+        scaled = distance.clamp_max(cutoff) / table_step  # beyond the cutoff the envelope is zero
+        place = scaled.detach().long().clamp(0, round(cutoff / table_step) - 1)
         topology = topology._replace(knot=place[:, 0].contiguous())
-        fraction = distance / table_step - place
+        fraction = scaled - place
     return SortedEdges(
         topology=topology,
         distance=distance,
@@ -335,7 +335,7 @@ def bessel(distance: Tensor, n: int, cutoff: float) -> Tensor:
     return math.sqrt(2.0 / cutoff) * torch.sin(math.pi / cutoff * k * distance) / distance
 
 
-def node_attributes(edges: "Edges | SortedEdges", *, smooth: bool) -> Tensor:
+def node_attributes(edges: Edges | SortedEdges, *, smooth: bool) -> Tensor:
     """a_i: 1 for l = 0, and for l > 0 the harmonics of the neighbours, averaged (N, (lmax + 1)^2).
 
     smooth: sum_j u Y / (1 + sum_j u), continuous when the last neighbour leaves. Otherwise the paper's
@@ -383,7 +383,7 @@ class Message(nn.Module):
                 fan_in[k] += paths * self.blocks.width(b)
         self.out = nn.ModuleList(Dense(f, m) for f, m in zip(fan_in, mul, strict=True))
 
-    def forward(self, f: Features, edges: "Edges | SortedEdges", steering: list[list[Tensor]] | None) -> Features:
+    def forward(self, f: Features, edges: Edges | SortedEdges, steering: list[list[Tensor]] | None) -> Features:
         """f as irreps; steering: for each block the matrices of its coupling with a_ij, `Coupling.matrices`."""
         pair = tuple(dense(x) for dense, x in zip(self.pair, f, strict=True))
         if isinstance(edges, SortedEdges):
@@ -398,30 +398,31 @@ class Message(nn.Module):
         split = None if coefficients is None else coefficients.to(self.pair[0].weight).split(self.n_factors, dim=1)
         self.tables = None if split is None else [x.contiguous() for x in split]
 
-    def _fused(self, pair: Features, edges: "SortedEdges") -> list[Features]:
+    def _fused(self, pair: Features, edges: SortedEdges) -> list[Features]:
         tabulated = edges.radial is None
-        factors = self.tables if tabulated else self._factors(edges)
-        halves = [pair] if self.linear else zip(*(x.chunk(2, dim=2) for x in pair), strict=True)
-        ends = zip(*(self.blocks.split(half) for half in halves), strict=True)
+        radial = (
+            [[table, edges.fraction] for table in self.tables] if tabulated else [[x] for x in self._factors(edges)]
+        )
         received = []
-        for b, block in enumerate(ends):
-            if len(self.blocks.ranges) == 1:
-                tensors = list(pair)
-            else:
-                tensors = [torch.cat(x, dim=2) for x in zip(*block, strict=True)]
-            tensors += [factors[b], *([edges.fraction] if tabulated else []), edges.harmonics, edges.envelope]
-            if not self.linear:
-                tensors += [self.mix[b], self.bias[b]]
-            coupling, width = self.couplings[b], self.blocks.width(b)
+        for b, coupling in enumerate(self.couplings):
+            width = self.blocks.width(b)
+            tensors = [*self._pair_block(pair, b), *radial[b], edges.harmonics, edges.envelope]
             if self.linear:
                 message = linear_message_kernel(coupling, width, tabulated)
             else:
                 message = message_kernel(coupling, width, _SILU, _SIGMOID, tabulated)
-            rows = message(edges.topology, *tensors)
-            received.append(by_component(rows, coupling.out))
+                tensors += [self.mix[b], self.bias[b]]
+            received.append(by_component(message(edges.topology, *tensors), coupling.out))
         return received
 
-    def _factors(self, edges: "Edges | SortedEdges") -> tuple[Tensor, ...]:
+    def _pair_block(self, pair: Features, b: int) -> Features:
+        """The channels of one block, receiver's and sender's side by side."""
+        if len(self.blocks.ranges) == 1:
+            return pair
+        halves = [pair] if self.linear else zip(*(x.chunk(2, dim=2) for x in pair), strict=True)
+        return tuple(torch.cat(x, dim=2) for x in zip(*(self.blocks.split(half)[b] for half in halves), strict=True))
+
+    def _factors(self, edges: Edges | SortedEdges) -> tuple[Tensor, ...]:
         """rho on every edge, or on every pair, for each block."""
         rho = self.radial(edges.radial)
         return (rho,) if len(self.n_factors) == 1 else rho.split(self.n_factors, dim=1)
