@@ -164,7 +164,7 @@ class OptimConfig(Settings):
     warmup_steps: int = Field(50, ge=0)
     weight_decay: float = Field(0.0, ge=0, description="AdamW when positive")
     ema_decay: float = Field(0.99, ge=0, lt=1)
-    clip_norm: float = Field(10.0, gt=0)
+    clip_norm: float = Field(1.0, gt=0)
     energy_weight: float = Field(1.0, ge=0)
     forces_weight: float = Field(1.0, ge=0)
     stress_weight: float = Field(0.05, ge=0)
