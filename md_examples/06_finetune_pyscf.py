@@ -2,7 +2,7 @@
 
 Formaldehyde, H2CO, is sampled around its minimum, labelled by PySCF (PBE, another basis and code than
 the training data, so other total energies), split into training and test frames, and `finetune` shifts the
-reference energies and the weights. Needs PySCF: pip install "segnn-ase[dft]".
+reference energies and the weights. Needs PySCF: pip install ".[dft]" in the project's folder.
 """
 
 import os

@@ -69,11 +69,12 @@ def _results(potential: Potential, graph: Graph, training: bool) -> dict[str, Qu
     was_training = potential.training
     potential.train(training)
     p = predict(potential, graph, forces=True)
+    network = p.energies.detach() - torch.tensor(potential.reference_energies)[potential.species_index[graph.numbers]]
     virial = sum_over_structure_edges(edge_vectors(graph)[:, :, None] * p.edge_gradients[:, None], graph)
-    scale = max(potential.scales)  # of the network's energies: E0 of thousands of eV must hide nothing
-    push = max(scale, float(p.edge_gradients.abs().max())) if len(graph.edge_src) else scale
+    scale = max(potential.scales)
+    push = max(scale, float(p.edge_gradients.detach().abs().max())) if len(graph.edge_src) else scale
     results = {
-        "energies": Quantity(p.energies, scale),
+        "energies": Quantity(p.energies, max(scale, float(network.abs().max()))),  # E0 of thousands of eV hide nothing
         "forces": Quantity(p.forces, push),
         "virial": Quantity(virial, push * potential.cutoff * max(len(graph.edge_src), 1) ** 0.5),
     }

@@ -35,7 +35,8 @@ class SEGNNCalculator(Calculator):
     training. skin: Å, the list of neighbours is kept until an atom has moved half as far; the results do
     not depend on it. neighbor_backend: "matscipy" or "torch_cluster"; "auto" takes torch-cluster on a GPU,
     where the pairs are then made and stay, if it is installed. accelerate: "auto" uses fused kernels on the
-    CPU once they have reproduced plain PyTorch on the first structure, and warns where they cannot be used;
+    CPU once they have reproduced plain PyTorch on the first structure, and warns where they cannot be used, for
+    the life of this calculator;
     "require" raises AccelerationError instead; "off" never uses them. tables: the kernels take the radial functions
     from splines, whose errors are below 1e-8; forces stay the exact gradient. allow_nonsmooth admits models whose
     energy jumps when an atom crosses the cutoff (the published SEGNN).
@@ -75,6 +76,12 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
         self._tables = tables
         self._accelerate: str | None = accelerate  # None once it is settled
+        elements = {tuple(p.symbols) for p in self.potentials}
+        if len(elements) > 1:
+            raise ConfigError(
+                f"the members of the committee know different elements: {sorted(elements)}; expected the same, for "
+                "their mean makes sense only for potentials of one system and level of theory"
+            )
         backend = _resolve_backend(neighbor_backend, self.device)
         self._on_device = self.device.type == "cuda" and backend == "torch_cluster"
         self._lists = {cutoff: SkinNeighbors(cutoff, skin, backend) for cutoff in {p.cutoff for p in self.potentials}}

@@ -1,6 +1,7 @@
 """The `segnn` command: a few lines a sub-command, heavy imports where they are used."""
 
 import ctypes
+import math
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cor
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Argument(help="TOML file with [data], [model] and [training]")] = None,
+    config: Annotated[Path | None, typer.Argument(help="TOML file with \\[data], \\[model] and \\[training]")] = None,
     train: Paths = None,
     valid: Paths = None,
     test: Paths = None,
@@ -66,7 +67,7 @@ def finetune(
     valid: Paths = None,
     test: Paths = None,
     out: Text = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with [data] and [training]")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with \\[data] and \\[training]")] = None,
     energy_key: Text = None,
     forces_key: Text = None,
     stress_key: Text = None,
@@ -149,12 +150,20 @@ def md(
         atoms.calc = SEGNNCalculator(model if len(model) > 1 else model[0], device=device, dtype=dtype)
         result = run_md(atoms, config, overwrite=overwrite)
         written = plot_run(result, out, pairs=rdf or ())
-        typer.echo(
-            f"{result.ms_per_step:.2f} ms/step, {result.ns_per_day:.3f} ns/day, "
-            f"mean temperature {result.mean_temperature:.1f} K, "
-            f"slope of the conserved energy {1e3 * result.energy_slope:.3g} meV/atom/ps"
-        )
+        typer.echo(summary_of(result))
         typer.echo(f"wrote {', '.join([*files.values(), *map(str, written)])}")
+
+
+def summary_of(result) -> str:
+    """What a run of molecular dynamics was like, in one line; leaves out what there is not."""
+    parts = [f"mean temperature {result.mean_temperature:.1f} K"]
+    if math.isfinite(result.ms_per_step):
+        parts = [f"{result.ms_per_step:.2f} ms/step", f"{result.ns_per_day:.3f} ns/day", *parts]
+    else:
+        parts = ["already complete", *parts]
+    if math.isfinite(result.energy_slope):
+        parts.append(f"slope of the conserved energy {1e3 * result.energy_slope:.3g} meV/atom/ps")
+    return ", ".join(parts)
 
 
 class reported_errors:

@@ -54,6 +54,16 @@ class Settings(BaseModel):
             raise ConfigError("; ".join(_explain(cls, item, section) for item in error.errors())) from None
 
 
+class OuterSettings(Settings):
+    """Settings that are no part of others: made in Python, too, they raise ConfigError."""
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(type(self), item, "") for item in error.errors())) from None
+
+
 def _explain(cls: type[BaseModel], item: dict, section: str) -> str:
     location = [str(part) for part in item["loc"]]
     name = ".".join([section, *location] if section else location)
@@ -181,7 +191,7 @@ class OptimConfig(Settings):
     accelerate: Literal["auto", "off", "require"] = Field("auto", description="fused kernels on the CPU")
 
 
-class TrainConfig(Settings):
+class TrainConfig(OuterSettings):
     """Everything that defines a training; `[model]` takes a preset and any field of `ModelConfig`."""
 
     out: str = "model.pt"

@@ -194,7 +194,7 @@ def check_labels(frames: list[Frame]) -> None:
         raise DataError(
             "no frame has an energy or forces. Looked in the calculator's results, in atoms.info for "
             f"{', '.join(ENERGY_KEYS)} and in atoms.arrays for {', '.join(FORCES_KEYS)}, also as REF_energy or "
-            "dft_forces; name yours with energy_key and forces_key"
+            "dft_forces; name yours with energy_key and forces_key (--energy-key, --forces-key)"
         )
     many = [f for f in frames if len(f.atoms) > 1]
     for name in ("energy", "forces"):

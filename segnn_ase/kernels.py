@@ -37,9 +37,12 @@ def cache_folder() -> Path:
 
 def compiler() -> list[str]:
     """Command of the C compiler: $CC, cc, gcc or clang. Raises CompilerError when there is none."""
-    for candidate in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        if candidate and shutil.which(candidate.split()[0]):
+    chosen = os.environ.get("CC")
+    for candidate in [chosen] if chosen else ["cc", "gcc", "clang"]:
+        if shutil.which(candidate.split()[0]):
             return candidate.split()
+    if chosen:
+        raise CompilerError(f"CC is {chosen!r}, which is no command")
     raise CompilerError("no C compiler found; install gcc or clang, or set CC")
 
 

@@ -33,7 +33,7 @@ from ase.md.verlet import VelocityVerlet
 from pydantic import Field, field_validator, model_validator
 from tqdm import tqdm
 
-from segnn_ase.config import ConfigError, SEGNNError, Settings, existing_file
+from segnn_ase.config import ConfigError, OuterSettings, SEGNNError, existing_file
 from segnn_ase.files import stop_on_signal, write_atomically
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_rdf
@@ -51,7 +51,7 @@ class MDError(SEGNNError, RuntimeError):
     """A simulation was stopped by a guard, or cannot be resumed from its restart file."""
 
 
-class MDConfig(Settings):
+class MDConfig(OuterSettings):
     """Settings of one run of molecular dynamics.
 
     Ensembles: "nve" is velocity Verlet; "langevin" (NVT) also moves the centre of mass, so all 3N degrees of

@@ -523,3 +523,9 @@ def test_slab_of_ase(potential):
 def test_a_gpu_gives_the_same(potential, build):
     expected = evaluated(build(), SEGNNCalculator(potential, device="cpu"))
     assert_same(evaluated(build(), SEGNNCalculator(potential, device="cuda")), expected, 1e-8)
+
+
+def test_a_committee_has_one_set_of_elements(potential):
+    other = Potential(potential.config, [1, 8])
+    with pytest.raises(ConfigError, match="different elements"):
+        SEGNNCalculator([potential, other])

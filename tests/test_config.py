@@ -139,3 +139,8 @@ def test_a_missing_file_names_the_argument_and_the_working_folder(tmp_path, monk
 
 def test_errors_are_of_the_package_and_of_the_usual_kind():
     assert issubclass(ConfigError, SEGNNError) and issubclass(ConfigError, ValueError)
+
+
+def test_settings_made_in_python_raise_the_typed_error():
+    with pytest.raises(ConfigError, match="setting 'out' is 3"):
+        TrainConfig(out=3, data={"train": "a.xyz"})

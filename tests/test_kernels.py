@@ -249,6 +249,20 @@ def test_without_a_compiler_plain_torch_does_the_work(new_potential, monkeypatch
         atoms.get_potential_energy()
 
 
+def test_a_compiler_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("CC", "/no/such/cc -m64")
+    with pytest.raises(CompilerError, match="CC is '/no/such/cc -m64'"):
+        kernels.compiler()
+
+
+def test_overlapping_atoms_do_not_fool_the_guard(new_potential):
+    """Energies of thousands of eV differ by more than those of a sound structure, not relative to their size."""
+    atoms = NAMED["ethanol"]()
+    atoms.positions[1] = atoms.positions[0] + [0.4, 0, 0]
+    potential = new_potential("segnn", torch.float32)
+    assert accelerate(potential, graph_from_atoms(atoms, potential.cutoff), "require", tables=True)
+
+
 def test_bad_mode_is_refused(new_potential):
     with pytest.raises(ConfigError, match="accelerate is 'always'"):
         SEGNNCalculator(new_potential("segnn"), accelerate="always")

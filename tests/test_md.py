@@ -542,3 +542,8 @@ def test_rdf_refuses_what_has_none():
         radial_distribution([bulk("Cu")], ["Cu-O"], 3.0)
     with pytest.raises(ConfigError, match="frames is empty"):
         radial_distribution([], ["Cu-Cu"], 3.0)
+
+
+def test_settings_made_in_python_raise_the_typed_error():
+    with pytest.raises(ConfigError, match="setting 'ensemble' is 'nvt'"):
+        MDConfig(ensemble="nvt")
