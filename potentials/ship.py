@@ -79,7 +79,7 @@ def structures(name: str, calculator, start: Atoms | None) -> list[Atoms]:
         )
         cluster.set_cell([8, 8, 8])
         cluster.pbc = True
-        liquid = settled(water_box(), calculator, 330, 600)
+        liquid = settled(water_box(), calculator, 330, 5000)
         check_molecules(liquid)
         return [liquid, cluster]
     if name == "silicon-pbe":

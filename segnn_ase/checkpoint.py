@@ -19,10 +19,22 @@ from segnn_ase.o3 import CONVENTION
 from segnn_ase.potential import Potential, parse_species
 
 FORMAT = "segnn_ase potential"
-VERSION = 1
+VERSION = 2
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
+
+
+def _without_core(content: dict) -> dict:
+    """Version 1 had no core radii; its `zbl` had another switch, which is gone."""
+    config = dict(content["config"])
+    if config.pop("zbl"):
+        raise ConfigError("its repulsion (zbl = true) is no longer there: train it again")
+    n = len(content["species"])
+    weights = {**content["weights"], "core_radii": torch.zeros(n, n)}
+    return {**content, "version": 2, "config": {**config, "core_repulsion": False}, "weights": weights}
+
+
 # functions that turn a file of version n into one of version n + 1
-UPGRADES: dict = {}
+UPGRADES = {1: _without_core}
 
 
 def save_tensors(path: "str | Path", content: dict) -> None:
@@ -131,8 +143,11 @@ def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
         raise ModelFileError(
             f"{path} has format version {version!r}, but this segnn_ase reads up to {VERSION}: upgrade it"
         )
-    while content["version"] < VERSION:
-        content = UPGRADES[content["version"]](content)
+    try:
+        while content["version"] < VERSION:
+            content = UPGRADES[content["version"]](content)
+    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+        raise ModelFileError(f"{path}, of format version {version}, cannot be read: {error}") from error
     if content.get("convention") != CONVENTION:
         raise ModelFileError(f"{path} has the convention {content.get('convention')!r}; expected {CONVENTION!r}")
     try:

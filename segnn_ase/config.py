@@ -96,7 +96,7 @@ class ModelConfig(Settings):
     radial_hidden: tuple[int, ...] = (64, 64)
     body_order: int = Field(3, ge=1, le=3, description="highest power of the node's own message in self-products")
     readout_hidden: int = Field(16, ge=1)
-    zbl: bool = Field(False, description="add the Ziegler-Biersack-Littmark core repulsion")
+    core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
 
     @field_validator("hidden_irreps")
     @classmethod
@@ -123,7 +123,13 @@ class ModelConfig(Settings):
 PRESETS: dict[str, dict] = {
     "segnn": {},
     "fast": {"hidden_irreps": "64x0e+64x1o", "lmax_attr": 2},
-    "segnn2022": {"message": "published", "smooth": False, "body_order": 1, "lmax_attr": 2},
+    "segnn2022": {
+        "message": "published",
+        "smooth": False,
+        "body_order": 1,
+        "lmax_attr": 2,
+        "core_repulsion": False,
+    },
     "tfn": {"message": "linear", "body_order": 1},
     "egnn": {"hidden_irreps": "64x0e", "lmax_attr": 0, "body_order": 1},
     "schnet": {"hidden_irreps": "64x0e", "lmax_attr": 0, "message": "linear", "body_order": 1},

@@ -1,12 +1,15 @@
-"""Files that are never torn, and signals that are waited for."""
+"""Files that are never torn, signals that are waited for, progress that does not fill a log."""
 
 import os
 import secrets
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from tqdm import tqdm
 
 
 def write_atomically(path: "str | Path", content: bytes) -> None:
@@ -45,3 +48,8 @@ def stop_on_signal() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def progress_bar(*, shown: bool, **options) -> tqdm:
+    """A bar on standard error: live on a terminal, a line every ten seconds where it goes to a file."""
+    return tqdm(file=sys.stderr, disable=not shown, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)

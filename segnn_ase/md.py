@@ -11,7 +11,6 @@ import math
 import operator
 import os
 import struct
-import sys
 import time
 import zipfile
 from array import array
@@ -31,10 +30,9 @@ from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT, NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 from pydantic import Field, field_validator, model_validator
-from tqdm import tqdm
 
 from segnn_ase.config import ConfigError, OuterSettings, SEGNNError, existing_file
-from segnn_ase.files import stop_on_signal, write_atomically
+from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_rdf
 
@@ -289,7 +287,7 @@ def state_names(config: MDConfig) -> tuple[str, ...]:
 def advance(run: Run, first: int, progress: bool) -> float:
     """Do the steps after `first`, with output, guards and restart files; returns the seconds they took."""
     config, good = run.config, snapshot(run.atoms)
-    bar = tqdm(total=config.steps, initial=first, unit="step", disable=not progress, file=sys.stderr)
+    bar = progress_bar(shown=progress, total=config.steps, initial=first, unit="step")
     begin = time.perf_counter()
     with bar, stop_on_signal() as stopped:
         for step in range(first + 1, config.steps + 1):

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from segnn_ase.config import ConfigError, DeviceError, ModelConfig, StructureError
 from segnn_ase.graph import Graph, edge_vectors, sum_over_atoms, sum_over_structure_edges, volume
-from segnn_ase.layers import envelope
 from segnn_ase.model import SEGNN, EnergyReadout
 
 _COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
+CORE_MARGIN = 0.95  # of the shortest distance seen: what lies just below it is still learned well
+CORE_SWITCH = 0.25  # of the core radius: over this length the repulsion is switched on
 
 
 class Prediction(NamedTuple):
@@ -26,9 +27,10 @@ class Prediction(NamedTuple):
 
 
 class Potential(nn.Module):
-    """E = sum_i E0[Z_i] + scale[Z_i] (eps_i - eps_iso[Z_i]) (+ ZBL), summed in float64.
+    """E = sum_i E0[Z_i] + scale[Z_i] (eps_i - eps_iso[Z_i]) + core repulsion, summed in float64.
 
-    eps_iso is the same network on one lonely atom, so an isolated atom has exactly E0.
+    eps_iso is the same network on one lonely atom, so an isolated atom has exactly E0. Where two atoms come closer
+    than any in the training data the network is blind, and `core_repulsion` keeps them apart.
     species: atomic numbers; reference_energies E0 and scales in eV, one for each species.
     Raises ConfigError for lists of different lengths.
     """
@@ -51,6 +53,8 @@ class Potential(nn.Module):
         index = torch.full((119,), -1, dtype=torch.long)
         index[torch.tensor(species)] = torch.arange(len(species))
         self.register_buffer("species_index", index, persistent=False)
+        radii = torch.as_tensor(covalent_radii, dtype=torch.float32)[torch.tensor(species)]
+        self.register_buffer("core_radii", radii[:, None] + radii)
         self.segnn = SEGNN(config, f"{len(species)}x0e")
         self.readout = EnergyReadout(config)
         self._isolated: tuple[tuple, Tensor] | None = None
@@ -81,6 +85,19 @@ class Potential(nn.Module):
         self._isolated = None
         self.segnn.accelerate(False)
         return super()._apply(fn, *args, **kwargs)
+
+    def set_core(self, closest: dict[tuple[int, int], float], *, keep_smaller: bool = False) -> None:
+        """Let the core repulsion begin just below the shortest distances of the training data.
+
+        closest: Å, for pairs of atomic numbers; a pair that never met keeps the length of a bond, the sum of the
+        covalent radii. With `keep_smaller` a radius is only lowered: for data that come on top of others.
+        """
+        for (a, b), distance in closest.items():
+            i, j = self.species.index(a), self.species.index(b)
+            radius = CORE_MARGIN * distance
+            if keep_smaller:
+                radius = min(radius, float(self.core_radii[i, j]))
+            self.core_radii[i, j] = self.core_radii[j, i] = radius
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Total energies (B,) and atomic energies (N,), eV, float64; differentiable in positions and cell."""
@@ -132,8 +149,17 @@ class Potential(nn.Module):
         table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
         deviation = (epsilon[:n] - isolated[kind]).double()
         energies = table[0, kind] + table[1, kind] * deviation
-        if self.config.zbl:
-            energies = energies + zbl_energies(graph, vectors)
+        if self.config.core_repulsion:
+            radii = self.core_radii[kind[graph.edge_dst], kind[graph.edge_src]]
+            close = (vectors.detach().square().sum(1) < radii.square()).nonzero()[:, 0]
+            if len(close):
+                repulsion = core_repulsion(
+                    vectors[close],
+                    graph.numbers[graph.edge_dst[close]],
+                    graph.numbers[graph.edge_src[close]],
+                    radii[close],
+                )
+                energies = energies.index_add(0, graph.edge_dst[close], 0.5 * repulsion.double())
         return energies, history[-1][self.readout.scalar][:n, 0]
 
 
@@ -179,22 +205,19 @@ def check_species(potential: Potential, numbers: np.ndarray) -> None:
         )
 
 
-def zbl_energies(graph: Graph, vectors: Tensor) -> Tensor:
-    """Ziegler-Biersack-Littmark repulsion, half of each pair on its receiver, (N,) eV.
+def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Tensor:
+    """Repulsion of pairs closer than their core radius, (E,) eV, from r_ij (E, 3), atomic numbers, and radii (E,) Å.
 
-    V = Z_i Z_j e^2 / (4 pi eps_0 d) phi(d / a), a = 0.46850 Å / (Z_i^0.23 + Z_j^0.23), phi the universal
-    screening function (Ziegler, Biersack, Littmark 1985), times the envelope u(d / (R_i + R_j)) with
-    covalent radii R: it vanishes smoothly at the length of a bond.
+    V = s Z_i Z_j e^2 / (4 pi eps_0 d) phi(d / a), a = 0.46850 Å / (Z_i^0.23 + Z_j^0.23), phi the universal
+    screening function (Ziegler, Biersack, Littmark 1985). s goes from 0 at the core radius to 1 at
+    `CORE_SWITCH` below it, with two continuous derivatives: y^3 (10 - 15 y + 6 y^2).
     """
-    radii = torch.as_tensor(covalent_radii, dtype=vectors.dtype, device=vectors.device)
-    zi, zj = graph.numbers[graph.edge_dst], graph.numbers[graph.edge_src]
     d = vectors.square().sum(1).clamp_min(1e-12).sqrt()
-    screening = 0.46850 / (zi.to(d) ** 0.23 + zj.to(d) ** 0.23)
-    x = d / screening
+    x = d * (zi.to(d) ** 0.23 + zj.to(d) ** 0.23) / 0.46850
     terms = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
     phi = sum(c * torch.exp(-b * x) for c, b in terms)
-    pair = _COULOMB * zi * zj / d * phi * envelope(d / (radii[zi] + radii[zj]))
-    return pair.new_zeros(len(graph.numbers), dtype=torch.float64).index_add(0, graph.edge_dst, 0.5 * pair.double())
+    y = ((radii - d) / (CORE_SWITCH * radii)).clamp(0.0, 1.0)
+    return _COULOMB * zi * zj / d * phi * y**3 * (10.0 - 15.0 * y + 6.0 * y**2)
 
 
 def resolve_device(device: str) -> torch.device:

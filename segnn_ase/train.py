@@ -50,7 +50,7 @@ from segnn_ase.data import (
     species_of,
     split_frames,
 )
-from segnn_ase.files import stop_on_signal, write_atomically
+from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
 from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volume, with_pairs
 from segnn_ase.potential import Potential, Prediction, parse_species, predict, resolve_device
 
@@ -131,7 +131,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
         done = load_state(files["resume"], job, potential, averaged, optimizer)
     writer = tensorboard_writer(files["tensorboard"]) if settings.tensorboard else None
 
-    bar = tqdm(total=settings.epochs, disable=not progress, bar_format=BAR)
+    bar = progress_bar(shown=progress, total=settings.epochs, bar_format=BAR)
     with stop_on_signal() as stopped, bar:
         bar.update(done.epoch)
         last_save = time.monotonic()
@@ -145,7 +145,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
                 loss = training_step(potential, parameters, optimizer, batch, settings, done.rate)
                 done.step, done.batch, done.loss = done.step + 1, done.batch + 1, done.loss + loss
                 update_average(means, parameters, done.step, settings.ema_decay)
-                bar.update(1 / len(batches))
+                bar.update(done.epoch + done.batch / len(batches) - bar.n)
                 if stopped or time.monotonic() - last_save > 60 * settings.save_minutes:
                     save_state(files["resume"], job, potential, averaged, optimizer, done)
                     last_save = time.monotonic()
@@ -329,17 +329,20 @@ def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None,
         check_species(others, species, name)
     cutoff = model_config(**config.model).cutoff if start is None else start[0].cutoff
     train_items = [make_item(frame, cutoff) for frame in frames]
+    closest = smallest_distances(train_items)
     if start is None:
         potential = fresh_potential(config, frames, species, train_items, report)
+        potential.set_core(closest)
         origin = None
     else:
         potential = start[0].to(getattr(torch, settings.dtype))
         potential.requires_grad_(True)
+        potential.set_core(closest, keep_smaller=True)
         shift_references(potential, frames, train_items, settings, report)
         origin = {k: v for k, v in start[1].items() if k != "fine_tuned_from"}
     metadata = {
         "training": config.model_dump(mode="json"),
-        "domain": domain(frames, smallest_distances(train_items)),
+        "domain": domain(frames, closest),
         "fine_tuned_from": origin,
     }
     valid_items = [make_item(frame, cutoff) for frame in valid]

@@ -24,7 +24,7 @@ VARIANTS = {  # name: (preset, replaced settings)
     "schnet": ("schnet", {"hidden_irreps": "16x0e"}),
     "uneven": ("segnn", {"hidden_irreps": "12x0e+6x1o+3x2e"}),
     "parities": ("segnn", {"hidden_irreps": "8x0e+4x0o+4x1e+4x1o", "lmax_attr": 2}),
-    "zbl": ("segnn", {**STEERABLE, "zbl": True}),
+    "coreless": ("segnn", {**STEERABLE, "core_repulsion": False}),
     "segnn2022": ("segnn2022", STEERABLE),
     "default": ("segnn", {}),
 }

@@ -64,7 +64,9 @@ def content_of(file: Path) -> dict:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("settings", [{}, {"zbl": True}, TFN, PUBLISHED], ids=["segnn", "zbl", "tfn", "segnn2022"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"core_repulsion": False}, TFN, PUBLISHED], ids=["segnn", "coreless", "tfn", "segnn2022"]
+)
 def test_T15_save_load_gives_identical_bits(tmp_path, dtype, settings):
     potential = tiny_potential(dtype, **settings)
     graph = collate([graph_from_atoms(atoms, 3.5) for atoms in structures()])
@@ -295,6 +297,24 @@ def test_older_versions_are_upgraded_one_by_one(tmp_path, file, monkeypatch):
     }
     monkeypatch.setattr(checkpoint, "UPGRADES", upgrades)
     assert load_potential(tmp_path / "old.pt").symbols == ["H", "O", "Cu"]
+
+
+def version_1(content: dict, *, zbl: bool) -> dict:
+    weights = {k: v for k, v in content["weights"].items() if k != "core_radii"}
+    config = {k: v for k, v in content["config"].items() if k != "core_repulsion"}
+    return {**content, "version": 1, "config": {**config, "zbl": zbl}, "weights": weights}
+
+
+def test_version_1_had_no_core(tmp_path, file):
+    save_tensors(tmp_path / "old.pt", version_1(content_of(file), zbl=False))
+    old, new = load_potential(tmp_path / "old.pt"), load_potential(file)
+    assert new.config.core_repulsion and not old.config.core_repulsion
+    graph = graph_from_atoms(next(structures()), 3.5)
+    new.config = old.config
+    assert torch.equal(predict(old, graph).forces, predict(new, graph).forces)
+    save_tensors(tmp_path / "zbl.pt", version_1(content_of(file), zbl=True))
+    with pytest.raises(ModelFileError, match=r"zbl\.pt, of format version 1, .*train it again"):
+        load_potential(tmp_path / "zbl.pt")
 
 
 def test_the_checksum_sees_values_types_shapes_and_order():

@@ -45,7 +45,7 @@ def test_irreps_are_stored_sorted_and_simplified():
     "overrides, message",
     [
         ({"cutof": 4.0}, "unknown setting 'model.cutof': did you mean 'cutoff'?"),
-        ({"walrus": 4.0}, "unknown setting 'model.walrus': known keys: body_order, cutoff"),
+        ({"walrus": 4.0}, "unknown setting 'model.walrus': known keys: body_order, core_repulsion, cutoff"),
         ({"cutoff": -1.0}, "setting 'model.cutoff' is -1.0: Input should be greater than 0.5"),
         ({"cutoff": math.nan}, "setting 'model.cutoff' is nan"),
         ({"interactions": 0}, "setting 'model.interactions' is 0"),

@@ -13,7 +13,7 @@ from segnn_ase.config import ConfigError, StructureError, model_config
 from segnn_ase.graph import collate, edge_vectors, graph_from_atoms
 from segnn_ase.model import SEGNN, EnergyReadout, SteerableHead
 from segnn_ase.o3 import parse_irreps
-from segnn_ase.potential import Potential, check_species, parse_species, predict, zbl_energies
+from segnn_ase.potential import Potential, check_species, core_repulsion, parse_species, predict
 
 LMAX = 2
 ATTR = Irreps.spherical_harmonics(LMAX)
@@ -251,17 +251,35 @@ def test_unknown_elements_name_the_atom():
         parse_species(["H", "Xx"])
 
 
-@pytest.mark.parametrize("distance", [0.2, 0.7, 1.2, 3.0])
-def test_zbl_equals_the_formula(distance):
-    """Twice half a pair: the universal potential of Ziegler, Biersack and Littmark times the envelope."""
-    graph = graph_from_atoms(Atoms("CuO", [[0, 0, 0], [0, distance, 0]]), CUTOFF)
+@pytest.mark.parametrize("distance", [0.2, 0.7, 1.2, 1.5, 3.0])
+def test_core_repulsion_equals_the_formula(distance):
+    """The universal potential of Ziegler, Biersack and Littmark, switched on over a quarter of the core radius."""
+    radius = 1.6
     screening = 0.46850 / (29**0.23 + 8**0.23)
     coefficients, exponents = [0.18175, 0.50986, 0.28022, 0.02817], [3.19980, 0.94229, 0.40290, 0.20162]
     phi = np.dot(coefficients, np.exp(-np.array(exponents) * distance / screening))
-    x = min(distance / (covalent_radii[29] + covalent_radii[8]), 1.0)
-    expected = 14.399645 * 29 * 8 / distance * phi * (1 - 28 * x**6 + 48 * x**7 - 21 * x**8)
-    energies = zbl_energies(graph, edge_vectors(graph))
-    assert energies.tolist() == pytest.approx([expected / 2, expected / 2], rel=1e-6)
+    y = min(max((radius - distance) / (0.25 * radius), 0.0), 1.0)
+    expected = 14.399645 * 29 * 8 / distance * phi * (10 * y**3 - 15 * y**4 + 6 * y**5)
+    vector = torch.tensor([[0.0, distance, 0.0]], dtype=torch.float64)
+    found = core_repulsion(vector, torch.tensor([29]), torch.tensor([8]), torch.tensor([radius]).double())
+    assert found.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_core_begins_below_the_shortest_distance_of_the_data():
+    """Nothing changes where there are data; below, the energy of a pair rises, whatever the network says."""
+    potential = Potential(model_config(hidden_irreps="4x0e+4x1o", **SMALL), [8, 29]).double().eval()
+    bare = Potential(potential.config.model_copy(update={"core_repulsion": False}), [8, 29]).double().eval()
+    assert potential.core_radii[0, 1] == pytest.approx(covalent_radii[8] + covalent_radii[29])
+    potential.set_core({(8, 29): 2.0})
+    bare.load_state_dict(potential.state_dict())
+    graphs = [graph_from_atoms(Atoms("CuO", [[0, 0, 0], [0, d, 0]]), CUTOFF) for d in (2.0, 1.91, 1.6, 1.3)]
+    extra = [float(predict(potential, g).energy - predict(bare, g).energy) for g in graphs]
+    assert extra[:2] == [0.0, 0.0] and 1.0 < extra[2] < extra[3]
+    potential.set_core({(8, 29): 2.5, (8, 8): 1.0}, keep_smaller=True)
+    assert potential.core_radii.tolist() == [
+        [pytest.approx(0.95), pytest.approx(1.9)],
+        [pytest.approx(1.9), pytest.approx(2.64)],
+    ]
 
 
 @pytest.mark.parametrize("name", ["ethanol", "triclinic", "one_atom"])

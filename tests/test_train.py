@@ -620,7 +620,7 @@ def test_finetuning_moves_the_reference_energies_and_improves(tmp_path, trained)
         folder = tmp_path / name
         folder.mkdir()
         images = another_level(water_frames(8, seed=5) + emt_atoms(4, copper, seed=5), offset)
-        config = configured(folder, images, data={"valid_fraction": 0.0}, model={}, epochs=5, learning_rate=2e-3)
+        config = configured(folder, images, data={"valid_fraction": 0.0}, model={}, epochs=20, learning_rate=2e-3)
         before = evaluate_files(model, list(config.data.train))[config.data.train[0]]
         errors = finetune(model, config, progress=False)["train"]
         new, metadata = load_with_metadata(config.out)
