@@ -30,6 +30,7 @@ def accelerate(
     """
     if mode not in MODES:
         raise ConfigError(f"accelerate is {mode!r}; expected one of {', '.join(MODES)}")
+    potential.compile_network(False)
     potential.segnn.accelerate(False)
     if mode == "off":
         return False
@@ -46,11 +47,13 @@ def accelerate(
         problem = _difference(_results(potential, part, training), expected, TOLERANCE[potential.dtype])
         if problem is None and tables:
             potential.segnn.tabulate()
+            potential.compile_network()
             problem = _difference(_results(potential, part, training), expected, TABLE_TOLERANCE[potential.dtype])
     except (CompilerError, ValueError) as error:
         problem = str(error)
     if problem is None:
         return True
+    potential.compile_network(False)
     potential.segnn.accelerate(False)
     if mode == "require":
         raise AccelerationError(f"fused kernels are not used: {problem}")

@@ -12,7 +12,7 @@ in three phases: S values, a loop over channels for V, then R values, whose lane
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -82,7 +82,7 @@ class Formula:
     def tangents(self, wanted: list[Expr], seeds: "dict[int, Expr | None]") -> "list[Expr | None]":
         """Derivatives of the wanted nodes along a direction: seeds[index] is the tangent of an input."""
         tangent: dict[int, Expr | None] = {}
-        for node in self._needed(wanted):
+        for node in self.needed(wanted):
             if node.op in ("const", "in"):
                 d = seeds.get(node.index)
             elif node.op == "add":
@@ -98,7 +98,7 @@ class Formula:
 
     def gradients(self, outputs: list[tuple[Expr, Expr]], wanted: list[Expr]) -> "list[Expr | None]":
         """Gradient of sum(seed * output) over the pairs (output, seed) with respect to the wanted inputs."""
-        order = self._needed([out for out, _ in outputs])
+        order = self.needed([out for out, _ in outputs])
         leads = {w.index for w in wanted}
         for node in order:
             if any(isinstance(a, Expr) and a.index in leads for a in node.args):
@@ -134,7 +134,8 @@ class Formula:
                 send(node.args[0], self.mul(adjoint, slope))
         return [adjoints.get(w.index) for w in wanted]
 
-    def _needed(self, wanted: list[Expr]) -> list[Expr]:
+    def needed(self, wanted: list[Expr]) -> list[Expr]:
+        """The nodes that the wanted ones are made of, in order."""
         seen: set[int] = set()
         stack = [w.index for w in wanted]
         while stack:
@@ -152,7 +153,8 @@ class Operand:
     where: "row" (this row), "receiver" or "sender" (the atoms of an edge), "pair" (common to both directions of an
     edge), "knot" (place in a radial table) or "shared" (the same for all).
     offsets: place of each component within the entry that belongs to that index, `size` numbers long.
-    Two operands may be parts of one tensor. With `constant` there is no gradient with respect to it.
+    Two operands may be parts of one tensor. With `constant` there is no gradient with respect to it. With `added`
+    its gradient is added to what is there; rows are written otherwise, and gradients for other places always added.
     """
 
     name: str
@@ -162,6 +164,11 @@ class Operand:
     size: int
     offsets: tuple[int, ...]
     constant: bool = False
+    added: bool = False
+
+    @property
+    def overwrites(self) -> bool:
+        return self.where == "row" and not self.added
 
 
 @dataclass(frozen=True)
@@ -232,7 +239,7 @@ def derive(operation: Operation, order: int) -> Program:
 
 
 def _renamed(operand: Operand, name: str, shift: int) -> Operand:
-    return Operand(name, operand.tensor + shift, operand.level, operand.where, operand.size, operand.offsets)
+    return replace(operand, name=name, tensor=operand.tensor + shift)
 
 
 _PRELUDE = """
@@ -319,7 +326,8 @@ _NUMBERS = {
 _TERMS = {torch.float32: 7, torch.float64: 13}  # of the exponential series: the rest is below the last digit
 
 
-def _prelude(dtype: torch.dtype) -> str:
+def prelude(dtype: torch.dtype) -> str:
+    """Vectors of the machine's width for C, and what acts on them."""
     horner = f"((V){{0}} + (T){1.0 / math.factorial(_TERMS[dtype])!r})"
     for n in reversed(range(_TERMS[dtype])):
         horner = f"({horner}) * r + (T){1.0 / math.factorial(n)!r}"
@@ -331,8 +339,8 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
     """The C code of one derivative of an operation."""
     program = derive(operation, order)
     zero = program.formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
-    stores = [(o, c, zero if e is None and o.where == "row" else e) for o, c, e in program.stores]
-    live = program.formula._needed([e for _, _, e in stores if e is not None])
+    stores = [(o, c, zero if e is None and o.overwrites else e) for o, c, e in program.stores]
+    live = program.formula.needed([e for _, _, e in stores if e is not None])
     operands = {o.name: o for o in program.inputs}
     index = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}
 
@@ -366,13 +374,13 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
             where = address("out", o, component)
             if o.level == "V":
                 what = f"{name(e)}" if e.level == "V" else f"(V){{0}} + {name(e)}"
-                if o.where == "row":
+                if o.overwrites:
                     phases["V"].append(f"store({where} + c, {what}, n);")
                 else:
                     phases["V"].append(f"store({where} + c, load({where} + c, n) + {what}, n);")
             else:
                 what = f"lanes({name(e)})" if e.level == "R" else name(e)
-                phases["R"].append(f"*({where}) {'=' if o.where == 'row' else '+='} {what};")
+                phases["R"].append(f"*({where}) {'=' if o.overwrites else '+='} {what};")
 
     for e in live:
         if e.op == "const":
@@ -406,13 +414,13 @@ def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
     )
     newline = "\n  "
     lines = [
-        _prelude(dtype),
+        prelude(dtype),
         "INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, int64_t k, "
         "const T *const *restrict in, T *const *restrict out, "
         f"const int c, const int n{pass_scalars}{pass_sums}) {{",
         "  " + newline.join(phases["V"]),
         "}",
-        "static void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {",
+        "void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {",
         "  const int64_t *first = links[0];",
         f"  for (int64_t i = low; i < high; i++) {rows} {{",
         f"  const int64_t {', '.join(f'{name} = {place}' for name, place in places.items())};",

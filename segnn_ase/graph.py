@@ -125,6 +125,10 @@ def fragment(graph: Graph, size: int) -> Graph:
     )
 
 
+def sorted_by_receiver(graph: Graph) -> bool:
+    return bool((graph.edge_dst[1:] >= graph.edge_dst[:-1]).all())
+
+
 def edge_vectors(graph: Graph) -> Tensor:
     """r_ij = r_j + S h - r_i, (E, 3) Å, differentiable in positions and cell."""
     cell = graph.cell[graph.batch[graph.edge_dst]]

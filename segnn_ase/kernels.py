@@ -136,19 +136,19 @@ class Kernel:
 
     def __init__(self, operation: Operation):
         self.operation = operation
-        self._functions: dict = {}
+        self._libraries: dict = {}
         self._where: dict[int, str] = {}  # where the gradient of each input goes
         for o in operation.inputs:
             if not o.constant:
                 # a tensor read by receivers and by senders is written by both
                 self._where[o.tensor] = "sender" if "sender" in (o.where, self._where.get(o.tensor)) else o.where
 
-    def function(self, order: int, dtype: torch.dtype):
-        if (order, dtype) not in self._functions:
+    def library(self, order: int, dtype: torch.dtype) -> ctypes.CDLL:
+        if (order, dtype) not in self._libraries:
             library = load_library(codegen.c_source(self.operation, order, dtype))
             library.run.restype = None
-            self._functions[order, dtype] = library.run
-        return self._functions[order, dtype]
+            self._libraries[order, dtype] = library
+        return self._libraries[order, dtype]
 
     def __call__(self, topology: Topology, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _Forward.apply(self, topology, *tensors)
@@ -176,7 +176,7 @@ class Kernel:
             addresses.append((w.data_ptr(), w.stride(0) * w.element_size() if private else 0))
         pointers = [a if a is None else a + t * step for t in range(parts) for a, step in addresses]
         links = (topology.first, topology.src, topology.pair, topology.knot)
-        self.function(order, dtype)(
+        self.library(order, dtype).run(
             ctypes.c_int64(parts),
             (ctypes.c_int64 * len(bounds))(*bounds),
             (ctypes.c_void_p * 4)(*(None if x is None else x.data_ptr() for x in links)),

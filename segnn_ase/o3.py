@@ -212,7 +212,7 @@ def _offsets(items: tuple[Kind, ...]) -> list[int]:
 
 
 @cache
-def _raise_degree(l: int) -> Constant:
+def raise_degree(l: int) -> Constant:
     """Table ((2l+1) 3, 2l+3) with Y^{l+1} = (Y^l (x) r) . table, component-normalised, e3nn's signs."""
     table = clebsch_gordan(l, 1, l + 1).flatten(0, 1)
     pole = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)  # e3nn's polar axis is y: there Y^l_0 = sqrt(2l + 1)
@@ -226,7 +226,7 @@ def _harmonics_list(unit: Tensor, lmax: int) -> list[Tensor]:
         harmonics.append(math.sqrt(3.0) * unit)
     for l in range(1, lmax):
         outer = (harmonics[-1][:, :, None] * unit[:, None, :]).flatten(1)
-        harmonics.append(outer @ _raise_degree(l).like(unit))
+        harmonics.append(outer @ raise_degree(l).like(unit))
     return harmonics
 
 

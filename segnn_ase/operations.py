@@ -3,7 +3,10 @@
 Each function returns the `Operation` of one layer for one `Coupling` and number of channels.
 """
 
+from dataclasses import replace
+
 from segnn_ase.codegen import Expr, Formula, Operand, Operation
+from segnn_ase.o3 import SCALAR
 from segnn_ase.tables import DEGREE, spline_pieces
 
 
@@ -79,7 +82,7 @@ def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: 
     Outputs: for each kind (N, 2l+1, paths, channels).
     """
     kinds_ = coupling.left
-    scalar = next(k for k, kind in enumerate(kinds_) if kind == (0, 1))
+    scalar = kinds_.index(SCALAR)
     n_scalars, n_out, n_paths = coupling.paths_into(scalar), len(kinds_), len(coupling.paths)
     inputs = []
     for k, kind in enumerate(kinds_):
@@ -200,6 +203,70 @@ def product(coupling, channels: int) -> Operation:
         return _sent_out(f, coupling, _path_columns(coupling), matrices, [x[f"f{k}"] for k in range(n)])
 
     return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "row"), build, edges=False)
+
+
+def embedding(coupling, channels: int) -> Operation:
+    """Species features (x) a: inputs for each kind reached (species, channels) at the atom's knot, the bias of 0e, a
+    (n, dim); outputs (n, 2l+1, channels) for each kind, zero for those that no path reaches."""
+    reached = [k for k in range(len(coupling.out)) if coupling.paths_into(k)]
+    dim = sum(kind.dim for kind in coupling.right)
+    inputs = [Operand(f"w{k}", q, "V", "knot", channels, (0,), constant=True) for q, k in enumerate(reached)]
+    inputs += [
+        Operand("bias", len(reached), "V", "shared", 0, (0,), constant=True),
+        Operand("a", len(reached) + 1, "S", "row", dim, tuple(range(dim))),
+    ]
+    outputs = tuple(
+        Operand(f"out{k}", k, "V", "row", kind.dim * channels, tuple(m * channels for m in range(kind.dim)))
+        for k, kind in enumerate(coupling.out)
+    )
+
+    def build(f: Formula, x: dict) -> dict:
+        (matrix,) = _coupled(f, coupling, 0, x["a"])
+        columns = dict(zip((path.out for path in coupling.paths), _path_columns(coupling), strict=True))
+        out: dict = {}
+        for k, kind in enumerate(coupling.out):
+            out[f"out{k}"] = [f.mul(matrix[column], x[f"w{k}"][0]) for column in columns.get(k, ())]
+            out[f"out{k}"] = out[f"out{k}"] or [None] * kind.dim
+            if kind == SCALAR:
+                out[f"out{k}"] = [f.add(out[f"out{k}"][0], x["bias"][0])]
+        return out
+
+    return Operation(channels, tuple(inputs), outputs, build, edges=False)
+
+
+def gate(kinds_, channels: int, silu: float, sigmoid: float) -> Operation:
+    """`Gate`: inputs (n, 2l+1, channels) for each kind, with the gates of the others beside 0e's own channels."""
+    scalar = kinds_.index(SCALAR)
+    others = [k for k in range(len(kinds_)) if k != scalar]
+    width = len(kinds_) * channels
+
+    def plain(name, k):
+        dim = kinds_[k].dim
+        return Operand(f"{name}{k}", k, "V", "row", dim * channels, tuple(m * channels for m in range(dim)))
+
+    inputs = [plain("x", k) for k in others]
+    inputs.append(Operand("scalars", scalar, "V", "row", width, tuple(q * channels for q in range(len(kinds_)))))
+
+    def build(f: Formula, x: dict) -> dict:
+        own, *gates = x["scalars"]
+        out = {f"out{scalar}": [f.mul(f.const(silu), own, f.sigmoid(own))]}
+        for k, g in zip(others, gates, strict=True):
+            opened = f.mul(f.const(sigmoid), f.sigmoid(g))
+            out[f"out{k}"] = [f.mul(opened, v) for v in x[f"x{k}"]]
+        return out
+
+    outputs = tuple(plain("out", k) for k in range(len(kinds_)))
+    return Operation(channels, tuple(inputs), outputs, build, edges=False)
+
+
+def activation(channels: int, silu: float) -> Operation:
+    """Scaled silu on (n, channels)."""
+
+    def build(f: Formula, x: dict) -> dict:
+        return {"y": [f.mul(f.const(silu), x["x"][0], f.sigmoid(x["x"][0]))]}
+
+    one = Operand("x", 0, "V", "row", channels, (0,))
+    return Operation(channels, (one,), (replace(one, name="y"),), build, edges=False)
 
 
 def self_product(couplings, channels: int, scales) -> Operation:

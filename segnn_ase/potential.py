@@ -9,8 +9,10 @@ from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
 from segnn_ase.config import ConfigError, DeviceError, ModelConfig, StructureError
-from segnn_ase.graph import Graph, edge_vectors, sum_over_atoms, sum_over_structure_edges, volume
+from segnn_ase.engine import Engine
+from segnn_ase.graph import Graph, edge_vectors, sorted_by_receiver, sum_over_atoms, sum_over_structure_edges, volume
 from segnn_ase.model import SEGNN, EnergyReadout
+from segnn_ase.plan import supported
 
 _COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
 CORE_MARGIN = 0.95  # of the shortest distance seen: what lies just below it is still learned well
@@ -58,6 +60,27 @@ class Potential(nn.Module):
         self.segnn = SEGNN(config, f"{len(species)}x0e")
         self.readout = EnergyReadout(config)
         self._isolated: tuple[tuple, Tensor] | None = None
+        self.compiled = False
+        self._engine: Engine | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_engine": None}  # compiled code and its addresses stay in their process
+
+    @property
+    def engine(self) -> "Engine | None":
+        """The network in compiled code, where `compiled` is set and it has been tabulated for evaluation."""
+        if self.training or not self.compiled or self.segnn.table_step is None:
+            return None
+        if self._engine is None:
+            self._engine = Engine(self)
+        return self._engine
+
+    def compile_network(self, on: bool = True) -> bool:
+        """Evaluate by `engine.py` from now on, with the present weights and radial tables; False if it cannot."""
+        self._engine = None
+        self._isolated = None
+        self.compiled = on and supported(self) and self.segnn.table_step is not None
+        return self.compiled
 
     def _per_species(self, name: str, values, default: float) -> list[float]:
         values = [default] * len(self.species) if values is None else [float(v) for v in values]
@@ -82,7 +105,7 @@ class Potential(nn.Module):
         return [chemical_symbols[z] for z in self.species]
 
     def _apply(self, fn, *args, **kwargs):
-        self._isolated = None
+        self.compile_network(False)
         self.segnn.accelerate(False)
         return super()._apply(fn, *args, **kwargs)
 
@@ -111,11 +134,17 @@ class Potential(nn.Module):
             self.dtype,
             self.device,
             self.segnn.fused,
+            self.compiled,
             *(x._version for x in self.parameters()),
             *(x._version for x in self.buffers()),
         )
         if self._isolated is None or self._isolated[0] != key:
             none = torch.zeros(0, dtype=torch.long, device=self.device)
+            if self.engine is not None:
+                n = len(self.species)
+                every, vectors, first = torch.arange(n), torch.zeros(0, 3), torch.zeros(n + 1, dtype=torch.long)
+                self._isolated = (key, self.engine(every, vectors, none, first, None)[0])
+                return self._isolated[1]
             vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
             # one by one, as they come later: matrix products of another size round differently
             alone = [
@@ -146,21 +175,44 @@ class Potential(nn.Module):
         history, _ = self.segnn(one_hot, vectors, graph.edge_src, graph.edge_dst, edge_pair=graph.edge_pair)
         epsilon, kind = self.readout(history), kind[:n]
         isolated = epsilon[n:] if self.training else self._isolated_epsilon()
-        table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
-        deviation = (epsilon[:n] - isolated[kind]).double()
-        energies = table[0, kind] + table[1, kind] * deviation
-        if self.config.core_repulsion:
-            radii = self.core_radii[kind[graph.edge_dst], kind[graph.edge_src]]
-            close = (vectors.detach().square().sum(1) < radii.square()).nonzero()[:, 0]
-            if len(close):
-                repulsion = core_repulsion(
-                    vectors[close],
-                    graph.numbers[graph.edge_dst[close]],
-                    graph.numbers[graph.edge_src[close]],
-                    radii[close],
-                )
-                energies = energies.index_add(0, graph.edge_dst[close], 0.5 * repulsion.double())
+        energies = self._in_eV(kind, epsilon[:n], isolated)
+        close, repulsion = self._repulsion(graph, kind, vectors)
+        if close is not None:
+            energies = energies.index_add(0, graph.edge_dst[close], repulsion)
         return energies, history[-1][self.readout.scalar][:n, 0]
+
+    def _in_eV(self, kind: Tensor, epsilon: Tensor, isolated: Tensor) -> Tensor:
+        table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
+        return table[0, kind] + table[1, kind] * (epsilon - isolated[kind]).double()
+
+    def _repulsion(self, graph: Graph, kind: Tensor, vectors: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Edges shorter than their core radius, and the receivers' halves of the repulsion (eV, float64)."""
+        if not self.config.core_repulsion:
+            return None, None
+        radii = self.core_radii[kind[graph.edge_dst], kind[graph.edge_src]]
+        close = (vectors.detach().square().sum(1) < radii.square()).nonzero()[:, 0]
+        if not len(close):
+            return None, None
+        ends = graph.numbers[graph.edge_dst[close]], graph.numbers[graph.edge_src[close]]
+        return close, 0.5 * core_repulsion(vectors[close], *ends, radii[close]).double()
+
+    def evaluate(self, graph: Graph, vectors: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `atomic_energies` gives, by the engine, and dE/dr_ij (E, 3) eV/Å; edges sorted by receiver."""
+        kind = self.species_index[graph.numbers]
+        first = torch.zeros(len(kind) + 1, dtype=torch.long)
+        first[1:] = torch.bincount(graph.edge_dst, minlength=len(kind)).cumsum(0)
+        weight = torch.tensor(self.scales, dtype=self.dtype)[kind] if gradient else None
+        isolated = self._isolated_epsilon()
+        epsilon, features, g = self.engine(kind, vectors, graph.edge_src.contiguous(), first, weight)
+        energies = self._in_eV(kind, epsilon, isolated)
+        with torch.set_grad_enabled(gradient):
+            vectors = vectors.detach().requires_grad_(gradient)
+            close, repulsion = self._repulsion(graph, kind, vectors)
+            if close is not None:
+                energies = energies.index_add(0, graph.edge_dst[close], repulsion.detach())
+                if gradient:
+                    g = g + torch.autograd.grad(repulsion.sum(), vectors)[0]
+        return energies, features, g
 
 
 def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
@@ -171,13 +223,13 @@ def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: 
     """
     vectors = edge_vectors(graph).detach().to(potential.dtype)
     wanted = forces or stress
-    with torch.set_grad_enabled(wanted or potential.training):
-        vectors.requires_grad_(wanted)
-        energies, features = potential.atomic_energies(graph, vectors)
+    if potential.engine is not None and sorted_by_receiver(graph):
+        energies, features, g = potential.evaluate(graph, vectors, gradient=wanted)
         energy = sum_over_atoms(energies, graph)
-        if not wanted:
-            return Prediction(energy, energies, None, None, None, features)
-        (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=potential.training)
+    else:
+        energy, energies, features, g = _by_autograd(potential, graph, vectors, wanted)
+    if not wanted:
+        return Prediction(energy, energies, None, None, None, features)
     g = g.double()
     f = s = None
     if forces:
@@ -189,9 +241,19 @@ def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: 
         # a cell without volume divides by 1, not 0: its NaN must not reach the gradients of the others in a batch
         s = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(size > 0, size, 1.0)
         s = s.masked_fill(size == 0, math.nan)
+    return Prediction(energy, energies, f, s, g, features)
+
+
+def _by_autograd(potential: Potential, graph: Graph, vectors: Tensor, wanted: bool) -> tuple:
+    with torch.set_grad_enabled(wanted or potential.training):
+        vectors.requires_grad_(wanted)
+        energies, features = potential.atomic_energies(graph, vectors)
+        energy, g = sum_over_atoms(energies, graph), None
+        if wanted:
+            (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=potential.training)
     if not potential.training:
         energy, energies, features = energy.detach(), energies.detach(), features.detach()
-    return Prediction(energy, energies, f, s, g, features)
+    return energy, energies, features, g
 
 
 def check_species(potential: Potential, numbers: np.ndarray) -> None:

@@ -1,0 +1,455 @@
+"""The whole network in compiled code, for evaluation: atomic energies and their gradient without PyTorch's overhead.
+
+Runs the plan of `plan.py`. Chunks of atoms go through all the steps between two messages, so that what is in between
+stays in the cache; several threads share the chunks, and the edges of a message.
+"""
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from segnn_ase.codegen import Expr, Formula, prelude
+from segnn_ase.kernels import Kernel, Topology, load_library
+from segnn_ase.o3 import raise_degree
+from segnn_ase.plan import Buffer, Product, Rows, make_plan
+
+CHUNK = 32  # atoms
+HEADROOM = 1.15  # of the buffers, so that they do not grow at every step
+SLOTS = 48  # tensors of one step
+
+_PLACES = {"weights": 0, "node": 0, "edge": 0, "scratch": 1, "shared": 2}
+
+
+class _Slot(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_int64), ("place", ctypes.c_int64)]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_void_p),
+        ("n_in", ctypes.c_int64),
+        ("n_out", ctypes.c_int64),
+        ("slots", _Slot * SLOTS),
+        ("matrix", ctypes.c_int64 * 7),
+    ]
+
+
+class Engine:
+    """Compiled evaluation of a potential's network with tabulated radial functions. Raises CompilerError.
+
+    The weights are those at the time of making. Calls share buffers: one call at a time.
+    """
+
+    def __init__(self, potential):
+        segnn = potential.segnn
+        self.dtype, self.cutoff = potential.dtype, potential.cutoff
+        self.step = segnn.table_step
+        self.n_knots = round(self.cutoff / self.step)
+        self.plan = make_plan(potential)
+        self.library = load_library(_source(self.dtype, potential.config.lmax_attr))
+        self.width = self.library.width()
+        self.capacity = (-1, -1, 0)
+        self.kernels: dict = {}
+        self._kept: list = []  # weights as the steps read them
+        self._buffers: list[Buffer] = []
+        self._segments: list[tuple[bool, ctypes.Array]] = []
+        self._packed: dict = {}
+
+    def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, first: Tensor, weight: Tensor | None):
+        """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
+        r_ij = vectors (E, 3), or None without a weight; edges are sorted by receiver, see `kernels.Topology`."""
+        n, n_edges = len(species), len(src)
+        topology = Topology(n, first, src)
+        bounds = topology.parts(True, 400)
+        threads = len(bounds) - 1
+        self._reserve(n, n_edges, threads)
+        plan, lib = self.plan, self.library
+        vectors = vectors.to(self.dtype).contiguous()
+        knot = torch.empty(n_edges, dtype=torch.long)
+        gradient = None
+        geometry = [vectors, *(b.tensor for b in (plan.harmonics, plan.envelope, plan.fraction, plan.attributes))]
+        gradients = [b.tensor for b in (plan.g_harmonics, plan.g_envelope, plan.g_fraction, plan.g_attributes)]
+        numbers = (ctypes.c_double * 3)(self.cutoff, self.step, self.n_knots)
+        cuts = (ctypes.c_int64 * len(bounds))(*bounds)
+        links = _pointers([first, src, src, knot])
+        species_links = _pointers([first, src, src, species])
+        lib.geometry(threads, cuts, links, numbers, _pointers(geometry), _pointers(gradients))
+        if weight is not None:
+            plan.weight.tensor[:n, 0] = weight
+        last = plan.n_forward if weight is None else len(self._segments)
+        for k, (on_edges, steps) in enumerate(self._segments[:last]):
+            if on_edges:
+                lib.run_edges(steps, threads, cuts, links, ctypes.c_int64(n))
+            else:
+                count = plan.n_last if weight is None and k == last - 1 else len(steps)
+                lib.run_nodes(steps, ctypes.c_int64(count), ctypes.c_int64(n), threads, species_links)
+        if weight is not None:
+            gradient = torch.empty_like(vectors)
+            lib.geometry_gradient(
+                threads, cuts, links, numbers, _pointers(geometry), _pointers(gradients), _pointers([gradient])
+            )
+        return plan.epsilon.tensor[:n, 0].clone(), plan.features.buffer.tensor[:n].clone(), gradient
+
+    def _reserve(self, n: int, n_edges: int, threads: int) -> None:
+        nodes, edges, parts = self.capacity
+        if n <= nodes and n_edges <= edges and threads <= parts:
+            return
+        self.capacity = tuple(
+            old if new <= old else math.ceil(HEADROOM * new) if grows else new
+            for old, new, grows in zip(self.capacity, (n, n_edges, threads), (True, True, False), strict=True)
+        )
+        self._segments = [
+            (isinstance(segment, Rows), self._steps([segment] if isinstance(segment, Rows) else segment))
+            for segment in self.plan.segments
+        ]
+        plan = self.plan
+        for buffer in (plan.weight, plan.attributes, plan.g_attributes):
+            self._tensor(buffer)
+
+    def _tensor(self, buffer: Buffer) -> Tensor:
+        nodes, edges, parts = self.capacity
+        if buffer.kind == "weights":
+            if buffer.tensor.dtype != self.dtype or not buffer.tensor.is_contiguous():
+                buffer.tensor = buffer.tensor.to(self.dtype).contiguous()
+            return buffer.tensor
+        rows = {"node": nodes, "edge": edges, "scratch": parts * CHUNK, "shared": parts * nodes}[buffer.kind]
+        if buffer.tensor is None or len(buffer.tensor) < rows:
+            buffer.tensor = torch.empty(max(rows, 1), buffer.size, dtype=self.dtype)
+        return buffer.tensor
+
+    def _steps(self, steps: list) -> ctypes.Array:
+        out = (_Step * len(steps))()
+        for c, step in zip(out, steps, strict=True):
+            if isinstance(step, Rows):
+                slots = [self._slot(b) for b in (*step.inputs, *step.outputs)]
+                c.n_in, c.n_out = len(step.inputs), len(step.outputs)
+                c.rows = self._function(step)
+                c.matrix[0] = step.order == 0  # on edges: clear the receivers' rows before
+            else:
+                slots = self._product(step, c.matrix)
+            if len(slots) > SLOTS:
+                raise ValueError(f"a step with {len(slots)} tensors; the engine has room for {SLOTS}")
+            for k, slot in enumerate(slots):
+                c.slots[k] = slot
+        return out
+
+    def _slot(self, buffer: Buffer | None, offset: int = 0) -> _Slot:
+        if buffer is None:
+            return _Slot(None, 0, 0)
+        tensor = self._tensor(buffer)
+        return _Slot(tensor.data_ptr() + offset * tensor.element_size(), buffer.size, _PLACES[buffer.kind])
+
+    def _function(self, step: Rows) -> int:
+        key = (id(step.operation), step.order)
+        if key not in self.kernels:
+            self.kernels[key] = Kernel(step.operation).library(step.order, self.dtype)
+        return ctypes.cast(self.kernels[key].rows, ctypes.c_void_p).value
+
+    def _product(self, step: Product, matrix) -> list[_Slot]:
+        weight, bias = self._pack(step)
+        strides = [step.a.stride, 0 if step.d is None else step.d.stride, step.c.stride]
+        matrix[:] = [step.a.rows, *step.weight.shape, *strides, int(step.add)]
+        fixed = [_Slot(None if w is None else w.data_ptr(), 0, 0) for w in (weight, bias)]
+        given = _Slot(None, 0, 0) if step.d is None else self._slot(step.d.buffer, step.d.offset)
+        return [self._slot(step.a.buffer, step.a.offset), *fixed, given, self._slot(step.c.buffer, step.c.offset)]
+
+    def _pack(self, step: Product) -> tuple[Tensor, Tensor | None]:
+        """The weight cut into panels of up to four vectors of columns, each contiguous, padded with zeros."""
+        if id(step) not in self._packed:
+            rows, columns = step.weight.shape
+            vectors = -(-columns // self.width)
+            padded = torch.zeros(rows, vectors * self.width, dtype=self.dtype)
+            padded[:, :columns] = step.weight
+            bias = None
+            if step.bias is not None:
+                bias = torch.zeros(vectors * self.width, dtype=self.dtype)
+                bias[:columns] = step.bias
+            widths = [self.width * w for w in panels(vectors)]
+            packed = torch.cat([p.reshape(-1) for p in padded.split(widths, dim=1)])
+            self._packed[id(step)] = (packed, bias)
+        return self._packed[id(step)]
+
+
+def panels(vectors: int) -> list[int]:
+    """Cut a number of vectors into panels of at most four, as equal as can be."""
+    out = []
+    while vectors:
+        out.append(-(-vectors // -(-vectors // 4)))
+        vectors -= out[-1]
+    return out
+
+
+def _pointers(tensors: list[Tensor]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+
+
+def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr], list[Expr]]:
+    """Y^1 ... Y^lmax of a unit vector, and the gradient of their sum with weights g with respect to it."""
+    f = Formula()
+    unit = [f.input("u", k, "V") for k in range(3)]
+    level = [f.mul(f.const(math.sqrt(3.0)), x) for x in unit]
+    values = []
+    for l in range(1, lmax + 1):
+        values += level
+        table = raise_degree(l).table
+        outer = [f.mul(y, x) for y in level for x in unit]
+        level = [
+            f.add(*(f.mul(f.const(c), o) for c, o in zip(column, outer, strict=True) if abs(c) > 1e-12))
+            for column in table.T.tolist()
+        ]
+    seeds = [f.input("g", r, "V") for r in range(len(values))]
+    gradient = f.gradients(list(zip(values, seeds, strict=True)), unit) if values else [None] * 3
+    return f, unit, values, gradient
+
+
+def _printed(f: Formula, wanted: list[Expr]) -> str:
+    lines = []
+
+    def name(e: Expr) -> str:
+        return f"((T){e.args[0]!r})" if e.op == "const" else f"v{e.index}"
+
+    for e in f.needed([w for w in wanted if w is not None]):
+        if e.op == "in":
+            lines.append(f"const V v{e.index} = {e.args[0]}[{e.args[1]}];")
+        elif e.op != "const":
+            lines.append(f"const V v{e.index} = {(' + ' if e.op == 'add' else ' * ').join(map(name, e.args))};")
+    return "\n    ".join(lines)
+
+
+def _source(dtype: torch.dtype, lmax: int) -> str:
+    f, _, values, gradient = harmonics_formula(lmax)
+    forward = _printed(f, values) + "".join(f"\n    y[{r + 1}] = v{v.index};" for r, v in enumerate(values))
+    backward = _printed(f, gradient) + "".join(
+        f"\n    gu[{k}] = " + ("(V){0};" if g is None else f"v{g.index};") for k, g in enumerate(gradient)
+    )
+    runtime = _RUNTIME.replace("HARMONICS_FORWARD", forward).replace("HARMONICS_BACKWARD", backward)
+    return f"{prelude(dtype)}\n#define DIM {(lmax + 1) ** 2}\n#define CHUNK {CHUNK}\n#define SLOTS {SLOTS}\n{runtime}"
+
+
+_RUNTIME = r"""
+typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T *const *, T *const *);
+typedef struct { T *base; int64_t size, place; } Slot;
+typedef struct { rows_function rows; int64_t n_in, n_out; Slot slots[SLOTS]; int64_t matrix[7]; } Step;
+#define UNROLL _Pragma("GCC unroll 16")
+#ifdef _OPENMP
+#define PARALLEL(n) _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)")
+#else
+#define PARALLEL(n)
+#endif
+
+int width(void) { return W; }
+
+/* R rows of c = a b + bias + d (+ c): b (K, NV vectors), all sums in registers */
+#define MICRO(R, NV) \
+static void micro_##R##_##NV(int64_t K, const T *restrict a, int64_t lda, const T *restrict b, const T *bias, \
+                             const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+  V sum[R][NV]; \
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
+    sum[r][v] = bias ? load(bias + v * W, W) : (V){0}; \
+  for (int64_t k = 0; k < K; k++) { \
+    V x[NV]; \
+    UNROLL for (int v = 0; v < NV; v++) x[v] = load(b + (k * NV + v) * W, W); \
+    UNROLL for (int r = 0; r < R; r++) { \
+      const T s = a[r * lda + k]; \
+      UNROLL for (int v = 0; v < NV; v++) sum[r][v] += s * x[v]; \
+    } \
+  } \
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) { \
+    const int n = columns - v * W < W ? columns - v * W : W; \
+    V y = sum[r][v]; \
+    if (d) y += load(d + r * ldd + v * W, n); \
+    if (add) y += load(c + r * ldc + v * W, n); \
+    store(c + r * ldc + v * W, y, n); \
+  } \
+}
+#define PANEL(NV, R) \
+MICRO(R, NV) MICRO(4, NV) MICRO(2, NV) MICRO(1, NV) \
+static void panel_##NV(int64_t rows, int64_t K, const T *a, int64_t lda, const T *b, const T *bias, \
+                       const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+  int64_t i = 0; \
+  for (; i + R <= rows; i += R) \
+    micro_##R##_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+  for (; i + 4 <= rows; i += 4) \
+    micro_4_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+  for (; i + 2 <= rows; i += 2) \
+    micro_2_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+  for (; i < rows; i++) \
+    micro_1_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+}
+PANEL(1, 14)
+PANEL(2, 12)
+PANEL(3, 8)
+PANEL(4, 6)
+
+static void product(int64_t rows, int64_t K, int64_t N, const T *a, int64_t lda, const T *b, const T *bias,
+                    const T *d, int64_t ldd, T *c, int64_t ldc, int add) {
+  int64_t left = (N + W - 1) / W;
+  while (left > 0) {
+    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n;
+    const int columns = N < v * W ? N : v * W;
+#define CASE(NV) case NV: panel_##NV(rows, K, a, lda, b, bias, d, ldd, c, ldc, add, columns); break;
+    switch (v) { CASE(1) CASE(2) CASE(3) CASE(4) }
+    left -= v; N -= columns; b += K * v * W; c += v * W;
+    if (bias) bias += v * W;
+    if (d) d += v * W;
+  }
+}
+
+/* scratch of a chunk that begins with atom `low` lies at `scratch` */
+static void run_step(const Step *s, int64_t low, int64_t high, int64_t scratch, const int64_t *const *links) {
+  T *p[SLOTS];
+  if (s->rows) {
+    for (int64_t k = 0; k < s->n_in + s->n_out; k++) {
+      const Slot *x = s->slots + k;
+      p[k] = x->base && x->place == 1 ? x->base + (scratch - low) * x->size : x->base;
+    }
+    s->rows(low, high, links, (const T *const *)p, p + s->n_in);
+    return;
+  }
+  for (int k = 0; k < 5; k++) {
+    const Slot *x = s->slots + k;
+    p[k] = x->base ? x->base + (x->place == 1 ? scratch : low) * x->size : x->base;
+  }
+  const int64_t *m = s->matrix;
+  product((high - low) * m[0], m[1], m[2], p[0], m[3], p[1], p[2], p[3], m[4], p[4], m[5], (int)m[6]);
+}
+
+void run_nodes(const Step *steps, int64_t n_steps, int64_t n, int threads, const int64_t *const *links) {
+  PARALLEL()
+  for (int t = 0; t < threads; t++)
+    for (int64_t low = t * CHUNK; low < n; low += (int64_t)threads * CHUNK)
+      for (int64_t k = 0; k < n_steps; k++)
+        run_step(steps + k, low, low + CHUNK < n ? low + CHUNK : n, (int64_t)t * CHUNK, links);
+}
+
+/* what is added to rows of the receivers is cleared before; what is added to those of the senders too ("shared") has
+   a copy for every thread, all added to the first at the end */
+void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t *const *links, int64_t n) {
+  const Slot *out = s->slots + s->n_in;
+  PARALLEL()
+  for (int t = 0; t < threads; t++) {
+    T *p[SLOTS];
+    for (int64_t k = 0; k < s->n_in; k++)
+      p[k] = s->slots[k].base;
+    for (int64_t k = 0; k < s->n_out; k++) {
+      p[s->n_in + k] = out[k].base;
+      if (!out[k].base) continue;
+      if (out[k].place == 2) {
+        p[s->n_in + k] += t * n * out[k].size;
+        memset(p[s->n_in + k], 0, n * out[k].size * sizeof(T));
+      } else if (s->matrix[0])
+        memset(out[k].base + bounds[t] * out[k].size, 0, (bounds[t + 1] - bounds[t]) * out[k].size * sizeof(T));
+    }
+    s->rows(bounds[t], bounds[t + 1], links, (const T *const *)p, p + s->n_in);
+  }
+  if (threads == 1) return;
+  PARALLEL()
+  for (int t = 0; t < threads; t++)
+    for (int64_t k = 0; k < s->n_out; k++) {
+      if (!out[k].base || out[k].place != 2) continue;
+      const int64_t all = n * out[k].size, low = all * t / threads, high = all * (t + 1) / threads;
+      for (int other = 1; other < threads; other++) {
+        T *restrict to = out[k].base, *restrict from = out[k].base + other * all;
+        for (int64_t m = low; m < high; m++) to[m] += from[m];
+      }
+    }
+}
+
+/* unit vectors of n <= W edges, and their lengths; two atoms on one spot have no direction, see `make_edges` */
+INLINE void lanes_of(const T *r, int n, V *u, T *d) {
+  T x[3][W];
+  for (int l = 0; l < W; l++) {
+    const T *p = r + 3 * (l < n ? l : 0);
+    const T square = p[0] * p[0] + p[1] * p[1] + p[2] * p[2];
+    d[l] = sizeof(T) == 4 ? __builtin_sqrtf(square > (T)1e-12 ? square : (T)1e-12)
+                          : __builtin_sqrt(square > (T)1e-12 ? square : (T)1e-12);
+    for (int k = 0; k < 3; k++) x[k][l] = p[k] / d[l];
+  }
+  for (int k = 0; k < 3; k++) u[k] = load(x[k], W);
+}
+
+/* in: vectors, harmonics, envelope, fraction, attributes; gradients of the latter four are cleared */
+void geometry(int threads, const int64_t *bounds, int64_t **links, const double *numbers, T **in, T **gradients) {
+  const int64_t *first = links[0];
+  const T cutoff = numbers[0], inverse = 1 / numbers[1];
+  const int64_t last = numbers[2] - 1;
+  PARALLEL()
+  for (int t = 0; t < threads; t++) {
+    const int64_t begin = first[bounds[t]], end = first[bounds[t + 1]];
+    for (int64_t e = begin; e < end; e += W) {
+      const int n = end - e < W ? end - e : W;
+      V u[3], y[DIM];
+      T d[W];
+      lanes_of(in[0] + 3 * e, n, u, d);
+      y[0] = (V){0} + 1;
+      HARMONICS_FORWARD
+      for (int l = 0; l < n; l++) {
+        for (int r = 0; r < DIM; r++) in[1][(e + l) * DIM + r] = y[r][l];
+        const T near = d[l] < cutoff ? d[l] : cutoff, x = near / cutoff, x3 = x * x * x;
+        in[2][e + l] = 1 - x3 * x3 * (28 - 48 * x + 21 * x * x);
+        const T scaled = near * inverse;
+        const int64_t knot = scaled < last ? (int64_t)scaled : last;
+        links[3][e + l] = knot;
+        in[3][e + l] = scaled - knot;
+      }
+    }
+    memset(gradients[0] + begin * DIM, 0, (end - begin) * DIM * sizeof(T));
+    memset(gradients[1] + begin, 0, (end - begin) * sizeof(T));
+    memset(gradients[2] + begin, 0, (end - begin) * sizeof(T));
+    memset(gradients[3] + bounds[t] * DIM, 0, (bounds[t + 1] - bounds[t]) * DIM * sizeof(T));
+    for (int64_t i = bounds[t]; i < bounds[t + 1]; i++) {
+      T sum[DIM] = {0};
+      for (int64_t e = first[i]; e < first[i + 1]; e++)
+        for (int r = 0; r < DIM; r++) sum[r] += in[2][e] * in[1][e * DIM + r];
+      for (int r = 0; r < DIM; r++) in[4][i * DIM + r] = r ? sum[r] / (1 + sum[0]) : 1;
+    }
+  }
+}
+
+/* from the gradients of harmonics, envelope, fraction and attributes to that of the vectors */
+void geometry_gradient(int threads, const int64_t *bounds, int64_t **links, const double *numbers, T **in,
+                       T **gradients, T **out) {
+  const int64_t *first = links[0];
+  const T cutoff = numbers[0], inverse = 1 / numbers[1];
+  PARALLEL()
+  for (int t = 0; t < threads; t++) {
+    for (int64_t i = bounds[t]; i < bounds[t + 1]; i++) {
+      T total = 0, gs[DIM];
+      for (int64_t e = first[i]; e < first[i + 1]; e++) total += in[2][e];
+      gs[0] = 0;
+      for (int r = 1; r < DIM; r++) {
+        gs[r] = gradients[3][i * DIM + r] / (1 + total);
+        gs[0] -= gs[r] * in[4][i * DIM + r];
+      }
+      for (int64_t e = first[i]; e < first[i + 1]; e++) {
+        T gu = 0;
+        for (int r = 0; r < DIM; r++) {
+          gradients[0][e * DIM + r] += in[2][e] * gs[r];
+          gu += gs[r] * in[1][e * DIM + r];
+        }
+        gradients[1][e] += gu;
+      }
+    }
+    const int64_t begin = first[bounds[t]], end = first[bounds[t + 1]];
+    for (int64_t e = begin; e < end; e += W) {
+      const int n = end - e < W ? end - e : W;
+      V u[3], gu[3], g[DIM];
+      T d[W], lane[DIM][W];
+      lanes_of(in[0] + 3 * e, n, u, d);
+      for (int l = 0; l < W; l++)
+        for (int r = 1; r < DIM; r++) lane[r - 1][l] = gradients[0][(e + (l < n ? l : 0)) * DIM + r];
+      for (int r = 0; r < DIM - 1; r++) g[r] = load(lane[r], W);
+      HARMONICS_BACKWARD
+      const V along = gu[0] * u[0] + gu[1] * u[1] + gu[2] * u[2];
+      for (int l = 0; l < n; l++) {
+        const T x = d[l] / cutoff, x2 = x * x;
+        const T slope = x < 1 ? x2 * x2 * x * (-168 + 336 * x - 168 * x2) / cutoff : 0;
+        const T push = gradients[1][e + l] * slope + (x < 1 ? gradients[2][e + l] * inverse : 0);
+        for (int k = 0; k < 3; k++) out[0][3 * (e + l) + k] = (gu[k][l] - u[k][l] * along[l]) / d[l] + u[k][l] * push;
+      }
+    }
+  }
+}
+"""
