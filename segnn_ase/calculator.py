@@ -43,8 +43,8 @@ class SEGNNCalculator(Calculator):
 
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
     structures periodic in three directions, else PropertyNotImplementedError. Only the energy is evaluated
-    where only that is asked. Raises ConfigError, DeviceError, FileNotFoundError, ModelFileError at
-    construction and StructureError for structures that cannot be evaluated.
+    where only that is asked, unless the forces of the structure before were asked for too: then all at once.
+    Raises ConfigError, DeviceError, FileNotFoundError, ModelFileError at construction and StructureError for structures that cannot be evaluated.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - ASE's interface
@@ -83,8 +83,13 @@ class SEGNNCalculator(Calculator):
                 "their mean makes sense only for potentials of one system and level of theory"
             )
         backend = _resolve_backend(neighbor_backend, self.device)
+        self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
         self._on_device = self.device.type == "cuda" and backend == "torch_cluster"
         self._lists = {cutoff: SkinNeighbors(cutoff, skin, backend) for cutoff in {p.cutoff for p in self.potentials}}
+
+    def get_property(self, name, atoms=None, allow_calculation=True):
+        self._asked |= name in DERIVATIVES
+        return super().get_property(name, atoms, allow_calculation)
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
@@ -94,7 +99,9 @@ class SEGNNCalculator(Calculator):
                 f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"
             )
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
-        derivatives = any(name in properties for name in DERIVATIVES)
+        if system_changes:  # a new structure: were forces of the one before asked for?
+            self._forces_follow, self._asked = self._asked, any(name in properties for name in DERIVATIVES)
+        derivatives = self._forces_follow or any(name in properties for name in DERIVATIVES)
         periodic = bool(atoms.pbc.all())
         self._settle(graphs)
         members = [

@@ -56,6 +56,9 @@ class Engine:
         self._buffers: list[Buffer] = []
         self._segments: list[tuple[bool, ctypes.Array]] = []
         self._packed: dict = {}
+        species = torch.arange(len(potential.species))
+        none, alone = torch.zeros(0, dtype=torch.long), torch.zeros(len(species) + 1, dtype=torch.long)
+        self.isolated = self(species, torch.zeros(0, 3), none, alone, None)[0]  # epsilon of one lonely atom
 
     def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, first: Tensor, weight: Tensor | None):
         """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
@@ -243,8 +246,8 @@ int width(void) { return W; }
 
 /* R rows of c = a b + bias + d (+ c): b (K, NV vectors), all sums in registers */
 #define MICRO(R, NV) \
-static void micro_##R##_##NV(int64_t K, const T *restrict a, int64_t lda, const T *restrict b, const T *bias, \
-                             const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+static __attribute__((noinline)) void micro_##R##_##NV( \
+    int64_t K, const T *restrict a, int64_t lda, const T *restrict b, const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
   V sum[R][NV]; \
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
     sum[r][v] = bias ? load(bias + v * W, W) : (V){0}; \
@@ -256,13 +259,20 @@ static void micro_##R##_##NV(int64_t K, const T *restrict a, int64_t lda, const 
       UNROLL for (int v = 0; v < NV; v++) sum[r][v] += s * x[v]; \
     } \
   } \
-  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) { \
-    const int n = columns - v * W < W ? columns - v * W : W; \
-    V y = sum[r][v]; \
-    if (d) y += load(d + r * ldd + v * W, n); \
-    if (add) y += load(c + r * ldc + v * W, n); \
-    store(c + r * ldc + v * W, y, n); \
+  if (columns == NV * W) { \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) { \
+      T *to = c + r * ldc + v * W; \
+      if (d) sum[r][v] += load(d + r * ldd + v * W, W); \
+      if (add) sum[r][v] += load(to, W); \
+      store(to, sum[r][v], W); \
+    } \
+    return; \
   } \
+  T part[R * NV * W]; \
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
+    store(part + (r * NV + v) * W, sum[r][v], W); \
+  for (int r = 0; r < R; r++) for (int n = 0; n < columns; n++) \
+    c[r * ldc + n] = part[r * NV * W + n] + (d ? d[r * ldd + n] : 0) + (add ? c[r * ldc + n] : 0); \
 }
 #define PANEL(NV, R) \
 MICRO(R, NV) MICRO(4, NV) MICRO(2, NV) MICRO(1, NV) \

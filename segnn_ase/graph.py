@@ -131,8 +131,10 @@ def sorted_by_receiver(graph: Graph) -> bool:
 
 def edge_vectors(graph: Graph) -> Tensor:
     """r_ij = r_j + S h - r_i, (E, 3) Å, differentiable in positions and cell."""
-    cell = graph.cell[graph.batch[graph.edge_dst]]
-    shift = torch.einsum("ea,eab->eb", graph.edge_shift, cell)
+    if graph.n_graphs == 1:
+        shift = graph.edge_shift @ graph.cell[0]
+    else:
+        shift = torch.einsum("ea,eab->eb", graph.edge_shift, graph.cell[graph.batch[graph.edge_dst]])
     return graph.positions[graph.edge_src] - graph.positions[graph.edge_dst] + shift
 
 

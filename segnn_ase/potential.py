@@ -78,7 +78,6 @@ class Potential(nn.Module):
     def compile_network(self, on: bool = True) -> bool:
         """Evaluate by `engine.py` from now on, with the present weights and radial tables; False if it cannot."""
         self._engine = None
-        self._isolated = None
         self.compiled = on and supported(self) and self.segnn.table_step is not None
         return self.compiled
 
@@ -105,6 +104,7 @@ class Potential(nn.Module):
         return [chemical_symbols[z] for z in self.species]
 
     def _apply(self, fn, *args, **kwargs):
+        self._isolated = None
         self.compile_network(False)
         self.segnn.accelerate(False)
         return super()._apply(fn, *args, **kwargs)
@@ -134,17 +134,11 @@ class Potential(nn.Module):
             self.dtype,
             self.device,
             self.segnn.fused,
-            self.compiled,
             *(x._version for x in self.parameters()),
             *(x._version for x in self.buffers()),
         )
         if self._isolated is None or self._isolated[0] != key:
             none = torch.zeros(0, dtype=torch.long, device=self.device)
-            if self.engine is not None:
-                n = len(self.species)
-                every, vectors, first = torch.arange(n), torch.zeros(0, 3), torch.zeros(n + 1, dtype=torch.long)
-                self._isolated = (key, self.engine(every, vectors, none, first, None)[0])
-                return self._isolated[1]
             vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
             # one by one, as they come later: matrix products of another size round differently
             alone = [
@@ -202,9 +196,9 @@ class Potential(nn.Module):
         first = torch.zeros(len(kind) + 1, dtype=torch.long)
         first[1:] = torch.bincount(graph.edge_dst, minlength=len(kind)).cumsum(0)
         weight = torch.tensor(self.scales, dtype=self.dtype)[kind] if gradient else None
-        isolated = self._isolated_epsilon()
-        epsilon, features, g = self.engine(kind, vectors, graph.edge_src.contiguous(), first, weight)
-        energies = self._in_eV(kind, epsilon, isolated)
+        engine = self.engine
+        epsilon, features, g = engine(kind, vectors, graph.edge_src.contiguous(), first, weight)
+        energies = self._in_eV(kind, epsilon, engine.isolated)
         with torch.set_grad_enabled(gradient):
             vectors = vectors.detach().requires_grad_(gradient)
             close, repulsion = self._repulsion(graph, kind, vectors)
