@@ -16,7 +16,7 @@ MODES = ("auto", "off", "require")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the size of the terms
 TABLE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 ROUNDING = 3  # times the error of plain PyTorch in float32 is still rounding
-FRAGMENT = 256  # atoms; plain PyTorch on a large structure takes gigabytes
+FRAGMENT = 64  # atoms; plain PyTorch on a large structure takes gigabytes
 
 
 def accelerate(

@@ -44,7 +44,8 @@ class SEGNNCalculator(Calculator):
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
     structures periodic in three directions, else PropertyNotImplementedError. Only the energy is evaluated
     where only that is asked, unless the forces of the structure before were asked for too: then all at once.
-    Raises ConfigError, DeviceError, FileNotFoundError, ModelFileError at construction and StructureError for structures that cannot be evaluated.
+    Raises ConfigError, DeviceError, FileNotFoundError, ModelFileError at construction and StructureError for
+    structures that cannot be evaluated.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - ASE's interface

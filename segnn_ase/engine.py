@@ -6,6 +6,8 @@ stays in the cache; several threads share the chunks, and the edges of a message
 
 import ctypes
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -51,7 +53,7 @@ class Engine:
         self.library = load_library(_source(self.dtype, potential.config.lmax_attr))
         self.width = self.library.width()
         self.capacity = (-1, -1, 0)
-        self.kernels: dict = {}
+        self._rows = self._compile()
         self._kept: list = []  # weights as the steps read them
         self._buffers: list[Buffer] = []
         self._segments: list[tuple[bool, ctypes.Array]] = []
@@ -128,7 +130,7 @@ class Engine:
             if isinstance(step, Rows):
                 slots = [self._slot(b) for b in (*step.inputs, *step.outputs)]
                 c.n_in, c.n_out = len(step.inputs), len(step.outputs)
-                c.rows = self._function(step)
+                c.rows = ctypes.cast(self._rows[step.operation, step.order], ctypes.c_void_p)
                 c.matrix[0] = step.order == 0  # on edges: clear the receivers' rows before
             else:
                 slots = self._product(step, c.matrix)
@@ -144,11 +146,13 @@ class Engine:
         tensor = self._tensor(buffer)
         return _Slot(tensor.data_ptr() + offset * tensor.element_size(), buffer.size, _PLACES[buffer.kind])
 
-    def _function(self, step: Rows) -> int:
-        key = (id(step.operation), step.order)
-        if key not in self.kernels:
-            self.kernels[key] = Kernel(step.operation).library(step.order, self.dtype)
-        return ctypes.cast(self.kernels[key].rows, ctypes.c_void_p).value
+    def _compile(self) -> dict:
+        """The functions of all row operations, compiled side by side where they are not in the cache."""
+        listed = [[s] if isinstance(s, Rows) else s for s in self.plan.segments]
+        wanted = {(step.operation, step.order) for steps in listed for step in steps if isinstance(step, Rows)}
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            libraries = pool.map(lambda key: Kernel(key[0]).library(key[1], self.dtype), wanted)
+            return {key: library.rows for key, library in zip(wanted, libraries, strict=True)}
 
     def _product(self, step: Product, matrix) -> list[_Slot]:
         weight, bias = self._pack(step)
@@ -247,7 +251,8 @@ int width(void) { return W; }
 /* R rows of c = a b + bias + d (+ c): b (K, NV vectors), all sums in registers */
 #define MICRO(R, NV) \
 static __attribute__((noinline)) void micro_##R##_##NV( \
-    int64_t K, const T *restrict a, int64_t lda, const T *restrict b, const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+    int64_t K, const T *restrict a, int64_t lda, const T *restrict b, const T *bias, const T *d, \
+    int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
   V sum[R][NV]; \
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
     sum[r][v] = bias ? load(bias + v * W, W) : (V){0}; \

@@ -30,16 +30,16 @@ def second_moment_scale(activation) -> float:
     return float(torch.trapezoid(density * activation(z) ** 2, z).rsqrt())
 
 
-_SILU = second_moment_scale(nn.functional.silu)
-_SIGMOID = second_moment_scale(torch.sigmoid)
+SILU_SCALE = second_moment_scale(nn.functional.silu)
+SIGMOID_SCALE = second_moment_scale(torch.sigmoid)
 
 
 def silu(x: Tensor) -> Tensor:
-    return _SILU * nn.functional.silu(x)
+    return SILU_SCALE * nn.functional.silu(x)
 
 
 def sigmoid(x: Tensor) -> Tensor:
-    return _SIGMOID * torch.sigmoid(x)
+    return SIGMOID_SCALE * torch.sigmoid(x)
 
 
 class Dense(nn.Module):
@@ -410,7 +410,7 @@ class Message(nn.Module):
             if self.linear:
                 message = linear_message_kernel(coupling, width, tabulated)
             else:
-                message = message_kernel(coupling, width, _SILU, _SIGMOID, tabulated)
+                message = message_kernel(coupling, width, SILU_SCALE, SIGMOID_SCALE, tabulated)
                 tensors += [self.mix[b], self.bias[b]]
             received.append(by_component(message(edges.topology, *tensors), coupling.out))
         return received

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from segnn_ase import layers, operations
+from segnn_ase import operations
 from segnn_ase.codegen import Operation
-from segnn_ase.layers import Dense, SteerableLinear
+from segnn_ase.layers import SIGMOID_SCALE, SILU_SCALE, Dense, SteerableLinear
 from segnn_ase.o3 import SCALAR, Coupling, kinds, multiplicities, spherical_kinds
 
 
@@ -168,7 +168,7 @@ def make_plan(potential: nn.Module) -> Plan:
     ]
     stack = [_Layer(segnn, t, n_kinds) for t in range(depth)]
     widths = multiplicities(stack[0].update.gate.irreps_in)
-    gate = operations.gate(kinds_, channels, layers._SILU, layers._SIGMOID)
+    gate = operations.gate(kinds_, channels, SILU_SCALE, SIGMOID_SCALE)
     first = relaid(operations.product(stack[0].update.first.coupling, 2 * channels), a=added)
     second = [relaid(operations.product(layer.update.second.coupling, channels), a=added) for layer in stack]
     # of the last features only the scalars are read
@@ -291,7 +291,7 @@ def _message(config, message, channels: int) -> Operation:
     if message.linear:
         operation = operations.linear_message(coupling, channels, tabulated=True)
     else:
-        operation = operations.message(coupling, channels, layers._SILU, layers._SIGMOID, tabulated=True)
+        operation = operations.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE, tabulated=True)
     return relaid(operation, **{name: {"added": True} for name in ("fraction", "harmonics", "envelope")})
 
 
@@ -318,7 +318,7 @@ def _readout(readout, features: View, eps: View, g_eps: View, *, started: bool) 
     for layer in readout.last.layers:
         width = layer.weight.shape[1]
         before, after = (Buffer("scratch", width) for _ in range(2))
-        activation = operations.activation(width, layers._SILU)
+        activation = operations.activation(width, SILU_SCALE)
         forward.append(Product(x, _weight(layer), View(before, 1, width), bias=layer.bias.detach()))
         forward.append(Rows(activation, 0, [before], [after]))
         trail.append((layer, activation, before))
