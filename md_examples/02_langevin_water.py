@@ -20,7 +20,7 @@ from segnn_ase.md import MDConfig, radial_distribution, run_md
 from segnn_ase.plot import plot_energy_drift, plot_rdf
 
 out = Path("md_water")
-steps = int(os.environ.get("SEGNN_STEPS", 600))
+steps = int(os.environ.get("SEGNN_STEPS", 1200))
 torch.manual_seed(0)
 shipped = find_model("water-pbe0").parent
 atoms = ase.io.read(shipped / "reference.xyz", "0")  # 64 molecules in a periodic cell of 12.44 Å
@@ -54,7 +54,10 @@ stored = json.loads((shipped / "rdf_dft.json").read_text())
 plot_rdf(out / "rdf.png", curves, {pair: (np.array(stored["r"]), np.array(g)) for pair, g in stored["g"].items()})
 
 r, g = curves["O-O"]
-print(f"{nve.ms_per_step:.0f} ms/step, {nve.ns_per_day:.3f} ns/day")
+if np.isfinite(nve.ms_per_step):
+    print(f"{nve.ms_per_step:.0f} ms/step, {nve.ns_per_day:.3f} ns/day")
+else:
+    print(f"both stages were finished before: remove {out}/ to run them again")
 print(f"mean temperature: Langevin {warm.mean_temperature:.0f} K, NVE {nve.mean_temperature:.0f} K")
 print(f"NVE energy slope {1e3 * nve.energy_slope:.3g} meV/atom/ps")
 print(f"first O-O peak {g[r < 3.3].max():.2f} at {r[g[r < 3.3].argmax()]:.2f} Å")

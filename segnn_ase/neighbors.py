@@ -160,19 +160,28 @@ def radius_pairs(positions, cell, pbc, cutoff: float):
 BACKENDS = {"matscipy": _matscipy, "torch_cluster": _torch_cluster}
 
 
+FEW_STEPS, MANY_STEPS = 10, 40  # between two searches, with a skin that tunes itself
+SKINS = (0.2, 1.5)  # Å
+
+
 class SkinNeighbors:
     """Neighbours within `cutoff`, found from a list with a skin that is reused while it is exact.
 
-    The stored list is rebuilt when an atom has moved more than half the skin since it was made (so also
-    when it was wrapped), and on any change of cell, pbc or number of atoms. What is returned is filtered
-    to `cutoff`: the same pairs, in the same order, as without a skin.
+    A pair that is not in the list was further apart than cutoff + skin. When the cell is deformed by F and atoms leave
+    the places to which F takes them by at most u, it is now further apart than smin (cutoff + skin) - 2 u, with smin
+    the smallest singular value of F. Where that is less than the cutoff (so also when an atom was wrapped), and on any
+    change of pbc or number of atoms, the list is made again. What is returned is filtered to `cutoff`: the same pairs,
+    in the same order, as without a skin. skin "auto" follows the speed of the atoms, so that a list serves some ten
+    steps.
     """
 
-    def __init__(self, cutoff: float, skin: float, backend: str = "matscipy"):
-        if not skin >= 0:
-            raise ConfigError(f"skin is {skin!r} Å; expected zero or more")
-        self.cutoff, self.skin, self.backend = cutoff, skin, backend
-        self.rebuilds = 0
+    def __init__(self, cutoff: float, skin: "float | str" = "auto", backend: str = "matscipy"):
+        if skin != "auto" and (isinstance(skin, str) or not skin >= 0):
+            raise ConfigError(f"skin is {skin!r}; expected 'auto', or zero or more Å")
+        self.cutoff, self.backend = cutoff, backend
+        self.tuned = skin == "auto"
+        self.skin = 0.5 if self.tuned else skin
+        self.rebuilds = self._served = 0
         self._reference = None
 
     def __call__(self, positions, cell, pbc) -> Neighbors:
@@ -181,20 +190,38 @@ class SkinNeighbors:
         if self.skin == 0:
             return neighbor_list(positions, cell, pbc, self.cutoff, self.backend)
         if not self._valid(positions, cell, pbc):
+            self._tune()
             found = neighbor_list(positions, cell, pbc, self.cutoff + self.skin, self.backend)
             self._reference = (positions.copy(), cell.copy(), pbc.copy(), found)
             self.rebuilds += 1
+        self._served += 1
         i, j, S = self._reference[3]
         vectors = positions[j] - positions[i] + S @ cell
         keep = np.einsum("ea,ea->e", vectors, vectors) < self.cutoff**2
         return Neighbors(i[keep], j[keep], S[keep])
 
+    def _tune(self) -> None:
+        if self.tuned and self._reference is not None:
+            if self._served < FEW_STEPS:
+                self.skin = min(1.25 * self.skin, SKINS[1])
+            elif self._served > MANY_STEPS:
+                self.skin = max(0.8 * self.skin, SKINS[0])
+        self._served = 0
+
     def _valid(self, positions, cell, pbc) -> bool:
         if self._reference is None:
             return False
         old_positions, old_cell, old_pbc, _ = self._reference
-        if old_positions.shape != positions.shape or not (np.array_equal(old_cell, cell) and (old_pbc == pbc).all()):
+        if old_positions.shape != positions.shape or not (old_pbc == pbc).all():
             return False
+        spare = self.skin
+        if not np.array_equal(old_cell, cell):
+            if not pbc.all():
+                return False
+            deformation = np.linalg.solve(old_cell, cell)  # rows: r' = r F
+            smallest = np.linalg.svd(deformation, compute_uv=False)[-1] * (1.0 - 1e-9)
+            spare = smallest * (self.cutoff + self.skin) - self.cutoff
+            old_positions = old_positions @ deformation
         moved = positions - old_positions
         # written so that NaN is not valid either: the search then says which atom
-        return bool((np.einsum("na,na->n", moved, moved) <= (0.5 * self.skin) ** 2).all())
+        return bool(spare > 0 and (np.einsum("na,na->n", moved, moved) <= (0.5 * spare) ** 2).all())

@@ -468,6 +468,38 @@ def test_structures_that_cannot_be_evaluated(potential, build, message, skin):
     assert_same(evaluated(ethanol(), calc), expected, 1e-12)  # it goes on with the next one
 
 
+@pytest.mark.parametrize("accelerate", ["off", "require"])
+def test_many_structures_in_one_pass(accelerate, monkeypatch):
+    """Molecules, crystals and a slab, in batches, by a committee of two cutoffs; results as one by one."""
+    monkeypatch.setattr(calculator, "BATCH_ATOMS", 12)
+    committee = [tiny_potential(0), tiny_potential(1, cutoff=3.0)]
+    structures = [ethanol(), copper(), Atoms("H"), slab(), copper().repeat(2), triclinic()]
+    for atoms in structures:
+        atoms.set_atomic_numbers([29] * len(atoms))
+    calc = SEGNNCalculator(committee, accelerate=accelerate)
+    results = calc.evaluate(iter(structures), properties=("energy", "stress"))
+    assert len(results) == len(structures)
+    alone = SEGNNCalculator(committee, accelerate=accelerate)
+    for atoms, found in zip(structures, results, strict=True):
+        atoms.calc = alone
+        atoms.get_forces()
+        if atoms.pbc.all():
+            atoms.get_stress()
+        assert_same(found, alone.results, 1e-10)
+    energies = SEGNNCalculator(committee).evaluate(structures, properties=["energy"])
+    assert [r["energy"] for r in energies] == pytest.approx([r["energy"] for r in results])
+    assert all("forces" not in r for r in energies)
+    assert calc.evaluate([]) == []
+
+
+def test_many_structures_name_the_wrong_one(potential):
+    calc = SEGNNCalculator(potential)
+    with pytest.raises(StructureError, match="structure 1: atom 0 is Au"):
+        calc.evaluate([ethanol(), Atoms("Au"), ethanol()])
+    with pytest.raises(ConfigError, match=r"properties has 'dipole'; expected of energy, free_energy"):
+        calc.evaluate([ethanol()], properties=("dipole",))
+
+
 @pytest.mark.parametrize(
     "keywords, message",
     [
@@ -475,7 +507,7 @@ def test_structures_that_cannot_be_evaluated(potential, build, message, skin):
         ({"walrus": 1}, "unknown keyword 'walrus' of SEGNNCalculator: known are device, dtype"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected 'float32', 'float64'"),
         ({"dtype": torch.float16}, "dtype is torch.float16; expected"),
-        ({"skin": -1.0}, "skin is -1.0 Å; expected zero or more"),
+        ({"skin": -1.0}, "skin is -1.0; expected 'auto', or zero or more Å"),
         ({"neighbor_backend": "walrus"}, "neighbor_backend is 'walrus'; expected 'auto' or one of matscipy"),
     ],
 )

@@ -189,6 +189,8 @@ def test_unknown_backends_and_negative_skins_are_refused():
         neighbor_list(np.zeros((1, 3)), np.eye(3), True, CUTOFF, "kd_tree")
     with pytest.raises(ConfigError, match="skin is -1"):
         SkinNeighbors(CUTOFF, -1.0)
+    with pytest.raises(ConfigError, match="skin is 'thick'; expected 'auto'"):
+        SkinNeighbors(CUTOFF, "thick")
     with pytest.raises(ConfigError, match="skin is nan"):
         SkinNeighbors(CUTOFF, float("nan"))
 
@@ -254,9 +256,52 @@ def test_skin_notices_small_changes_of_the_cell_and_of_pbc():
     skin(*geometry(atoms))
     atoms.set_cell(atoms.cell * 1.001)  # the positions stay
     assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
+    assert skin.rebuilds == 1
+    atoms.set_cell(atoms.cell * 0.8)
+    assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
     atoms.pbc = (True, False, True)
     assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
     assert skin.rebuilds == 3
+
+
+@pytest.mark.parametrize("skin", [0.6, "auto"])
+@pytest.mark.parametrize("name", ["triclinic", "left_handed", "very_skewed", "tiny_cell"])
+def test_skin_is_exact_while_the_cell_changes_and_atoms_are_wrapped(name, skin):
+    """2,000 steps of a walk of atoms and cell; the list serves several steps all the same."""
+    rng, atoms, skin = np.random.default_rng(1), NAMED[name](), SkinNeighbors(CUTOFF, skin)
+    original = atoms.cell.array.copy()
+    for step in range(2000):
+        strain = np.eye(3) + 0.02 * np.sin(0.01 * step * np.arange(1, 10)).reshape(3, 3)
+        atoms.set_cell(original @ strain, scale_atoms=True)
+        atoms.positions += rng.normal(scale=0.01, size=atoms.positions.shape)
+        if step % 300 == 299:
+            atoms.wrap()
+        if step % 10 == 0 or step % 300 == 299:
+            assert in_order(skin(*geometry(atoms))) == in_order(neighbor_list(*geometry(atoms), CUTOFF)), step
+        else:
+            skin(*geometry(atoms))
+    assert skin.rebuilds < 500
+
+
+def test_a_strained_cell_uses_the_skin_up_exactly():
+    """Two atoms just outside the skin come nearer because the cell shrinks: the list is made again in time."""
+    for scale in np.linspace(1.0, 0.8, 41):
+        skin = SkinNeighbors(CUTOFF, 0.5)
+        atoms = Atoms("CO", [[0, 0, 0], [CUTOFF + 0.51, 0, 0]], cell=[12, 12, 12], pbc=True)
+        skin(*geometry(atoms))
+        atoms.set_cell(atoms.cell * scale, scale_atoms=True)
+        assert rows(skin(*geometry(atoms))) == rows(neighbor_list(*geometry(atoms), CUTOFF))
+
+
+@pytest.mark.parametrize(("speed", "limits"), [(0.1, (0.9, 1.5)), (0.001, (0.2, 0.3))])
+def test_skin_follows_the_speed_of_the_atoms(speed, limits):
+    tuned, fixed, start = SkinNeighbors(CUTOFF), SkinNeighbors(CUTOFF, 0.5), triclinic()
+    for step in range(3000):
+        atoms = start.copy()
+        atoms.positions[0, 0] += speed * step
+        tuned(*geometry(atoms))
+        fixed(*geometry(atoms))
+    assert limits[0] <= tuned.skin <= limits[1] and fixed.skin == 0.5
 
 
 def test_skin_notices_a_change_of_the_number_of_atoms():

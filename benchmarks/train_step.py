@@ -1,0 +1,76 @@
+"""Cost of a training step: compiled layers against plain PyTorch, on frames made here.
+
+    python benchmarks/train_step.py
+
+A step is the loss of energies and forces, its gradient with respect to all weights, and Adam; the batches are five
+frames of acetylacetone (the default recipe), and one of 64 water molecules.
+"""
+
+import argparse
+import copy
+import time
+
+import numpy as np
+import torch
+from calculators import random_potential
+from report import plot_lines, print_table, save
+from systems import system
+
+from segnn_ase.graph import collate, graph_from_atoms, with_pairs
+from segnn_ase.potential import predict
+
+BATCHES = {"acetylacetone": 5, "water192": 1}
+
+
+def batch(name: str, size: int, cutoff: float):
+    graphs = []
+    for seed in range(size):
+        atoms = system(name)
+        atoms.rattle(0.05, rng=np.random.default_rng(seed))
+        graphs.append(with_pairs(graph_from_atoms(atoms, cutoff)))
+    return collate(graphs)
+
+
+def step_ms(potential, graph, steps: int) -> float:
+    optimizer = torch.optim.Adam(potential.parameters(), lr=1e-4)
+    times = []
+    for _ in range(steps + 2):
+        begin = time.process_time()
+        prediction = predict(potential, graph)
+        loss = prediction.energy.square().mean() + prediction.forces.square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        times.append(1e3 * (time.process_time() - begin))
+    return float(np.median(times[2:]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["segnn", "fast"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default="train_step")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    rows = []
+    for preset in a.presets:
+        for name, size in BATCHES.items():
+            slow = random_potential(preset).train()
+            compiled = copy.deepcopy(slow)
+            compiled.segnn.accelerate()
+            graph = batch(name, size, slow.cutoff)
+            pairs = [(step_ms(slow, graph, a.steps), step_ms(compiled, graph, a.steps)) for _ in range(a.rounds)]
+            torch_ms, compiled_ms = np.min(pairs, axis=0).tolist()
+            row = {"preset": preset, "atoms": len(graph.numbers), "frames": size, "torch_ms": torch_ms}
+            rows.append(row | {"compiled_ms": compiled_ms, "ratio": torch_ms / compiled_ms})
+    columns = {"preset": "", "frames": "d", "atoms": "d", "torch_ms": ".1f", "compiled_ms": ".1f", "ratio": ".2f"}
+    print_table(rows, columns)
+    labels = ("atoms in a batch", "CPU time of a step [ms]")
+    plot_lines(a.out, rows, group="preset", x="atoms", y="compiled_ms", labels=labels)
+    save(a.out, rows, vars(a))
+
+
+if __name__ == "__main__":
+    main()
