@@ -48,6 +48,7 @@ def step_ms(potential, graph, steps: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["segnn", "fast"])
+    parser.add_argument("--batches", nargs="+", default=list(BATCHES), choices=BATCHES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
@@ -56,7 +57,8 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     rows = []
     for preset in a.presets:
-        for name, size in BATCHES.items():
+        for name in a.batches:
+            size = BATCHES[name]
             slow = random_potential(preset).train()
             compiled = copy.deepcopy(slow)
             compiled.segnn.accelerate()

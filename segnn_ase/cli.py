@@ -134,6 +134,7 @@ def md(
     rdf: Annotated[list[str] | None, typer.Option(help="pair for a radial distribution, such as O-H")] = None,
     device: str = "auto",
     dtype: Text = None,
+    accelerate: Annotated[str, typer.Option(help="auto, off, require: compiled code on the CPU")] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the files of an earlier run")] = False,
     threads: Threads = None,
 ):
@@ -147,7 +148,8 @@ def md(
         files = {"trajectory": f"{out}.xyz", "log": f"{out}.csv", "restart": f"{out}.npz"}
         config = MDConfig.parse({**given, **files})
         atoms = read_structure(structure)
-        atoms.calc = SEGNNCalculator(model if len(model) > 1 else model[0], device=device, dtype=dtype)
+        models = model if len(model) > 1 else model[0]
+        atoms.calc = SEGNNCalculator(models, device=device, dtype=dtype, accelerate=accelerate)
         result = run_md(atoms, config, overwrite=overwrite)
         written = plot_run(result, out, pairs=rdf or ())
         typer.echo(summary_of(result))

@@ -21,6 +21,7 @@ LEVELS = (
     {"checkpoint", "accelerate"},
     {"calculator", "train", "verify", "md", "lammps", "torchsim"},
     {"cli", "__init__"},
+    {"__main__"},
 )
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 SIDEWAYS = {  # the only imports within a level
