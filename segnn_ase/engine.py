@@ -8,6 +8,7 @@ import ctypes
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from segnn_ase.plan import Buffer, Product, Rows, make_plan
 
 CHUNK = 32  # atoms
 HEADROOM = 1.15  # of the buffers, so that they do not grow at every step
+EDGE_WORK = 20  # of an edge, in the units of `kernels.WORK_PER_THREAD`: 1,500 edges are worth a thread
 SLOTS = 48  # tensors of one step
 
 _PLACES = {"weights": 0, "node": 0, "edge": 0, "scratch": 1, "shared": 2}
@@ -41,7 +43,7 @@ class _Step(ctypes.Structure):
 class Engine:
     """Compiled evaluation of a potential's network with tabulated radial functions. Raises CompilerError.
 
-    The weights are those at the time of making. Calls share buffers: one call at a time.
+    The weights are those at the time of making. Calls share buffers, so one waits for the other.
     """
 
     def __init__(self, potential):
@@ -58,6 +60,7 @@ class Engine:
         self._buffers: list[Buffer] = []
         self._segments: list[tuple[bool, ctypes.Array]] = []
         self._packed: dict = {}
+        self._lock = Lock()
         species = torch.arange(len(potential.species))
         none, alone = torch.zeros(0, dtype=torch.long), torch.zeros(len(species) + 1, dtype=torch.long)
         self.isolated = self(species, torch.zeros(0, 3), none, alone, None)[0]  # epsilon of one lonely atom
@@ -65,9 +68,13 @@ class Engine:
     def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, first: Tensor, weight: Tensor | None):
         """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
         r_ij = vectors (E, 3), or None without a weight; edges are sorted by receiver, see `kernels.Topology`."""
+        with self._lock:
+            return self._run(species, vectors, src, first, weight)
+
+    def _run(self, species, vectors, src, first, weight):
         n, n_edges = len(species), len(src)
         topology = Topology(n, first, src)
-        bounds = topology.parts(True, 400)
+        bounds = topology.parts(True, EDGE_WORK)
         threads = len(bounds) - 1
         self._reserve(n, n_edges, threads)
         plan, lib = self.plan, self.library

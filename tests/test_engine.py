@@ -2,16 +2,21 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import ase.io
 import numpy as np
 import pytest
 import torch
+from ase import units
+from ase.md.verlet import VelocityVerlet
 from conftest import VARIANTS
 from systems import CUTOFF, NAMED, SPECIES
 
 from segnn_ase import SEGNNCalculator, engine, kernels
 from segnn_ase.accelerate import accelerate
+from segnn_ase.checkpoint import find_model
 from segnn_ase.config import AccelerationWarning, model_config
 from segnn_ase.engine import panels
 from segnn_ase.graph import collate, graph_from_atoms
@@ -121,6 +126,17 @@ def test_results_depend_on_no_call_before(new_potential):
     assert torch.equal(first.features, again.features)
 
 
+def test_one_engine_serves_several_python_threads(new_potential):
+    """Compiled code lets go of the interpreter's lock; the buffers are shared."""
+    potential = tabulated(new_potential("segnn"))
+    assert potential.compile_network()
+    graphs = [graph_from_atoms(NAMED[name]().repeat(2), CUTOFF) for name in ("copper", "triclinic", "diamond")]
+    expected = [predict(potential, graph).forces for graph in graphs]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda graph: predict(potential, graph).forces, graphs * 20))
+    assert all(torch.equal(f, expected[n % 3]) for n, f in enumerate(found))
+
+
 def test_a_lonely_atom_has_exactly_its_reference_energy(new_potential):
     potential = tabulated(new_potential("fast"))
     assert potential.compile_network()
@@ -188,6 +204,23 @@ def test_the_calculator_uses_it_and_learns_what_is_asked(new_potential):
         if forces:
             assert atoms.get_forces() == pytest.approx(plain.get_forces(), abs=1e-6)
     assert atoms.calc.potentials[0].engine is not None
+
+
+def test_dynamics_is_that_of_plain_torch():
+    """Acetylacetone at constant energy, float64: the same path, with the same fluctuation of the energy."""
+    energies, ends = {}, {}
+    for mode in ("require", "off"):
+        atoms = ase.io.read(find_model("acetylacetone-pbe").parent / "reference.xyz", "1")
+        atoms.calc = SEGNNCalculator("acetylacetone-pbe", dtype="float64", accelerate=mode)
+        atoms.set_momenta(np.random.default_rng(0).normal(scale=0.2, size=(len(atoms), 3)))
+        dynamics, total = VelocityVerlet(atoms, 0.5 * units.fs), []
+        for _ in range(60):
+            dynamics.run(1)
+            total.append(atoms.get_total_energy())
+        energies[mode], ends[mode] = np.array(total), atoms.positions
+    assert np.abs(energies["require"] - energies["off"]).max() < 1e-6
+    assert np.ptp(energies["require"]) == pytest.approx(np.ptp(energies["off"]), rel=1e-3)
+    assert np.abs(ends["require"] - ends["off"]).max() < 1e-6
 
 
 @pytest.mark.parametrize("vectors", range(1, 40))
