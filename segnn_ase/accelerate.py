@@ -1,7 +1,9 @@
-"""Fused kernels are used only after they have reproduced plain PyTorch on a structure of the user's own."""
+"""Compiled code is used only after it has reproduced plain PyTorch on a structure of the user's own."""
 
 import copy
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,9 @@ from torch import Tensor
 from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError
 from segnn_ase.graph import Graph, edge_vectors, fragment, sum_over_structure_edges
 from segnn_ase.kernels import CompilerError
-from segnn_ase.potential import Potential, predict
+from segnn_ase.plan import supported
+from segnn_ase.potential import Potential, assemble, predict
+from segnn_ase.training_engine import TrainingEngine
 
 MODES = ("auto", "off", "require")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the size of the terms
@@ -22,12 +26,12 @@ FRAGMENT = 64  # atoms; plain PyTorch on a large structure takes gigabytes
 def accelerate(
     potential: Potential, graph: Graph, mode: str = "auto", *, training: bool = False, tables: bool = False
 ) -> bool:
-    """Let fused kernels do the work if they give what plain PyTorch gives on this graph; True if they do.
+    """Let compiled code do the work if it gives what plain PyTorch gives on this graph; True if it does.
 
-    Compared are energies, forces and virial, on a fragment of a large structure, and with `training` the
-    gradient of a loss too. With `tables`, for evaluation, the radial functions are then taken from tables, if
-    the results stay the same within `TABLE_TOLERANCE`; the weights must not change afterwards.
-    mode "auto" warns when they cannot be used and goes on in plain PyTorch, "require" raises AccelerationError,
+    First the layers (`kernels.py`): compared are energies, forces and virial, on a fragment of a large structure, and
+    with `training` the gradient of a loss too. With `tables`, for evaluation, then the whole network with radial
+    functions from tables (`engine.py`), which must keep to `TABLE_TOLERANCE`; the weights must not change afterwards.
+    mode "auto" warns when something cannot be used and goes on with what can, "require" raises AccelerationError,
     "off" never uses them.
     """
     if mode not in MODES:
@@ -39,34 +43,86 @@ def accelerate(
     if potential.device.type != "cpu":
         if mode == "require":
             raise AccelerationError(
-                f"accelerate='require', but fused kernels run on the CPU, not on {potential.device}"
+                f"accelerate='require', but compiled code runs on the CPU, not on {potential.device}"
             )
         return False
     part = fragment(graph, FRAGMENT)
-    plain = _results(potential, part, training)
-    # in float32 plain PyTorch is not exact either: both are held against float64
-    exact = plain if potential.dtype is torch.float64 else _results(_in_float64(potential), part, training)
+    with _without_core(potential):
+        plain = _results(potential, part, training)
+        # in float32 plain PyTorch is not exact either: both are held against float64
+        exact = plain if potential.dtype is torch.float64 else _results(_in_float64(potential), part, training)
 
-    def problem_of(tolerance: float) -> str | None:
-        return _difference(_results(potential, part, training), plain, exact, tolerance)
+        def problem_of(tolerance: float) -> str | None:
+            return _difference(_results(potential, part, training), plain, exact, tolerance)
 
-    try:
-        potential.segnn.accelerate(True)
-        problem = problem_of(TOLERANCE[potential.dtype])
-        if problem is None and tables:
+        try:
+            potential.segnn.accelerate(True)
+            problem = problem_of(TOLERANCE[potential.dtype])
+        except CompilerError as error:
+            problem = str(error)
+        if problem is not None:
+            potential.segnn.accelerate(False)
+            _refuse(f"compiled code is not used, plain PyTorch is: {problem}", mode)
+            return False
+        if not tables:
+            return True
+        try:
             potential.segnn.tabulate()
             potential.compile_network()
             problem = problem_of(TABLE_TOLERANCE[potential.dtype])
+        except (CompilerError, ValueError) as error:
+            problem = str(error)
+        if problem is not None:
+            potential.compile_network(False)
+            potential.segnn.tabulate(False)
+            _refuse(f"the network is evaluated layer by layer: {problem}", mode)
+    return True
+
+
+def _refuse(message: str, mode: str) -> None:
+    if mode == "require":
+        raise AccelerationError(message)
+    warnings.warn(message, AccelerationWarning, stacklevel=4)
+
+
+@contextmanager
+def _without_core(potential: Potential) -> Iterator[None]:
+    """The repulsion is the same code on every path; the large forces of a contact would hide what differs."""
+    config = potential.config
+    potential.config = config.model_copy(update={"core_repulsion": False})
+    try:
+        yield
+    finally:
+        potential.config = config
+
+
+def accelerate_training(potential: Potential, graph: Graph, mode: str = "auto") -> TrainingEngine | None:
+    """Compiled code for training: layers, and where it knows the network the engine that gives a loss's gradient.
+
+    Both are used only if energies, forces and that gradient are those of plain PyTorch, as in `accelerate`; the engine
+    runs on one thread, and is left out where PyTorch has more than two.
+    """
+    if not accelerate(potential, graph, mode, training=True):
+        return None
+    if not supported(potential) or torch.get_num_threads() > 2 or not len(graph.edge_src):
+        return None
+    part = fragment(graph, FRAGMENT)
+    try:
+        with _without_core(potential):
+            engine = TrainingEngine(potential)
+            found = _engine_results(engine, part)
+            potential.segnn.accelerate(False)
+            plain = _results(potential, part, True)
+            exact = plain if potential.dtype is torch.float64 else _results(_in_float64(potential), part, True)
+        problem = _difference(found, plain, exact, TOLERANCE[potential.dtype])
     except (CompilerError, ValueError) as error:
         problem = str(error)
+    finally:
+        potential.segnn.accelerate(True)
     if problem is None:
-        return True
-    potential.compile_network(False)
-    potential.segnn.accelerate(False)
-    if mode == "require":
-        raise AccelerationError(f"fused kernels are not used: {problem}")
-    warnings.warn(f"fused kernels are not used, plain PyTorch is: {problem}", AccelerationWarning, stacklevel=3)
-    return False
+        return engine
+    _refuse(f"the loss's gradient is evaluated layer by layer: {problem}", mode)
+    return None
 
 
 class Quantity(NamedTuple):
@@ -99,6 +155,22 @@ def _results(potential: Potential, graph: Graph, training: bool) -> dict[str, Qu
     return results
 
 
+def _engine_results(engine: TrainingEngine, graph: Graph) -> dict[str, Quantity]:
+    """What `_results` has, by the engine; the sizes of the terms are those found there."""
+    seen = {}
+
+    def loss(energies: Tensor, g: Tensor) -> Tensor:
+        p = assemble(graph, edge_vectors(graph), energies, g, None, forces=True, stress=False)
+        seen["energies"], seen["forces"] = p.energies.detach(), p.forces.detach()
+        return p.energies.square().mean() + p.forces.square().mean()
+
+    engine.step(graph, loss)
+    weights = [w for w in engine.potential.parameters() if w.requires_grad and w.grad is not None]
+    seen["gradient of the loss"] = torch.cat([w.grad.double().flatten() for w in weights])
+    engine.potential.zero_grad(set_to_none=True)
+    return {name: Quantity(value, 1.0) for name, value in seen.items()}
+
+
 def _in_float64(potential: Potential) -> Potential:
     twin = copy.deepcopy(potential)
     trained = [p.requires_grad for p in potential.parameters()]
@@ -112,7 +184,7 @@ def _difference(
 ) -> str | None:
     """What is wrong by more than the tolerance and by more than plain PyTorch is, in words, or None."""
     for name, (right, size) in exact.items():
-        if right.numel():
+        if name in found and right.numel():
             error, usual = (
                 float((x[name].value - right).detach().abs().max()) / max(size, 1e-300) for x in (found, plain)
             )

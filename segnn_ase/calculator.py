@@ -39,8 +39,8 @@ class SEGNNCalculator(Calculator):
     GPU, where the pairs are then made and stay, if it is installed. accelerate: "auto" uses compiled code on the CPU
     once it has reproduced plain PyTorch on the first structure, and warns where it cannot be used, for the life of
     this calculator; "require" raises AccelerationError instead; "off" never uses it. tables: compiled code takes the
-    radial functions from splines, whose errors are below 1e-8; forces stay the exact gradient. allow_nonsmooth admits
-    models whose energy jumps when an atom crosses the cutoff (the published SEGNN).
+    radial functions from splines, whose errors are below 1e-8 (1e-6 in float32); forces stay the exact gradient.
+    allow_nonsmooth admits models whose energy jumps when an atom crosses the cutoff (the published SEGNN).
 
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
     structures periodic in three directions, else PropertyNotImplementedError. Only the energy is evaluated
@@ -77,7 +77,7 @@ class SEGNNCalculator(Calculator):
         if accelerate not in MODES:
             raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
         self._tables = tables
-        self._accelerate: str | None = accelerate  # None once it is settled
+        self._accelerate, self._settled = accelerate, False
         elements = {tuple(p.symbols) for p in self.potentials}
         if len(elements) > 1:
             raise ConfigError(
@@ -90,7 +90,7 @@ class SEGNNCalculator(Calculator):
         self._lists = {cutoff: SkinNeighbors(cutoff, skin, backend) for cutoff in {p.cutoff for p in self.potentials}}
 
     def get_property(self, name, atoms=None, allow_calculation=True):
-        self._asked |= name in DERIVATIVES
+        self._asked |= allow_calculation and name in DERIVATIVES
         return super().get_property(name, atoms, allow_calculation)
 
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
@@ -118,6 +118,8 @@ class SEGNNCalculator(Calculator):
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with
         the number of a structure that cannot be evaluated.
         """
+        properties = [properties] if isinstance(properties, str) else list(properties)
+        structures = [structures] if isinstance(structures, Atoms) else structures
         if unknown := [name for name in properties if name not in self.implemented_properties]:
             raise ConfigError(f"properties has {unknown[0]!r}; expected of {', '.join(self.implemented_properties)}")
         results = []
@@ -153,11 +155,19 @@ class SEGNNCalculator(Calculator):
         return _numpy(predict(potential, graphs[potential.cutoff], forces=False).features)
 
     def _settle(self, graphs: dict[float, Graph]) -> None:
-        """On the first structure, find out whether the fused kernels can be used."""
-        if self._accelerate is not None:
-            for potential in self.potentials:
-                accelerate(potential, graphs[potential.cutoff], self._accelerate, tables=self._tables)
-            self._accelerate = None
+        """On the first structure that has neighbours, find out whether compiled code can be used."""
+        if self._settled or not all(len(graph.edge_src) for graph in graphs.values()):
+            return
+        for potential in self.potentials:
+            accelerate(potential, graphs[potential.cutoff], self._accelerate, tables=self._tables)
+        self._settled = True
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._settled = False  # another machine may have another compiler, or none
+        for potential in self.potentials:
+            potential.compile_network(False)
+            potential.segnn.accelerate(False)
 
     def _graph(self, atoms: Atoms | None, cutoff: float, neighbors: SkinNeighbors | None = None) -> Graph:
         atoms = self.atoms if atoms is None else atoms

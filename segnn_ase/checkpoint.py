@@ -26,7 +26,7 @@ UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
 def _without_core(content: dict) -> dict:
     """Version 1 had no core radii; its `zbl` had another switch, which is gone."""
     config = dict(content["config"])
-    if config.pop("zbl"):
+    if config.pop("zbl", False):
         raise ConfigError("its repulsion (zbl = true) is no longer there: train it again")
     n = len(content["species"])
     weights = {**content["weights"], "core_radii": torch.zeros(n, n)}

@@ -165,6 +165,8 @@ class Operand:
     offsets: tuple[int, ...]
     constant: bool = False
     added: bool = False
+    weight: bool = False
+    geometry: bool = False
 
     @property
     def overwrites(self) -> bool:
@@ -196,11 +198,14 @@ class Program(NamedTuple):
     stores: list[tuple[Operand, int, "Expr | None"]]  # operand, component, value
 
 
-def derive(operation: Operation, order: int) -> Program:
+def derive(operation: Operation, order: "int | str") -> Program:
     """order 0: outputs. 1: gradients with respect to the inputs. 2: gradients of <v, order 1>.
 
     Tensors are numbered on: inputs, then gradients G of the outputs, then cotangents v of the inputs;
     order 2 writes gradients with respect to the inputs, then with respect to G.
+    order "tangent": inputs, then their tangents v, give the outputs' tangents. "dual": inputs, v, then L and M for the
+    outputs, give the gradients of <M, outputs> + <L, tangents of the outputs> with respect to the inputs. Weights have
+    no tangent, and geometry has no gradient there.
     """
     formula = Formula()
     x = {o.name: [formula.input(o.name, c, o.level) for c in range(len(o.offsets))] for o in operation.inputs}
@@ -209,6 +214,8 @@ def derive(operation: Operation, order: int) -> Program:
         stores = [(o, c, y[o.name][c]) for o in operation.outputs for c in range(len(o.offsets))]
         return Program(formula, list(operation.inputs), stores)
     n_in, n_out = operation.n_inputs(), operation.n_outputs()
+    if order in ("tangent", "dual"):
+        return _along(operation, order, formula, x, y)
     given = [_renamed(o, "G_" + o.name, n_in) for o in operation.outputs]
     seeds = {
         o.name: [formula.input("G_" + o.name, c, o.level) for c in range(len(o.offsets))] for o in operation.outputs
@@ -236,6 +243,35 @@ def derive(operation: Operation, order: int) -> Program:
         target = _renamed(o, o.name, n_in)
         stores += [(target, c, None if e is None else by_output[e.index]) for c, e in enumerate(y[o.name])]
     return Program(formula, [*operation.inputs, *given, *directions], stores)
+
+
+def _along(operation: Operation, order: str, formula: Formula, x: dict, y: dict) -> Program:
+    n_in, n_out = operation.n_inputs(), operation.n_outputs()
+    moving = [o for o in operation.inputs if not (o.constant or o.weight)]
+    directions = [_renamed(o, "v_" + o.name, n_in) for o in moving]
+    along: dict[int, Expr | None] = {
+        x[o.name][c].index: formula.input("v_" + o.name, c, o.level) for o in moving for c in range(len(o.offsets))
+    }
+    flat = [(o, c, y[o.name][c]) for o in operation.outputs for c in range(len(o.offsets))]
+    present = [e for _, _, e in flat if e is not None]
+    tangents = dict(zip((e.index for e in present), formula.tangents(present, along), strict=True))
+    if order == "tangent":
+        stores = [(o, c, None if e is None else tangents[e.index]) for o, c, e in flat]
+        return Program(formula, [*operation.inputs, *directions], stores)
+    seeds = []
+    outputs = []
+    for name, shift in (("L_", 2 * n_in), ("M_", 2 * n_in + n_out)):
+        seeds += [_renamed(o, name + o.name, shift) for o in operation.outputs]
+        for o, c, e in flat:
+            value = e if name == "M_" or e is None else tangents[e.index]
+            if value is not None:
+                outputs.append((value, formula.input(name + o.name, c, o.level)))
+    trained = [
+        (o, c, x[o.name][c]) for o in operation.inputs if not (o.constant or o.geometry) for c in range(len(o.offsets))
+    ]
+    gradients = formula.gradients(outputs, [e for _, _, e in trained])
+    stores = [(o, c, g) for (o, c, _), g in zip(trained, gradients, strict=True)]
+    return Program(formula, [*operation.inputs, *directions, *seeds], stores)
 
 
 def _renamed(operand: Operand, name: str, shift: int) -> Operand:
@@ -335,7 +371,7 @@ def prelude(dtype: torch.dtype) -> str:
     return "".join(f"#define {name} {value}\n" for name, value in numbers.items()) + _PRELUDE
 
 
-def c_source(operation: Operation, order: int, dtype: torch.dtype) -> str:
+def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> str:
     """The C code of one derivative of an operation."""
     program = derive(operation, order)
     zero = program.formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero

@@ -36,8 +36,12 @@ class _Step(ctypes.Structure):
         ("n_in", ctypes.c_int64),
         ("n_out", ctypes.c_int64),
         ("slots", _Slot * SLOTS),
-        ("matrix", ctypes.c_int64 * 7),
+        ("matrix", ctypes.c_int64 * 9),
     ]
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Engine:
@@ -56,10 +60,9 @@ class Engine:
         self.width = self.library.width()
         self.capacity = (-1, -1, 0)
         self._rows = self._compile()
-        self._kept: list = []  # weights as the steps read them
-        self._buffers: list[Buffer] = []
         self._segments: list[tuple[bool, ctypes.Array]] = []
         self._packed: dict = {}
+        self._own: dict[Buffer, Tensor] = {}
         self._lock = Lock()
         species = torch.arange(len(potential.species))
         none, alone = torch.zeros(0, dtype=torch.long), torch.zeros(len(species) + 1, dtype=torch.long)
@@ -108,10 +111,14 @@ class Engine:
         nodes, edges, parts = self.capacity
         if n <= nodes and n_edges <= edges and threads <= parts:
             return
-        self.capacity = tuple(
-            old if new <= old else math.ceil(HEADROOM * new) if grows else new
-            for old, new, grows in zip(self.capacity, (n, n_edges, threads), (True, True, False), strict=True)
-        )
+        self.capacity = (-1, -1, 0)  # until all is there: what is half made must not be used
+        grown = (max(nodes, math.ceil(HEADROOM * n)), max(edges, math.ceil(HEADROOM * n_edges)), max(parts, threads))
+        with torch.inference_mode(False):  # the buffers outlive this call
+            self._make_buffers(grown)
+        self.capacity = grown
+
+    def _make_buffers(self, capacity: tuple[int, int, int]) -> None:
+        self._room = capacity
         self._segments = [
             (isinstance(segment, Rows), self._steps([segment] if isinstance(segment, Rows) else segment))
             for segment in self.plan.segments
@@ -121,11 +128,11 @@ class Engine:
             self._tensor(buffer)
 
     def _tensor(self, buffer: Buffer) -> Tensor:
-        nodes, edges, parts = self.capacity
+        nodes, edges, parts = self._room
         if buffer.kind == "weights":
-            if buffer.tensor.dtype != self.dtype or not buffer.tensor.is_contiguous():
-                buffer.tensor = buffer.tensor.to(self.dtype).contiguous()
-            return buffer.tensor
+            if buffer not in self._own:  # a copy: weights that change later are those of another engine
+                self._own[buffer] = buffer.tensor.detach().to(self.dtype, copy=True).contiguous()
+            return self._own[buffer]
         rows = {"node": nodes, "edge": edges, "scratch": parts * CHUNK, "shared": parts * nodes}[buffer.kind]
         if buffer.tensor is None or len(buffer.tensor) < rows:
             buffer.tensor = torch.empty(max(rows, 1), buffer.size, dtype=self.dtype)
@@ -157,14 +164,14 @@ class Engine:
         """The functions of all row operations, compiled side by side where they are not in the cache."""
         listed = [[s] if isinstance(s, Rows) else s for s in self.plan.segments]
         wanted = {(step.operation, step.order) for steps in listed for step in steps if isinstance(step, Rows)}
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             libraries = pool.map(lambda key: Kernel(key[0]).library(key[1], self.dtype), wanted)
             return {key: library.rows for key, library in zip(wanted, libraries, strict=True)}
 
     def _product(self, step: Product, matrix) -> list[_Slot]:
         weight, bias = self._pack(step)
         strides = [step.a.stride, 0 if step.d is None else step.d.stride, step.c.stride]
-        matrix[:] = [step.a.rows, *step.weight.shape, *strides, int(step.add)]
+        matrix[:] = [step.a.rows, *step.weight.shape, *strides, int(step.add), 0, 0]
         fixed = [_Slot(None if w is None else w.data_ptr(), 0, 0) for w in (weight, bias)]
         given = _Slot(None, 0, 0) if step.d is None else self._slot(step.d.buffer, step.d.offset)
         return [self._slot(step.a.buffer, step.a.offset), *fixed, given, self._slot(step.c.buffer, step.c.offset)]
@@ -199,7 +206,7 @@ def _pointers(tensors: list[Tensor]) -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
 
 
-def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr], list[Expr]]:
+def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr | None]]:
     """Y^1 ... Y^lmax of a unit vector, and the gradient of their sum with weights g with respect to it."""
     f = Formula()
     unit = [f.input("u", k, "V") for k in range(3)]
@@ -215,7 +222,7 @@ def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr], list[
         ]
     seeds = [f.input("g", r, "V") for r in range(len(values))]
     gradient = f.gradients(list(zip(values, seeds, strict=True)), unit) if values else [None] * 3
-    return f, unit, values, gradient
+    return f, values, gradient
 
 
 def _printed(f: Formula, wanted: list[Expr]) -> str:
@@ -233,7 +240,7 @@ def _printed(f: Formula, wanted: list[Expr]) -> str:
 
 
 def _source(dtype: torch.dtype, lmax: int) -> str:
-    f, _, values, gradient = harmonics_formula(lmax)
+    f, values, gradient = harmonics_formula(lmax)
     forward = _printed(f, values) + "".join(f"\n    y[{r + 1}] = v{v.index};" for r, v in enumerate(values))
     backward = _printed(f, gradient) + "".join(
         f"\n    gu[{k}] = " + ("(V){0};" if g is None else f"v{g.index};") for k, g in enumerate(gradient)
@@ -245,12 +252,12 @@ def _source(dtype: torch.dtype, lmax: int) -> str:
 _RUNTIME = r"""
 typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T *const *, T *const *);
 typedef struct { T *base; int64_t size, place; } Slot;
-typedef struct { rows_function rows; int64_t n_in, n_out; Slot slots[SLOTS]; int64_t matrix[7]; } Step;
+typedef struct { rows_function rows; int64_t n_in, n_out; Slot slots[SLOTS]; int64_t matrix[9]; } Step;
 #define UNROLL _Pragma("GCC unroll 16")
 #ifdef _OPENMP
-#define PARALLEL(n) _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)")
+#define PARALLEL _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)")
 #else
-#define PARALLEL(n)
+#define PARALLEL
 #endif
 
 int width(void) { return W; }
@@ -258,16 +265,16 @@ int width(void) { return W; }
 /* R rows of c = a b + bias + d (+ c): b (K, NV vectors), all sums in registers */
 #define MICRO(R, NV) \
 static __attribute__((noinline)) void micro_##R##_##NV( \
-    int64_t K, const T *restrict a, int64_t lda, const T *restrict b, const T *bias, const T *d, \
-    int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+    int64_t K, const T *restrict a, int64_t lda, int64_t step, const T *restrict b, int64_t ldb, const T *bias, \
+    const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
   V sum[R][NV]; \
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
     sum[r][v] = bias ? load(bias + v * W, W) : (V){0}; \
   for (int64_t k = 0; k < K; k++) { \
     V x[NV]; \
-    UNROLL for (int v = 0; v < NV; v++) x[v] = load(b + (k * NV + v) * W, W); \
+    UNROLL for (int v = 0; v < NV; v++) x[v] = load(b + k * ldb + v * W, W); \
     UNROLL for (int r = 0; r < R; r++) { \
-      const T s = a[r * lda + k]; \
+      const T s = a[r * lda + k * step]; \
       UNROLL for (int v = 0; v < NV; v++) sum[r][v] += s * x[v]; \
     } \
   } \
@@ -288,32 +295,38 @@ static __attribute__((noinline)) void micro_##R##_##NV( \
 }
 #define PANEL(NV, R) \
 MICRO(R, NV) MICRO(4, NV) MICRO(2, NV) MICRO(1, NV) \
-static void panel_##NV(int64_t rows, int64_t K, const T *a, int64_t lda, const T *b, const T *bias, \
-                       const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+static void panel_##NV(int64_t rows, int64_t K, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb, \
+    const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
   int64_t i = 0; \
   for (; i + R <= rows; i += R) \
-    micro_##R##_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+    micro_##R##_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
   for (; i + 4 <= rows; i += 4) \
-    micro_4_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+    micro_4_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
   for (; i + 2 <= rows; i += 2) \
-    micro_2_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+    micro_2_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
   for (; i < rows; i++) \
-    micro_1_##NV(K, a + i * lda, lda, b, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, columns); \
+    micro_1_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
 }
 PANEL(1, 14)
 PANEL(2, 12)
 PANEL(3, 8)
 PANEL(4, 6)
 
-static void product(int64_t rows, int64_t K, int64_t N, const T *a, int64_t lda, const T *b, const T *bias,
-                    const T *d, int64_t ldd, T *c, int64_t ldc, int add) {
+/* b packed in panels, or with ldb > 0 rows of that stride, behind which W numbers can be read */
+static void product(int64_t rows, int64_t K, int64_t N, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb,
+                    const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add) {
   int64_t left = (N + W - 1) / W;
   while (left > 0) {
     const int64_t n = (left + 3) / 4, v = (left + n - 1) / n;
     const int columns = N < v * W ? N : v * W;
-#define CASE(NV) case NV: panel_##NV(rows, K, a, lda, b, bias, d, ldd, c, ldc, add, columns); break;
+    const int64_t stride = ldb ? ldb : v * W;
+#define CASE(NV) case NV: panel_##NV(rows, K, a, lda, step, b, stride, bias, d, ldd, c, ldc, add, columns); break;
     switch (v) { CASE(1) CASE(2) CASE(3) CASE(4) }
-    left -= v; N -= columns; b += K * v * W; c += v * W;
+    left -= v; N -= columns; b += ldb ? v * W : K * v * W; c += v * W;
     if (bias) bias += v * W;
     if (d) d += v * W;
   }
@@ -334,12 +347,34 @@ static void run_step(const Step *s, int64_t low, int64_t high, int64_t scratch, 
     const Slot *x = s->slots + k;
     p[k] = x->base ? x->base + (x->place == 1 ? scratch : low) * x->size : x->base;
   }
-  const int64_t *m = s->matrix;
-  product((high - low) * m[0], m[1], m[2], p[0], m[3], p[1], p[2], p[3], m[4], p[4], m[5], (int)m[6]);
+  const int64_t *m = s->matrix, rows = (high - low) * m[0];
+  switch (m[7]) {
+    case 0: product(rows, m[1], m[2], p[0], m[3], 1, p[1], 0, p[2], p[3], m[4], p[4], m[5], (int)m[6]); break;
+    case 1: /* c (K, N) += a' b: gradient of the weights */
+      product(m[1], rows, m[2], p[0], 1, m[3], p[1], m[4], NULL, NULL, 0, p[4], m[2], 1); break;
+    case 2: /* c (N) += the sum of the rows of b: gradient of the bias */
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < m[2]; k++) p[4][k] += p[1][r * m[4] + k];
+      break;
+    case 3: /* c += b */
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < m[2]; k++) p[4][r * m[5] + k] += p[1][r * m[4] + k];
+  }
+}
+
+/* scaled weights (K, N), or their transpose, in the panels of `product` */
+void pack(int64_t K, int64_t N, const T *w, int64_t sk, int64_t sn, T scale, T *out) {
+  int64_t left = (N + W - 1) / W, begin = 0;
+  while (left > 0) {
+    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n;
+    for (int64_t k = 0; k < K; k++)
+      for (int64_t q = 0; q < v * W; q++) *out++ = begin + q < N ? scale * w[k * sk + (begin + q) * sn] : 0;
+    left -= v; begin += v * W;
+  }
 }
 
 void run_nodes(const Step *steps, int64_t n_steps, int64_t n, int threads, const int64_t *const *links) {
-  PARALLEL()
+  PARALLEL
   for (int t = 0; t < threads; t++)
     for (int64_t low = t * CHUNK; low < n; low += (int64_t)threads * CHUNK)
       for (int64_t k = 0; k < n_steps; k++)
@@ -350,7 +385,7 @@ void run_nodes(const Step *steps, int64_t n_steps, int64_t n, int threads, const
    a copy for every thread, all added to the first at the end */
 void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t *const *links, int64_t n) {
   const Slot *out = s->slots + s->n_in;
-  PARALLEL()
+  PARALLEL
   for (int t = 0; t < threads; t++) {
     T *p[SLOTS];
     for (int64_t k = 0; k < s->n_in; k++)
@@ -367,7 +402,7 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
     s->rows(bounds[t], bounds[t + 1], links, (const T *const *)p, p + s->n_in);
   }
   if (threads == 1) return;
-  PARALLEL()
+  PARALLEL
   for (int t = 0; t < threads; t++)
     for (int64_t k = 0; k < s->n_out; k++) {
       if (!out[k].base || out[k].place != 2) continue;
@@ -397,7 +432,7 @@ void geometry(int threads, const int64_t *bounds, int64_t **links, const double 
   const int64_t *first = links[0];
   const T cutoff = numbers[0], inverse = 1 / numbers[1];
   const int64_t last = numbers[2] - 1;
-  PARALLEL()
+  PARALLEL
   for (int t = 0; t < threads; t++) {
     const int64_t begin = first[bounds[t]], end = first[bounds[t + 1]];
     for (int64_t e = begin; e < end; e += W) {
@@ -435,7 +470,7 @@ void geometry_gradient(int threads, const int64_t *bounds, int64_t **links, cons
                        T **gradients, T **out) {
   const int64_t *first = links[0];
   const T cutoff = numbers[0], inverse = 1 / numbers[1];
-  PARALLEL()
+  PARALLEL
   for (int t = 0; t < threads; t++) {
     for (int64_t i = bounds[t]; i < bounds[t + 1]; i++) {
       T total = 0, gs[DIM];

@@ -52,4 +52,5 @@ def stop_on_signal() -> Iterator[list[int]]:
 
 def progress_bar(*, shown: bool, **options) -> tqdm:
     """A bar on standard error: live on a terminal, a line every ten seconds where it goes to a file."""
-    return tqdm(file=sys.stderr, disable=not shown, mininterval=0.1 if sys.stderr.isatty() else 10.0, **options)
+    live = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return tqdm(file=sys.stderr, disable=not shown or sys.stderr is None, mininterval=0.1 if live else 10.0, **options)

@@ -37,7 +37,7 @@ def cache_folder() -> Path:
 
 def compiler() -> list[str]:
     """Command of the C compiler: $CC, cc, gcc or clang. Raises CompilerError when there is none."""
-    chosen = os.environ.get("CC")
+    chosen = os.environ.get("CC", "").strip()
     for candidate in [chosen] if chosen else ["cc", "gcc", "clang"]:
         if shutil.which(candidate.split()[0]):
             return candidate.split()
@@ -143,7 +143,7 @@ class Kernel:
                 # a tensor read by receivers and by senders is written by both
                 self._where[o.tensor] = "sender" if "sender" in (o.where, self._where.get(o.tensor)) else o.where
 
-    def library(self, order: int, dtype: torch.dtype) -> ctypes.CDLL:
+    def library(self, order: "int | str", dtype: torch.dtype) -> ctypes.CDLL:
         if (order, dtype) not in self._libraries:
             library = load_library(codegen.c_source(self.operation, order, dtype))
             library.run.restype = None

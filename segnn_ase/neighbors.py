@@ -190,7 +190,9 @@ class SkinNeighbors:
         if self.skin == 0:
             return neighbor_list(positions, cell, pbc, self.cutoff, self.backend)
         if not self._valid(positions, cell, pbc):
-            self._tune()
+            if self._same_system(positions, pbc):
+                self._tune()
+            self._served = 0
             found = neighbor_list(positions, cell, pbc, self.cutoff + self.skin, self.backend)
             self._reference = (positions.copy(), cell.copy(), pbc.copy(), found)
             self.rebuilds += 1
@@ -201,19 +203,22 @@ class SkinNeighbors:
         return Neighbors(i[keep], j[keep], S[keep])
 
     def _tune(self) -> None:
-        if self.tuned and self._reference is not None:
+        if self.tuned:
             if self._served < FEW_STEPS:
                 self.skin = min(1.25 * self.skin, SKINS[1])
             elif self._served > MANY_STEPS:
                 self.skin = max(0.8 * self.skin, SKINS[0])
-        self._served = 0
 
-    def _valid(self, positions, cell, pbc) -> bool:
+    def _same_system(self, positions, pbc) -> bool:
         if self._reference is None:
             return False
-        old_positions, old_cell, old_pbc, _ = self._reference
-        if old_positions.shape != positions.shape or not (old_pbc == pbc).all():
+        old_positions, _, old_pbc, _ = self._reference
+        return old_positions.shape == positions.shape and bool((old_pbc == pbc).all())
+
+    def _valid(self, positions, cell, pbc) -> bool:
+        if not self._same_system(positions, pbc):
             return False
+        old_positions, old_cell, _, _ = self._reference
         spare = self.skin
         if not np.array_equal(old_cell, cell):
             if not pbc.all():

@@ -1,6 +1,7 @@
 """`Potential`: elements, embedding, readout, reference energies; energy, forces and stress by autograd."""
 
 import math
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -56,30 +57,46 @@ class Potential(nn.Module):
         index[torch.tensor(species)] = torch.arange(len(species))
         self.register_buffer("species_index", index, persistent=False)
         radii = torch.as_tensor(covalent_radii, dtype=torch.float32)[torch.tensor(species)]
-        self.register_buffer("core_radii", radii[:, None] + radii)
+        self.register_buffer("core_radii", (radii[:, None] + radii).clamp_max(config.cutoff))
         self.segnn = SEGNN(config, f"{len(species)}x0e")
         self.readout = EnergyReadout(config)
         self._isolated: tuple[tuple, Tensor] | None = None
         self.compiled = False
         self._engine: Engine | None = None
+        self._making = Lock()
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_engine": None}  # compiled code and its addresses stay in their process
+        # compiled code and its addresses stay in their process
+        return {**self.__dict__, "_engine": None, "_making": None}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__({**state, "_making": Lock()})
 
     @property
     def engine(self) -> "Engine | None":
         """The network in compiled code, where `compiled` is set and it has been tabulated for evaluation."""
         if self.training or not self.compiled or self.segnn.table_step is None:
             return None
-        if self._engine is None:
-            self._engine = Engine(self)
+        with self._making:
+            if self._engine is None:
+                self._engine = Engine(self)
         return self._engine
 
     def compile_network(self, on: bool = True) -> bool:
-        """Evaluate by `engine.py` from now on, with the present weights and radial tables; False if it cannot."""
+        """Evaluate by `engine.py` from now on, with the present weights and radial tables; whether it does."""
         self._engine = None
         self.compiled = on and supported(self) and self.segnn.table_step is not None
         return self.compiled
+
+    def train(self, mode: bool = True) -> "Potential":
+        if mode:
+            self.compile_network(False)
+        return super().train(mode)
+
+    def load_state_dict(self, *args, **keywords):
+        self.compile_network(False)
+        self.segnn.accelerate(False)
+        return super().load_state_dict(*args, **keywords)
 
     def _per_species(self, name: str, values, default: float) -> list[float]:
         values = [default] * len(self.species) if values is None else [float(v) for v in values]
@@ -117,7 +134,7 @@ class Potential(nn.Module):
         """
         for (a, b), distance in closest.items():
             i, j = self.species.index(a), self.species.index(b)
-            radius = CORE_MARGIN * distance
+            radius = min(CORE_MARGIN * distance, self.cutoff)
             if keep_smaller:
                 radius = min(radius, float(self.core_radii[i, j]))
             self.core_radii[i, j] = self.core_radii[j, i] = radius
@@ -169,13 +186,14 @@ class Potential(nn.Module):
         history, _ = self.segnn(one_hot, vectors, graph.edge_src, graph.edge_dst, edge_pair=graph.edge_pair)
         epsilon, kind = self.readout(history), kind[:n]
         isolated = epsilon[n:] if self.training else self._isolated_epsilon()
-        energies = self._in_eV(kind, epsilon[:n], isolated)
+        energies = self.in_eV(kind, epsilon[:n], isolated)
         close, repulsion = self._repulsion(graph, kind, vectors)
         if close is not None:
             energies = energies.index_add(0, graph.edge_dst[close], repulsion)
         return energies, history[-1][self.readout.scalar][:n, 0]
 
-    def _in_eV(self, kind: Tensor, epsilon: Tensor, isolated: Tensor) -> Tensor:
+    def in_eV(self, kind: Tensor, epsilon: Tensor, isolated: Tensor) -> Tensor:
+        """Atomic energies (N,) eV, float64, from epsilon (N,) and that of one lonely atom of each species."""
         table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
         return table[0, kind] + table[1, kind] * (epsilon - isolated[kind]).double()
 
@@ -193,20 +211,28 @@ class Potential(nn.Module):
     def evaluate(self, graph: Graph, vectors: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """What `atomic_energies` gives, by the engine, and dE/dr_ij (E, 3) eV/Å; edges sorted by receiver."""
         kind = self.species_index[graph.numbers]
+        if len(kind) and int(kind.min()) < 0:
+            raise ValueError(f"numbers has elements that are not of {self.symbols}")
         first = torch.zeros(len(kind) + 1, dtype=torch.long)
         first[1:] = torch.bincount(graph.edge_dst, minlength=len(kind)).cumsum(0)
         weight = torch.tensor(self.scales, dtype=self.dtype)[kind] if gradient else None
         engine = self.engine
         epsilon, features, g = engine(kind, vectors, graph.edge_src.contiguous(), first, weight)
-        energies = self._in_eV(kind, epsilon, engine.isolated)
+        energies = self.in_eV(kind, epsilon, engine.isolated)
+        energies, repulsion = self.with_repulsion(graph, kind, vectors, energies, gradient=gradient)
+        return energies, features, g if g is None or repulsion is None else g + repulsion
+
+    def with_repulsion(
+        self, graph: Graph, kind: Tensor, vectors: Tensor, energies: Tensor, *, gradient: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add the core repulsion to atomic energies; its gradient dE/dr_ij (E, 3), or None if no atoms are close."""
         with torch.set_grad_enabled(gradient):
             vectors = vectors.detach().requires_grad_(gradient)
             close, repulsion = self._repulsion(graph, kind, vectors)
-            if close is not None:
-                energies = energies.index_add(0, graph.edge_dst[close], repulsion.detach())
-                if gradient:
-                    g = g + torch.autograd.grad(repulsion.sum(), vectors)[0]
-        return energies, features, g
+            if close is None:
+                return energies, None
+            g = torch.autograd.grad(repulsion.sum(), vectors)[0] if gradient else None
+        return energies.index_add(0, graph.edge_dst[close], repulsion.detach()), g
 
 
 def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
@@ -224,6 +250,13 @@ def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: 
         energy, energies, features, g = _by_autograd(potential, graph, vectors, wanted)
     if not wanted:
         return Prediction(energy, energies, None, None, None, features)
+    return assemble(graph, vectors, energies, g, features, forces=forces, stress=stress)
+
+
+def assemble(
+    graph: Graph, vectors: Tensor, energies: Tensor, g: Tensor, features: Tensor | None, *, forces: bool, stress: bool
+) -> Prediction:
+    """Totals, forces and stress from atomic energies (N,) and g = dE/dr_ij (E, 3), differentiable in both."""
     g = g.double()
     f = s = None
     if forces:
@@ -235,7 +268,7 @@ def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: 
         # a cell without volume divides by 1, not 0: its NaN must not reach the gradients of the others in a batch
         s = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(size > 0, size, 1.0)
         s = s.masked_fill(size == 0, math.nan)
-    return Prediction(energy, energies, f, s, g, features)
+    return Prediction(sum_over_atoms(energies, graph), energies, f, s, g, features)
 
 
 def _by_autograd(potential: Potential, graph: Graph, vectors: Tensor, wanted: bool) -> tuple:

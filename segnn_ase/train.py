@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segnn_ase import plot
-from segnn_ase.accelerate import accelerate
+from segnn_ase.accelerate import accelerate, accelerate_training
 from segnn_ase.checkpoint import (
     checksum,
     load_tensors,
@@ -52,7 +52,8 @@ from segnn_ase.data import (
 )
 from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
 from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volume, with_pairs
-from segnn_ase.potential import Potential, Prediction, parse_species, predict, resolve_device
+from segnn_ase.potential import Potential, Prediction, assemble, parse_species, predict, resolve_device
+from segnn_ase.training_engine import TrainingEngine
 
 STATE_FORMAT = "segnn_ase training state"
 BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
@@ -121,7 +122,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
     settings, files = config.training, output_files(config.out)
     potential = job.potential.to(resolve_device(settings.device))
     smallest = min(job.train, key=lambda item: len(item.graph.edge_src) or math.inf)
-    accelerate(potential, smallest.graph, settings.accelerate, training=True)
+    engine = accelerate_training(potential, smallest.graph, settings.accelerate)
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights = trainable(potential, settings.freeze)
     parameters, means = list(weights.values()), [dict(averaged.named_parameters())[name] for name in weights]
@@ -142,7 +143,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
                 fraction = (done.epoch + done.batch / len(batches)) / settings.epochs
                 done.rate = learning_rate(done.step, fraction, settings)
                 batch = collate_items([job.train[n] for n in batches[done.batch]])
-                loss = training_step(potential, parameters, optimizer, batch, settings, done.rate)
+                loss = training_step(potential, engine, parameters, optimizer, batch, settings, done.rate)
                 done.step, done.batch, done.loss = done.step + 1, done.batch + 1, done.loss + loss
                 update_average(means, parameters, done.step, settings.ema_decay)
                 bar.update(done.epoch + done.batch / len(batches) - bar.n)
@@ -170,31 +171,59 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
     return finish(config, job, done.history, files, progress=progress)
 
 
-def training_step(potential, parameters: list, optimizer, batch: Item, settings: OptimConfig, rate: float) -> float:
+def training_step(
+    potential: Potential,
+    engine: TrainingEngine | None,
+    parameters: list,
+    optimizer,
+    batch: Item,
+    settings: OptimConfig,
+    rate: float,
+) -> float:
     for group in optimizer.param_groups:
         group["lr"] = rate
-    loss = loss_and_prediction(potential, batch, settings)[0]
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    if engine is not None and any(asked_for(batch.labels).values()):
+        loss = loss_by_engine(engine, batch, settings)
+    else:
+        loss = loss_and_prediction(potential, batch, settings)[0]
+        loss.backward()
     torch.nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
     optimizer.step()
     return float(loss.detach())
 
 
+def asked_for(labels: Labels) -> dict[str, bool]:
+    return {name: bool(torch.isfinite(getattr(labels, name)).any()) for name in ("forces", "stress")}
+
+
+def loss_by_engine(engine: TrainingEngine, batch: Item, settings: OptimConfig) -> Tensor:
+    """The loss, with its gradient left in the parameters' `grad`."""
+    graph, labels = batch.graph, batch.labels
+    asked, vectors = asked_for(labels), edge_vectors(graph)
+
+    def loss(energies: Tensor, g: Tensor) -> Tensor:
+        return loss_of(assemble(graph, vectors, energies, g, None, **asked), graph, labels, settings)
+
+    return engine.step(graph, loss)
+
+
 def loss_and_prediction(potential: Potential, batch: Item, settings: OptimConfig) -> tuple[Tensor, Prediction]:
-    """Weighted mean squares of dE / sqrt(n_atoms), of force components and of virial components / sqrt(n_atoms)."""
     graph, labels = batch.graph.to(potential.device), Labels(*(x.to(potential.device) for x in batch.labels))
-    has_forces = bool(torch.isfinite(labels.forces).any())
-    has_stress = bool(torch.isfinite(labels.stress).any())
-    prediction = predict(potential, graph, forces=has_forces, stress=has_stress)
+    prediction = predict(potential, graph, **asked_for(labels))
+    return loss_of(prediction, graph, labels, settings), prediction
+
+
+def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: OptimConfig) -> Tensor:
+    """Weighted mean squares of dE / sqrt(n_atoms), of force components and of virial components / sqrt(n_atoms)."""
     atoms = torch.bincount(graph.batch, minlength=graph.n_graphs).double()
     loss = settings.energy_weight * mean_square(prediction.energy, labels.energy, atoms.rsqrt())
-    if has_forces:
+    if prediction.forces is not None:
         loss = loss + settings.forces_weight * mean_square(prediction.forces, labels.forces)
-    if has_stress:
+    if prediction.stress is not None:
         scale = volume(graph) * atoms.rsqrt()
         loss = loss + settings.stress_weight * mean_square(prediction.stress, labels.stress, scale[:, None, None])
-    return loss, prediction
+    return loss
 
 
 def mean_square(prediction: Tensor, label: Tensor, scale: "Tensor | float" = 1.0) -> Tensor:
@@ -478,8 +507,11 @@ def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Pro
         raise ConfigError(
             f"{path} belongs to a training with {what}: choose another out, or delete that file to start again"
         )
-    potential.load_state_dict(state["weights"])
-    averaged.load_state_dict(state["averaged"])
+    try:
+        potential.load_state_dict(state["weights"])
+        averaged.load_state_dict(state["averaged"])
+    except RuntimeError as error:
+        raise ModelFileError(f"{path} was written by another version: delete it to start again") from error
     optimizer.load_state_dict(state["optimizer"])
     return Progress(**state["progress"])
 

@@ -12,6 +12,7 @@ from ase import Atoms, units
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import FiniteDifferenceCalculator, calculate_numerical_forces
+from ase.io.trajectory import Trajectory
 from ase.md.verlet import VelocityVerlet
 from systems import left_handed, rattled, rotation, slab, transformed, triclinic, wire
 
@@ -492,8 +493,21 @@ def test_many_structures_in_one_pass(accelerate, monkeypatch):
     assert calc.evaluate([]) == []
 
 
+def test_writing_what_is_there_asks_for_nothing(potential, tmp_path):
+    """A trajectory of energies does not turn on the forces."""
+    atoms = ethanol()
+    atoms.calc = SEGNNCalculator(potential)
+    with Trajectory(tmp_path / "energies.traj", "w", atoms) as trajectory:
+        for seed in range(3):
+            atoms.rattle(0.01, seed=seed)
+            atoms.get_potential_energy()
+            trajectory.write()
+            assert "forces" not in atoms.calc.results
+
+
 def test_many_structures_name_the_wrong_one(potential):
     calc = SEGNNCalculator(potential)
+    assert len(calc.evaluate(ethanol(), "forces")) == 1
     with pytest.raises(StructureError, match="structure 1: atom 0 is Au"):
         calc.evaluate([ethanol(), Atoms("Au"), ethanol()])
     with pytest.raises(ConfigError, match=r"properties has 'dipole'; expected of energy, free_energy"):

@@ -17,8 +17,8 @@ from systems import CUTOFF, NAMED, SPECIES
 from segnn_ase import SEGNNCalculator, engine, kernels
 from segnn_ase.accelerate import accelerate
 from segnn_ase.checkpoint import find_model
-from segnn_ase.config import AccelerationWarning, model_config
-from segnn_ase.engine import panels
+from segnn_ase.config import AccelerationError, AccelerationWarning, model_config
+from segnn_ase.engine import Engine, panels
 from segnn_ase.graph import collate, graph_from_atoms
 from segnn_ase.plan import make_plan, supported
 from segnn_ase.potential import Potential, predict
@@ -166,6 +166,7 @@ def test_training_copies_and_moves_leave_the_engine_behind(new_potential):
         assert twin._engine is None and twin.engine is not potential.engine
         assert torch.equal(predict(twin, graph).forces, expected)
     assert potential.train().engine is None and potential.eval().engine is None
+    assert tabulated(potential).engine is None  # not the old one, with the old weights
     potential = tabulated(potential)
     assert potential.compile_network() and potential.to(torch.float32).engine is None
 
@@ -182,9 +183,60 @@ def test_a_wrong_step_is_caught(new_potential, monkeypatch):
 
     monkeypatch.setattr(engine, "make_plan", flipped)
     graph = graph_from_atoms(NAMED["ethanol"](), CUTOFF)
-    with pytest.warns(AccelerationWarning, match="differ by"):
-        assert not accelerate(potential, graph, tables=True)
-    assert potential.engine is None and not potential.segnn.fused
+    with pytest.warns(AccelerationWarning, match="layer by layer: .* differ by"):
+        assert accelerate(potential, graph, tables=True)
+    assert potential.engine is None and potential.segnn.fused  # the layers were right
+    lonely, rattled = NAMED["one_atom"](), NAMED["ethanol"]()
+    lonely.calc = rattled.calc = SEGNNCalculator(potential, accelerate="require")
+    lonely.get_potential_energy()  # without neighbours there is nothing to compare
+    with pytest.raises(AccelerationError, match="differ by"):
+        rattled.get_potential_energy()
+    contact = NAMED["ethanol"]()
+    contact.positions[1] = contact.positions[0] + [0.3, 0, 0]
+    with pytest.raises(AccelerationError, match="differ by"):
+        accelerate(potential, graph_from_atoms(contact, CUTOFF), "require", tables=True)
+
+
+def test_weights_loaded_later_are_those_that_count(new_potential):
+    potential, graph = tabulated(new_potential("fast")), graph_from_atoms(NAMED["ethanol"](), CUTOFF)
+    assert potential.compile_network()
+    predict(potential, graph)
+    other = new_potential("fast", seed=3)
+    potential.load_state_dict(other.state_dict())
+    assert potential.engine is None
+    torch.testing.assert_close(predict(potential, graph).forces, predict(other, graph).forces)
+
+
+def test_a_failed_allocation_leaves_nothing_half_made(new_potential, monkeypatch):
+    potential = tabulated(new_potential("fast"))
+    assert potential.compile_network()
+    few, many = (graph_from_atoms(NAMED[n](), CUTOFF) for n in ("water", "copper"))
+    expected, engine_ = predict(potential, many).forces, potential.engine
+    larger = collate([many] * 5)
+    original, calls = Engine._tensor, []
+
+    def failing(self, buffer):
+        calls.append(buffer)
+        if len(calls) == 9:
+            raise RuntimeError("out of memory")
+        return original(self, buffer)
+
+    monkeypatch.setattr(Engine, "_tensor", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        predict(potential, larger)
+    assert engine_.capacity[0] < 0
+    predict(potential, few)
+    assert torch.equal(predict(potential, many).forces, expected)
+
+
+def test_buffers_made_in_inference_mode_serve_later_calls(new_potential):
+    potential = tabulated(new_potential("fast"))
+    assert potential.compile_network()
+    few, many = (graph_from_atoms(NAMED[n](), CUTOFF) for n in ("water", "copper"))
+    with torch.inference_mode():
+        predict(potential, many, forces=False)
+    predict(potential, few)
+    predict(potential, many)
 
 
 def test_the_calculator_uses_it_and_learns_what_is_asked(new_potential):

@@ -275,6 +275,10 @@ def test_the_core_begins_below_the_shortest_distance_of_the_data():
     graphs = [graph_from_atoms(Atoms("CuO", [[0, 0, 0], [0, d, 0]]), CUTOFF) for d in (2.0, 1.91, 1.6, 1.3)]
     extra = [float(predict(potential, g).energy - predict(bare, g).energy) for g in graphs]
     assert extra[:2] == [0.0, 0.0] and 1.0 < extra[2] < extra[3]
+    far = Potential(model_config(hidden_irreps="4x0e", **{**SMALL, "cutoff": 2.0}), [14, 55])
+    assert far.core_radii.max() == 2.0  # the core ends with the pairs that are found
+    far.set_core({(14, 14): 2.3})
+    assert far.core_radii.max() == 2.0
     potential.set_core({(8, 29): 2.5, (8, 8): 1.0}, keep_smaller=True)
     assert potential.core_radii.tolist() == [
         [pytest.approx(0.95), pytest.approx(1.9)],

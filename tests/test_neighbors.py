@@ -304,6 +304,13 @@ def test_skin_follows_the_speed_of_the_atoms(speed, limits):
     assert limits[0] <= tuned.skin <= limits[1] and fixed.skin == 0.5
 
 
+def test_skin_does_not_follow_unrelated_structures():
+    skin = SkinNeighbors(CUTOFF)
+    for name in NAMED:
+        skin(*geometry(NAMED[name]()))
+    assert skin.skin <= 0.625  # two structures of one size may follow each other
+
+
 def test_skin_notices_a_change_of_the_number_of_atoms():
     skin, atoms = SkinNeighbors(CUTOFF, 1.0), triclinic()
     for some in (atoms, atoms[:3], atoms * (2, 1, 1), atoms):

@@ -1,0 +1,228 @@
+"""The network as a list of steps with its parameters by name, and what `training_engine.py` derives from it.
+
+Forward steps only: row operations (`operations.py`) and matrix products, on pairs of atoms (radial functions), on
+atoms, or on edges (messages). Their derivatives are made from them step by step.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import nn
+
+from segnn_ase import operations
+from segnn_ase.codegen import Operation
+from segnn_ase.layers import SIGMOID_SCALE, SILU_SCALE
+from segnn_ase.o3 import SCALAR, Coupling, kinds, multiplicities, spherical_kinds
+from segnn_ase.plan import beside, relaid
+
+
+@dataclass(eq=False)
+class Array:
+    """Numbers for every pair, atom or edge; `size` for each."""
+
+    where: str
+    size: int
+    still: bool = False  # does not move with the atoms
+    geometry: bool = False  # does not depend on the weights
+
+
+class View(NamedTuple):
+    array: Array
+    rows: int
+    stride: int
+    offset: int = 0
+
+
+class Weight(NamedTuple):
+    """A parameter as it is used: times scale, cut to shape."""
+
+    parameter: nn.Parameter
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Product:
+    a: View
+    weight: Weight
+    c: View
+    bias: Weight | None = None
+    d: View | None = None
+    add: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    operation: Operation
+    inputs: list["Array | Weight"]
+    outputs: list[Array]
+
+
+@dataclass
+class Program:
+    radial: Array
+    harmonics: Array
+    envelope: Array
+    attributes: Array
+    epsilon: Array
+    features: View
+    segments: list[tuple[str, list]] = field(default_factory=list)
+
+
+WEIGHT, GEOMETRY = {"weight": True}, {"geometry": True}
+
+
+def make_program(potential: nn.Module) -> Program:
+    segnn, readout, config = potential.segnn, potential.readout, potential.config
+    kinds_ = kinds(segnn.irreps)
+    n_kinds, channels = len(kinds_), multiplicities(segnn.irreps)[0]
+    dims, scalar = [kind.dim for kind in kinds_], kinds_.index(SCALAR)
+    attr, depth, order = spherical_kinds(config.lmax_attr), config.interactions, config.body_order
+    last = depth - 1
+    n_attr = (config.lmax_attr + 1) ** 2
+    linear = config.message == "linear"
+    norms = segnn.norms.tolist()
+
+    def nodes(width: int) -> list[Array]:
+        return [Array("node", dim * width) for dim in dims]
+
+    def views(arrays: list[Array], stride: int, offset: int = 0) -> list[View]:
+        return [View(b, dim, stride, offset) for b, dim in zip(arrays, dims, strict=True)]
+
+    def dense(layer, scale: float = 1.0) -> Weight:
+        return Weight(layer.weight, scale * layer.weight.shape[0] ** -0.5)
+
+    def tensor_product(linear, k: int, scale: float = 1.0) -> Weight:
+        return Weight(linear.weights[k], scale * max(len(linear.weights[k]), 1) ** -0.5)
+
+    features = View(Array("node", channels), 1, channels)
+    epsilon = Array("node", 1)
+    eps = View(epsilon, 1, 1)
+    geometry = {"geometry": True}
+    program = Program(
+        Array("pair", config.n_radial, **geometry),
+        Array("edge", n_attr, **geometry),
+        Array("edge", 1, **geometry),
+        Array("node", n_attr, **geometry),
+        epsilon,
+        features,
+    )
+    a = program.attributes
+
+    # radial functions, on pairs
+    rho, steps = [], []
+    for message in segnn.messages:
+        x = View(program.radial, 1, config.n_radial)
+        for layer in message.radial.layers:
+            width = layer.weight.shape[1]
+            before, after = Array("pair", width), Array("pair", width)
+            steps.append(Product(x, dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
+            steps.append(Rows(operations.activation(width, SILU_SCALE), [before], [after]))
+            x = View(after, 1, width)
+        final = message.radial.last
+        rho.append(Array("pair", final.weight.shape[1]))
+        steps.append(Product(x, dense(final), View(rho[-1], 1, final.weight.shape[1])))
+    program.segments.append(("pair", steps))
+
+    coupling = segnn.messages[0].couplings[0]
+    if linear:
+        message_operation = operations.linear_message(coupling, channels)
+    else:
+        message_operation = operations.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE)
+    message_operation = relaid(
+        message_operation,
+        harmonics=GEOMETRY | {"added": True},
+        envelope=GEOMETRY | {"added": True},
+        mix=WEIGHT,
+        bias=WEIGHT,
+    )
+    n_sent = 1 if linear else 2
+    n_paths = [1 if linear else coupling.paths_into(k) for k in range(n_kinds)]
+    widths = multiplicities(segnn.updates[0].gate.irreps_in)
+    gate = operations.gate(kinds_, channels, SILU_SCALE, SIGMOID_SCALE)
+    steering = {"a": GEOMETRY | {"added": True}}
+    first = operations.product(segnn.updates[0].first.coupling, 2 * channels)
+    first = relaid(first, **steering, **{f"f{k}": {"added": True} for k in range(n_kinds)})
+    power = None
+    if order > 1:
+        layer = segnn.products[0]
+        couplings = tuple(p[0] for p in [layer.square, layer.cube][: order - 1])
+        stride = order * channels
+        changes: dict = {f"m{k}": {**beside(d, stride), "added": True} for k, d in enumerate(dims)}
+        for q in range(order - 1):
+            changes[f"w{q}"] = WEIGHT
+            changes |= {f"power{q}_{k}": beside(d, stride, (q + 1) * channels) for k, d in enumerate(dims)}
+        power = relaid(operations.self_product(couplings, channels, layer.scales), **changes)
+
+    both = [nodes(2 * channels) for _ in range(depth)]
+    table = segnn.embedding
+    embedding = operations.embedding(table.coupling, channels)
+    names = {o.name: WEIGHT | {"constant": False} for o in embedding.inputs if o.name != "a"}
+    embedding = relaid(
+        embedding, **steering, **names, **{f"out{k}": beside(dims[k], 2 * channels) for k in range(n_kinds)}
+    )
+    species = len(potential.species)
+    constants = [tensor_product(table, k, species**0.5) for k in range(n_kinds) if len(table.weights[k])]
+    steps = [Rows(embedding, [*constants, Weight(table.bias), a], both[0])]
+    started = False
+    for t in range(depth):
+        message, update = segnn.messages[t], segnn.updates[t]
+        f, m = views(both[t], 2 * channels), views(both[t], 2 * channels, channels)
+        pair = nodes(n_sent * channels)
+        steps += [
+            Product(f[k], dense(message.pair[k]), View(pair[k], dims[k], n_sent * channels)) for k in range(n_kinds)
+        ]
+        sent = [Array("node", d * n * channels) for d, n in zip(dims, n_paths, strict=True)]
+        weights = [] if linear else [Weight(message.mix[0]), Weight(message.bias[0])]
+        geometry_arrays = [program.harmonics, program.envelope]
+        program.segments += [
+            ("node", steps),
+            ("edge", [Rows(message_operation, [*pair, rho[t], *geometry_arrays, *weights], sent)]),
+        ]
+        steps = []
+        powers = nodes(order * channels)
+        out = views(powers, order * channels) if order > 1 else m
+        for k in range(n_kinds):
+            x = View(sent[k], dims[k], n_paths[k] * channels)
+            steps.append(Product(x, dense(message.out[k], 1.0 / norms[t][0]), out[k]))
+        if order > 1:
+            layer = segnn.products[t]
+            own = [Weight(w[0]) for w in layer.weights]
+            steps.append(Rows(power, [*powers, *own], [b for _ in range(order - 1) for b in powers]))
+            for k in range(n_kinds):
+                x = View(powers[k], dims[k], order * channels)
+                steps.append(Product(x, dense(layer.linear[k], 1.0 / norms[t][1]), m[k]))
+        products = [Array("node", o.size) for o in first.outputs]
+        inside = [Array("node", d * w) for d, w in zip(dims, widths, strict=True)]
+        steps.append(Rows(first, [*both[t], a], products))
+        for k in range(n_kinds):
+            bias = Weight(update.first.bias) if k == scalar else None
+            x = View(products[k], dims[k], products[k].size // dims[k])
+            steps.append(Product(x, tensor_product(update.first, k), View(inside[k], dims[k], widths[k]), bias=bias))
+        gated = nodes(channels)
+        steps.append(Rows(gate, inside, gated))
+        reached, into = list(range(n_kinds)), kinds_
+        if t == last:  # of the last features only the scalars are read
+            reached, into = [scalar], (SCALAR,)
+        second = relaid(operations.product(Coupling(kinds_, attr, into), channels), **steering)
+        products = [Array("node", o.size) for o in second.outputs]
+        steps.append(Rows(second, [*gated, a], products))
+        half = 0.5**0.5
+        for array, k in zip(products, reached, strict=True):
+            bias = Weight(update.second.bias, half) if k == scalar else None
+            new = features if t == last else View(both[t + 1][k], dims[k], 2 * channels)
+            x = View(array, dims[k], array.size // dims[k])
+            steps.append(Product(x, tensor_product(update.second, k, half), new, bias=bias, d=f[k]))
+        if t < last:
+            x = View(both[t + 1][scalar], 1, 2 * channels)
+            steps.append(Product(x, dense(readout.linear[t]), eps, add=started))
+            started = True
+    x = features
+    for layer in readout.last.layers:
+        width = layer.weight.shape[1]
+        before, after = Array("node", width), Array("node", width)
+        steps.append(Product(x, dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
+        steps.append(Rows(operations.activation(width, SILU_SCALE), [before], [after]))
+        x = View(after, 1, width)
+    steps.append(Product(x, dense(readout.last.last), eps, add=started))
+    program.segments.append(("node", steps))
+    return program
