@@ -95,7 +95,7 @@ class Potential(nn.Module):
 
     def load_state_dict(self, *args, **keywords):
         self.compile_network(False)
-        self.segnn.accelerate(False)
+        self.segnn.tabulate(False)
         return super().load_state_dict(*args, **keywords)
 
     def _per_species(self, name: str, values, default: float) -> list[float]:
