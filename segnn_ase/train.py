@@ -249,9 +249,10 @@ def update_average(means: list[Tensor], parameters: list[Tensor], step: int, dec
 
 
 def make_optimizer(parameters: list, settings: OptimConfig) -> torch.optim.Optimizer:
+    options = {"lr": settings.learning_rate, "betas": (0.9, settings.beta2)}
     if settings.weight_decay > 0:
-        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.Adam(parameters, lr=settings.learning_rate)
+        return torch.optim.AdamW(parameters, **options, weight_decay=settings.weight_decay)
+    return torch.optim.Adam(parameters, **options)
 
 
 def trainable(potential: Potential, freeze: tuple[str, ...]) -> dict[str, Tensor]:
