@@ -1,4 +1,4 @@
-"""Cost of a training step: compiled layers against plain PyTorch, on frames made here.
+"""Cost of a training step: compiled code against plain PyTorch, on frames made here.
 
     python benchmarks/train_step.py
 
@@ -16,8 +16,9 @@ from calculators import random_potential
 from report import plot_lines, print_table, save
 from systems import system
 
-from segnn_ase.graph import collate, graph_from_atoms, with_pairs
-from segnn_ase.potential import predict
+from segnn_ase.graph import collate, edge_vectors, graph_from_atoms, with_pairs
+from segnn_ase.potential import assemble, predict
+from segnn_ase.training_engine import TrainingEngine
 
 BATCHES = {"acetylacetone": 5, "water192": 1}
 
@@ -31,15 +32,23 @@ def batch(name: str, size: int, cutoff: float):
     return collate(graphs)
 
 
-def step_ms(potential, graph, steps: int) -> float:
-    optimizer = torch.optim.Adam(potential.parameters(), lr=1e-4)
-    times = []
+def loss_of(prediction) -> torch.Tensor:
+    return prediction.energy.square().mean() + prediction.forces.square().mean()
+
+
+def step_ms(potential, graph, steps: int, engine: TrainingEngine | None = None) -> float:
+    optimizer, vectors, times = torch.optim.Adam(potential.parameters(), lr=1e-4), edge_vectors(graph), []
+
+    def by_engine(energies, g):
+        return loss_of(assemble(graph, vectors, energies, g, None, forces=True, stress=False))
+
     for _ in range(steps + 2):
         begin = time.process_time()
-        prediction = predict(potential, graph)
-        loss = prediction.energy.square().mean() + prediction.forces.square().mean()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if engine is not None:
+            engine.step(graph, by_engine)
+        else:
+            loss_of(predict(potential, graph)).backward()
         optimizer.step()
         times.append(1e3 * (time.process_time() - begin))
     return float(np.median(times[2:]))
@@ -60,17 +69,21 @@ def main() -> None:
         for name in a.batches:
             size = BATCHES[name]
             slow = random_potential(preset).train()
-            compiled = copy.deepcopy(slow)
-            compiled.segnn.accelerate()
-            graph = batch(name, size, slow.cutoff)
-            pairs = [(step_ms(slow, graph, a.steps), step_ms(compiled, graph, a.steps)) for _ in range(a.rounds)]
-            torch_ms, compiled_ms = np.min(pairs, axis=0).tolist()
-            row = {"preset": preset, "atoms": len(graph.numbers), "frames": size, "torch_ms": torch_ms}
-            rows.append(row | {"compiled_ms": compiled_ms, "ratio": torch_ms / compiled_ms})
-    columns = {"preset": "", "frames": "d", "atoms": "d", "torch_ms": ".1f", "compiled_ms": ".1f", "ratio": ".2f"}
+            layers, whole = copy.deepcopy(slow), copy.deepcopy(slow)
+            layers.segnn.accelerate()
+            engine, graph = TrainingEngine(whole), batch(name, size, slow.cutoff)
+            rounds = [
+                (step_ms(slow, graph, a.steps), step_ms(layers, graph, a.steps), step_ms(whole, graph, a.steps, engine))
+                for _ in range(a.rounds)
+            ]
+            best = dict(zip(("torch_ms", "layers_ms", "engine_ms"), np.min(rounds, axis=0).tolist(), strict=True))
+            row = {"preset": preset, "atoms": len(graph.numbers), "frames": size, **best}
+            rows.append(row | {"torch / engine": best["torch_ms"] / best["engine_ms"]})
+    columns = {"preset": "", "frames": "d", "atoms": "d", "torch_ms": ".1f", "layers_ms": ".1f", "engine_ms": ".1f"}
+    columns["torch / engine"] = ".2f"
     print_table(rows, columns)
     labels = ("atoms in a batch", "CPU time of a step [ms]")
-    plot_lines(a.out, rows, group="preset", x="atoms", y="compiled_ms", labels=labels)
+    plot_lines(a.out, rows, group="preset", x="atoms", y="engine_ms", labels=labels)
     save(a.out, rows, vars(a))
 
 
