@@ -30,7 +30,8 @@ def accelerate(
 
     First the layers (`kernels.py`): compared are energies, forces and virial, on a fragment of a large structure, and
     with `training` the gradient of a loss too. With `tables`, for evaluation, then the whole network with radial
-    functions from tables (`engine.py`), which must keep to `TABLE_TOLERANCE`; the weights must not change afterwards.
+    functions from tables (`engine.py`, on a GPU `device_engine.py`), which must keep to `TABLE_TOLERANCE`; the
+    weights must not change afterwards.
     mode "auto" warns when something cannot be used and goes on with what can, "require" raises AccelerationError,
     "off" never uses them.
     """
@@ -40,11 +41,9 @@ def accelerate(
     potential.segnn.accelerate(False)
     if mode == "off":
         return False
-    if potential.device.type != "cpu":
+    if potential.device.type not in ("cpu", "cuda"):
         if mode == "require":
-            raise AccelerationError(
-                f"accelerate='require', but compiled code runs on the CPU, not on {potential.device}"
-            )
+            raise AccelerationError(f"accelerate='require', but there is no compiled code for {potential.device}")
         return False
     part = fragment(graph, FRAGMENT)
     with _without_core(potential):
@@ -104,7 +103,8 @@ def accelerate_training(potential: Potential, graph: Graph, mode: str = "auto") 
     """
     if not accelerate(potential, graph, mode, training=True):
         return None
-    if not supported(potential) or torch.get_num_threads() > 2 or not len(graph.edge_src):
+    on_cpu = potential.device.type == "cpu"
+    if not on_cpu or not supported(potential) or torch.get_num_threads() > 2 or not len(graph.edge_src):
         return None
     part = fragment(graph, FRAGMENT)
     try:
@@ -136,7 +136,7 @@ def _results(potential: Potential, graph: Graph, training: bool) -> dict[str, Qu
     was_training = potential.training
     potential.train(training)
     p = predict(potential, graph, forces=True)
-    network = p.energies.detach() - torch.tensor(potential.reference_energies)[potential.species_index[graph.numbers]]
+    network = p.energies.detach() - potential.per_species(potential.species_index[graph.numbers])[0]
     virial = sum_over_structure_edges(edge_vectors(graph)[:, :, None] * p.edge_gradients[:, None], graph)
     scale = max(potential.scales)
     push = max(scale, float(p.edge_gradients.detach().abs().max())) if len(graph.edge_src) else scale

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import importlib.util
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,10 +16,12 @@ from ase.data import chemical_symbols
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.accelerate import MODES, accelerate
+from segnn_ase.captured import CapturedPredict
 from segnn_ase.checkpoint import load_potential
-from segnn_ase.config import ConfigError, StructureError
-from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_arrays, graph_on_device
-from segnn_ase.neighbors import BACKENDS, SkinNeighbors
+from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError, StructureError
+from segnn_ase.device_engine import DeviceEngine
+from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
+from segnn_ase.neighbors import BACKENDS
 from segnn_ase.potential import Potential, Prediction, check_species, hessian, predict, resolve_device
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -36,10 +39,11 @@ class SEGNNCalculator(Calculator):
     device: "auto" takes a GPU if there is one. dtype: "float32", "float64", or None for that of the training.
     skin: Å, the list of neighbours is kept until an atom has moved half as far; "auto" follows the speed of the atoms;
     the results do not depend on it. neighbor_backend: "matscipy" or "torch_cluster"; "auto" takes torch-cluster on a
-    GPU, where the pairs are then made and stay, if it is installed. accelerate: "auto" uses compiled code on the CPU
-    once it has reproduced plain PyTorch on the first structure, and warns where it cannot be used, for the life of
-    this calculator; "require" raises AccelerationError instead; "off" never uses it. tables: compiled code takes the
-    radial functions from splines, whose errors are below 1e-8 (1e-6 in float32); forces stay the exact gradient.
+    GPU, where the pairs are then made and stay, if it is installed. accelerate: "auto" uses compiled code (C on the
+    CPU; Triton on a GPU, where the steps are replayed as a CUDA graph) once it has reproduced plain PyTorch on the
+    first structure, and warns where it cannot be used, for the life of this calculator; "require" raises
+    AccelerationError instead; "off" never uses it. tables: compiled code takes the radial functions from splines,
+    whose errors are below 1e-8 (1e-6 in float32); forces stay the exact gradient.
     allow_nonsmooth admits models whose energy jumps when an atom crosses the cutoff (the published SEGNN).
 
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
@@ -78,6 +82,7 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
         self._tables = tables
         self._accelerate, self._settled = accelerate, False
+        self._captured: list[CapturedPredict | None] = [None] * len(self.potentials)
         elements = {tuple(p.symbols) for p in self.potentials}
         if len(elements) > 1:
             raise ConfigError(
@@ -86,8 +91,8 @@ class SEGNNCalculator(Calculator):
             )
         backend = _resolve_backend(neighbor_backend, self.device)
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
-        self._on_device = self.device.type == "cuda" and backend == "torch_cluster"
-        self._lists = {cutoff: SkinNeighbors(cutoff, skin, backend) for cutoff in {p.cutoff for p in self.potentials}}
+        cutoffs = {p.cutoff for p in self.potentials}
+        self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in cutoffs}
 
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
@@ -100,14 +105,15 @@ class SEGNNCalculator(Calculator):
             raise PropertyNotImplementedError(
                 f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"
             )
-        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         if system_changes:  # a new structure: were forces of the one before asked for?
             self._forces_follow, self._asked = self._asked, any(name in properties for name in DERIVATIVES)
         derivatives = self._forces_follow or any(name in properties for name in DERIVATIVES)
         periodic = bool(atoms.pbc.all())
         self._settle(graphs)
         members = [
-            predict(p, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic) for p in self.potentials
+            self._predict(k, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
+            for k, p in enumerate(self.potentials)
         ]
         self.results = _results(members)
 
@@ -124,7 +130,7 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(f"properties has {unknown[0]!r}; expected of {', '.join(self.implemented_properties)}")
         results = []
         for first, batch in _batches(structures):
-            graphs = {cutoff: self._batch(batch, first, cutoff) for cutoff in self._lists}
+            graphs = {cutoff: self._batch(batch, first, cutoff) for cutoff in self._graphs}
             self._settle(graphs)
             derivatives = any(name in properties for name in DERIVATIVES)
             stress = "stress" in properties
@@ -136,52 +142,74 @@ class SEGNNCalculator(Calculator):
         graphs = []
         for n, atoms in enumerate(structures, first):
             try:
-                graphs.append(self._graph(atoms, cutoff, SkinNeighbors(cutoff, 0.0, self._lists[cutoff].backend)))
+                alone = SkinGraphs(cutoff, 0.0, self._graphs[cutoff].backend, self.device)
+                graphs.append(self._graph(atoms, cutoff, alone))
             except StructureError as error:
                 raise StructureError(f"structure {n}: {error}") from error
         return collate(graphs)
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
-        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         self._settle(graphs)
-        return np.mean([_numpy(hessian(p, graphs[p.cutoff])) for p in self.potentials], axis=0)
+        return np.mean([_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self.potentials], axis=0)
 
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
         potential = self.potentials[0]
-        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._lists}
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         self._settle(graphs)
-        return _numpy(predict(potential, graphs[potential.cutoff], forces=False).features)
+        return _numpy(predict(potential, self._edges(potential, graphs[potential.cutoff]), forces=False).features)
 
     def _settle(self, graphs: dict[float, Graph]) -> None:
         """On the first structure that has neighbours, find out whether compiled code can be used."""
-        if self._settled or not all(len(graph.edge_src) for graph in graphs.values()):
+        if self._settled or not all(len(within(graph, cutoff).edge_src) for cutoff, graph in graphs.items()):
             return
         for potential in self.potentials:
-            accelerate(potential, graphs[potential.cutoff], self._accelerate, tables=self._tables)
+            accelerate(
+                potential, within(graphs[potential.cutoff], potential.cutoff), self._accelerate, tables=self._tables
+            )
+        self._captured = [CapturedPredict(p) if isinstance(p.engine, DeviceEngine) else None for p in self.potentials]
         self._settled = True
+
+    def _predict(self, k: int, graph: Graph, *, forces: bool, stress: bool) -> Prediction:
+        """One structure by one member, recorded and replayed on a GPU."""
+        captured, potential = self._captured[k], self.potentials[k]
+        if captured is not None:
+            try:
+                return captured(graph, forces=forces, stress=stress)
+            except (AccelerationError, RuntimeError) as error:  # the latter are CUDA's
+                self._captured[k] = None
+                if self._accelerate == "require":
+                    raise AccelerationError(f"the step cannot be recorded as a CUDA graph: {error}") from error
+                message = f"the step is not recorded as a CUDA graph, its kernels are started one by one: {error}"
+                warnings.warn(message, AccelerationWarning, stacklevel=2)
+        return predict(potential, self._edges(potential, graph), forces=forces, stress=stress)
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._settled = False  # another machine may have another compiler, or none
+        self._captured = [None] * len(self.potentials)
         for potential in self.potentials:
             potential.compile_network(False)
             potential.segnn.accelerate(False)
 
-    def _graph(self, atoms: Atoms | None, cutoff: float, neighbors: SkinNeighbors | None = None) -> Graph:
-        atoms = self.atoms if atoms is None else atoms
+    def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
+        atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
         if atoms is None or len(atoms) == 0:
             raise StructureError("atoms is empty: there is nothing to evaluate")
         for potential in self.potentials:
             check_species(potential, atoms.numbers)
-        if self._on_device:
-            graph = graph_on_device(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, cutoff, self.device)
-        else:
-            found = (neighbors or self._lists[cutoff])(atoms.positions, atoms.cell.array, atoms.pbc)
-            graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, found).to(self.device)
-        _check_distances(atoms, graph)
+        cell = atoms.cell.array
+        graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
+        if not graphs.apart(CLOSEST, cell):
+            _check_distances(atoms, graph)
         return graph
+
+    @staticmethod
+    def _edges(potential: Potential, graph: Graph) -> Graph:
+        """The engine leaves out what is beyond the cutoff by itself."""
+        return graph if potential.engine is not None else within(graph, potential.cutoff)
 
 
 def _resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:

@@ -9,11 +9,13 @@ import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from segnn_ase.codegen import Expr, Formula, prelude
+from segnn_ase.graph import Graph
 from segnn_ase.kernels import Kernel, Topology, load_library
 from segnn_ase.o3 import raise_degree
 from segnn_ase.plan import Buffer, Product, Rows, make_plan
@@ -44,6 +46,19 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Edges(NamedTuple):
+    """The pairs of a graph that are shorter than the cutoff, in order."""
+
+    vectors: Tensor  # (E, 3) Å, in the engine's dtype
+    src: Tensor  # (E,) senders
+    first: Tensor  # (N + 1,) see `kernels.Topology`
+    close: bool  # whether there are pairs shorter than their core radius
+
+    @property
+    def dst(self) -> Tensor:
+        return torch.repeat_interleave(self.first.diff())
+
+
 class Engine:
     """Compiled evaluation of a potential's network with tabulated radial functions. Raises CompilerError.
 
@@ -57,6 +72,7 @@ class Engine:
         self.n_knots = round(self.cutoff / self.step)
         self.plan = make_plan(potential)
         self.library = load_library(_source(self.dtype, potential.config.lmax_attr))
+        self.library.edges.restype = ctypes.c_int64
         self.width = self.library.width()
         self.capacity = (-1, -1, 0)
         self._rows = self._compile()
@@ -67,6 +83,39 @@ class Engine:
         species = torch.arange(len(potential.species))
         none, alone = torch.zeros(0, dtype=torch.long), torch.zeros(len(species) + 1, dtype=torch.long)
         self.isolated = self(species, torch.zeros(0, 3), none, alone, None)[0]  # epsilon of one lonely atom
+
+    def edges(self, graph: Graph, species: Tensor, radii: Tensor | None) -> Edges | None:
+        """The edges of a graph whose pairs are sorted by receiver, else None; radii (species, species) Å of cores."""
+        n, n_pairs = len(species), len(graph.edge_src)
+        src, first = torch.empty(n_pairs, dtype=torch.long), torch.empty(n + 1, dtype=torch.long)
+        vectors = torch.empty(n_pairs, 3, dtype=self.dtype)
+        core = None if radii is None else radii.double().square().contiguous()
+        given = [graph.positions, graph.cell, graph.edge_shift, core]
+        links = [graph.batch, graph.edge_dst, graph.edge_src, species]
+        given, links = ([None if x is None else x.contiguous() for x in xs] for xs in (given, links))
+        close = ctypes.c_int64()
+        kept = self.library.edges(
+            *(ctypes.c_int64(k) for k in (n, n_pairs, 0 if radii is None else len(radii))),
+            ctypes.c_double(self.cutoff**2),
+            _pointers(given),
+            _pointers([*links, first, src]),
+            _pointers([vectors]),
+            ctypes.byref(close),
+        )
+        return None if kept < 0 else Edges(vectors[:kept], src[:kept], first, close.value > 0)
+
+    def gather(self, graph: Graph, edges: Edges, g: Tensor, *, stress: bool) -> tuple[Tensor, Tensor | None]:
+        """Forces (N, 3) and, with `stress`, virials sum r (x) g (B, 3, 3), float64, from g = dE/dr_ij."""
+        n = len(graph.numbers)
+        forces = torch.zeros(n, 3, dtype=torch.float64)
+        virial = torch.zeros(graph.n_graphs, 3, 3, dtype=torch.float64) if stress else None
+        self.library.gather(
+            ctypes.c_int64(n),
+            _pointers([graph.batch.contiguous(), edges.first, edges.src]),
+            _pointers([edges.vectors, g.contiguous()]),
+            _pointers([forces, virial]),
+        )
+        return forces, virial
 
     def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, first: Tensor, weight: Tensor | None):
         """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
@@ -202,8 +251,8 @@ def panels(vectors: int) -> list[int]:
     return out
 
 
-def _pointers(tensors: list[Tensor]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
+def _pointers(tensors: "list[Tensor | None]") -> ctypes.Array:
+    return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
 
 
 def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr | None]]:
@@ -412,6 +461,52 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
         for (int64_t m = low; m < high; m++) to[m] += from[m];
       }
     }
+}
+
+/* the pairs (sorted by receiver) that are shorter than the cutoff, and how many are within a core; -1 if not sorted.
+   given: positions, cells, shifts, squares of core radii; links: batch, receivers, senders, species, and out: first
+   edges and senders */
+int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, double cutoff2, const double **given, int64_t **links,
+              T **out, int64_t *close) {
+  const double *r = given[0], *core = given[3];
+  int64_t kept = 0, at = 0, *first = links[4];
+  first[0] = *close = 0;
+  for (int64_t e = 0; e < n_pairs; e++) {
+    const int64_t i = links[1][e], j = links[2][e];
+    if (i < at) return -1;
+    while (at < i) first[++at] = kept;
+    const double *h = given[1] + 9 * links[0][i], *s = given[2] + 3 * e;
+    double v[3];
+    for (int k = 0; k < 3; k++) v[k] = r[3 * j + k] - r[3 * i + k] + (s[0] * h[k] + s[1] * h[3 + k] + s[2] * h[6 + k]);
+    const double square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
+    if (!(square < cutoff2)) continue;
+    if (core && square < core[links[3][i] * n_species + links[3][j]]) ++*close;
+    links[5][kept] = j;
+    for (int k = 0; k < 3; k++) out[0][3 * kept + k] = v[k];
+    kept++;
+  }
+  while (at < n) first[++at] = kept;
+  return kept;
+}
+
+/* forces and virials (B, 3, 3) from the gradient of every edge; links: batch, first edges, senders */
+void gather(int64_t n, int64_t **links, T **in, double **out) {
+  double *forces = out[0], *virial = out[1];
+  for (int64_t i = 0; i < n; i++) {
+    double sum[3] = {0}, w[9] = {0};
+    for (int64_t e = links[1][i]; e < links[1][i + 1]; e++) {
+      const T *g = in[1] + 3 * e, *r = in[0] + 3 * e;
+      double *other = forces + 3 * links[2][e];
+      for (int k = 0; k < 3; k++) {
+        sum[k] += g[k];
+        other[k] -= g[k];
+        for (int m = 0; m < 3; m++) w[3 * m + k] += (double)r[m] * g[k];
+      }
+    }
+    for (int k = 0; k < 3; k++) forces[3 * i + k] += sum[k];
+    if (virial)
+      for (int k = 0; k < 9; k++) virial[9 * links[0][i] + k] += w[k];
+  }
 }
 
 /* unit vectors of n <= W edges, and their lengths; two atoms on one spot have no direction, see `make_edges` */

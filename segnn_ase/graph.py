@@ -7,7 +7,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from segnn_ase.neighbors import NO_PAIRS, Neighbors, device_neighbor_list, neighbor_list
+from segnn_ase.neighbors import Neighbors, SkinNeighbors, device_neighbor_list, neighbor_list
 
 
 class Graph(NamedTuple):
@@ -38,17 +38,62 @@ def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
     )
 
 
-def graph_on_device(numbers, positions, cell, pbc, cutoff: float, device) -> Graph:
-    """Build the graph where it is used: neighbours by torch-cluster, pairs are never copied to the host."""
-    i, j, S = device_neighbor_list(positions, cell, pbc, cutoff, device)
-    graph = graph_from_arrays(numbers, positions, cell, NO_PAIRS).to(device)
-    return graph._replace(edge_src=j, edge_dst=i, edge_shift=S.double())
-
-
 def graph_from_atoms(atoms: Atoms, cutoff: float, backend: str = "matscipy") -> Graph:
     """Build the graph of one structure. Raises StructureError for what has no neighbour list."""
     neighbors = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff, backend)
     return graph_from_arrays(atoms.numbers.copy(), atoms.positions.copy(), atoms.cell.array.copy(), neighbors)
+
+
+class SkinGraphs:
+    """Graphs of one structure after another, with all pairs within `cutoff` and some that are a skin further apart.
+
+    The pairs' tensors are made, on `device`, when `SkinNeighbors` finds new ones; only positions and cell change from
+    one structure to the next. With backend "torch_cluster" on a GPU the pairs never leave it.
+    """
+
+    def __init__(self, cutoff: float, skin: "float | str", backend: str, device: torch.device):
+        self.device, self.backend = device, backend
+        on_device = device.type != "cpu" and backend == "torch_cluster"
+        self.neighbors = DeviceNeighbors(cutoff, skin, device) if on_device else SkinNeighbors(cutoff, skin, backend)
+        self._found: Neighbors | None = None
+
+    def __call__(self, numbers, positions, cell, pbc) -> Graph:
+        found = self.neighbors.candidates(positions, cell, pbc)
+        if found is not self._found or not np.array_equal(numbers, self._numbers):
+            self._graph = graph_from_arrays(numbers.copy(), positions, cell, found).to(self.device)
+            self._found, self._numbers, self._cell = found, numbers.copy(), np.array(cell)
+            squares = edge_vectors(self._graph).square().sum(1)
+            found_within = self.neighbors.cutoff + self.neighbors.skin
+            self._closest = float(squares.min()) ** 0.5 if len(squares) else found_within
+        positions = torch.as_tensor(positions, dtype=torch.float64)
+        cell = torch.as_tensor(np.asarray(cell), dtype=torch.float64).view(1, 3, 3)
+        return self._graph._replace(positions=positions.to(self.device), cell=cell.to(self.device))
+
+    def apart(self, distance: float, cell) -> bool:
+        """Whether no two atoms of the last structure can be nearer than `distance`, without looking at it."""
+        # since the pairs were found each atom has moved by at most half the skin
+        return self._closest - self.neighbors.skin > distance and np.array_equal(cell, self._cell)
+
+
+class DeviceNeighbors(SkinNeighbors):
+    """The same with pairs found by torch-cluster, as tensors on a device."""
+
+    def __init__(self, cutoff: float, skin: "float | str", device: torch.device):
+        super().__init__(cutoff, skin, "torch_cluster")
+        self.device = device
+
+    def search(self, positions, cell, pbc, cutoff: float) -> Neighbors:
+        return Neighbors(*device_neighbor_list(positions, cell, pbc, cutoff, self.device))
+
+
+def within(graph: Graph, cutoff: float) -> Graph:
+    """The graph without pairs beyond the cutoff."""
+    near = edge_vectors(graph).square().sum(1) < cutoff**2
+    if bool(near.all()):
+        return graph
+    return graph._replace(
+        edge_src=graph.edge_src[near], edge_dst=graph.edge_dst[near], edge_shift=graph.edge_shift[near], edge_pair=None
+    )
 
 
 def collate(graphs: list[Graph]) -> Graph:
@@ -85,8 +130,8 @@ def with_pairs(graph: Graph) -> Graph:
     key = torch.where(flip[:, None], torch.stack([j, i], 1), torch.stack([i, j], 1))
     key = torch.cat([key, torch.where(flip[:, None], -shift, shift)], 1)
     _, pair = torch.unique(key, dim=0, return_inverse=True)
-    edge = torch.zeros(int(pair.max()) + 1 if len(pair) else 0, dtype=torch.long)
-    edge[pair] = torch.arange(len(pair))  # any of the two
+    edge = torch.zeros(int(pair.max()) + 1 if len(pair) else 0, dtype=torch.long, device=pair.device)
+    edge[pair] = torch.arange(len(pair), device=pair.device)  # any of the two
     return graph._replace(edge_pair=edge[pair])
 
 
@@ -101,7 +146,8 @@ def fragment(graph: Graph, size: int) -> Graph:
     n = len(graph.numbers)
     if n <= size:
         return graph
-    inside = torch.zeros(n, dtype=torch.bool)
+    device = graph.numbers.device
+    inside = torch.zeros(n, dtype=torch.bool, device=device)
     inside[0] = True
     while int(inside.sum()) < size:
         reached = inside.clone()
@@ -110,8 +156,8 @@ def fragment(graph: Graph, size: int) -> Graph:
             reached[int((~inside).nonzero()[0])] = True  # nothing else is connected: go on with another atom
         inside = reached
     atoms = inside.nonzero()[:, 0][:size]
-    place = torch.full((n,), -1)
-    place[atoms] = torch.arange(len(atoms))
+    place = torch.full((n,), -1, device=device)
+    place[atoms] = torch.arange(len(atoms), device=device)
     kept = (place[graph.edge_src] >= 0) & (place[graph.edge_dst] >= 0)
     return Graph(
         numbers=graph.numbers[atoms],
@@ -125,10 +171,6 @@ def fragment(graph: Graph, size: int) -> Graph:
     )
 
 
-def sorted_by_receiver(graph: Graph) -> bool:
-    return bool((graph.edge_dst[1:] >= graph.edge_dst[:-1]).all())
-
-
 def edge_vectors(graph: Graph) -> Tensor:
     """r_ij = r_j + S h - r_i, (E, 3) Å, differentiable in positions and cell."""
     if graph.n_graphs == 1:
@@ -140,7 +182,8 @@ def edge_vectors(graph: Graph) -> Tensor:
 
 def volume(graph: Graph) -> Tensor:
     """|det h| of each structure, (B,) Å^3; positive for left-handed cells too."""
-    return torch.linalg.det(graph.cell).abs()
+    a, b, c = graph.cell.unbind(1)
+    return (a * torch.linalg.cross(b, c)).sum(1).abs()
 
 
 def sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:

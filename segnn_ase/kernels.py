@@ -1,8 +1,9 @@
 """Fused kernels: operations compiled for the machine they run on, with first and second derivatives.
 
-The C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
-cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase). The layers in plain
-torch are the slow twin; without a compiler, on a GPU and when a check fails, they do the work.
+On the CPU the C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
+cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase); on a GPU Triton does the same
+(`triton_backend.py`). The layers in plain torch are the slow twin; without a compiler and when a check fails, they do
+the work.
 """
 
 import ctypes
@@ -100,6 +101,10 @@ def _compile(source: str, folder: Path) -> Path:
     raise CompilerError(f"{compiler()[0]} does not compile the kernels: {messages[-1]}")
 
 
+def runs_on_triton(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
 class Topology(NamedTuple):
     """Rows of an operation: for nodes only their number n. Edges are sorted by receiver: those of receiver i are
     first[i] ... first[i + 1] - 1 (N + 1,), with sender src, number of their pair of atoms, and place in a radial
@@ -150,15 +155,28 @@ class Kernel:
             self._libraries[order, dtype] = library
         return self._libraries[order, dtype]
 
+    def launch(self, order: int, topology: Topology, tensors, outputs: list[Tensor | None]) -> None:
+        """Run on a GPU into tensors that are there; what is added to must be zero, or what it is to be added to."""
+        from segnn_ase import triton_backend
+
+        if (order, "triton") not in self._libraries:
+            source = triton_backend.triton_source(self.operation, order)
+            self._libraries[order, "triton"] = triton_backend.load_kernel(source)
+        triton_backend.launch(self._libraries[order, "triton"], self.operation, topology, tensors, outputs)
+
     def __call__(self, topology: Topology, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _Forward.apply(self, topology, *tensors)
 
     def run(self, order: int, topology: Topology, tensors, outputs: list[Place | None]) -> tuple[Tensor | None, ...]:
         """Call the compiled code; outputs: shape of each written tensor and where its rows go, None for none."""
-        operation, dtype = self.operation, tensors[0].dtype
+        operation, dtype, device = self.operation, tensors[0].dtype, tensors[0].device
         tensors = [None if t is None else t.contiguous() for t in tensors]
-        if any(t is not None and (t.dtype is not dtype or t.is_cuda) for t in tensors):
-            raise TypeError(f"fused kernels need tensors of one dtype on the CPU, not {[t.dtype for t in tensors]}")
+        if any(t is not None and (t.dtype is not dtype or t.device != device) for t in tensors):
+            raise TypeError(f"fused kernels need tensors of one dtype and device, not {[t.dtype for t in tensors]}")
+        if runs_on_triton(device):
+            zeros = [None if p is None else torch.zeros(p.shape, dtype=dtype, device=device) for p in outputs]
+            self.launch(order, topology, tensors, zeros)
+            return tuple(zeros)
         bounds = topology.parts(operation.edges, operation.channels)
         parts = len(bounds) - 1
         written: list[Tensor | None] = []

@@ -246,40 +246,60 @@ def sorted_edges(
     evaluated once for it. table_step: distance of the knots of the radial tables, Å, where there are any.
     """
     if edge_pair is None:
-        edge_pair = torch.arange(len(edge_dst))
+        edge_pair = torch.arange(len(edge_dst), device=edge_dst.device)
     if not bool((edge_dst[1:] >= edge_dst[:-1]).all()):
         order = torch.argsort(edge_dst, stable=True)
         place = torch.empty_like(order)
-        place[order] = torch.arange(len(order))
+        place[order] = torch.arange(len(order), device=order.device)
         vectors, edge_src, edge_dst, edge_pair = (
             vectors[order],
             edge_src[order],
             edge_dst[order],
             place[edge_pair[order]],
         )
-    first = torch.zeros(n_atoms + 1, dtype=torch.long)
-    first[1:] = torch.bincount(edge_dst, minlength=n_atoms).cumsum(0)
-    topology = Topology(n_atoms, first, edge_src.contiguous())
-    distance = vectors.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
-    radial = fraction = None
-    if table_step is None:
-        chosen, pair = torch.unique(edge_pair, return_inverse=True)
-        topology = topology._replace(pair=pair)
-        radial = bessel(distance[chosen], n_radial, cutoff)
-    else:
-        scaled = distance.clamp_max(cutoff) / table_step  # beyond the cutoff the envelope is zero
-        place = scaled.detach().long().clamp(0, round(cutoff / table_step) - 1)
-        topology = topology._replace(knot=place[:, 0].contiguous())
-        fraction = scaled - place
+    topology = Topology(n_atoms, first_edges(edge_dst, n_atoms), edge_src.contiguous())
+    if table_step is not None:
+        return tabulated_edges(vectors, edge_dst, topology, cutoff=cutoff, lmax=lmax, table_step=table_step)
+    distance = _distance(vectors)
+    chosen, pair = torch.unique(edge_pair, return_inverse=True)
     return SortedEdges(
-        topology=topology,
+        topology=topology._replace(pair=pair),
         distance=distance,
         harmonics=spherical_harmonics(vectors / distance, lmax),
-        radial=radial,
-        fraction=fraction,
+        radial=bessel(distance[chosen], n_radial, cutoff),
+        fraction=None,
         envelope=envelope(distance / cutoff),
         receiver=edge_dst,
     )
+
+
+def tabulated_edges(
+    vectors: Tensor, edge_dst: Tensor, topology: Topology, *, cutoff: float, lmax: int, table_step: float
+) -> SortedEdges:
+    """Geometry of sorted edges where the radial functions come from tables with knots `table_step` Å apart."""
+    distance = _distance(vectors)
+    scaled = distance.clamp_max(cutoff) / table_step  # beyond the cutoff the envelope is zero
+    place = scaled.detach().long().clamp(0, round(cutoff / table_step) - 1)
+    return SortedEdges(
+        topology=topology._replace(knot=place[:, 0].contiguous()),
+        distance=distance,
+        harmonics=spherical_harmonics(vectors / distance, lmax),
+        radial=None,
+        fraction=scaled - place,
+        envelope=envelope(distance / cutoff),
+        receiver=edge_dst,
+    )
+
+
+def first_edges(edge_dst: Tensor, n_atoms: int, count: Tensor | None = None) -> Tensor:
+    """Number of the first edge of each receiver, of sorted ones, and of all: (N + 1,); count (E,) 0 leaves one out."""
+    count = torch.ones_like(edge_dst) if count is None else count
+    return edge_dst.new_zeros(n_atoms + 1).index_add(0, edge_dst + 1, count).cumsum(0)
+
+
+def _distance(vectors: Tensor) -> Tensor:
+    """(E, 1); two atoms on one spot have no direction: a tiny distance keeps every derivative finite."""
+    return vectors.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
 
 
 def neighbor_table(edge_dst: Tensor, n_atoms: int) -> tuple[Tensor, int]:
@@ -304,8 +324,7 @@ def make_edges(
     mask = vectors.new_zeros(n_slots, 1).index_fill(0, slot, 1.0)
     far = vectors.new_tensor([0.0, 0.0, cutoff]).expand(n_slots, 3)  # where the envelope and its slope vanish
     r = far.index_copy(0, slot, vectors)
-    # two atoms on one spot have no direction: a tiny distance keeps every derivative finite
-    distance = r.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+    distance = _distance(r)
     x = distance / cutoff
     return Edges(
         slot=slot,

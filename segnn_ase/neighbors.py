@@ -185,22 +185,28 @@ class SkinNeighbors:
         self._reference = None
 
     def __call__(self, positions, cell, pbc) -> Neighbors:
+        i, j, S = self.candidates(positions, cell, pbc)
+        positions, cell = np.asarray(positions, dtype=float), np.asarray(cell, dtype=float)
+        vectors = positions[j] - positions[i] + S @ cell
+        keep = np.einsum("ea,ea->e", vectors, vectors) < self.cutoff**2
+        return Neighbors(i[keep], j[keep], S[keep])
+
+    def candidates(self, positions, cell, pbc) -> Neighbors:
+        """All pairs within the cutoff and some of those within cutoff + skin; the same object while it holds."""
         positions, cell = np.asarray(positions, dtype=float), np.asarray(cell, dtype=float)
         pbc = np.asarray(pbc, dtype=bool)
-        if self.skin == 0:
-            return neighbor_list(positions, cell, pbc, self.cutoff, self.backend)
         if not self._valid(positions, cell, pbc):
             if self._same_system(positions, pbc):
                 self._tune()
             self._served = 0
-            found = neighbor_list(positions, cell, pbc, self.cutoff + self.skin, self.backend)
+            found = self.search(positions, cell, pbc, self.cutoff + self.skin)
             self._reference = (positions.copy(), cell.copy(), pbc.copy(), found)
             self.rebuilds += 1
         self._served += 1
-        i, j, S = self._reference[3]
-        vectors = positions[j] - positions[i] + S @ cell
-        keep = np.einsum("ea,ea->e", vectors, vectors) < self.cutoff**2
-        return Neighbors(i[keep], j[keep], S[keep])
+        return self._reference[3]
+
+    def search(self, positions, cell, pbc, cutoff: float) -> Neighbors:
+        return neighbor_list(positions, cell, pbc, cutoff, self.backend)
 
     def _tune(self) -> None:
         if self.tuned:

@@ -10,8 +10,10 @@ from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
 from segnn_ase.config import ConfigError, DeviceError, ModelConfig, StructureError
+from segnn_ase.device_engine import DeviceEngine
 from segnn_ase.engine import Engine
-from segnn_ase.graph import Graph, edge_vectors, sorted_by_receiver, sum_over_atoms, sum_over_structure_edges, volume
+from segnn_ase.graph import Graph, edge_vectors, sum_over_atoms, sum_over_structure_edges, volume
+from segnn_ase.kernels import runs_on_triton
 from segnn_ase.model import SEGNN, EnergyReadout
 from segnn_ase.plan import supported
 
@@ -61,8 +63,9 @@ class Potential(nn.Module):
         self.segnn = SEGNN(config, f"{len(species)}x0e")
         self.readout = EnergyReadout(config)
         self._isolated: tuple[tuple, Tensor] | None = None
+        self._table: tuple[tuple, Tensor] | None = None
         self.compiled = False
-        self._engine: Engine | None = None
+        self._engine: Engine | DeviceEngine | None = None
         self._making = Lock()
 
     def __getstate__(self) -> dict:
@@ -73,13 +76,13 @@ class Potential(nn.Module):
         super().__setstate__({**state, "_making": Lock()})
 
     @property
-    def engine(self) -> "Engine | None":
+    def engine(self) -> "Engine | DeviceEngine | None":
         """The network in compiled code, where `compiled` is set and it has been tabulated for evaluation."""
         if self.training or not self.compiled or self.segnn.table_step is None:
             return None
         with self._making:
             if self._engine is None:
-                self._engine = Engine(self)
+                self._engine = DeviceEngine(self) if runs_on_triton(self.device) else Engine(self)
         return self._engine
 
     def compile_network(self, on: bool = True) -> bool:
@@ -194,33 +197,29 @@ class Potential(nn.Module):
 
     def in_eV(self, kind: Tensor, epsilon: Tensor, isolated: Tensor) -> Tensor:
         """Atomic energies (N,) eV, float64, from epsilon (N,) and that of one lonely atom of each species."""
-        table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
-        return table[0, kind] + table[1, kind] * (epsilon - isolated[kind]).double()
+        reference, scale = self.per_species(kind)
+        return reference + scale * (epsilon - isolated[kind]).double()
 
-    def _repulsion(self, graph: Graph, kind: Tensor, vectors: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def per_species(self, kind: Tensor) -> Tensor:
+        """Reference energies and scales of atoms, (2, N) eV, float64."""
+        key = (kind.device, *self.reference_energies, *self.scales)
+        if self._table is None or self._table[0] != key:  # made once: to copy it stops a GPU
+            table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
+            self._table = (key, table)
+        return self._table[1][:, kind]
+
+    def _repulsion(self, graph: Graph, kind: Tensor, vectors: Tensor) -> tuple:
         """Edges shorter than their core radius, and the receivers' halves of the repulsion (eV, float64)."""
         if not self.config.core_repulsion:
             return None, None
         radii = self.core_radii[kind[graph.edge_dst], kind[graph.edge_src]]
-        close = (vectors.detach().square().sum(1) < radii.square()).nonzero()[:, 0]
-        if not len(close):
-            return None, None
+        close = slice(None)  # on a GPU a look at the number of close pairs costs more than to evaluate all
+        if vectors.device.type == "cpu":
+            close = (vectors.detach().square().sum(1) < radii.square()).nonzero()[:, 0]
+            if not len(close):
+                return None, None
         ends = graph.numbers[graph.edge_dst[close]], graph.numbers[graph.edge_src[close]]
         return close, 0.5 * core_repulsion(vectors[close], *ends, radii[close]).double()
-
-    def evaluate(self, graph: Graph, vectors: Tensor, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What `atomic_energies` gives, by the engine, and dE/dr_ij (E, 3) eV/Å; edges sorted by receiver."""
-        kind = self.species_index[graph.numbers]
-        if len(kind) and int(kind.min()) < 0:
-            raise ValueError(f"numbers has elements that are not of {self.symbols}")
-        first = torch.zeros(len(kind) + 1, dtype=torch.long)
-        first[1:] = torch.bincount(graph.edge_dst, minlength=len(kind)).cumsum(0)
-        weight = torch.tensor(self.scales, dtype=self.dtype)[kind] if gradient else None
-        engine = self.engine
-        epsilon, features, g = engine(kind, vectors, graph.edge_src.contiguous(), first, weight)
-        energies = self.in_eV(kind, epsilon, engine.isolated)
-        energies, repulsion = self.with_repulsion(graph, kind, vectors, energies, gradient=gradient)
-        return energies, features, g if g is None or repulsion is None else g + repulsion
 
     def with_repulsion(
         self, graph: Graph, kind: Tensor, vectors: Tensor, energies: Tensor, *, gradient: bool = True
@@ -240,17 +239,56 @@ def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: 
 
     Forces and virial come from one gradient g_ij = dE/dr_ij: F_i = sum_j (g_ij - g_ji), and
     stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is NaN.
+    Pairs beyond the cutoff do nothing where the model is smooth; the engine leaves them out of `edge_gradients`.
     """
-    vectors = edge_vectors(graph).detach().to(potential.dtype)
     wanted = forces or stress
-    if potential.engine is not None and sorted_by_receiver(graph):
-        energies, features, g = potential.evaluate(graph, vectors, gradient=wanted)
-        energy = sum_over_atoms(energies, graph)
-    else:
-        energy, energies, features, g = _by_autograd(potential, graph, vectors, wanted)
+    if potential.engine is not None:
+        found = _by_engine(potential, graph, wanted, stress)
+        if found is not None:
+            return found
+    vectors = edge_vectors(graph).detach().to(potential.dtype)
+    energy, energies, features, g = _by_autograd(potential, graph, vectors, wanted)
     if not wanted:
         return Prediction(energy, energies, None, None, None, features)
     return assemble(graph, vectors, energies, g, features, forces=forces, stress=stress)
+
+
+def _by_engine(potential: Potential, graph: Graph, gradient: bool, stress: bool) -> Prediction | None:
+    """The same by the engine; None for a graph that is not sorted by receiver."""
+    engine, kind = potential.engine, potential.species_index[graph.numbers]
+    if isinstance(engine, DeviceEngine):
+        return _by_device_engine(potential, graph, kind, gradient, stress)
+    if len(kind) and int(kind.min()) < 0:
+        raise ValueError(f"numbers has elements that are not of {potential.symbols}")
+    edges = engine.edges(graph, kind, potential.core_radii if potential.config.core_repulsion else None)
+    if edges is None:
+        return None
+    weight = potential.per_species(kind)[1].to(potential.dtype) if gradient else None
+    epsilon, features, g = engine(kind, edges.vectors, edges.src, edges.first, weight)
+    energies = potential.in_eV(kind, epsilon, engine.isolated)
+    if edges.close:
+        near = graph._replace(edge_src=edges.src, edge_dst=edges.dst)
+        energies, repulsion = potential.with_repulsion(near, kind, edges.vectors, energies, gradient=gradient)
+        g = g if g is None or repulsion is None else g + repulsion
+    energy = sum_over_atoms(energies, graph)
+    if not gradient:
+        return Prediction(energy, energies, None, None, None, features)
+    forces, virial = engine.gather(graph, edges, g, stress=stress)
+    s = None if virial is None else _stress(virial, graph)
+    return Prediction(energy, energies, forces, s, g.double(), features)
+
+
+def _by_device_engine(potential: Potential, graph: Graph, kind: Tensor, gradient: bool, stress: bool) -> Prediction:
+    """Without a look at any number, so that it can be captured (`captured.py`)."""
+    engine, vectors = potential.engine, edge_vectors(graph).detach()
+    weight = potential.per_species(kind)[1].to(potential.dtype) if gradient else None
+    epsilon, features, g = engine(kind, vectors, graph.edge_src, graph.edge_dst, weight)
+    energies = potential.in_eV(kind, epsilon, engine.isolated)
+    energies, repulsion = potential.with_repulsion(graph, kind, vectors, energies, gradient=gradient)
+    if not gradient:
+        return Prediction(sum_over_atoms(energies, graph), energies, None, None, None, features)
+    g = g if repulsion is None else g + repulsion
+    return assemble(graph, vectors, energies, g, features, forces=True, stress=stress)
 
 
 def assemble(
@@ -263,12 +301,15 @@ def assemble(
         zero = g.new_zeros(len(graph.numbers), 3)
         f = zero.index_add(0, graph.edge_dst, g).index_add(0, graph.edge_src, -g)
     if stress:
-        virial = sum_over_structure_edges(vectors.detach().double()[:, :, None] * g[:, None], graph)
-        size = volume(graph)[:, None, None]
-        # a cell without volume divides by 1, not 0: its NaN must not reach the gradients of the others in a batch
-        s = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(size > 0, size, 1.0)
-        s = s.masked_fill(size == 0, math.nan)
+        s = _stress(sum_over_structure_edges(vectors.detach().double()[:, :, None] * g[:, None], graph), graph)
     return Prediction(sum_over_atoms(energies, graph), energies, f, s, g, features)
+
+
+def _stress(virial: Tensor, graph: Graph) -> Tensor:
+    size = volume(graph)[:, None, None]
+    # a cell without volume divides by 1, not 0: its NaN must not reach the gradients of the others in a batch
+    s = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(size > 0, size, 1.0)
+    return s.masked_fill(size == 0, math.nan)
 
 
 def _by_autograd(potential: Potential, graph: Graph, vectors: Tensor, wanted: bool) -> tuple:

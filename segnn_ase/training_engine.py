@@ -233,16 +233,6 @@ class TrainingEngine:
         c.matrix[0] = role in ("value", "tangent")
         return c
 
-    def _run(self, role: str, counts: dict, links, species_links) -> None:
-        n = counts["node"]
-        bounds = (ctypes.c_int64 * 2)(0, n)
-        for where, steps in self.passes[role]:
-            if where == "edge":
-                self.library.run_edges(steps, 1, bounds, links, ctypes.c_int64(n))
-            else:
-                rows = ctypes.c_int64(counts[where])
-                self.library.run_nodes(steps, ctypes.c_int64(len(steps)), rows, 1, species_links)
-
     def step(self, graph: Graph, loss_of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Evaluate a loss and put its gradient into the parameters' `grad`, where they require one.
 

@@ -1,10 +1,15 @@
 """Fixtures: small random potentials, seeded and calibrated, on the species of `systems`."""
 
+import os
 from functools import cache
 
 import hypothesis
 import pytest
 import torch
+
+if not torch.cuda.is_available():  # before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from systems import CUTOFF, NAMED, SPECIES
 
 from segnn_ase.config import PRESETS, model_config

@@ -395,8 +395,8 @@ def test_md_with_a_skin_is_that_without(potential, build, skin):
         atoms.wrap()
         seen.append(atoms.get_forces())
         if used:
-            (neighbors,) = atoms.calc._lists.values()
-            assert 1 < neighbors.rebuilds < 20
+            (graphs,) = atoms.calc._graphs.values()
+            assert 1 < graphs.neighbors.rebuilds < 20
         paths.append(seen)
     assert np.abs(np.array(paths[0]) - np.array(paths[1])).max() < 1e-9
 

@@ -8,15 +8,17 @@ from systems import CUTOFF, NAMED, WITH_VOLUME, left_handed, triclinic
 
 from segnn_ase.config import StructureError
 from segnn_ase.graph import (
+    DeviceNeighbors,
     Graph,
+    SkinGraphs,
     collate,
     edge_vectors,
     graph_from_atoms,
-    graph_on_device,
     sum_over_atoms,
     sum_over_structure_edges,
     volume,
     with_pairs,
+    within,
 )
 
 
@@ -39,12 +41,36 @@ def test_graph_made_on_the_device_is_the_same(name):
     pytest.importorskip("torch_cluster")
     atoms = NAMED[name]()
     expected = graph_from_atoms(atoms, CUTOFF, "torch_cluster")
-    made = graph_on_device(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF, "cpu")
+    graphs = SkinGraphs(CUTOFF, 0.0, "torch_cluster", torch.device("cpu"))
+    graphs.neighbors = DeviceNeighbors(CUTOFF, 0.0, torch.device("cpu"))
+    made = graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     pairs = [np.column_stack([g.edge_dst, g.edge_src, g.edge_shift]) for g in (made, expected)]
     np.testing.assert_array_equal(*(x[np.lexsort(x.T)] for x in pairs))
     for field in ("numbers", "positions", "cell", "batch"):
         assert torch.equal(getattr(made, field), getattr(expected, field))
     assert [x.dtype for x in made[:7]] == [x.dtype for x in expected[:7]]
+
+
+@pytest.mark.parametrize("name", ["ethanol", "slab", "left_handed", "outside", "tiny_cell", "one_atom"])
+def test_graphs_with_a_skin_have_all_pairs_and_know_how_near_atoms_can_be(name):
+    atoms, graphs = NAMED[name](), SkinGraphs(CUTOFF, 0.6, "matscipy", torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        geometry = atoms.positions, atoms.cell.array, atoms.pbc
+        graph = graphs(atoms.numbers, *geometry)
+        found, expected = within(graph, CUTOFF), graph_from_atoms(atoms, CUTOFF)
+        for a, b in zip(found[:7], expected[:7], strict=True):
+            assert torch.equal(a, b)
+        distances = edge_vectors(expected).norm(dim=1)
+        closest = float(distances.min()) if len(distances) else CUTOFF
+        assert not graphs.apart(closest + 1e-9, atoms.cell.array)
+        assert graphs.apart(closest - 1.3, atoms.cell.array)
+        atoms.positions += rng.normal(0, 0.04, (len(atoms), 3))
+    atoms.cell *= 1.01
+    graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    assert graphs.apart(0.0, np.eye(3)) is False
+    atoms.numbers[0] += 1
+    assert int(graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc).numbers[0]) == atoms.numbers[0]
 
 
 def test_collate_puts_structures_side_by_side():

@@ -1,0 +1,131 @@
+"""A potential's evaluation as a CUDA graph: the whole step, from positions to forces, is recorded once and replayed.
+
+A step of a small system is some hundred short kernels; to start them one by one from Python takes longer than to run
+them. Everything recorded keeps its place and its size, so pairs are padded to a capacity with some headroom.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from segnn_ase.config import AccelerationError
+from segnn_ase.graph import Graph
+from segnn_ase.potential import Potential, Prediction, predict
+
+HEADROOM = 1.15  # of the pairs, so that a few more do not need another recording
+ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}  # sums of a GPU have no fixed order
+
+
+class CapturedPredict:
+    """`predict` on a GPU for one structure after another; what changes little is not recorded again.
+
+    The padding is a structure of its own behind the others, two atoms of the first species that are further apart
+    than the cutoff, with as many pairs as there is room for; its results are left out.
+    """
+
+    def __init__(self, potential: Potential):
+        self.potential = potential
+        self._state: tuple | None = None  # what has been recorded
+        self._replay: Callable[[], Prediction] | None = None
+
+    def __getstate__(self) -> dict:
+        return {"potential": self.potential, "_state": None, "_replay": None}  # a recording stays in its process
+
+    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        """See `predict`; the pairs must be sorted by receiver, and those beyond the cutoff do nothing.
+
+        Raises AccelerationError if the replayed recording does not give what was recorded.
+        """
+        n, n_pairs = len(graph.numbers), len(graph.edge_src)
+        state = (n, graph.n_graphs, forces, stress, id(self.potential.engine))
+        fresh = self._state != state or n_pairs > len(self._graph.edge_src)
+        if fresh:
+            self._graph = padded(graph, math.ceil(HEADROOM * n_pairs) + 1, self.potential)
+            self._pairs = self._numbers = None
+        static = self._graph
+        if self._numbers is not graph.numbers:
+            self._check_species(graph.numbers)
+            static.numbers[:n].copy_(graph.numbers)
+            static.batch[:n].copy_(graph.batch)
+            self._numbers = graph.numbers
+        if self._pairs is not graph.edge_src:
+            static.edge_src[n_pairs:], static.edge_dst[n_pairs:] = n, n + 1
+            for place, x in zip(static[3:6], graph[3:6], strict=True):
+                place[:n_pairs].copy_(x)
+            static.edge_shift[n_pairs:] = 0.0
+            self._pairs = graph.edge_src
+        static.positions[:n].copy_(graph.positions, non_blocking=True)
+        static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
+        if fresh:
+            self._state, self._replay = None, None
+            self._replay = self._record(forces, stress)
+            self._state = state
+        return _without_padding(self._replay(), n, graph.n_graphs)
+
+    def _check_species(self, numbers: Tensor) -> None:
+        if len(numbers) and int(self.potential.species_index[numbers].min()) < 0:
+            raise ValueError(f"numbers has elements that are not of {self.potential.symbols}")
+
+    def _record(self, forces: bool, stress: bool) -> Callable[[], Prediction]:
+        def run() -> Prediction:
+            return predict(self.potential, self._graph, forces=forces, stress=stress)
+
+        if self._graph.positions.device.type != "cuda":
+            return run
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # kernels are compiled and chosen before
+            for _ in range(2):
+                expected = run()
+        torch.cuda.current_stream().wait_stream(side)
+        recording = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(recording):
+            found = run()
+        recording.replay()
+        self._check(found, expected)
+
+        def replay() -> Prediction:
+            recording.replay()
+            return found
+
+        return replay
+
+    def _check(self, found: Prediction, expected: Prediction) -> None:
+        """Nothing may have been left out of the recording."""
+        size = max(self.potential.scales)
+        pairs = [("energies", size, found.energies, expected.energies)]
+        if expected.forces is not None:
+            pairs.append(("forces", max(size, float(expected.forces.abs().max())), found.forces, expected.forces))
+        for name, size, a, b in pairs:
+            if not float((a - b).abs().max()) <= ROUNDING[self.potential.dtype] * size:
+                raise AccelerationError(f"the replayed CUDA graph does not give the {name} that were recorded")
+
+
+def padded(graph: Graph, n_pairs: int, potential: Potential) -> Graph:
+    """A graph of its own with room for as many pairs, two atoms and a structure more than there are."""
+    n, device = len(graph.numbers), graph.positions.device
+    apart = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0 * potential.cutoff]], dtype=torch.float64, device=device)
+    two = torch.ones(2, dtype=torch.long, device=device)
+    pairs = torch.full((n_pairs,), n, dtype=torch.long, device=device)
+    return Graph(
+        numbers=torch.cat([graph.numbers, two * potential.species[0]]),
+        positions=torch.cat([graph.positions, apart]),
+        cell=torch.cat([graph.cell, torch.eye(3, dtype=torch.float64, device=device)[None]]),
+        edge_src=pairs,
+        edge_dst=pairs + 1,
+        edge_shift=torch.zeros(n_pairs, 3, dtype=torch.float64, device=device),
+        batch=torch.cat([graph.batch, two * graph.n_graphs]),
+        n_graphs=graph.n_graphs + 1,
+    )
+
+
+def _without_padding(p: Prediction, n: int, n_graphs: int) -> Prediction:
+    """Copies, as the next replay writes to the same places; gradients of pairs are left out."""
+
+    def first(x: Tensor | None, count: int) -> Tensor | None:
+        return None if x is None else x[:count].clone()
+
+    energy, stress = first(p.energy, n_graphs), first(p.stress, n_graphs)
+    return Prediction(energy, first(p.energies, n), first(p.forces, n), stress, None, first(p.features, n))
