@@ -10,12 +10,12 @@ CUTOFF = 5.0  # Å
 NEIGHBORS = 40.0
 
 
-def build(name: str, dtype: str):
+def build(name: str, dtype: str, device: str):
     """An ASE calculator: `<preset>`, `<preset>:layers` (no tables), `<preset>:torch` (no compiled code), a peer, or a
     model file or shipped potential with the same endings."""
     if name in PEERS:
         warnings.filterwarnings("ignore")
-        return PEERS[name](dtype)
+        return PEERS[name](dtype, device)
     model, _, mode = name.partition(":")
     from segnn_ase import SEGNNCalculator
     from segnn_ase.config import PRESETS
@@ -24,7 +24,9 @@ def build(name: str, dtype: str):
     if mode not in options:
         raise SystemExit(f"mode is {mode!r} in {name!r}; expected layers or torch")
     options = {"accelerate": "require", **options[mode], "allow_nonsmooth": True}
-    return SEGNNCalculator(random_potential(model) if model in PRESETS else model, dtype=dtype, **options)
+    return SEGNNCalculator(
+        random_potential(model) if model in PRESETS else model, dtype=dtype, device=device, **options
+    )
 
 
 def random_potential(preset: str):
@@ -43,7 +45,7 @@ def random_potential(preset: str):
     return potential
 
 
-def nequip_small(dtype: str):
+def nequip_small(dtype: str, device: str):
     """NequIP-S: 2 layers, l = 1, 128 then 64 features (nequip 0.19, eager)."""
     from nequip.integrations.ase import NequIPCalculator
     from nequip.integrations.utils import basic_transforms, handle_chemical_species_map
@@ -69,10 +71,12 @@ def nequip_small(dtype: str):
     ).eval()
     types = model.metadata[graph_model.TYPE_NAMES_KEY].split(" ")
     species = handle_chemical_species_map(True, types)
-    return NequIPCalculator(model, "cpu", transforms=basic_transforms(model.metadata, CUTOFF, types, species))
+    return NequIPCalculator(
+        model.to(device), device, transforms=basic_transforms(model.metadata, CUTOFF, types, species)
+    )
 
 
-def mace_small(dtype: str):
+def mace_small(dtype: str, device: str):
     """MACE with 64 scalar channels, l = 3 harmonics, body order 4 (mace-torch 0.3, eager)."""
     import os
 
@@ -105,7 +109,7 @@ def mace_small(dtype: str):
         atomic_inter_scale=1.0,
         atomic_inter_shift=0.0,
     )
-    return MACECalculator(models=[model], device="cpu", default_dtype=dtype)
+    return MACECalculator(models=[model], device=device, default_dtype=dtype)
 
 
 PEERS = {"nequip-S": nequip_small, "mace-64x0e": mace_small}

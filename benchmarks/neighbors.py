@@ -12,17 +12,19 @@ import torch
 from report import plot_lines, print_table, save
 from systems import system
 
-from segnn_ase.neighbors import SkinNeighbors, neighbor_list
+from segnn_ase.neighbors import SkinNeighbors, device_neighbor_list, neighbor_list
 
 CUTOFF = 5.0  # Å
 
 
-def median_ms(repeats: int, call, *arguments) -> float:
+def median_ms(repeats: int, call, *arguments, clock=time.process_time) -> float:
     times = []
     for _ in range(repeats + 1):
-        begin = time.process_time()
+        begin = clock()
         call(*arguments)
-        times.append(1e3 * (time.process_time() - begin))
+        if clock is not time.process_time:
+            torch.cuda.synchronize()
+        times.append(1e3 * (clock() - begin))
     return float(np.median(times[1:]))
 
 
@@ -41,6 +43,10 @@ def main() -> None:
         for backend in backends:
             ms = median_ms(a.repeats, neighbor_list, *place, CUTOFF, backend)
             rows.append({"method": backend, "atoms": len(atoms), "cpu_ms": ms})
+        if torch.cuda.is_available() and len(backends) > 1:
+            cuda = torch.device("cuda")
+            ms = median_ms(a.repeats, device_neighbor_list, *place, CUTOFF, cuda, clock=time.perf_counter)
+            rows.append({"method": "torch_cluster, GPU (wall)", "atoms": len(atoms), "cpu_ms": ms})
         skin = SkinNeighbors(CUTOFF, 0.5, "matscipy")
         skin(*place)
         ms = median_ms(a.repeats, skin, *place)

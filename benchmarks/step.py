@@ -21,10 +21,11 @@ def main() -> None:
     parser.add_argument("calculator")
     parser.add_argument("systems", nargs="+", help="smallest first")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20.0, help="stop after so long")
     a = parser.parse_args()
-    calculator = build(a.calculator, a.dtype)
+    calculator = build(a.calculator, a.dtype, a.device)
     loaded = time.perf_counter() - START
     for name in a.systems:
         atoms = system(name)
@@ -50,7 +51,12 @@ def main() -> None:
             "first_ms": times[0],
             "start_s": loaded + times[0] / 1e3,
             "peak_MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "device": a.device,
         }
+        if a.device != "cpu":
+            import torch
+
+            line |= {"device": torch.cuda.get_device_name(), "peak_MB": torch.cuda.max_memory_allocated() / 2**20}
         print(json.dumps(line), flush=True)
 
 

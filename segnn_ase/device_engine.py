@@ -62,7 +62,7 @@ class DeviceEngine:
 
     def _run(self, nodes: Topology, edges: Topology, weight: Tensor | None) -> None:
         plan = self.plan
-        segments = [[s] if isinstance(s, Rows) else s for s in plan.segments]
+        segments = plan.segments
         if weight is None:
             segments = [*segments[: plan.n_forward - 1], segments[plan.n_forward - 1][: plan.n_last]]
         else:
@@ -88,16 +88,7 @@ class DeviceEngine:
         self._capacity = (n, n_edges)
 
     def _buffers(self) -> list[Buffer]:
-        plan = self.plan
-        found = [plan.weight, plan.attributes, plan.g_attributes, plan.harmonics, plan.envelope, plan.fraction]
-        found += [plan.g_harmonics, plan.g_envelope, plan.g_fraction]
-        for segment in plan.segments:
-            for step in [segment] if isinstance(segment, Rows) else segment:
-                if isinstance(step, Rows):
-                    found += [b for b in (*step.inputs, *step.outputs) if b is not None]
-                else:
-                    found += [v.buffer for v in (step.a, step.c, step.d) if v is not None]
-        return found
+        return [*self.plan.given(), *(b for step in itertools.chain(*self.plan.segments) for b in step.buffers())]
 
     def _tensor(self, buffer: Buffer | None) -> Tensor | None:
         return None if buffer is None else self._weights.get(buffer, buffer.tensor)

@@ -5,6 +5,7 @@ stays in the cache; several threads share the chunks, and the edges of a message
 """
 
 import ctypes
+import itertools
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from segnn_ase.codegen import Expr, Formula, prelude
 from segnn_ase.graph import Graph
 from segnn_ase.kernels import Kernel, Topology, load_library
 from segnn_ase.o3 import raise_degree
-from segnn_ase.plan import Buffer, Product, Rows, make_plan
+from segnn_ase.plan import Buffer, Product, Rows, make_plan, on_edges
 
 CHUNK = 32  # atoms
 HEADROOM = 1.15  # of the buffers, so that they do not grow at every step
@@ -143,8 +144,8 @@ class Engine:
         if weight is not None:
             plan.weight.tensor[:n, 0] = weight
         last = plan.n_forward if weight is None else len(self._segments)
-        for k, (on_edges, steps) in enumerate(self._segments[:last]):
-            if on_edges:
+        for k, (by_edges, steps) in enumerate(self._segments[:last]):
+            if by_edges:
                 lib.run_edges(steps, threads, cuts, links, ctypes.c_int64(n))
             else:
                 count = plan.n_last if weight is None and k == last - 1 else len(steps)
@@ -168,12 +169,8 @@ class Engine:
 
     def _make_buffers(self, capacity: tuple[int, int, int]) -> None:
         self._room = capacity
-        self._segments = [
-            (isinstance(segment, Rows), self._steps([segment] if isinstance(segment, Rows) else segment))
-            for segment in self.plan.segments
-        ]
-        plan = self.plan
-        for buffer in (plan.weight, plan.attributes, plan.g_attributes):
+        self._segments = [(on_edges(segment), self._steps(segment)) for segment in self.plan.segments]
+        for buffer in self.plan.given():
             self._tensor(buffer)
 
     def _tensor(self, buffer: Buffer) -> Tensor:
@@ -211,8 +208,8 @@ class Engine:
 
     def _compile(self) -> dict:
         """The functions of all row operations, compiled side by side where they are not in the cache."""
-        listed = [[s] if isinstance(s, Rows) else s for s in self.plan.segments]
-        wanted = {(step.operation, step.order) for steps in listed for step in steps if isinstance(step, Rows)}
+        steps = itertools.chain(*self.plan.segments)
+        wanted = {(step.operation, step.order) for step in steps if isinstance(step, Rows)}
         with ThreadPoolExecutor(usable_cores()) as pool:
             libraries = pool.map(lambda key: Kernel(key[0]).library(key[1], self.dtype), wanted)
             return {key: library.rows for key, library in zip(wanted, libraries, strict=True)}

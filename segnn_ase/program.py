@@ -1,19 +1,18 @@
-"""The network as a list of steps with its parameters by name, and what `training_engine.py` derives from it.
+"""The network as a list of steps with its parameters, from which `plan.py` and `training_engine.py` derive the rest.
 
 Forward steps only: row operations (`operations.py`) and matrix products, on pairs of atoms (radial functions), on
-atoms, or on edges (messages). Their derivatives are made from them step by step.
+atoms, or on edges (messages). All but the messages act on single atoms.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from segnn_ase import operations
 from segnn_ase.codegen import Operation
 from segnn_ase.layers import SIGMOID_SCALE, SILU_SCALE
 from segnn_ase.o3 import SCALAR, Coupling, kinds, multiplicities, spherical_kinds
-from segnn_ase.plan import beside, relaid
 
 
 @dataclass(eq=False)
@@ -22,7 +21,6 @@ class Array:
 
     where: str
     size: int
-    still: bool = False  # does not move with the atoms
     geometry: bool = False  # does not depend on the weights
 
 
@@ -34,9 +32,9 @@ class View(NamedTuple):
 
 
 class Weight(NamedTuple):
-    """A parameter as it is used: times scale, cut to shape."""
+    """A parameter, or a table of radial functions, as it is used: times scale, cut to shape."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     scale: float = 1.0
 
 
@@ -59,7 +57,10 @@ class Rows:
 
 @dataclass
 class Program:
-    radial: Array
+    """Segments ("pair", "node" or "edge", steps) that take the geometry to `epsilon` and `features`."""
+
+    radial: Array  # Bessel functions of pairs, or with tables
+    fraction: Array  # of the way of an edge to the next knot
     harmonics: Array
     envelope: Array
     attributes: Array
@@ -71,7 +72,22 @@ class Program:
 WEIGHT, GEOMETRY = {"weight": True}, {"geometry": True}
 
 
-def make_program(potential: nn.Module) -> Program:
+def relaid(operation: Operation, **changes: dict) -> Operation:
+    """The same operation with other fields for some operands: {name: {field: value}}."""
+
+    def moved(operands):
+        return tuple(replace(o, **changes.get(o.name, {})) for o in operands)
+
+    return replace(operation, inputs=moved(operation.inputs), outputs=moved(operation.outputs))
+
+
+def beside(dim: int, stride: int, offset: int = 0) -> dict:
+    """Layout of features (n, dim, stride) whose channels start at offset."""
+    return {"size": dim * stride, "offsets": tuple(m * stride + offset for m in range(dim))}
+
+
+def make_program(potential: nn.Module, *, tabulated: bool = False) -> Program:
+    """Steps of a network that `plan.supported` knows; its radial functions by their MLPs, or tabulated."""
     segnn, readout, config = potential.segnn, potential.readout, potential.config
     kinds_ = kinds(segnn.irreps)
     n_kinds, channels = len(kinds_), multiplicities(segnn.irreps)[0]
@@ -97,20 +113,24 @@ def make_program(potential: nn.Module) -> Program:
     features = View(Array("node", channels), 1, channels)
     epsilon = Array("node", 1)
     eps = View(epsilon, 1, 1)
-    geometry = {"geometry": True}
     program = Program(
-        Array("pair", config.n_radial, **geometry),
-        Array("edge", n_attr, **geometry),
-        Array("edge", 1, **geometry),
-        Array("node", n_attr, **geometry),
-        epsilon,
-        features,
+        radial=Array("pair", config.n_radial, geometry=True),
+        fraction=Array("edge", 1, geometry=True),
+        harmonics=Array("edge", n_attr, geometry=True),
+        envelope=Array("edge", 1, geometry=True),
+        attributes=Array("node", n_attr, geometry=True),
+        epsilon=epsilon,
+        features=features,
     )
     a = program.attributes
 
     # radial functions, on pairs
-    rho, steps = [], []
+    rho: list[list[Array | Weight]] = []
+    steps: list[Rows | Product] = []
     for message in segnn.messages:
+        if tabulated:
+            rho.append([Weight(message.tables[0]), program.fraction])
+            continue
         x = View(program.radial, 1, config.n_radial)
         for layer in message.radial.layers:
             width = layer.weight.shape[1]
@@ -119,21 +139,20 @@ def make_program(potential: nn.Module) -> Program:
             steps.append(Rows(operations.activation(width, SILU_SCALE), [before], [after]))
             x = View(after, 1, width)
         final = message.radial.last
-        rho.append(Array("pair", final.weight.shape[1]))
-        steps.append(Product(x, dense(final), View(rho[-1], 1, final.weight.shape[1])))
-    program.segments.append(("pair", steps))
+        factors = Array("pair", final.weight.shape[1])
+        rho.append([factors])
+        steps.append(Product(x, dense(final), View(factors, 1, factors.size)))
+    if steps:
+        program.segments.append(("pair", steps))
 
     coupling = segnn.messages[0].couplings[0]
     if linear:
-        message_operation = operations.linear_message(coupling, channels)
+        message_operation = operations.linear_message(coupling, channels, tabulated=tabulated)
     else:
-        message_operation = operations.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE)
+        message_operation = operations.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE, tabulated=tabulated)
+    summed = GEOMETRY | {"added": True}
     message_operation = relaid(
-        message_operation,
-        harmonics=GEOMETRY | {"added": True},
-        envelope=GEOMETRY | {"added": True},
-        mix=WEIGHT,
-        bias=WEIGHT,
+        message_operation, harmonics=summed, envelope=summed, fraction=summed, mix=WEIGHT, bias=WEIGHT
     )
     n_sent = 1 if linear else 2
     n_paths = [1 if linear else coupling.paths_into(k) for k in range(n_kinds)]
@@ -176,7 +195,7 @@ def make_program(potential: nn.Module) -> Program:
         geometry_arrays = [program.harmonics, program.envelope]
         program.segments += [
             ("node", steps),
-            ("edge", [Rows(message_operation, [*pair, rho[t], *geometry_arrays, *weights], sent)]),
+            ("edge", [Rows(message_operation, [*pair, *rho[t], *geometry_arrays, *weights], sent)]),
         ]
         steps = []
         powers = nodes(order * channels)

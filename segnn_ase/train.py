@@ -122,7 +122,7 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
     settings, files = config.training, output_files(config.out)
     potential = job.potential.to(resolve_device(settings.device))
     smallest = min(job.train, key=lambda item: len(item.graph.edge_src) or math.inf)
-    engine = accelerate_training(potential, smallest.graph, settings.accelerate)
+    engine = accelerate_training(potential, smallest.graph.to(potential.device), settings.accelerate)
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights = trainable(potential, settings.freeze)
     parameters, means = list(weights.values()), [dict(averaged.named_parameters())[name] for name in weights]
@@ -620,15 +620,17 @@ def _printer(progress: bool):
 
 
 def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:
-    """Errors of a model on labelled files, one entry per file; see `evaluate`."""
+    """Errors of a model on labelled files, one entry per file, evaluated as by the calculator; see `evaluate`."""
     potential, _ = load_with_metadata(model)
-    potential = potential.to(resolve_device(device))
-    errors = {}
+    potential = potential.to(resolve_device(device)).eval()
+    errors: dict[str, dict] = {}
     for path in paths:
         frames = read_frames(path, keys)
         check_labels(frames)
         check_species(frames, potential.species, path)
         items = [make_item(f, potential.cutoff) for f in frames]
-        accelerate(potential, items[0].graph)
+        if not errors:
+            largest = max(items, key=lambda item: len(item.graph.edge_src))
+            accelerate(potential, largest.graph.to(potential.device), tables=True)
         errors[path] = evaluate(potential, items, OptimConfig())
     return errors
