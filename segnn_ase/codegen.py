@@ -384,26 +384,27 @@ def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> st
         return f"{array}[{o.tensor}] + {index[o.where]} * {o.size}L + {o.offsets[component]}"
 
     def name(e: Expr) -> str:
+        if e.op == "in" and e.level == "V":  # read wherever it is used: to keep it would be to store it once more
+            return f"load({address('in', operands[e.args[0]], e.args[1])} + c, n)"
         return f"((T){e.args[0]!r})" if e.op == "const" else f"{e.level.lower()}{e.index}"
 
     def value(e: Expr) -> str:
         if e.op == "in":
-            where = address("in", operands[e.args[0]], e.args[1])
-            return f"*({where})" if e.level == "S" else f"load({where} + c, n)"
+            return f"*({address('in', operands[e.args[0]], e.args[1])})" if e.level == "S" else name(e)
         a = [name(x) for x in e.args]
         return {"add": " + ", "mul": " * "}[e.op].join(a) if e.op != "sigmoid" else f"sigmoid({a[0]})"
 
     phases: dict[str, list[str]] = {"S": [], "V": [], "R": []}
     sums = [name(e) for e in live if e.op == "sum"]
-    totals: dict[int, list[Expr]] = {}
-    for e in live:
-        if e.op == "sum":
-            for term in e.args:
-                totals.setdefault(term.index, []).append(e)
     waiting: dict[int, list[tuple[Operand, int]]] = {}
     for o, component, e in stores:
         if e is not None:
             waiting.setdefault(e.index, []).append((o, component))
+    late = _late_terms(live, waiting)
+    due: dict[int, list[Expr]] = {}  # sums over channels by their last term: stored once, when all can be had
+    for e in live:
+        if e.op == "sum":
+            due.setdefault(max(term.index for term in e.args), []).append(e)
 
     def write(e: Expr) -> None:
         for o, component in waiting.get(e.index, []):
@@ -418,16 +419,28 @@ def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> st
                 what = f"lanes({name(e)})" if e.level == "R" else name(e)
                 phases["R"].append(f"*({where}) {'=' if o.overwrites else '+='} {what};")
 
+    made: set[int] = set()
+
+    def make(e: Expr) -> None:
+        """Print what a V value needs, just before it is needed: few are alive at a time."""
+        if e.level == "V" and e.op not in ("const", "in") and e.index not in made:
+            made.add(e.index)
+            for argument in e.args:
+                make(argument)
+            phases["V"].append(f"const V {name(e)} = {value(e)};")
+
     for e in live:
-        if e.op == "const":
-            continue
-        if e.op != "sum":
-            kind = {"S": "T", "V": "V", "R": "V"}[e.level]
-            phases[e.level].append(f"const {kind} {name(e)} = {value(e)};")
-            phases["V"] += [f"*p_{name(total)} += {name(e)};" for total in totals.get(e.index, ())]
-        write(e)
-    for e in live:
-        if e.op == "const":
+        if e.op not in ("const", "sum") and e.level != "V":
+            phases[e.level].append(f"const {'T' if e.level == 'S' else 'V'} {name(e)} = {value(e)};")
+        for total in due.get(e.index, ()):
+            terms = []
+            for term in total.args:
+                for needed in term.args if term.index in late else [term]:
+                    make(needed)
+                terms.append(value(term) if term.index in late else name(term))
+            phases["V"].append(f"*p_{name(total)} = {' + '.join([f'*p_{name(total)}', *terms])};")
+        if e.index in waiting:
+            make(e)
             write(e)
 
     channels = operation.channels
@@ -477,3 +490,14 @@ def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> st
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _late_terms(live: list[Expr], stored) -> set[int]:
+    """Products that are terms of one sum over channels and nothing else: they are made where the sum is stored."""
+    uses: dict[int, int] = {}
+    for e in live:
+        for argument in e.args:
+            if isinstance(argument, Expr):
+                uses[argument.index] = uses.get(argument.index, 0) + 1
+    terms = {term.index: term for e in live if e.op == "sum" for term in e.args}
+    return {k for k, term in terms.items() if term.op == "mul" and uses[k] == 1 and k not in stored}

@@ -58,7 +58,8 @@ def _processor() -> str:
 
 _COMMON = ["-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11", "-w"]
 # OpenMP is compiled in but not linked: it comes from the runtime that PyTorch has loaded, with its threads
-_ATTEMPTS = [["-march=native", "-fopenmp"], ["-march=native"], []]
+_GCC = ["-fno-gcse", "-fno-tree-pre"]  # what these passes would keep does not fit into the registers
+_ATTEMPTS = [[*_GCC, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"], ["-march=native"], []]
 
 
 def load_library(source: str) -> ctypes.CDLL:

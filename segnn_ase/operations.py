@@ -113,14 +113,13 @@ def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: 
             [f.mul(half, f.add(a, b)) for a, b in zip(x[f"receiver{k}"], x[f"sender{k}"], strict=True)]
             for k in range(n)
         ]
-        weighed = []
-        for p, path in enumerate(coupling.paths):
-            m = matrices[path.left]
-            product = [
-                f.add(*(f.mul(row[q], v) for row, v in zip(m, both[path.left], strict=True))) for q in columns[p]
-            ]
-            weighed.append([f.mul(rho[p], t) for t in product])
-        scalars = [w[0] for w, path in zip(weighed, coupling.paths, strict=True) if path.out == scalar]
+        # rho weighs what goes into a path: its products then add up to the kind's sum at once
+        weighed = [[f.mul(rho[p], v) for v in both[path.left]] for p, path in enumerate(coupling.paths)]
+        scalars = [
+            f.add(*(f.mul(row[columns[p][0]], v) for row, v in zip(matrices[path.left], weighed[p], strict=True)))
+            for p, path in enumerate(coupling.paths)
+            if path.out == scalar
+        ]
         mixed = [
             f.add(x["bias"][o], *(f.mul(x["mix"][o * n_scalars + s], t) for s, t in enumerate(scalars)))
             for o in range(n_out)
@@ -133,8 +132,18 @@ def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: 
                 h.append([f.mul(f.const(silu), mixed[0], f.sigmoid(mixed[0]))])
                 continue
             gate = f.mul(f.const(sigmoid), f.sigmoid(next(gates)))
-            into = [w for w, path in zip(weighed, coupling.paths, strict=True) if path.out == k]
-            h.append([f.mul(gate, f.add(*(w[m] for w in into))) for m in range(kind.dim)])
+            into = [p for p, path in enumerate(coupling.paths) if path.out == k]
+            sums = [
+                f.add(
+                    *(
+                        f.mul(row[columns[p][m]], v)
+                        for p in into
+                        for row, v in zip(matrices[coupling.paths[p].left], weighed[p], strict=True)
+                    )
+                )
+                for m in range(kind.dim)
+            ]
+            h.append([f.mul(gate, v) for v in sums])
         h = [[f.mul(u, v) for v in row] for row in h]
         return _sent_out(f, coupling, columns, matrices, h)
 
