@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError
-from segnn_ase.graph import Graph, edge_vectors, fragment, sum_over_structure_edges
+from segnn_ase.graph import Graph, edge_vectors, fragment, sum_over_structure_edges, within
 from segnn_ase.kernels import CompilerError
 from segnn_ase.plan import supported
 from segnn_ase.potential import Potential, assemble, predict
@@ -20,6 +20,7 @@ MODES = ("auto", "off", "require")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the size of the terms
 TABLE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 ROUNDING = 3  # times the error of plain PyTorch in float32 is still rounding
+CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side
 FRAGMENT = 64  # atoms; plain PyTorch on a large structure takes gigabytes
 
 
@@ -45,7 +46,7 @@ def accelerate(
         if mode == "require":
             raise AccelerationError(f"accelerate='require', but there is no compiled code for {potential.device}")
         return False
-    part = fragment(graph, FRAGMENT)
+    part = within(fragment(graph, FRAGMENT), CERTAIN * potential.cutoff)
     with _without_core(potential):
         plain = _results(potential, part, training)
         # in float32 plain PyTorch is not exact either: both are held against float64
@@ -106,7 +107,7 @@ def accelerate_training(potential: Potential, graph: Graph, mode: str = "auto") 
     on_cpu = potential.device.type == "cpu"
     if not on_cpu or not supported(potential) or torch.get_num_threads() > 2 or not len(graph.edge_src):
         return None
-    part = fragment(graph, FRAGMENT)
+    part = within(fragment(graph, FRAGMENT), CERTAIN * potential.cutoff)
     try:
         with _without_core(potential):
             engine = TrainingEngine(potential)

@@ -28,66 +28,88 @@ class CapturedPredict:
     def __init__(self, potential: Potential):
         self.potential = potential
         self._state: tuple | None = None  # what has been recorded
+        self._asked: tuple | None = None  # what was asked for last
         self._replay: Callable[[], Prediction] | None = None
 
     def __getstate__(self) -> dict:
-        return {"potential": self.potential, "_state": None, "_replay": None}  # a recording stays in its process
+        # a recording stays in its process
+        return {"potential": self.potential, "_state": None, "_asked": None, "_replay": None}
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
         """See `predict`; the pairs must be sorted by receiver, and those beyond the cutoff do nothing.
 
-        Raises AccelerationError if the replayed recording does not give what was recorded.
+        Recorded is what is asked for twice running. Raises AccelerationError if the replayed recording does not give
+        what was recorded.
         """
         n, n_pairs = len(graph.numbers), len(graph.edge_src)
-        state = (n, graph.n_graphs, forces, stress, id(self.potential.engine))
+        state = (self.potential.engine, n, graph.n_graphs, forces, stress)
+        known, self._asked = self._asked == state, state
+        if self._state != state and not known:
+            return predict(self.potential, graph, forces=forces, stress=stress)
         fresh = self._state != state or n_pairs > len(self._graph.edge_src)
         if fresh:
+            self._state = self._replay = None  # until all is there
             self._graph = padded(graph, math.ceil(HEADROOM * n_pairs) + 1, self.potential)
             self._pairs = self._numbers = None
-        static = self._graph
-        if self._numbers is not graph.numbers:
-            self._check_species(graph.numbers)
-            static.numbers[:n].copy_(graph.numbers)
-            static.batch[:n].copy_(graph.batch)
-            self._numbers = graph.numbers
-        if self._pairs is not graph.edge_src:
-            static.edge_src[n_pairs:], static.edge_dst[n_pairs:] = n, n + 1
-            for place, x in zip(static[3:6], graph[3:6], strict=True):
-                place[:n_pairs].copy_(x)
-            static.edge_shift[n_pairs:] = 0.0
-            self._pairs = graph.edge_src
-        static.positions[:n].copy_(graph.positions, non_blocking=True)
-        static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
+        self._copy(graph)
         if fresh:
-            self._state, self._replay = None, None
             self._replay = self._record(forces, stress)
             self._state = state
         return _without_padding(self._replay(), n, graph.n_graphs)
 
-    def _check_species(self, numbers: Tensor) -> None:
-        if len(numbers) and int(self.potential.species_index[numbers].min()) < 0:
-            raise ValueError(f"numbers has elements that are not of {self.potential.symbols}")
+    def _copy(self, graph: Graph) -> None:
+        """Into the places that are read by the recording; what has not been replaced since is there already."""
+        static, n, n_pairs = self._graph, len(graph.numbers), len(graph.edge_src)
+        if self._numbers is not graph.numbers:
+            if n and int(self.potential.species_index[graph.numbers].min()) < 0:
+                raise ValueError(f"numbers has elements that are not of {self.potential.symbols}")
+            static.numbers[:n].copy_(graph.numbers)
+            static.batch[:n].copy_(graph.batch)
+            self._numbers = graph.numbers
+        if self._pairs is not graph.edge_src:
+            static.edge_src[n_pairs:], static.edge_dst[n_pairs:], static.edge_shift[n_pairs:] = n, n + 1, 0.0
+            for place, x in zip(static[3:6], graph[3:6], strict=True):
+                place[:n_pairs].copy_(x)
+            self._pairs = graph.edge_src
+        static.positions[:n].copy_(graph.positions, non_blocking=True)
+        static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
 
     def _record(self, forces: bool, stress: bool) -> Callable[[], Prediction]:
-        def run() -> Prediction:
-            return predict(self.potential, self._graph, forces=forces, stress=stress)
+        static, engine = self._graph, self.potential.engine
 
-        if self._graph.positions.device.type != "cuda":
+        def run() -> Prediction:
+            return predict(self.potential, static, forces=forces, stress=stress)
+
+        device = static.positions.device
+        if device.type != "cuda":
             return run
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # kernels are compiled and chosen before
-            for _ in range(2):
-                expected = run()
-        torch.cuda.current_stream().wait_stream(side)
-        recording = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(recording):
-            found = run()
-        recording.replay()
+        with torch.cuda.device(device):
+            here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(here)
+            with torch.cuda.stream(side):  # kernels are compiled and chosen before
+                for _ in range(2):
+                    expected = run()
+            here.wait_stream(side)
+            recording = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(recording, stream=side):
+                    found = run()
+            finally:
+                torch.cuda.set_stream(here)  # a failure would leave the other one
+            recording.replay()
         self._check(found, expected)
+        # evaluations in between may replace what the recording reads and writes: it keeps its own
+        kept = (
+            engine,
+            static,
+            [buffer.tensor for buffer in engine.buffers()],
+            self.potential.per_species(static.batch),
+        )
 
         def replay() -> Prediction:
-            recording.replay()
+            assert kept
+            with torch.cuda.device(device):
+                recording.replay()
             return found
 
         return replay

@@ -173,13 +173,13 @@ class DataConfig(Settings):
 class OptimConfig(Settings):
     """The training loop's settings."""
 
-    epochs: int = Field(350, ge=1)
+    epochs: int = Field(420, ge=1)
     batch_size: int = Field(5, ge=1, description="structures")
     max_edges: int | None = Field(None, ge=1, description="fill batches up to this many edges instead")
-    learning_rate: float = Field(0.03, gt=0)
-    beta2: float = Field(0.99, gt=0, lt=1, description="Adam's memory of squared gradients")
+    learning_rate: float = Field(0.015, gt=0)
+    beta2: float = Field(0.999, gt=0, lt=1, description="Adam's memory of squared gradients")
     warmup_steps: int = Field(50, ge=0)
-    weight_decay: float = Field(0.0, ge=0, description="AdamW when positive")
+    weight_decay: float = Field(0.002, ge=0, description="AdamW when positive, Adam for zero")
     ema_decay: float = Field(0.99, ge=0, lt=1)
     clip_norm: float = Field(1.0, gt=0)
     energy_weight: float = Field(1.0, ge=0)

@@ -5,6 +5,7 @@ places and sizes: no number is read back, so that a step can be captured in a CU
 """
 
 import itertools
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ class DeviceEngine:
         self._weights: dict[Buffer, Tensor] = {}
         self._matrices: dict[int, tuple[Tensor, Tensor | None]] = {}  # weight and bias of each product
         self._capacity = (-1, -1)
+        self._lock = Lock()
         species = torch.arange(len(potential.species), device=self.device)
         none = torch.zeros(0, dtype=torch.long, device=self.device)
         self.isolated = self(species, torch.zeros(0, 3, device=self.device), none, none, None)[0]
@@ -37,6 +39,10 @@ class DeviceEngine:
     def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, dst: Tensor, weight: Tensor | None):
         """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
         r_ij = vectors (E, 3), or None without a weight. Pairs may lie beyond the cutoff: they do nothing."""
+        with self._lock:
+            return self._evaluate(species, vectors, src, dst, weight)
+
+    def _evaluate(self, species: Tensor, vectors: Tensor, src: Tensor, dst: Tensor, weight: Tensor | None):
         plan, n = self.plan, len(species)
         self._reserve(n, len(vectors))
         with torch.enable_grad():
@@ -78,7 +84,7 @@ class DeviceEngine:
             return
         self._capacity = (-1, -1)  # until all is there: what is half made must not be used
         rows = {"node": n, "scratch": n, "shared": n, "edge": n_edges}
-        for buffer in self._buffers():
+        for buffer in self.buffers():
             if buffer.kind == "weights":
                 if buffer not in self._weights:
                     self._weights[buffer] = buffer.tensor.detach().to(self.device, self.dtype, copy=True).contiguous()
@@ -87,7 +93,7 @@ class DeviceEngine:
                     buffer.tensor = torch.zeros(rows[buffer.kind], buffer.size, dtype=self.dtype, device=self.device)
         self._capacity = (n, n_edges)
 
-    def _buffers(self) -> list[Buffer]:
+    def buffers(self) -> list[Buffer]:
         return [*self.plan.given(), *(b for step in itertools.chain(*self.plan.segments) for b in step.buffers())]
 
     def _tensor(self, buffer: Buffer | None) -> Tensor | None:

@@ -91,7 +91,7 @@ class Engine:
         src, first = torch.empty(n_pairs, dtype=torch.long), torch.empty(n + 1, dtype=torch.long)
         vectors = torch.empty(n_pairs, 3, dtype=self.dtype)
         core = None if radii is None else radii.double().square().contiguous()
-        given = [graph.positions, graph.cell, graph.edge_shift, core]
+        given = [graph.positions.double(), graph.cell.double(), graph.edge_shift.double(), core]
         links = [graph.batch, graph.edge_dst, graph.edge_src, species]
         given, links = ([None if x is None else x.contiguous() for x in xs] for xs in (given, links))
         close = ctypes.c_int64()
@@ -252,8 +252,8 @@ def _pointers(tensors: "list[Tensor | None]") -> ctypes.Array:
     return (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
 
 
-def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr | None]]:
-    """Y^1 ... Y^lmax of a unit vector, and the gradient of their sum with weights g with respect to it."""
+def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr | None], list[Expr | None]]:
+    """Y^1 ... Y^lmax of a unit vector u, the gradient of their sum with weights g, and their derivatives along w."""
     f = Formula()
     unit = [f.input("u", k, "V") for k in range(3)]
     level = [f.mul(f.const(math.sqrt(3.0)), x) for x in unit]
@@ -268,7 +268,8 @@ def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr | None]
         ]
     seeds = [f.input("g", r, "V") for r in range(len(values))]
     gradient = f.gradients(list(zip(values, seeds, strict=True)), unit) if values else [None] * 3
-    return f, values, gradient
+    along: dict[int, Expr | None] = {x.index: f.input("w", k, "V") for k, x in enumerate(unit)}
+    return f, values, gradient, f.tangents(values, along)
 
 
 def _printed(f: Formula, wanted: list[Expr]) -> str:
@@ -286,12 +287,16 @@ def _printed(f: Formula, wanted: list[Expr]) -> str:
 
 
 def _source(dtype: torch.dtype, lmax: int) -> str:
-    f, values, gradient = harmonics_formula(lmax)
-    forward = _printed(f, values) + "".join(f"\n    y[{r + 1}] = v{v.index};" for r, v in enumerate(values))
-    backward = _printed(f, gradient) + "".join(
-        f"\n    gu[{k}] = " + ("(V){0};" if g is None else f"v{g.index};") for k, g in enumerate(gradient)
-    )
-    runtime = _RUNTIME.replace("HARMONICS_FORWARD", forward).replace("HARMONICS_BACKWARD", backward)
+    f, values, gradient, tangents = harmonics_formula(lmax)
+
+    def code(wanted: list[Expr | None], to: str, first: int) -> str:
+        lines = (f"{to}[{k}] = " + ("(V){0};" if e is None else f"v{e.index};") for k, e in enumerate(wanted, first))
+        return "\n    ".join([_printed(f, wanted), *lines])
+
+    runtime = _RUNTIME
+    runtime = runtime.replace("HARMONICS_FORWARD", code(values, "y", 1))
+    runtime = runtime.replace("HARMONICS_BACKWARD", code(gradient, "gu", 0))
+    runtime = runtime.replace("HARMONICS_TANGENT", code(tangents, "dy", 1))
     return f"{prelude(dtype)}\n#define DIM {(lmax + 1) ** 2}\n#define CHUNK {CHUNK}\n#define SLOTS {SLOTS}\n{runtime}"
 
 
@@ -476,7 +481,7 @@ int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, double cutoff2, con
     double v[3];
     for (int k = 0; k < 3; k++) v[k] = r[3 * j + k] - r[3 * i + k] + (s[0] * h[k] + s[1] * h[3 + k] + s[2] * h[6 + k]);
     const double square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
-    if (!(square < cutoff2)) continue;
+    if (square >= cutoff2) continue; /* NaN is kept, and seen in the energy */
     if (core && square < core[links[3][i] * n_species + links[3][j]]) ++*close;
     links[5][kept] = j;
     for (int k = 0; k < 3; k++) out[0][3 * kept + k] = v[k];
@@ -519,6 +524,8 @@ INLINE void lanes_of(const T *r, int n, V *u, T *d) {
   for (int k = 0; k < 3; k++) u[k] = load(x[k], W);
 }
 
+INLINE T envelope_slope(T x) { return x < 1 ? x * x * x * x * x * (-168 + 336 * x - 168 * x * x) : 0; }
+
 /* in: vectors, harmonics, envelope, fraction, attributes; gradients of the latter four are cleared */
 void geometry(int threads, const int64_t *bounds, int64_t **links, const double *numbers, T **in, T **gradients) {
   const int64_t *first = links[0];
@@ -554,6 +561,38 @@ void geometry(int threads, const int64_t *bounds, int64_t **links, const double 
         for (int r = 0; r < DIM; r++) sum[r] += in[2][e] * in[1][e * DIM + r];
       for (int r = 0; r < DIM; r++) in[4][i * DIM + r] = r ? sum[r] / (1 + sum[0]) : 1;
     }
+  }
+}
+
+/* derivatives of harmonics, envelope and attributes along a direction of the vectors; in: as `geometry` leaves them */
+void geometry_tangent(int64_t n, int64_t **links, const double *numbers, T **in, T *direction, T **out) {
+  const int64_t *first = links[0];
+  const T cutoff = numbers[0];
+  for (int64_t e = 0; e < first[n]; e += W) {
+    const int m = first[n] - e < W ? first[n] - e : W;
+    V u[3], w[3], dy[DIM];
+    T d[W], lane[3][W], along[W];
+    lanes_of(in[0] + 3 * e, m, u, d);
+    for (int l = 0; l < W; l++) {
+      const T *v = direction + 3 * (e + (l < m ? l : 0));
+      along[l] = u[0][l] * v[0] + u[1][l] * v[1] + u[2][l] * v[2];
+      for (int k = 0; k < 3; k++) lane[k][l] = (v[k] - u[k][l] * along[l]) / d[l];
+    }
+    for (int k = 0; k < 3; k++) w[k] = load(lane[k], W);
+    dy[0] = (V){0};
+    HARMONICS_TANGENT
+    for (int l = 0; l < m; l++) {
+      for (int r = 0; r < DIM; r++) out[0][(e + l) * DIM + r] = dy[r][l];
+      out[1][e + l] = envelope_slope(d[l] / cutoff) / cutoff * along[l];
+    }
+  }
+  for (int64_t i = 0; i < n; i++) {
+    T sum[DIM] = {0}, total = 1;
+    for (int64_t e = first[i]; e < first[i + 1]; e++) {
+      total += in[2][e];
+      for (int r = 0; r < DIM; r++) sum[r] += out[1][e] * in[1][e * DIM + r] + in[2][e] * out[0][e * DIM + r];
+    }
+    for (int r = 0; r < DIM; r++) out[2][i * DIM + r] = r ? (sum[r] - in[4][i * DIM + r] * sum[0]) / total : 0;
   }
 }
 
@@ -593,9 +632,8 @@ void geometry_gradient(int threads, const int64_t *bounds, int64_t **links, cons
       HARMONICS_BACKWARD
       const V along = gu[0] * u[0] + gu[1] * u[1] + gu[2] * u[2];
       for (int l = 0; l < n; l++) {
-        const T x = d[l] / cutoff, x2 = x * x;
-        const T slope = x < 1 ? x2 * x2 * x * (-168 + 336 * x - 168 * x2) / cutoff : 0;
-        const T push = gradients[1][e + l] * slope + (x < 1 ? gradients[2][e + l] * inverse : 0);
+        const T x = d[l] / cutoff;
+        const T push = gradients[1][e + l] * envelope_slope(x) / cutoff + (x < 1 ? gradients[2][e + l] * inverse : 0);
         for (int k = 0; k < 3; k++) out[0][3 * (e + l) + k] = (gu[k][l] - u[k][l] * along[l]) / d[l] + u[k][l] * push;
       }
     }

@@ -59,12 +59,15 @@ class SkinGraphs:
 
     def __call__(self, numbers, positions, cell, pbc) -> Graph:
         found = self.neighbors.candidates(positions, cell, pbc)
-        if found is not self._found or not np.array_equal(numbers, self._numbers):
+        if found is not self._found:
             self._graph = graph_from_arrays(numbers.copy(), positions, cell, found).to(self.device)
             self._found, self._numbers, self._cell = found, numbers.copy(), np.array(cell)
             squares = edge_vectors(self._graph).square().sum(1)
             found_within = self.neighbors.cutoff + self.neighbors.skin
             self._closest = float(squares.min()) ** 0.5 if len(squares) else found_within
+        elif not np.array_equal(numbers, self._numbers):
+            self._graph = self._graph._replace(numbers=torch.tensor(numbers, dtype=torch.long, device=self.device))
+            self._numbers = numbers.copy()
         positions = torch.as_tensor(positions, dtype=torch.float64)
         cell = torch.as_tensor(np.asarray(cell), dtype=torch.float64).view(1, 3, 3)
         return self._graph._replace(positions=positions.to(self.device), cell=cell.to(self.device))

@@ -2,20 +2,23 @@
 
 On the CPU the C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
 cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase); on a GPU Triton does the same
-(`triton_backend.py`). The layers in plain torch are the slow twin; without a compiler and when a check fails, they do
+(`triton_codegen.py`). The layers in plain torch are the slow twin; without a compiler and when a check fails, they do
 the work.
 """
 
 import ctypes
 import hashlib
+import importlib.util
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +26,10 @@ from torch import Tensor
 from segnn_ase import codegen, operations
 from segnn_ase.codegen import Operation
 from segnn_ase.o3 import Coupling
+from segnn_ase.triton_codegen import block_size, triton_source
 
+PROGRAMS = 4096  # that a large GPU can hold at a time
+MAX_PARTS = 16  # of a receiver's edges, on a GPU
 WORK_PER_THREAD = 30_000  # rows times channels below which another thread costs more than it saves
 
 
@@ -58,7 +64,8 @@ def _processor() -> str:
 
 _COMMON = ["-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11", "-w"]
 # OpenMP is compiled in but not linked: it comes from the runtime that PyTorch has loaded, with its threads
-_GCC = ["-fno-gcse", "-fno-tree-pre"]  # what these passes would keep does not fit into the registers
+# what these passes would keep does not fit into the registers; to combine more than two takes minutes
+_GCC = ["-fno-gcse", "-fno-tree-pre", "--param=max-combine-insns=2"]
 _ATTEMPTS = [[*_GCC, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"], ["-march=native"], []]
 
 
@@ -104,6 +111,28 @@ def _compile(source: str, folder: Path) -> Path:
 
 def runs_on_triton(device: torch.device) -> bool:
     return device.type == "cuda"
+
+
+def load_triton(source: str) -> Any:
+    """Import generated code; Triton reads it from a file, kept in the cache folder. Raises CompilerError."""
+    if importlib.util.find_spec("triton") is None:
+        raise CompilerError("Triton is not installed; it comes with the CUDA builds of PyTorch")
+    name = f"segnn_ase_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+    if name not in sys.modules:
+        path = cache_folder() / f"{name}.py"
+        try:
+            if not path.is_file() or path.read_text() != source:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".py", delete=False) as new:
+                    new.write(source)
+                os.replace(new.name, path)
+        except OSError as error:
+            raise CompilerError(f"compiled code cannot be kept: {error}") from error
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
+    return sys.modules[name].rows
 
 
 class Topology(NamedTuple):
@@ -158,12 +187,24 @@ class Kernel:
 
     def launch(self, order: int, topology: Topology, tensors, outputs: list[Tensor | None]) -> None:
         """Run on a GPU into tensors that are there; what is added to must be zero, or what it is to be added to."""
-        from segnn_ase import triton_backend
-
+        if topology.n == 0:
+            return
         if (order, "triton") not in self._libraries:
-            source = triton_backend.triton_source(self.operation, order)
-            self._libraries[order, "triton"] = triton_backend.load_kernel(source)
-        triton_backend.launch(self._libraries[order, "triton"], self.operation, topology, tensors, outputs)
+            self._libraries[order, "triton"] = load_triton(triton_source(self.operation, order))
+        kernel, parts = self._libraries[order, "triton"], 1
+        grid: tuple[int, ...] = (min(topology.n, PROGRAMS),)
+        if self.operation.edges:
+            while parts < MAX_PARTS and topology.n * parts < PROGRAMS:
+                parts *= 2
+            grid = (topology.n, parts)
+        links = (topology.first, topology.src, topology.pair, topology.knot)
+        options = {"num_warps": max(1, block_size(self.operation.channels) // 32), "enable_fp_fusion": True}
+        device = next(t.device for t in tensors if t is not None)
+        try:
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                kernel[grid](topology.n, *links, *tensors, *outputs, ALONE=parts == 1, **options)
+        except Exception as error:  # Triton's have no common base
+            raise CompilerError(f"Triton does not compile or run a kernel: {type(error).__name__}: {error}") from error
 
     def __call__(self, topology: Topology, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _Forward.apply(self, topology, *tensors)

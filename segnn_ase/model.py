@@ -90,7 +90,7 @@ class SEGNN(nn.Module):
         return found
 
     def _radial_function(self, message: Message):
-        mlp = copy.deepcopy(message.radial).double().requires_grad_(False)
+        mlp = copy.deepcopy(message.radial).cpu().double().requires_grad_(False)
         # even in d and finite at 0, where only the formula is 0 / 0
         return lambda d: mlp(bessel(d + 1e-12, self.config.n_radial, self.config.cutoff))
 

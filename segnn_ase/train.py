@@ -57,7 +57,7 @@ from segnn_ase.training_engine import TrainingEngine
 
 STATE_FORMAT = "segnn_ase training state"
 BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
-FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002}  # for settings that are not given
+FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002, "weight_decay": 0.0}  # for settings that are not given
 
 
 class Labels(NamedTuple):
@@ -249,7 +249,7 @@ def update_average(means: list[Tensor], parameters: list[Tensor], step: int, dec
 
 
 def make_optimizer(parameters: list, settings: OptimConfig) -> torch.optim.Optimizer:
-    options = {"lr": settings.learning_rate, "betas": (0.9, settings.beta2)}
+    options = {"lr": settings.learning_rate, "betas": (0.9, settings.beta2), "fused": True}
     if settings.weight_decay > 0:
         return torch.optim.AdamW(parameters, **options, weight_decay=settings.weight_decay)
     return torch.optim.Adam(parameters, **options)
@@ -574,7 +574,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     """Evaluate the best model on every set, store its errors in the file, write plots, print the table."""
     potential, metadata = load_with_metadata(config.out)
     potential = potential.to(resolve_device(config.training.device))
-    accelerate(potential, job.train[0].graph, config.training.accelerate)
+    accelerate(potential, job.train[0].graph.to(potential.device), config.training.accelerate)
     sets = {"train": job.train, "valid": job.valid, **job.test}
     errors = {}
     for name, items in sets.items():

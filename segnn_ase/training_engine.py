@@ -10,6 +10,7 @@ go back: forward over reverse, without a second graph.
 """
 
 import ctypes
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,7 +21,7 @@ from torch import Tensor
 from segnn_ase.engine import SLOTS, _pointers, _Slot, _source, _Step, usable_cores
 from segnn_ase.graph import Graph, edge_vectors
 from segnn_ase.kernels import Kernel, load_library
-from segnn_ase.layers import node_attributes, sorted_edges
+from segnn_ase.layers import first_edges
 from segnn_ase.program import Array, Product, Rows, View, Weight, make_program
 
 ROLES = ("value", "lam", "tangent", "mu")
@@ -28,7 +29,7 @@ ROLES = ("value", "lam", "tangent", "mu")
 
 class TrainingEngine:
     def __init__(self, potential):
-        self.potential, self.dtype = potential, potential.dtype
+        self.potential, self.dtype, self.cutoff = potential, potential.dtype, potential.cutoff
         self.program = make_program(potential)
         self.library = load_library(_source(self.dtype, potential.config.lmax_attr))
         self.width = self.library.width()
@@ -242,54 +243,38 @@ class TrainingEngine:
         potential, program = self.potential, self.program
         n, species = len(graph.numbers), len(potential.species)
         kind = torch.cat([potential.species_index[graph.numbers], torch.arange(species)])  # a lonely atom of each
-        vectors = edge_vectors(graph).detach().to(self.dtype).requires_grad_()
-        edges = sorted_edges(
-            vectors,
-            graph.edge_src,
-            graph.edge_dst,
-            n + species,
-            cutoff=potential.cutoff,
-            lmax=potential.config.lmax_attr,
-            n_radial=potential.config.n_radial,
-            edge_pair=graph.edge_pair,
-        )
-        geometry = {
-            program.harmonics: edges.harmonics,
-            program.envelope: edges.envelope,
-            program.radial: edges.radial,
-            program.attributes: node_attributes(edges, smooth=True),
-        }
-        geometry = {array: x for array, x in geometry.items() if x.requires_grad}
-        topology = edges.topology
-        counts = {"node": n + species, "edge": len(vectors), "pair": len(edges.radial)}
+        vectors = edge_vectors(graph).detach().to(self.dtype).contiguous()
+        if not bool((graph.edge_dst[1:] >= graph.edge_dst[:-1]).all()):
+            raise ValueError("edges must be sorted by receiver")
+        first, src = first_edges(graph.edge_dst, n + species), graph.edge_src.contiguous()
+        edge_pair = torch.arange(len(src)) if graph.edge_pair is None else graph.edge_pair
+        chosen, pair = torch.unique(edge_pair, return_inverse=True)
+        counts = {"node": n + species, "edge": len(vectors), "pair": len(chosen)}
         self._reserve(counts)
         self._load_weights()
-        parts = (topology.first, topology.src, topology.pair)
-        links = (_pointers([*parts, topology.src]), _pointers([*parts, kind]))
-        self.of("value", program.harmonics)[: len(vectors)] = edges.harmonics.detach()  # l = 0 alone does not move
-        self.of("value", program.attributes)[: n + species] = 1.0
-        for array, x in geometry.items():
-            self.of("value", array)[: len(x)] = x.detach()
+        parts, unused = (first, src, pair), torch.empty_like(src)
+        links = (_pointers([*parts, unused]), _pointers([*parts, kind]))
+        self.memory["lam"].zero_()
+        geometry = _Geometry(self, vectors, links[0], n + species)
+        radial = _Radial(vectors[chosen], potential.config.n_radial, self.cutoff)
+        self.of("value", program.radial)[: len(chosen)] = radial.values
         self._run("value", counts, links)
         epsilon = self.of("value", program.epsilon)[: n + species, 0].clone().requires_grad_()
 
-        self.memory["lam"].zero_()
-        self.of("lam", program.epsilon)[:n, 0] = torch.tensor(potential.scales, dtype=self.dtype)[kind[:n]]
+        self.of("lam", program.epsilon)[:n, 0] = potential.per_species(kind[:n])[1]
         self._run("lam", counts, links)
-        lam = [self.of("lam", array)[: len(x)].clone().requires_grad_() for array, x in geometry.items()]
-        (g,) = torch.autograd.grad(list(geometry.values()), vectors, lam, create_graph=True)
-        g_free = g.detach().requires_grad_()
+        g = geometry.gradient()
+        g[chosen] += radial.gradient(self.of("lam", program.radial)[: len(chosen)])
+        g = g.requires_grad_()
         energies, repulsion = potential.with_repulsion(
-            graph, kind[:n], vectors.detach(), potential.in_eV(kind[:n], epsilon[:n], epsilon[n:])
+            graph, kind[:n], vectors, potential.in_eV(kind[:n], epsilon[:n], epsilon[n:])
         )
-        loss = loss_of(energies, g_free if repulsion is None else g_free + repulsion)
-        slopes, direction = torch.autograd.grad(loss, [epsilon, g_free])
+        loss = loss_of(energies, g if repulsion is None else g + repulsion)
+        slopes, direction = torch.autograd.grad(loss, [epsilon, g])
 
-        # the derivative of g along lambda, times v: the tangents of the geometry
-        tangents = torch.autograd.grad(g, lam, direction)
         self.memory["tangent"].zero_()
-        for (array, x), t in zip(geometry.items(), tangents, strict=True):
-            self.of("tangent", array)[: len(x)] = t
+        geometry.tangents(direction.contiguous())
+        self.of("tangent", program.radial)[: len(chosen)] = radial.tangents(direction[chosen])
         self._run("tangent", counts, links)
         self.gradient.zero_()
         self.memory["mu"].zero_()
@@ -309,3 +294,64 @@ class TrainingEngine:
             else:
                 rows = ctypes.c_int64(counts[where])
                 self.library.run_nodes(steps, ctypes.c_int64(len(steps)), rows, 1, links[1])
+
+
+class _Geometry:
+    """Harmonics, envelope and node attributes of edges, put where the program expects them, and their derivatives."""
+
+    def __init__(self, engine: TrainingEngine, vectors: Tensor, links, n: int):
+        self.engine, self.vectors, self.links, self.n = engine, vectors, links, n
+        self.numbers = (ctypes.c_double * 3)(engine.cutoff, engine.cutoff, 1.0)
+        self.fraction, self.slope = (torch.zeros(len(vectors), dtype=engine.dtype) for _ in range(2))
+        self.values = [vectors, *self._places("value", self.fraction)]
+        self.bounds = (ctypes.c_int64 * 2)(0, n)
+        self.gradients = self._places("lam", self.slope)
+        engine.library.geometry(1, self.bounds, links, self.numbers, _pointers(self.values), _pointers(self.gradients))
+
+    def _places(self, role: str, fraction: Tensor) -> list[Tensor]:
+        program, of = self.engine.program, self.engine.of
+        return [of(role, program.harmonics), of(role, program.envelope), fraction, of(role, program.attributes)]
+
+    def gradient(self) -> Tensor:
+        """With respect to the vectors, from those that the program left: (E, 3)."""
+        g = torch.empty_like(self.vectors)
+        self.engine.library.geometry_gradient(
+            1,
+            self.bounds,
+            self.links,
+            self.numbers,
+            _pointers(self.values),
+            _pointers(self.gradients),
+            _pointers([g]),
+        )
+        return g
+
+    def tangents(self, direction: Tensor) -> None:
+        """Derivatives along a direction (E, 3) of the vectors, for the program."""
+        harmonics, envelope, _, attributes = self._places("tangent", self.fraction)
+        self.engine.library.geometry_tangent(
+            ctypes.c_int64(self.n),
+            self.links,
+            self.numbers,
+            _pointers(self.values),
+            ctypes.c_void_p(direction.data_ptr()),
+            _pointers([harmonics, envelope, attributes]),
+        )
+
+
+class _Radial:
+    """Bessel functions of pairs, `layers.bessel`, and their derivatives."""
+
+    def __init__(self, vectors: Tensor, n: int, cutoff: float):
+        distance = vectors.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+        self.unit = vectors / distance
+        k = math.pi / cutoff * torch.arange(1, n + 1, dtype=vectors.dtype)
+        scale = math.sqrt(2.0 / cutoff) / distance
+        self.values = scale * torch.sin(k * distance)
+        self.slopes = scale * k * torch.cos(k * distance) - self.values / distance
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        return (weights * self.slopes).sum(1, keepdim=True) * self.unit
+
+    def tangents(self, direction: Tensor) -> Tensor:
+        return self.slopes * (direction * self.unit).sum(1, keepdim=True)

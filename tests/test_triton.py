@@ -14,7 +14,7 @@ from conftest import SPECIES
 from systems import NAMED, ethanol, tiny_cell, water
 from test_kernels import IRREPS, TOLERANCE, assert_close, everything, random_edges
 
-from segnn_ase import SEGNNCalculator, captured, kernels, potential, triton_backend
+from segnn_ase import SEGNNCalculator, captured, kernels, potential
 from segnn_ase.accelerate import accelerate
 from segnn_ase.captured import CapturedPredict
 from segnn_ase.config import AccelerationError, AccelerationWarning, model_config
@@ -32,7 +32,7 @@ SHORT = 2.0  # Å: few edges, as the interpreter takes milliseconds for each
 @pytest.fixture
 def device(monkeypatch):
     """A GPU, or the CPU made to use Triton's interpreter."""
-    monkeypatch.setattr(triton_backend, "PROGRAMS", 4)  # one program for the edges of a receiver, a few for atoms
+    monkeypatch.setattr(kernels, "PROGRAMS", 4)  # one program for the edges of a receiver, a few for atoms
     if torch.cuda.is_available():
         return torch.device("cuda")
     for module in (kernels, potential):
@@ -73,7 +73,7 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
 @pytest.mark.parametrize("irreps", [irreps for irreps in IRREPS if "33" not in irreps and "20" not in irreps])
 @pytest.mark.parametrize(("n_atoms", "n_edges"), [(4, 9), (3, 1), (2, 0), (0, 0)])
 def test_message_unsorted_few_or_no_edges(irreps, n_atoms, n_edges, parts, device, monkeypatch):
-    monkeypatch.setattr(triton_backend, "PROGRAMS", n_atoms * parts)
+    monkeypatch.setattr(kernels, "PROGRAMS", n_atoms * parts)
     torch.manual_seed(0)
     layer = Message(parse_irreps(irreps), 2, linear=False, n_radial=4, hidden=(8,)).double().to(device)
     vectors, src, dst = (x.to(device) for x in random_edges(n_atoms, n_edges))
@@ -104,7 +104,7 @@ def test_first_and_second_derivatives_are_those_of_the_c_kernels(parts, device, 
         second = torch.autograd.grad(sum(g.square().sum() for g in first), there)
         return [x.detach().cpu() for x in (*out, *first, *second)]
 
-    monkeypatch.setattr(triton_backend, "PROGRAMS", 3 * parts)
+    monkeypatch.setattr(kernels, "PROGRAMS", 3 * parts)
     found = derivatives(device)
     monkeypatch.setattr(kernels, "runs_on_triton", lambda device: False)
     for a, b in zip(found, derivatives("cpu"), strict=True):
@@ -148,25 +148,44 @@ def test_what_is_recorded_serves_other_structures(device, monkeypatch):
     monkeypatch.setattr(step, "_record", lambda *wanted: recordings.append(wanted) or record(*wanted))
     rng = np.random.default_rng(0)
     atoms = water()
-    for k, expected_recordings in ((0, 1), (1, 1), (2, 1), (3, 2), (4, 3), (5, 4)):
+    for k, n_recordings in enumerate((0, 1, 1, 2, 2, 3, 3, 4, 4, 4)):
         atoms.positions += rng.normal(0, 0.02, (len(atoms), 3))
         if k == 2:
             atoms.numbers[0] = 6
-        if k == 3:
-            atoms.positions *= 0.5  # more pairs
-        if k == 5:
+        if k == 6:
             atoms = tiny_cell()
-        graph = graph_from_atoms(atoms, 2.6 if k == 3 else 1.8).to(device)
-        found = step(graph, forces=True, stress=k >= 4)
-        expected = predict(model, graph, forces=True, stress=k >= 4)
+        graph = graph_from_atoms(atoms, 2.6 if k == 3 else 1.2).to(device)  # k = 3: more pairs than there is room for
+        wanted = {"forces": k != 8, "stress": k in (4, 5, 6, 7)}
+        found, expected = step(graph, **wanted), predict(model, graph, **wanted)
         for name in ("energy", "energies", "forces", "stress", "features"):
             a, b = getattr(found, name), getattr(expected, name)
             assert (a is None) == (b is None), name
             if a is not None:
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)
-        assert len(recordings) <= expected_recordings + (k == 3)
+        assert len(recordings) == n_recordings, k
+    step(graph, **wanted)
     with pytest.raises(ValueError, match="not of"):
-        step(graph._replace(numbers=graph.numbers + 40), forces=True, stress=True)
+        step(graph._replace(numbers=graph.numbers + 40), **wanted)
+
+
+def test_a_recording_that_was_interrupted_is_not_used(device, monkeypatch):
+    _, model = engines(small(), device, monkeypatch)
+    step, record = CapturedPredict(model), CapturedPredict._record
+
+    def graph(shift: float):
+        atoms = water()
+        atoms.positions[0, 0] += shift
+        return graph_from_atoms(atoms, 1.8).to(device)
+
+    for _ in range(2):
+        step(graph(0.0))
+    monkeypatch.setattr(CapturedPredict, "_record", lambda *wanted: 1 / 0)
+    step(graph(0.0), forces=False)
+    with pytest.raises(ZeroDivisionError):
+        step(graph(0.0), forces=False)
+    monkeypatch.setattr(CapturedPredict, "_record", record)
+    for shift in (0.1, 0.2):
+        torch.testing.assert_close(step(graph(shift)).forces, predict(model, graph(shift)).forces, rtol=0, atol=1e-10)
 
 
 def test_dynamics_is_that_of_the_cpu(device, monkeypatch):
@@ -192,9 +211,13 @@ def test_a_recording_that_fails_is_left_out(device, monkeypatch):
     monkeypatch.setattr(captured.CapturedPredict, "_record", fails)
     atoms = water()
     atoms.calc = SEGNNCalculator(small(), device=str(device), accelerate="require")
+    atoms.get_forces()
+    atoms.positions[0, 0] += 0.01
     with pytest.raises(AccelerationError, match=r"cannot be recorded.*stream is capturing"):
         atoms.get_forces()
     atoms.calc = SEGNNCalculator(small(), device=str(device))
+    atoms.get_forces()
+    atoms.positions[0, 0] += 0.01
     with pytest.warns(AccelerationWarning, match=r"started one by one.*stream is capturing"):
         assert np.isfinite(atoms.get_forces()).all()
 
@@ -204,16 +227,16 @@ def test_a_broken_or_missing_kernel_falls_back(what, device, monkeypatch):
     model, graph = small().to(device), batch("water").to(device)
     expected = predict(model, graph).forces
     if what == "sign":
-        write = triton_backend.triton_source
+        write = kernels.triton_source
 
         def flipped(operation, order):
             source = write(operation, order)
             return source.replace(" * in", " * -in").replace(" + r", " - r", 1).replace(" + v", " - v", 1)
 
-        monkeypatch.setattr(triton_backend, "triton_source", flipped)
+        monkeypatch.setattr(kernels, "triton_source", flipped)
         message = "differ by"
     else:
-        monkeypatch.setattr(triton_backend.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
         message = "Triton is not installed"
     for cached in (kernels.message_kernel, kernels.product_kernel, kernels.self_product_kernel):
         cached.cache_clear()
@@ -232,9 +255,11 @@ COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from segnn_ase import operations, triton_backend
+from segnn_ase import operations
+from segnn_ase.kernels import load_triton
 from segnn_ase.layers import Message, SelfProduct
 from segnn_ase.o3 import parse_irreps
+from segnn_ase.triton_codegen import triton_source
 
 irreps = parse_irreps("3x0e+3x1o")
 coupling = Message(irreps, 2, linear=False, n_radial=2, hidden=(3,)).couplings[0]
@@ -246,7 +271,7 @@ made = [
 ]
 for operation in made:
     for order in range(2 if operation is made[0] else 3):
-        kernel = triton_backend.load_kernel(triton_backend.triton_source(operation, order))
+        kernel = load_triton(triton_source(operation, order))
         for number in ("*fp32", "*fp64"):
             types = {"n": "i32", "ALONE": "constexpr", **dict.fromkeys(("first", "src", "pair", "knot"), "*i64")}
             signature = {name: types.get(name, number) for name in kernel.arg_names}

@@ -5,20 +5,7 @@ channels: it goes through the receiver's edges with everything in registers. A n
 rows. What several programs add to goes there by atomic additions.
 """
 
-import hashlib
-import importlib.util
-import os
-import sys
-import tempfile
-from typing import Any
-
-from torch import Tensor
-
 from segnn_ase.codegen import Expr, Operand, Operation, derive
-from segnn_ase.kernels import CompilerError, Topology, cache_folder
-
-PROGRAMS = 4096  # that a large GPU can hold at a time
-MAX_PARTS = 16  # of a receiver's edges
 
 _HEADER = """import triton
 import triton.language as tl
@@ -135,47 +122,3 @@ def triton_source(operation: Operation, order: int) -> str:
     dtype = f"in{program.inputs[0].tensor}"
     text = _HEADER.format(arguments=", ".join(arguments), block=block_size(channels), dtype=dtype)
     return text + "".join(f"    {line}\n" for line in lines)
-
-
-def load_kernel(source: str) -> Any:
-    """Import generated code; Triton reads it from a file, kept in the cache folder. Raises CompilerError."""
-    if importlib.util.find_spec("triton") is None:
-        raise CompilerError("Triton is not installed; it comes with the CUDA builds of PyTorch")
-    name = f"segnn_ase_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
-    if name not in sys.modules:
-        try:
-            path = cache_folder() / f"{name}.py"
-            if not path.is_file() or path.read_text() != source:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".py", delete=False) as new:
-                    new.write(source)
-                os.replace(new.name, path)
-        except OSError as error:
-            raise CompilerError(f"compiled code cannot be kept: {error}") from error
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules[name] = module
-    return sys.modules[name].rows
-
-
-def launch(
-    kernel: Any, operation: Operation, topology: Topology, tensors: list[Tensor | None], outputs: list[Tensor | None]
-) -> None:
-    """Run a kernel; outputs that rows of the receivers or several programs add to are zero before."""
-    if topology.n == 0:
-        return
-    if operation.edges:
-        parts = 1
-        while parts < MAX_PARTS and topology.n * parts < PROGRAMS:
-            parts *= 2
-        grid = (topology.n, parts)
-    else:
-        parts, grid = 1, (min(topology.n, PROGRAMS),)
-    links = (topology.first, topology.src, topology.pair, topology.knot)
-    warps = max(1, block_size(operation.channels) // 32)
-    try:
-        options = {"num_warps": warps, "enable_fp_fusion": True}
-        kernel[grid](topology.n, *links, *tensors, *outputs, ALONE=parts == 1, **options)
-    except Exception as error:  # Triton's have no common base
-        raise CompilerError(f"Triton does not compile or run a kernel: {type(error).__name__}: {error}") from error
