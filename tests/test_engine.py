@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase import units
+from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 from conftest import VARIANTS
 from systems import CUTOFF, NAMED, SPECIES
@@ -279,3 +280,24 @@ def test_dynamics_is_that_of_plain_torch():
 def test_panels_cover_all_columns(vectors):
     cut = panels(vectors)
     assert sum(cut) == vectors and max(cut) <= 4 and max(cut) - min(cut) <= 1
+
+
+def test_positions_that_are_not_numbers_are_not_taken_for_far_away():
+    potential = tabulated(small("odd_channels"))
+    assert potential.compile_network()
+    graph = graph_from_atoms(NAMED["ethanol"](), CUTOFF)
+    positions = graph.positions.clone()
+    positions[3, 1] = float("nan")
+    assert not torch.isfinite(predict(potential, graph._replace(positions=positions)).energy).all()
+    expected = predict(potential, graph).energy
+    rounded = predict(potential, graph._replace(positions=graph.positions.float())).energy
+    torch.testing.assert_close(rounded, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_pairs_at_the_cutoff_do_not_upset_the_check():
+    """Rounding may keep them on one path and not on another."""
+    potential = small("odd_channels")
+    atoms = bulk("Cu", "sc", a=CUTOFF / 2).repeat(3)
+    for k in range(6):
+        atoms.rotate(7.0 * (k + 1), (1, 2, 3 + k), rotate_cell=True)
+        assert accelerate(potential, graph_from_atoms(atoms, CUTOFF), "require", tables=True)

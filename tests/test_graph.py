@@ -146,3 +146,13 @@ def test_structures_without_a_neighbor_list_are_refused():
     atoms.pbc = True
     with pytest.raises(StructureError, match="span no volume"):
         graph_from_atoms(atoms, CUTOFF)
+
+
+def test_what_is_known_of_distances_survives_new_elements():
+    """The atoms may have moved by half the skin since the pairs were found, whatever they are called meanwhile."""
+    graphs = SkinGraphs(CUTOFF, 1.0, "matscipy", torch.device("cpu"))
+    cell, pbc = np.zeros((3, 3)), np.zeros(3, bool)
+    for numbers, distance in (([6, 6], 1.0), ([6, 8], 1.98), ([6, 8], 0.02)):
+        graphs(np.array(numbers), np.array([[0, 0, -distance / 2], [0, 0, distance / 2]]), cell, pbc)
+    assert graphs.neighbors.rebuilds == 1
+    assert not graphs.apart(0.05, cell)

@@ -144,6 +144,7 @@ def test_what_is_recorded_serves_other_structures(device, monkeypatch):
     _, model = engines(small(), device, monkeypatch)
     step = CapturedPredict(model)
     recordings = []
+    monkeypatch.setattr(captured, "HEADROOM", 1.0)
     record = step._record
     monkeypatch.setattr(step, "_record", lambda *wanted: recordings.append(wanted) or record(*wanted))
     rng = np.random.default_rng(0)
