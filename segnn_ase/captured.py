@@ -30,10 +30,11 @@ class CapturedPredict:
         self._state: tuple | None = None  # what has been recorded
         self._asked: tuple | None = None  # what was asked for last
         self._replay: Callable[[], Prediction] | None = None
+        self._kept: tuple | None = None
 
     def __getstate__(self) -> dict:
         # a recording stays in its process
-        return {"potential": self.potential, "_state": None, "_asked": None, "_replay": None}
+        return {"potential": self.potential, "_state": None, "_asked": None, "_replay": None, "_kept": None}
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
         """See `predict`; the pairs must be sorted by receiver, and those beyond the cutoff do nothing.
@@ -99,15 +100,10 @@ class CapturedPredict:
             recording.replay()
         self._check(found, expected)
         # evaluations in between may replace what the recording reads and writes: it keeps its own
-        kept = (
-            engine,
-            static,
-            [buffer.tensor for buffer in engine.buffers()],
-            self.potential.per_species(static.batch),
-        )
+        tensors = [buffer.tensor for buffer in engine.buffers()]
+        self._kept = (static, engine, tensors, self.potential.constants())
 
         def replay() -> Prediction:
-            assert kept
             with torch.cuda.device(device):
                 recording.replay()
             return found

@@ -200,6 +200,10 @@ class Potential(nn.Module):
         reference, scale = self.per_species(kind)
         return reference + scale * (epsilon - isolated[kind]).double()
 
+    def constants(self) -> tuple:
+        """Tensors that evaluations read besides the weights; a recording (`captured.py`) must keep them."""
+        return self._table, self._isolated
+
     def per_species(self, kind: Tensor) -> Tensor:
         """Reference energies and scales of atoms, (2, N) eV, float64."""
         key = (kind.device, *self.reference_energies, *self.scales)
