@@ -129,7 +129,7 @@ def test_md_runs_goes_on_and_plots(work, tmp_path):
     cell.set_cell([8, 8, 8])
     cell.pbc = True
     ase.io.write(tmp_path / "start.xyz", cell)
-    start = ["md", tmp_path / "start.xyz", "--model", "model.pt", "--out", tmp_path / "run", "--timestep", 0.1]
+    start = ["md", tmp_path / "start.xyz", "--model", "model.pt", "--out", tmp_path / "run", "--timestep", 0.02]
     options = ["--log-every", 1, "--save-every", 2, "--rdf", "O-H", "--device", "cpu", "--seed", 3]
     first = segnn(*start, *options, "--steps", 4)
     assert first.exit_code == 0, first.output
