@@ -195,7 +195,7 @@ class OptimConfig(Settings):
         (), description="parts to keep as they are when fine-tuning, such as 'segnn.messages.0'"
     )
     tensorboard: bool = False
-    accelerate: Literal["auto", "off", "require"] = Field("auto", description="fused kernels on the CPU")
+    accelerate: Literal["auto", "off", "require"] = Field("auto", description="compiled code")
 
 
 class TrainConfig(OuterSettings):

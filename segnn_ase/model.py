@@ -71,7 +71,7 @@ class SEGNN(nn.Module):
         self.table_step: float | None = None
 
     def accelerate(self, on: bool = True) -> None:
-        """Let fused kernels do the work of the layers that have one; on the CPU only."""
+        """Let fused kernels do the work of the layers that have one; on the CPU or a GPU."""
         self.tabulate(False)
         for module in self.modules():
             if hasattr(module, "fused"):
