@@ -110,6 +110,16 @@ def make_program(potential: nn.Module, *, tabulated: bool = False) -> Program:
     def tensor_product(linear, k: int, scale: float = 1.0) -> Weight:
         return Weight(linear.weights[k], scale * max(len(linear.weights[k]), 1) ** -0.5)
 
+    def mlp(layers, x: View, out: View, *, add: bool = False) -> list[Rows | Product]:
+        made: list[Rows | Product] = []
+        for layer in layers.layers:
+            width = layer.weight.shape[1]
+            before, after = (Array(x.array.where, width) for _ in range(2))
+            made.append(Product(x, dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
+            made.append(Rows(operations.activation(width, SILU_SCALE), [before], [after]))
+            x = View(after, 1, width)
+        return [*made, Product(x, dense(layers.last), out, add=add)]
+
     features = View(Array("node", channels), 1, channels)
     epsilon = Array("node", 1)
     eps = View(epsilon, 1, 1)
@@ -131,17 +141,9 @@ def make_program(potential: nn.Module, *, tabulated: bool = False) -> Program:
         if tabulated:
             rho.append([Weight(message.tables[0]), program.fraction])
             continue
-        x = View(program.radial, 1, config.n_radial)
-        for layer in message.radial.layers:
-            width = layer.weight.shape[1]
-            before, after = Array("pair", width), Array("pair", width)
-            steps.append(Product(x, dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
-            steps.append(Rows(operations.activation(width, SILU_SCALE), [before], [after]))
-            x = View(after, 1, width)
-        final = message.radial.last
-        factors = Array("pair", final.weight.shape[1])
+        factors = Array("pair", message.radial.last.weight.shape[1])
         rho.append([factors])
-        steps.append(Product(x, dense(final), View(factors, 1, factors.size)))
+        steps += mlp(message.radial, View(program.radial, 1, config.n_radial), View(factors, 1, factors.size))
     if steps:
         program.segments.append(("pair", steps))
 
@@ -235,13 +237,5 @@ def make_program(potential: nn.Module, *, tabulated: bool = False) -> Program:
             x = View(both[t + 1][scalar], 1, 2 * channels)
             steps.append(Product(x, dense(readout.linear[t]), eps, add=started))
             started = True
-    x = features
-    for layer in readout.last.layers:
-        width = layer.weight.shape[1]
-        before, after = Array("node", width), Array("node", width)
-        steps.append(Product(x, dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
-        steps.append(Rows(operations.activation(width, SILU_SCALE), [before], [after]))
-        x = View(after, 1, width)
-    steps.append(Product(x, dense(readout.last.last), eps, add=started))
-    program.segments.append(("node", steps))
+    program.segments.append(("node", [*steps, *mlp(readout.last, features, eps, add=started)]))
     return program

@@ -60,7 +60,7 @@ class TrainingEngine:
             return {key: library for key, library in zip(wanted, libraries, strict=True)}
 
     def _collect(self):
-        arrays: dict[Array, int] = {}
+        arrays: dict[Array, None] = {}
         weights: list[Weight] = []
         for _, step in self._steps():
             if isinstance(step, Product):
@@ -69,8 +69,7 @@ class TrainingEngine:
             else:
                 weights += [x for x in step.inputs if isinstance(x, Weight)]
                 found = [x for x in (*step.inputs, *step.outputs) if isinstance(x, Array)]
-            for array in found:
-                arrays[array] = arrays.get(array, 0)
+            arrays |= dict.fromkeys(found)
         return list(arrays), weights
 
     def _make_weights(self) -> None:

@@ -81,10 +81,14 @@ def random_edges(n_atoms: int, n_edges: int, *, dtype=torch.float64):
 @pytest.mark.parametrize("irreps", IRREPS)
 @pytest.mark.parametrize(("n_atoms", "n_edges"), [(6, 25), (3, 1), (4, 0), (0, 0)])
 def test_message_unsorted_few_or_no_edges(irreps, linear, n_atoms, n_edges):
+    assert_fused_message_is_the_slow_one(irreps, n_atoms, n_edges, linear=linear)
+
+
+def assert_fused_message_is_the_slow_one(irreps: str, n_atoms: int, n_edges: int, *, linear=False, device="cpu"):
     torch.manual_seed(0)
-    layer = Message(parse_irreps(irreps), 2, linear=linear, n_radial=4, hidden=(8,)).double()
-    vectors, src, dst = random_edges(n_atoms, n_edges)
-    f = tuple(torch.randn(n_atoms, ir.dim, m, dtype=torch.float64) for m, ir in parse_irreps(irreps))
+    layer = Message(parse_irreps(irreps), 2, linear=linear, n_radial=4, hidden=(8,)).double().to(device)
+    vectors, src, dst = (x.to(device) for x in random_edges(n_atoms, n_edges))
+    f = tuple(torch.randn(n_atoms, ir.dim, m, dtype=torch.float64, device=device) for m, ir in parse_irreps(irreps))
     basis = {"cutoff": 4.0, "lmax": 2, "n_radial": 4}
     table = make_edges(vectors, src, dst, n_atoms, **basis)
     slow = layer(f, table, [c.matrices(table.harmonics) for c in layer.couplings])

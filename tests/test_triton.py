@@ -12,7 +12,14 @@ from ase import units
 from ase.md.verlet import VelocityVerlet
 from conftest import SPECIES
 from systems import NAMED, ethanol, tiny_cell, water
-from test_kernels import IRREPS, TOLERANCE, assert_close, everything, random_edges
+from test_kernels import (
+    IRREPS,
+    TOLERANCE,
+    assert_close,
+    assert_fused_message_is_the_slow_one,
+    everything,
+    random_edges,
+)
 
 from segnn_ase import SEGNNCalculator, captured, kernels, potential
 from segnn_ase.accelerate import accelerate
@@ -21,7 +28,7 @@ from segnn_ase.config import AccelerationError, AccelerationWarning, model_confi
 from segnn_ase.device_engine import DeviceEngine
 from segnn_ase.graph import collate, graph_from_atoms, with_pairs
 from segnn_ase.kernels import message_kernel
-from segnn_ase.layers import Message, make_edges, sorted_edges
+from segnn_ase.layers import Message, sorted_edges
 from segnn_ase.o3 import parse_irreps
 from segnn_ase.potential import Potential, predict
 
@@ -74,16 +81,7 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
 @pytest.mark.parametrize(("n_atoms", "n_edges"), [(4, 9), (3, 1), (2, 0), (0, 0)])
 def test_message_unsorted_few_or_no_edges(irreps, n_atoms, n_edges, parts, device, monkeypatch):
     monkeypatch.setattr(kernels, "PROGRAMS", n_atoms * parts)
-    torch.manual_seed(0)
-    layer = Message(parse_irreps(irreps), 2, linear=False, n_radial=4, hidden=(8,)).double().to(device)
-    vectors, src, dst = (x.to(device) for x in random_edges(n_atoms, n_edges))
-    f = tuple(torch.randn(n_atoms, ir.dim, m, dtype=torch.float64, device=device) for m, ir in parse_irreps(irreps))
-    basis = {"cutoff": 4.0, "lmax": 2, "n_radial": 4}
-    table = make_edges(vectors, src, dst, n_atoms, **basis)
-    slow = layer(f, table, [c.matrices(table.harmonics) for c in layer.couplings])
-    fast = layer(f, sorted_edges(vectors, src, dst, n_atoms, **basis), None)
-    for a, b in zip(fast, slow, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    assert_fused_message_is_the_slow_one(irreps, n_atoms, n_edges, device=device)
 
 
 @pytest.mark.parametrize("parts", [1, 2])
