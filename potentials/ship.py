@@ -1,12 +1,17 @@
 """Put a trained model into its folder, with its two reference structures; for maintainers.
 
     python potentials/ship.py water-pbe0 path/to/trained.pt [path/to/dft_frames.xyz]
+    python potentials/ship.py --characterize water-pbe0 folder/of/the/data
+
+The second only measures again, on the frames that train.toml names, what the training covered and how far
+predictions may be off.
 
 The reference structures are the project's own: a short MD with the model itself from a built or relaxed start, and
 a small strained or stretched structure; energies, forces and stress are the model's in float64. For water the
 radial distribution functions of the DFT frames are summarised too.
 """
 
+import contextlib
 import copy
 import json
 import sys
@@ -24,8 +29,10 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.checkpoint import load_with_metadata, save_potential
+from segnn_ase.checkpoint import describe, load_with_metadata, save_potential
+from segnn_ase.config import TrainConfig, read_toml
 from segnn_ase.md import radial_distribution
+from segnn_ase.train import characterize, prepare
 
 HERE = Path(__file__).parent
 
@@ -107,6 +114,18 @@ def without_folders(metadata: dict) -> dict:
     return {**metadata, "training": training, "errors": errors}
 
 
+def measure_again(name: str, folder: str) -> None:
+    path = HERE / name / "model.pt"
+    potential, metadata = load_with_metadata(path)
+    with contextlib.chdir(folder):
+        settings = read_toml(HERE / name / "train.toml")
+        # a name of its own: no training is to be gone on with
+        job = prepare(TrainConfig.parse({**settings, "out": "measured_again.pt"}), report=print)
+    characterize(potential, job)
+    save_potential(path, potential, metadata=metadata)
+    print(describe(potential, metadata))
+
+
 def main(name: str, trained: str, frames: str | None = None) -> None:
     folder = HERE / name
     potential, metadata = load_with_metadata(trained)
@@ -137,4 +156,7 @@ def main(name: str, trained: str, frames: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if sys.argv[1:2] == ["--characterize"]:
+        measure_again(*sys.argv[2:])
+    else:
+        main(*sys.argv[1:])

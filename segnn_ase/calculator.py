@@ -18,8 +18,16 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from segnn_ase.accelerate import MODES, accelerate
 from segnn_ase.captured import CapturedPredict
 from segnn_ase.checkpoint import load_potential
-from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError, StructureError
+from segnn_ase.config import (
+    AccelerationError,
+    AccelerationWarning,
+    ConfigError,
+    DomainError,
+    DomainWarning,
+    StructureError,
+)
 from segnn_ase.device_engine import DeviceEngine
+from segnn_ase.domain import DomainCheck
 from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
 from segnn_ase.neighbors import BACKENDS
 from segnn_ase.potential import Potential, Prediction, check_species, hessian, predict, resolve_device
@@ -28,14 +36,19 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress")
+OUTSIDE = ("warn", "raise", "ignore")
 
 
 class SEGNNCalculator(Calculator):
     """Energies, forces and stress of a SEGNN potential.
 
     model: the path of a model file, the name of a shipped potential, a `Potential`, or a list of these: a
-    committee, whose mean is returned and whose standard deviations are in `results` as "energy_std" (eV),
-    "forces_std" (N, 3) (eV/Å) and, for 3D-periodic structures, "stress_std" (6,) (eV/Å^3).
+    committee, whose mean is returned. `results` also has the standard deviations "energy_std" (eV), "forces_std"
+    (N, 3) (eV/Å) and, of a committee for 3D-periodic structures, "stress_std" (6,) (eV/Å^3): of the members, or, for
+    one potential that has been calibrated, the estimate of `uncertainty.py`.
+    domain: what to do with a structure outside the training data (`domain.py`; of a committee that of the first
+    member): "warn" once for every kind of reason, "raise" DomainError, or "ignore" them. The reasons are in `results`
+    as "outside_domain", a list of `domain.Outside`, empty inside and absent where the model file has no domain.
     device: "auto" takes a GPU if there is one. dtype: "float32", "float64", or None for that of the training.
     skin: Å, the list of neighbours is kept until an atom has moved half as far; "auto" follows the speed of the atoms;
     the results do not depend on it. neighbor_backend: "matscipy" or "torch_cluster"; "auto" takes torch-cluster on a
@@ -65,6 +78,7 @@ class SEGNNCalculator(Calculator):
         neighbor_backend: str = "auto",
         accelerate: Literal["auto", "off", "require"] = "auto",
         tables: bool = True,
+        domain: Literal["warn", "raise", "ignore"] = "warn",
         allow_nonsmooth: bool = False,
         **unknown,
     ):
@@ -80,7 +94,11 @@ class SEGNNCalculator(Calculator):
             raise ConfigError("model is an empty list; expected at least one potential")
         if accelerate not in MODES:
             raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
+        if domain not in OUTSIDE:
+            raise ConfigError(f"domain is {domain!r}; expected one of {', '.join(OUTSIDE)}")
         self._tables = tables
+        self._domain, self._warned = domain, set()
+        self._check = None if self.potentials[0].domain is None else DomainCheck(self.potentials[0])
         self._accelerate, self._settled = accelerate, False
         self._captured: list[CapturedPredict | None] = [None] * len(self.potentials)
         elements = {tuple(p.symbols) for p in self.potentials}
@@ -116,6 +134,9 @@ class SEGNNCalculator(Calculator):
             for k, p in enumerate(self.potentials)
         ]
         self.results = _results(members)
+        volume = float(atoms.cell.volume) if periodic else None
+        self._judge(self.results, graphs[self.potentials[0].cutoff], members, volume)
+        self._report(self.results)
 
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
         """Results of many structures, several in one pass: for screening, and for small molecules several times faster.
@@ -130,15 +151,43 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(f"properties has {unknown[0]!r}; expected of {', '.join(self.implemented_properties)}")
         results = []
         for first, batch in _batches(structures):
-            graphs = {cutoff: self._batch(batch, first, cutoff) for cutoff in self._graphs}
+            alone = {cutoff: self._alone(batch, first, cutoff) for cutoff in self._graphs}
+            graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
             self._settle(graphs)
             derivatives = any(name in properties for name in DERIVATIVES)
             stress = "stress" in properties
             members = [predict(p, graphs[p.cutoff], forces=derivatives, stress=stress) for p in self.potentials]
-            results += [_results(one) for one in zip(*(_apart(m, batch) for m in members), strict=True)]
+            apart = list(zip(*(_apart(m, batch) for m in members), strict=True))
+            for n, (atoms, one) in enumerate(zip(batch, apart, strict=True), first):
+                results.append(_results(one))
+                graph = alone[self.potentials[0].cutoff][n - first]
+                self._judge(results[-1], graph, one, float(atoms.cell.volume) if atoms.pbc.all() else None)
+                self._report(results[-1], f"structure {n}: ")
         return results
 
-    def _batch(self, structures: list[Atoms], first: int, cutoff: float) -> Graph:
+    def _judge(self, results: dict, graph: Graph, members: Sequence[Prediction], volume) -> None:
+        """Add to the results how far they may be off and why, from one structure's graphs and predictions."""
+        potential, p, leverage = self.potentials[0], members[0], None
+        u = potential.uncertainty
+        if u is not None:
+            leverage = _numpy(u.leverage(p.features)).astype(float)
+            if len(members) == 1:
+                results["energy_std"] = float(u.energy_std(p.features.sum(0, keepdim=True)))
+                if p.forces is not None:
+                    results["forces_std"] = np.repeat(u.force_std(leverage)[:, None], 3, axis=1)
+        if self._check is not None:
+            results["outside_domain"] = self._check(graph, p, volume=volume, leverage=leverage)
+
+    def _report(self, results: dict, where: str = "") -> None:
+        for outside in results.get("outside_domain", ()):
+            text = f"{where}outside the training data: {outside.reason}. What would help: {outside.help}"
+            if self._domain == "raise":
+                raise DomainError(text)
+            if self._domain == "warn" and outside.kind not in self._warned:
+                self._warned.add(outside.kind)
+                warnings.warn(f"{text}. Said once of its kind.", DomainWarning, stacklevel=4)
+
+    def _alone(self, structures: list[Atoms], first: int, cutoff: float) -> list[Graph]:
         graphs = []
         for n, atoms in enumerate(structures, first):
             try:
@@ -146,7 +195,7 @@ class SEGNNCalculator(Calculator):
                 graphs.append(self._graph(atoms, cutoff, alone))
             except StructureError as error:
                 raise StructureError(f"structure {n}: {error}") from error
-        return collate(graphs)
+        return graphs
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
@@ -227,7 +276,10 @@ def _prepare(model, device: torch.device, dtype: torch.dtype | None, allow_nonsm
             "this model is not smooth (smooth = false): its energy jumps when an atom crosses the cutoff, and MD "
             "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
         )
-    return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+    potential = potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+    if potential.uncertainty is not None:
+        potential.uncertainty = potential.uncertainty.to(potential.readout.last.last.weight)
+    return potential
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:
@@ -267,11 +319,16 @@ def _batches(structures: Iterable[Atoms]) -> Iterator[tuple[int, list[Atoms]]]:
 def _apart(batch: Prediction, structures: list[Atoms]) -> list[Prediction]:
     """The prediction of each structure of a batch; stress for those that have one."""
     sizes = [len(atoms) for atoms in structures]
-    forces = [None] * len(sizes) if batch.forces is None else batch.forces.split(sizes)
+
+    def split(x: torch.Tensor | None) -> Sequence:
+        return [None] * len(sizes) if x is None else x.split(sizes)
+
+    parts = zip(*map(split, (batch.energies, batch.forces, batch.features, batch.neighbors)), strict=True)
     out = []
-    for b, (atoms, energies, f) in enumerate(zip(structures, batch.energies.split(sizes), forces, strict=True)):
+    for b, (atoms, (energies, forces, features, neighbors)) in enumerate(zip(structures, parts, strict=True)):
         stress = batch.stress[b : b + 1] if batch.stress is not None and atoms.pbc.all() else None
-        out.append(Prediction(batch.energy[b : b + 1], energies, f, stress, None, None))
+        close = False if batch.close is False else None
+        out.append(Prediction(batch.energy[b : b + 1], energies, forces, stress, None, features, neighbors, close))
     return out
 
 
@@ -297,7 +354,7 @@ def _numpy(x: torch.Tensor) -> np.ndarray:
 
 
 def _unknown_keyword(name: str) -> str:
-    known = ["device", "dtype", "skin", "neighbor_backend", "accelerate", "tables", "allow_nonsmooth"]
+    known = ["device", "dtype", "skin", "neighbor_backend", "accelerate", "tables", "domain", "allow_nonsmooth"]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
     return f"unknown keyword {name!r} of SEGNNCalculator: {hint}"

@@ -13,13 +13,16 @@ from pathlib import Path
 import torch
 from ase.data import chemical_symbols
 
+from segnn_ase import domain
 from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file
+from segnn_ase.domain import Domain
 from segnn_ase.files import write_atomically
 from segnn_ase.o3 import CONVENTION
 from segnn_ase.potential import Potential, parse_species
+from segnn_ase.uncertainty import Uncertainty
 
 FORMAT = "segnn_ase potential"
-VERSION = 2
+VERSION = 3
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
 
 
@@ -33,8 +36,14 @@ def _without_core(content: dict) -> dict:
     return {**content, "version": 2, "config": {**config, "core_repulsion": False}, "weights": weights}
 
 
+def _without_domain(content: dict) -> dict:
+    """Version 2 had a summary of the training data that nothing was compared with, and no uncertainty."""
+    metadata = {name: value for name, value in content["metadata"].items() if name != "domain"}
+    return {**content, "version": 3, "domain": None, "uncertainty": None, "metadata": metadata}
+
+
 # functions that turn a file of version n into one of version n + 1
-UPGRADES = {1: _without_core}
+UPGRADES = {1: _without_core, 2: _without_domain}
 
 
 def save_tensors(path: "str | Path", content: dict) -> None:
@@ -115,6 +124,8 @@ def save_potential(path: "str | Path", potential: Potential, *, metadata: dict |
         "reference_energies": list(potential.reference_energies),
         "scales": list(potential.scales),
         "weights": {k: v.detach().cpu().clone() for k, v in potential.state_dict().items()},
+        "domain": potential.domain and potential.domain._asdict(),
+        "uncertainty": potential.uncertainty and potential.uncertainty._asdict(),
         "metadata": copy.deepcopy(metadata or {}),
     }
     save_tensors(path, content)
@@ -152,7 +163,7 @@ def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
         raise ModelFileError(f"{path} has the convention {content.get('convention')!r}; expected {CONVENTION!r}")
     try:
         return _build(content), content["metadata"]
-    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError) as error:
+    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelFileError(f"{path} does not describe a model: {' '.join(str(error).split())}") from error
 
 
@@ -165,6 +176,10 @@ def _build(content: dict) -> Potential:
     )
     dtype = content["weights"]["readout.last.last.weight"].dtype
     potential.to(dtype).load_state_dict(content["weights"], strict=True)
+    if content["domain"] is not None:
+        potential.domain = Domain(**content["domain"])
+    if content["uncertainty"] is not None:
+        potential.uncertainty = Uncertainty(**content["uncertainty"])
     return potential.eval()
 
 
@@ -204,6 +219,14 @@ def describe(potential: Potential, metadata: dict) -> str:
         f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
         f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
     ]
+    if potential.domain is not None:
+        lines.append(f"domain      {domain.describe(potential.domain, potential.symbols)}")
+    if potential.uncertainty is not None:
+        u = potential.uncertainty
+        lines.append(
+            f"uncertainty of a usual force {1e3 * u.beta:.3g} meV/Å, growing with the leverage to the power of "
+            f"{u.gamma:.2g}; calibrated on {u.calibrated_on} frames"
+        )
     for name, errors in metadata.get("errors", {}).items():
         lines.append(f"errors      {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in errors.items() if v is not None))
     return "\n".join(lines)

@@ -36,6 +36,14 @@ class AccelerationError(SEGNNError, RuntimeError):
     """Fused kernels were required but cannot be compiled here, or do not reproduce plain PyTorch."""
 
 
+class DomainError(SEGNNError, ValueError):
+    """A structure is outside what the potential was trained on."""
+
+
+class DomainWarning(UserWarning):
+    """A structure is outside what the potential was trained on: its results may be worth nothing."""
+
+
 class AccelerationWarning(UserWarning):
     """Plain PyTorch is used where fused kernels were expected: slower, the same numbers."""
 

@@ -307,19 +307,3 @@ def energy_scale(frames: list[Frame], references: dict[int, float]) -> float:
         if f.energy is not None
     ]
     return float(np.std(per_atom)) or 1.0 if per_atom else 1.0
-
-
-def domain(frames: list[Frame], distances: dict[tuple[int, int], float]) -> dict:
-    """What the training set covers, in plain values; distances: the smallest one of each pair of elements, Å."""
-    forces = [np.linalg.norm(f.forces, axis=1).max() for f in frames if f.forces is not None]
-    energies = [f.energy / len(f.atoms) for f in frames if f.energy is not None]
-    densities = [f.atoms.get_masses().sum() / f.atoms.get_volume() for f in frames if f.atoms.pbc.all()]
-    symbols = chemical_symbols
-    return {
-        "elements": [symbols[z] for z in species_of(frames)],
-        "frames": len(frames),
-        "min_distance": {f"{symbols[a]}-{symbols[b]}": float(d) for (a, b), d in sorted(distances.items())},
-        "energy_per_atom": [float(min(energies)), float(max(energies))] if energies else None,
-        "max_force": float(max(forces)) if forces else None,
-        "density_amu_per_A3": [float(min(densities)), float(max(densities))] if densities else None,
-    }

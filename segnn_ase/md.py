@@ -36,8 +36,11 @@ from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_rdf
 
-FORMAT = "segnn_ase md restart 1"
-COLUMNS = ("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure", "conserved")
+FORMAT = "segnn_ase md restart 2"
+COLUMNS = (
+    *("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure"),
+    *("forces_std", "outside", "conserved"),
+)
 SAVED = ("energy", "free_energy", "forces", "stress")  # in the trajectory, where the calculator has them at hand
 GUARDED = ("nve", "nhc", "npt")  # ensembles with a conserved energy
 SUFFIXES = {"log": (".csv",), "trajectory": (".traj", ".xyz", ".extxyz"), "restart": (".npz",)}
@@ -76,7 +79,9 @@ class MDConfig(OuterSettings):
     checkpoint_every: int = Field(1000, ge=1, description="steps between restart files")
     max_temperature: float | None = Field(10_000.0, gt=0, description="K; a hotter step stops the run")
     max_energy_drift: float | None = Field(None, gt=0, description="eV/atom of the conserved energy since step 0")
-    max_forces_std: float | None = Field(None, gt=0, description="eV/Å, largest deviation in a committee")
+    max_forces_std: float | None = Field(None, gt=0, description="eV/Å, largest uncertainty of a force component")
+    stop_outside_domain: bool = Field(False, description="stop at a structure outside the training data")
+    max_minutes: float | None = Field(None, gt=0, description="of wall-clock time; then the run can be gone on with")
 
     @field_validator("log", "trajectory", "restart", mode="before")
     @classmethod
@@ -105,7 +110,7 @@ class MDConfig(OuterSettings):
 class MDResult(NamedTuple):
     """What a run gave; the final structure is in the `atoms` that were passed."""
 
-    steps: int  # in total
+    steps: int  # in total; fewer than in the settings if `max_minutes` were over
     ms_per_step: float  # of this call; NaN if there was nothing left to do
     ns_per_day: float
     mean_temperature: float  # K, over the log
@@ -137,6 +142,7 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     Raises ConfigError for what cannot be run, MDError when a guard stops the run: then `atoms`, and a file
     beside the trajectory, hold the last good frame.
     """
+    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     check_run(atoms, config)
     paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
     resumed = "restart" in paths and paths["restart"].is_file()
@@ -145,8 +151,8 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
-    seconds = advance(run, first, progress)
-    return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
+    last, seconds = advance(run, first, progress, deadline)
+    return summarize(run, last, 1000 * seconds / (last - first) if last > first else math.nan)
 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:
@@ -284,9 +290,9 @@ def state_names(config: MDConfig) -> tuple[str, ...]:
     return STATE[config.npt_cell if config.ensemble == "npt" else config.ensemble]
 
 
-def advance(run: Run, first: int, progress: bool) -> float:
-    """Do the steps after `first`, with output, guards and restart files; returns the seconds they took."""
-    config, good = run.config, snapshot(run.atoms)
+def advance(run: Run, first: int, progress: bool, deadline: float) -> tuple[int, float]:
+    """Do the steps after `first`, with output, guards and restart files; returns the last and the seconds they took."""
+    config, good, step = run.config, snapshot(run.atoms), first
     bar = progress_bar(shown=progress, total=config.steps, initial=first, unit="step")
     begin = time.perf_counter()
     with bar, stop_on_signal() as stopped:
@@ -303,12 +309,15 @@ def advance(run: Run, first: int, progress: bool) -> float:
             if step % config.log_every == 0:
                 speed = nanoseconds_per_day(config.timestep, 1e3 * (time.perf_counter() - begin) / (step - first))
                 bar.set_postfix_str(describe(run, speed), refresh=False)
-            if stopped or step % config.checkpoint_every == 0 or step == config.steps:
+            late = time.monotonic() > deadline
+            if stopped or late or step % config.checkpoint_every == 0 or step == config.steps:
                 checkpoint(run, step)
             if stopped and step < config.steps:
                 where = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
                 raise KeyboardInterrupt(f"stopped after step {step} of {config.steps}; {where}")
-    return time.perf_counter() - begin
+            if late:
+                break
+    return step, time.perf_counter() - begin
 
 
 def refresh(run: Run) -> None:
@@ -319,8 +328,14 @@ def refresh(run: Run) -> None:
     run.atoms.get_forces(md=True)
     if run.config.ensemble == "npt":
         run.atoms.get_stress()
-    if run.config.max_forces_std is not None and "forces_std" not in run.atoms.calc.results:
-        raise ConfigError("max_forces_std is set, but the calculator is no committee: it gives no 'forces_std'")
+    results = run.atoms.calc.results
+    if run.config.max_forces_std is not None and "forces_std" not in results:
+        raise ConfigError(
+            "max_forces_std is set, but the calculator gives no 'forces_std': it is neither a committee nor a "
+            "potential with a calibrated uncertainty"
+        )
+    if run.config.stop_outside_domain and "outside_domain" not in results:
+        raise ConfigError("stop_outside_domain is set, but the calculator's potential has no domain to compare with")
 
 
 def violation(run: Run) -> str | None:
@@ -331,10 +346,23 @@ def violation(run: Run) -> str | None:
     if config.max_temperature is not None and temperature > config.max_temperature:
         return f"the temperature is {temperature:.0f} K, above max_temperature = {config.max_temperature:g} K"
     if config.max_forces_std is not None:
-        spread = float(np.max(run.atoms.calc.results["forces_std"]))
+        spread = uncertainty_of(run)
         if not spread <= config.max_forces_std:
-            return f"the committee differs by {spread:.3g} eV/Å, above max_forces_std = {config.max_forces_std:g} eV/Å"
+            return (
+                f"the forces are uncertain by {spread:.3g} eV/Å, above max_forces_std = {config.max_forces_std:g} eV/Å"
+            )
+    if config.stop_outside_domain and run.atoms.calc.results["outside_domain"]:
+        ways = run.atoms.calc.results["outside_domain"]
+        return (
+            f"it left what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would help: "
+            f"labels for the refused frame, and {'; '.join(way.help for way in ways)}"
+        )
     return None
+
+
+def uncertainty_of(run: Run) -> float:
+    """Return the largest standard deviation of a force component, eV/Å; NaN where the calculator gives none."""
+    return float(np.max(run.atoms.calc.results.get("forces_std", math.nan)))
 
 
 def observe(run: Run, step: int) -> str | None:
@@ -364,7 +392,10 @@ def log_row(run: Run, step: int) -> tuple[float, ...]:
         conserved = run.dynamics.get_conserved_energy()
     time_fs = step * run.config.timestep
     total = potential + kinetic
-    return (step, time_fs, potential, kinetic, total, temperature_of(run), volume, pressure, conserved)
+    ways = atoms.calc.results.get("outside_domain")
+    outside = math.nan if ways is None else len(ways)
+    state = (potential, kinetic, total, temperature_of(run), volume, pressure)
+    return (step, time_fs, *state, uncertainty_of(run), outside, conserved)
 
 
 def drift(run: Run) -> str | None:
@@ -406,15 +437,21 @@ def restore(atoms: Atoms, state: Snapshot) -> None:
 
 
 def stop(run: Run, good: Snapshot, step: int, reason: str, cause: Exception | None = None) -> NoReturn:
-    """Go back to the last good frame, save it beside the other files, and raise MDError."""
+    """Go back to the last good frame, save it and the refused one beside the other files, and raise MDError."""
+    config, refused = run.config, make_frame(run, step, results=False)
     restore(run.atoms, good)
-    config = run.config
     beside = config.trajectory or config.restart or config.log
     where = "is in atoms"
     if beside is not None:
-        path = Path(beside).with_name(f"{Path(beside).stem}_last_good.extxyz")
+        path, other = (
+            Path(beside).with_name(f"{Path(beside).stem}_{name}.extxyz") for name in ("last_good", "refused")
+        )
         write_atomically(path, extxyz(make_frame(run, step - 1, results=False)))
         where = f"is in atoms and in {path}"
+        if np.isfinite(refused.positions).all():
+            refused.info["reason"] = reason
+            write_atomically(other, extxyz(refused))
+            where += f", the refused one in {other}"
     raise MDError(
         f"stopped at step {step} ({step * config.timestep:g} fs): {reason}. The frame before {where}. Look at it; a "
         "smaller timestep, a relaxed starting structure or a potential trained on such structures may help."
@@ -562,6 +599,7 @@ def read_restart(path: str) -> tuple[dict, dict[str, np.ndarray]]:
 def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError saying what is not as in the run that wrote the restart file."""
     old, new = header["config"], config.model_dump()
+    old["max_minutes"] = new["max_minutes"]
     if new["steps"] > old["steps"]:
         old["steps"] = new["steps"]
     differing = [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new if old.get(name) != new[name]]
@@ -580,13 +618,13 @@ def read_rows(log: str | None, first_row: np.ndarray) -> array:
     return array("d", first_row if log is None else np.loadtxt(log, delimiter=",", skiprows=1).ravel())
 
 
-def summarize(run: Run, ms_per_step: float) -> MDResult:
+def summarize(run: Run, last: int, ms_per_step: float) -> MDResult:
     config = run.config
     table = np.array(run.rows).reshape(-1, len(COLUMNS))
     log = dict(zip(COLUMNS, table.T, strict=True))
     paths = [None if path is None else Path(path) for path in (config.trajectory, config.log, config.restart)]
     return MDResult(
-        config.steps,
+        last,
         ms_per_step,
         nanoseconds_per_day(config.timestep, ms_per_step),
         float(log["temperature"].mean()),

@@ -50,6 +50,32 @@ def plot_parity(path: "str | Path", reference, predicted, *, label: str, unit: s
     _save(figure, path)
 
 
+def plot_calibration(path: "str | Path", predicted, errors, *, label: str, unit: str, bins: int = 12) -> None:
+    """Draw errors against the standard deviations that were predicted for them, with the RMSE of equal groups.
+
+    predicted, errors: arrays of one shape in `unit`. Where the estimate is right, the groups lie on the diagonal.
+    """
+    std, error = np.ravel(predicted).astype(float), np.abs(np.ravel(errors).astype(float))
+    if std.shape != error.shape or not len(std) or not (np.isfinite(std).all() and np.isfinite(error).all()):
+        raise ConfigError(f"{label}: {len(std)} deviations and {len(error)} errors; expected as many finite ones")
+    figure = _figure(4.6, 4.0)
+    axes = _panel(figure, (1, 1, 1), f"predicted deviation of {label} / {unit}", f"error / {unit}")
+    order = np.argsort(std)
+    groups = [group for group in np.array_split(order, min(bins, len(order))) if len(group)]
+    x = np.array([np.sqrt(np.mean(std[group] ** 2)) for group in groups])
+    y = np.array([np.sqrt(np.mean(error[group] ** 2)) for group in groups])
+    shown = order[:: max(1, len(order) // MANY)]
+    axes.scatter(std[shown], error[shown], s=4, color=COLORS[5], alpha=0.4, linewidths=0, label="single errors")
+    axes.plot(x, y, color=COLORS[0], marker="o", ms=4, lw=1.2, label=f"RMSE of {len(groups)} groups")
+    positive = np.concatenate([x[x > 0], y[y > 0], std[std > 0]])
+    if len(positive):
+        limits = (positive.min() / 2, positive.max() * 2)
+        axes.plot(limits, limits, color="0.3", lw=0.8, zorder=0.5)
+        axes.set(xscale="log", yscale="log", xlim=limits, ylim=(limits[0] / 10, limits[1]))
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    _save(figure, path)
+
+
 def plot_learning_curve(path: "str | Path", history: Sequence[Mapping]) -> None:
     """Draw losses, validation errors and learning rate against the epoch; columns that are absent are left out.
 

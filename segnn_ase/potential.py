@@ -29,6 +29,8 @@ class Prediction(NamedTuple):
     stress: Tensor | None  # (B, 3, 3) eV/Å^3, ASE's sign
     edge_gradients: Tensor | None  # (E, 3) dE/dr_ij, eV/Å
     features: Tensor | None  # (N, d) invariant descriptors
+    neighbors: Tensor | None = None  # (N,) atoms within the cutoff, where they were counted on the way
+    close: bool | None = None  # whether atoms are closer than their core radius, likewise
 
 
 class Potential(nn.Module):
@@ -62,6 +64,8 @@ class Potential(nn.Module):
         self.register_buffer("core_radii", (radii[:, None] + radii).clamp_max(config.cutoff))
         self.segnn = SEGNN(config, f"{len(species)}x0e")
         self.readout = EnergyReadout(config)
+        self.domain = None  # a `domain.Domain`: what the training structures covered
+        self.uncertainty = None  # an `uncertainty.Uncertainty`
         self._isolated: tuple[tuple, Tensor] | None = None
         self._table: tuple[tuple, Tensor] | None = None
         self.compiled = False
@@ -264,22 +268,22 @@ def _by_engine(potential: Potential, graph: Graph, gradient: bool, stress: bool)
         return _by_device_engine(potential, graph, kind, gradient, stress)
     if len(kind) and int(kind.min()) < 0:
         raise ValueError(f"numbers has elements that are not of {potential.symbols}")
-    edges = engine.edges(graph, kind, potential.core_radii if potential.config.core_repulsion else None)
+    edges = engine.edges(graph, kind, potential.core_radii)
     if edges is None:
         return None
     weight = potential.per_species(kind)[1].to(potential.dtype) if gradient else None
     epsilon, features, g = engine(kind, edges.vectors, edges.src, edges.first, weight)
     energies = potential.in_eV(kind, epsilon, engine.isolated)
-    if edges.close:
+    if edges.close and potential.config.core_repulsion:
         near = graph._replace(edge_src=edges.src, edge_dst=edges.dst)
         energies, repulsion = potential.with_repulsion(near, kind, edges.vectors, energies, gradient=gradient)
         g = g if g is None or repulsion is None else g + repulsion
-    energy = sum_over_atoms(energies, graph)
+    energy, neighbors = sum_over_atoms(energies, graph), edges.first.diff()
     if not gradient:
-        return Prediction(energy, energies, None, None, None, features)
+        return Prediction(energy, energies, None, None, None, features, neighbors, edges.close)
     forces, virial = engine.gather(graph, edges, g, stress=stress)
     s = None if virial is None else _stress(virial, graph)
-    return Prediction(energy, energies, forces, s, g.double(), features)
+    return Prediction(energy, energies, forces, s, g.double(), features, neighbors, edges.close)
 
 
 def _by_device_engine(potential: Potential, graph: Graph, kind: Tensor, gradient: bool, stress: bool) -> Prediction:

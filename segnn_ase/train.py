@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from segnn_ase import plot
+from segnn_ase import domain, plot, uncertainty
 from segnn_ase.accelerate import accelerate, accelerate_training
 from segnn_ase.checkpoint import (
     checksum,
@@ -42,7 +42,6 @@ from segnn_ase.data import (
     LabelKeys,
     check_labels,
     check_species,
-    domain,
     energy_scale,
     label_table,
     read_frames,
@@ -51,7 +50,15 @@ from segnn_ase.data import (
     split_frames,
 )
 from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
-from segnn_ase.graph import Graph, collate, edge_vectors, graph_from_atoms, volume, with_pairs
+from segnn_ase.graph import (
+    Graph,
+    collate,
+    edge_vectors,
+    graph_from_atoms,
+    sum_over_atoms,
+    volume,
+    with_pairs,
+)
 from segnn_ase.potential import Potential, Prediction, assemble, parse_species, predict, resolve_device
 from segnn_ase.training_engine import TrainingEngine
 
@@ -73,6 +80,7 @@ class Item(NamedTuple):
 
     graph: Graph
     labels: Labels
+    density: float | None = None  # amu/Å^3, of one structure that is periodic in three directions
 
 
 @dataclass
@@ -95,6 +103,7 @@ class Training(NamedTuple):
     train: list[Item]
     valid: list[Item]
     test: dict[str, list[Item]]
+    closest: dict[tuple[int, int], float]  # Å, see `smallest_distances`
     metadata: dict
     fingerprint: dict  # of settings, data and starting point
 
@@ -314,6 +323,8 @@ def errors_of(collected: dict[str, np.ndarray]) -> dict:
         delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
         errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None
         errors[f"{name}_mae"] = float(np.mean(np.abs(delta))) if len(delta) else None
+    if len(collected.get("forces_std", ())):
+        errors["forces_std"] = float(np.sqrt(np.mean(collected["forces_std"] ** 2)))
     return errors
 
 
@@ -333,7 +344,21 @@ def residuals(potential: Potential, items: list[Item], settings: OptimConfig) ->
             for side, values in (("reference", reference), ("predicted", predicted)):
                 flat = (values.cpu() / scale)[known] if known.any() else torch.zeros(0)
                 collected.setdefault(f"{name}_{side}", []).append(flat.detach().double().numpy())
+        for name, std in predicted_deviations(potential, batch.graph, prediction).items():
+            known = torch.isfinite(getattr(batch.labels, name))
+            collected.setdefault(f"{name}_std", []).append(std.cpu()[known].numpy())
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collected.items()}
+
+
+def predicted_deviations(potential: Potential, graph: Graph, prediction: Prediction) -> dict[str, Tensor]:
+    """The potential's own estimate of its errors, where it has one: energies (B,) eV/atom and forces (N, 3) eV/Å."""
+    if potential.uncertainty is None:
+        return {}
+    features = prediction.features.detach().double().cpu()
+    u = potential.uncertainty.to(features)
+    graph = graph.to("cpu")
+    energy = u.energy_std(sum_over_atoms(features, graph)) / torch.bincount(graph.batch, minlength=graph.n_graphs)
+    return {"energy": energy, "forces": u.force_std(u.leverage(features))[:, None].expand(-1, 3)}
 
 
 def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None, report=print) -> Training:
@@ -370,15 +395,11 @@ def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None,
         potential.set_core(closest, keep_smaller=True)
         shift_references(potential, frames, train_items, settings, report)
         origin = {k: v for k, v in start[1].items() if k != "fine_tuned_from"}
-    metadata = {
-        "training": config.model_dump(mode="json"),
-        "domain": domain(frames, closest),
-        "fine_tuned_from": origin,
-    }
+    metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
     valid_items = [make_item(frame, cutoff) for frame in valid]
     test_items = {path: [make_item(frame, cutoff) for frame in test] for path, test in tests.items()}
     identity = fingerprint(config, [train_items, valid_items], origin)
-    return Training(potential, train_items, valid_items, test_items, metadata, identity)
+    return Training(potential, train_items, valid_items, test_items, closest, metadata, identity)
 
 
 def fresh_potential(config: TrainConfig, frames: list[Frame], species: list[int], items: list[Item], report):
@@ -436,8 +457,10 @@ def make_item(frame: Frame, cutoff: float) -> Item:
         if frame.stress is None
         else torch.tensor(frame.stress)[None],
     )
+    atoms = frame.atoms
+    density = domain.density_of(atoms.numbers, atoms.cell.volume) if atoms.pbc.all() and atoms.cell.rank == 3 else None
     try:
-        return Item(with_pairs(graph_from_atoms(frame.atoms, cutoff)), labels)
+        return Item(with_pairs(graph_from_atoms(atoms, cutoff)), labels, density)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
 
@@ -445,7 +468,7 @@ def make_item(frame: Frame, cutoff: float) -> Item:
 def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:
     """The shortest distance of each pair of elements, Å."""
     smallest: dict[tuple[int, int], float] = {}
-    for graph, _ in items:
+    for graph, *_ in items:
         distance = edge_vectors(graph).norm(dim=1)
         pairs = torch.stack([graph.numbers[graph.edge_src], graph.numbers[graph.edge_dst]]).sort(dim=0).values
         for pair in torch.unique(pairs, dim=1).T:
@@ -575,6 +598,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     potential, metadata = load_with_metadata(config.out)
     potential = potential.to(resolve_device(config.training.device))
     accelerate(potential, job.train[0].graph.to(potential.device), config.training.accelerate)
+    characterize(potential, job)
     sets = {"train": job.train, "valid": job.valid, **job.test}
     errors = {}
     for name, items in sets.items():
@@ -593,23 +617,58 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     return errors
 
 
+def characterize(potential: Potential, job: Training) -> None:
+    """Store in the potential what its training structures covered, and how far its predictions may be off."""
+    predictions, train = see(potential, job.train)
+    potential.uncertainty = uncertainty.measure(train, see(potential, job.valid)[1])
+    covered = [
+        domain.Covered(item.graph, p, item.density, potential.uncertainty.leverage(p.features.double()))
+        for item, p in zip(job.train, predictions, strict=True)
+    ]
+    found, before = domain.measure(potential, covered, job.closest), job.potential.domain
+    potential.domain = domain.merged(found, before) if found and before else found or before
+
+
+def see(potential: Potential, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
+    """What a potential makes of each structure, and its errors."""
+    predictions, residuals = [], []
+    for item in items:
+        p = Prediction(*(to_cpu(x) for x in predict(potential, item.graph.to(potential.device))))
+        errors = (p.forces - item.labels.forces).numpy()
+        residuals.append(uncertainty.Residuals(p.features, float(p.energy[0] - item.labels.energy[0]), errors))
+        predictions.append(p._replace(edge_gradients=None))
+    return predictions, residuals
+
+
+def to_cpu(x):
+    return x.cpu() if isinstance(x, Tensor) else x
+
+
 def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
     for quantity, unit in (("energy", "eV/atom"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
         reference = values[f"{quantity}_reference"]
         if len(reference):
             path = out.with_suffix(f".parity_{quantity}_{name}.png")
             plot.plot_parity(path, reference, values[f"{quantity}_predicted"], label=quantity, unit=unit)
+            std = values.get(f"{quantity}_std", ())
+            if len(std):
+                path = out.with_suffix(f".calibration_{quantity}_{name}.png")
+                error = values[f"{quantity}_predicted"] - reference
+                plot.plot_calibration(path, std, error, label=quantity, unit=unit)
 
 
 def error_table(errors: dict[str, dict]) -> str:
-    """RMSE and MAE of every set, in the units that papers use."""
+    """RMSE and MAE of every set, in the units that papers use, and the RMSE that the potential itself expects."""
     columns = [("energy", "meV/atom", 1e3), ("forces", "meV/Å", 1e3), ("stress", "meV/Å³", 1e3)]
-    lines = [f"{'set':24s}" + "".join(f"{f'{n} [{u}] rmse':>26s} {'mae':>9s}" for n, u, _ in columns)]
+    heads = [f"{f'{n} [{u}] rmse':>26s} {'mae':>9s}" for n, u, _ in columns]
+    lines = [f"{'set':24s}" + "".join(heads) + f"{'forces: rmse expected':>26s}"]
     for name, values in errors.items():
         cells = []
         for quantity, _, factor in columns:
             rmse, mae = values[f"{quantity}_rmse"], values[f"{quantity}_mae"]
             cells.append(f"{'-':>26s} {'-':>9s}" if rmse is None else f"{factor * rmse:26.3f} {factor * mae:9.3f}")
+        expected = values.get("forces_std")
+        cells.append(f"{'-':>26s}" if expected is None else f"{1e3 * expected:26.3f}")
         lines.append(f"{Path(name).name[-24:]:24s}" + "".join(cells))
     return "\n".join(lines)
 

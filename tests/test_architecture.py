@@ -11,7 +11,7 @@ import segnn_ase
 
 PACKAGE = Path(segnn_ase.__file__).parent
 LEVELS = (
-    {"config", "files", "o3", "neighbors", "plot", "codegen", "tables"},
+    {"config", "files", "o3", "neighbors", "plot", "codegen", "tables", "uncertainty"},
     {"graph", "operations", "triton_codegen"},
     {"kernels", "data"},
     {"layers", "doctor"},
@@ -20,7 +20,8 @@ LEVELS = (
     {"engine", "device_engine"},
     {"training_engine"},
     {"potential"},
-    {"checkpoint", "accelerate", "captured"},
+    {"domain", "accelerate", "captured"},
+    {"checkpoint"},
     {"calculator", "train", "verify", "md", "lammps", "torchsim"},
     {"cli", "__init__"},
     {"__main__"},

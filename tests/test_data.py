@@ -1,7 +1,5 @@
 """Reading frames: labels wherever they are, refusals, splits, reference energies."""
 
-import json
-
 import ase.db
 import ase.io
 import numpy as np
@@ -18,7 +16,6 @@ from segnn_ase.data import (
     LabelKeys,
     check_labels,
     check_species,
-    domain,
     energy_scale,
     frame_from_atoms,
     is_isolated_atom,
@@ -392,17 +389,6 @@ def test_energy_scale_without_forces_is_what_the_reference_energies_leave():
         frame(molecule("CO"), -1030.0 - 2040.0 - 6.0),
     ]
     assert energy_scale(frames, references) == pytest.approx(1.0)
-
-
-def test_domain_is_plain_and_complete():
-    frames = [read for atoms in emt_atoms(2) + emt_atoms(2, copper) for read in [frame_from_atoms(atoms)]]
-    found = domain(frames, {(1, 8): 0.9})
-    assert found == json.loads(json.dumps(found))
-    assert found["elements"] == ["H", "O", "Cu"] and found["frames"] == 4 and found["min_distance"] == {"H-O": 0.9}
-    assert found["max_force"] == max(np.linalg.norm(f.forces, axis=1).max() for f in frames)
-    low, high = found["density_amu_per_A3"]
-    assert low == high == pytest.approx(4 * 63.546 / 3.61**3, rel=1e-6)
-    assert domain([frame(molecule("H2O"))], {})["max_force"] is None
 
 
 def test_reading_does_not_change_the_atoms():

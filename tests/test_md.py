@@ -369,7 +369,7 @@ def test_spread_of_a_committee_stops():
     atoms.calc = Committee()
     with pytest.raises(MDError, match=r"stopped at step 9 .*max_forces_std"):
         run(atoms, config(steps=100, max_forces_std=0.105, log_every=100))
-    with pytest.raises(ConfigError, match="no committee"):
+    with pytest.raises(ConfigError, match="neither a committee"):
         run(crystal(), config(steps=1, max_forces_std=0.1))
 
 

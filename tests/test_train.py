@@ -110,7 +110,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
     """Plots would take most of the time of a tiny training; `trained`, of a wider scope, has them."""
-    for name in ("plot_parity", "plot_learning_curve"):
+    for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
         monkeypatch.setattr(training.plot, name, lambda *_, **__: None)
 
 
@@ -141,9 +141,10 @@ def test_the_best_model_is_written_with_its_provenance(trained):
     assert metadata["epoch"] == int(min(rows, key=lambda row: float(row["valid_loss"]))["epoch"])
     assert metadata["errors"] == errors and set(errors) == {"train", "valid", *config.data.test}
     assert metadata["training"] == config.model_dump(mode="json") and metadata["fine_tuned_from"] is None
-    assert metadata["domain"]["elements"] == ["H", "O", "Cu"] and metadata["domain"]["frames"] == 21
-    assert set(metadata["domain"]["min_distance"]) == {"H-H", "H-O", "Cu-Cu"}
-    assert 0.7 < metadata["domain"]["min_distance"]["H-O"] < 1.0
+    covered = potential.domain
+    assert potential.symbols == ["H", "O", "Cu"] and covered.frames == 21
+    assert torch.isfinite(covered.closest).tolist() == [[True, True, False], [True, False, False], [False, False, True]]
+    assert 0.7 < float(covered.closest[0, 1]) < 1.0
     assert potential.dtype == torch.float32
 
 
@@ -155,7 +156,7 @@ def test_errors_are_those_of_evaluate_and_of_the_table(trained):
             assert found[path][name] == (value if value is None else pytest.approx(value, rel=1e-4)), name
     first = error_table(errors).splitlines()[3].split()
     values = errors[config.data.test[0]]
-    assert first[0] == "test.xyz" and first[-2:] == ["-", "-"]
+    assert first[0] == "test.xyz" and first[-3:-1] == ["-", "-"]
     assert [float(x) for x in first[1:5]] == pytest.approx(
         [1e3 * values[f"{name}_{kind}"] for name in ("energy", "forces") for kind in ("rmse", "mae")], abs=1e-3
     )

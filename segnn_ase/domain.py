@@ -1,0 +1,252 @@
+"""Where a potential may be trusted: what its training structures covered, compared with every structure that it meets.
+
+Beyond the data a network's energy is whatever comes out. The domain holds for each pair of elements the shortest
+distance, for each element the numbers of neighbours, and the ranges of density, binding energy, force and leverage
+(`uncertainty.py`) over the training structures. Outside is what exceeds them by more than a margin, so that ordinary
+dynamics at the conditions of the data stays inside.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase.data import atomic_masses, chemical_symbols
+from torch import Tensor
+
+from segnn_ase.graph import Graph, edge_vectors
+from segnn_ase.potential import Potential, Prediction
+
+NEIGHBORS = (2, 0.1)  # more or fewer than seen: so many, and this part of the most
+DENSITY = 0.1  # of the value
+BINDING = (0.15, 0.1)  # eV/atom below and above, besides the width of the range and half of it
+FORCE = LEVERAGE = 1.5  # times the largest
+DISTANCE = 0.9  # times the shortest; the core repulsion begins a little above
+
+
+class Domain(NamedTuple):
+    """What the training structures covered; species in the order of the potential."""
+
+    frames: int
+    closest: Tensor  # (S, S) Å, infinite for pairs that never met within the cutoff
+    neighbors: Tensor  # (S, 2) fewest and most within the cutoff; the fewest exceeds the most for one never seen
+    density: tuple[float, float] | None  # amu/Å^3, of structures periodic in three directions
+    binding: tuple[float, float]  # (E - sum E0) / N, eV
+    max_force: float  # eV/Å
+    max_leverage: float
+
+
+class Covered(NamedTuple):
+    """One training structure as the potential sees it."""
+
+    graph: Graph
+    prediction: Prediction
+    density: float | None  # amu/Å^3
+    leverage: Tensor  # (N,)
+
+
+class Outside(NamedTuple):
+    """One way in which a structure is outside, and the data that would help."""
+
+    kind: str  # distance, neighbors, density, energy, forces or features
+    reason: str
+    help: str
+
+
+def measure(potential: Potential, frames: Sequence[Covered], closest: dict[tuple[int, int], float]) -> Domain | None:
+    """The domain of training structures with neighbours, None without any.
+
+    closest: Å by pairs of atomic numbers, see `Potential.set_core`.
+    """
+    frames = [c for c in frames if len(c.graph.edge_src)]
+    if not frames:
+        return None
+    n = len(potential.species)
+    distances = torch.full((n, n), math.inf, dtype=torch.float64)
+    for (a, b), d in closest.items():
+        i, j = potential.species.index(a), potential.species.index(b)
+        distances[i, j] = distances[j, i] = d
+    kinds = torch.cat([potential.species_index[c.graph.numbers].cpu() for c in frames])
+    counts = torch.cat([neighbor_counts(c.graph, potential.cutoff).cpu() for c in frames])
+    seen = torch.tensor([[1, 0]]).repeat(n, 1)
+    for k in range(n):
+        if (kinds == k).any():
+            seen[k] = torch.stack([counts[kinds == k].min(), counts[kinds == k].max()])
+    densities = [c.density for c in frames if c.density is not None]
+    binding = [binding_energy(potential, c.graph.numbers, c.prediction) for c in frames]
+    return Domain(
+        frames=len(frames),
+        closest=distances,
+        neighbors=seen,
+        density=(min(densities), max(densities)) if densities else None,
+        binding=(min(binding), max(binding)),
+        max_force=max(float(c.prediction.forces.abs().max()) for c in frames),
+        max_leverage=max(float(c.leverage.max()) for c in frames),
+    )
+
+
+def merged(new: Domain, old: Domain) -> Domain:
+    """What both cover, for a potential that was fine-tuned; the features are those of the new one."""
+
+    def both(a, b):
+        return a or b if a is None or b is None else (min(a[0], b[0]), max(a[1], b[1]))
+
+    lowest, most = (torch.stack([new.neighbors, old.neighbors]).unbind(-1)[k] for k in (0, 1))
+    unseen = lowest > most  # must not count as having had 0 neighbours
+    lowest = lowest.masked_fill(unseen, 2**30).amin(0)
+    most = most.masked_fill(unseen, -1).amax(0)
+    gone = unseen.all(0)
+    return Domain(
+        frames=new.frames + old.frames,
+        closest=torch.minimum(new.closest, old.closest),
+        neighbors=torch.stack([lowest.masked_fill(gone, 1), most.masked_fill(gone, 0)], 1),
+        density=both(new.density, old.density),
+        binding=both(new.binding, old.binding),
+        max_force=max(new.max_force, old.max_force),
+        max_leverage=new.max_leverage,
+    )
+
+
+def neighbor_counts(graph: Graph, cutoff: float) -> Tensor:
+    """Atoms within the cutoff of each, (N,)."""
+    near = edge_vectors(graph).square().sum(1) < cutoff**2
+    return torch.zeros_like(graph.numbers).index_add(0, graph.edge_dst, near.long())
+
+
+def binding_energy(potential: Potential, numbers: Tensor, p: Prediction) -> float:
+    references = potential.per_species(potential.species_index[numbers])[0]
+    return float(p.energy.sum() - references.sum()) / len(numbers)
+
+
+def density_of(numbers: np.ndarray, volume: float) -> float:
+    """Mass per volume, amu/Å^3."""
+    return float(atomic_masses[numbers].sum() / volume)
+
+
+class DomainCheck:
+    """Compares structures with a potential's domain, at the cost of a few passes over its atoms."""
+
+    def __init__(self, potential: Potential):
+        self.potential, domain = potential, potential.domain
+        self.domain = domain
+        lowest, most = domain.neighbors.double().numpy().T
+        slack = np.maximum(NEIGHBORS[0], NEIGHBORS[1] * most)
+        self._fewest, self._most = lowest - slack, np.where(lowest > most, -1.0, most + slack)
+        width = domain.binding[1] - domain.binding[0]
+        self._binding = (
+            domain.binding[0] - width - BINDING[0],
+            domain.binding[1] + max(0.5 * width, BINDING[1]),
+        )
+        self._index = potential.species_index.cpu().numpy()
+        self._references = np.array(potential.reference_energies)
+        self._last: tuple = (None,)  # what does not change from one step of dynamics to the next
+
+    def __call__(
+        self, graph: Graph, p: Prediction, *, volume: float | None, leverage: np.ndarray | None
+    ) -> list[Outside]:
+        """Every way in which one structure is outside; empty inside. volume: Å^3 where it is defined."""
+        numbers = graph.numbers
+        if self._last[0] is not numbers:
+            n = numbers.cpu().numpy()
+            kind = self._index[n]
+            self._last = (numbers, n, float(self._references[kind].sum()), self._fewest[kind], self._most[kind])
+        _, numbers, reference, fewest, most = self._last
+        found = []
+        counts = neighbor_counts(graph, self.potential.cutoff) if p.neighbors is None else p.neighbors
+        counts = counts.cpu().numpy()
+        if not counts.any():
+            return []  # lone atoms have exactly their reference energies
+        if (counts < fewest).any() or (counts > most).any():
+            found.append(self._neighbors(numbers, counts, fewest, most))
+        if p.close or p.close is None:
+            found += self._distance(graph)
+        if volume is not None and self.domain.density is not None:
+            found += self._density(density_of(numbers, volume))
+        binding = (float(p.energy[0]) - reference) / len(numbers)
+        if not self._binding[0] <= binding <= self._binding[1]:
+            found.append(self._energy(binding))
+        if p.forces is not None:
+            found += self._forces(numbers, p.forces)
+        if leverage is not None:
+            found += self._leverage(numbers, leverage)
+        return found
+
+    def _neighbors(self, numbers, counts, fewest, most) -> Outside:
+        atom = int(np.argmax(np.maximum(fewest - counts, counts - most)))
+        lowest, highest = self.domain.neighbors[self._index[numbers[atom]]].tolist()
+        who = f"{chemical_symbols[numbers[atom]]} {atom} has {counts[atom]} neighbours"
+        if lowest > highest:
+            return Outside("neighbors", f"{who}, but there was none of its element in training", _frames("with it"))
+        crowded = counts[atom] > highest
+        where = "denser structures or contacts" if crowded else "surfaces, clusters or single molecules"
+        return Outside("neighbors", f"{who}; in training it had {lowest} to {highest}", _frames(f"of {where}"))
+
+    def _distance(self, graph: Graph) -> list[Outside]:
+        kind = self.potential.species_index[graph.numbers]
+        limits = DISTANCE * self.domain.closest.to(kind.device)
+        limits = torch.where(limits.isinf(), self.potential.core_radii.double(), limits)
+        ratio = edge_vectors(graph).norm(dim=1) / limits[kind[graph.edge_dst], kind[graph.edge_src]]
+        if not len(ratio) or float(ratio.min()) >= 1.0:
+            return []
+        e = int(ratio.argmin())
+        i, j = int(graph.edge_dst[e]), int(graph.edge_src[e])
+        d, seen = float(edge_vectors(graph)[e].norm()), float(self.domain.closest[kind[i], kind[j]])
+        a, b = (chemical_symbols[int(graph.numbers[k])] for k in (i, j))
+        before = "they never met in training" if math.isinf(seen) else f"the closest in training were {seen:.2f} Å"
+        help = _frames(f"with {a}-{b} distances down to {d:.2f} Å, such as compressed cells or collisions")
+        return [Outside("distance", f"{a} {i} and {b} {j} are {d:.2f} Å apart; {before}", help)]
+
+    def _density(self, density: float) -> list[Outside]:
+        low, high = self.domain.density
+        if (1 - DENSITY) * low <= density <= (1 + DENSITY) * high:
+            return []
+        reason = f"the density is {density:.4g} amu/Å^3; in training it was {low:.4g} to {high:.4g}"
+        return [Outside("density", reason, _frames(f"of cells strained to {density:.2g} amu/Å^3"))]
+
+    def _energy(self, binding: float) -> Outside:
+        low, high = self.domain.binding
+        reason = f"the energy is {binding:.3f} eV/atom from that of lone atoms; in training {low:.3f} to {high:.3f}"
+        where = "at higher temperature" if binding > high else "of this kind: so low an energy is hardly real"
+        return Outside("energy", reason, _frames(where))
+
+    def _forces(self, numbers, forces: Tensor) -> list[Outside]:
+        f = forces.cpu().numpy()
+        largest = float(np.abs(f).max())
+        if largest <= FORCE * self.domain.max_force:
+            return []
+        atom = int(np.abs(f).max(axis=1).argmax())
+        who = f"{chemical_symbols[numbers[atom]]} {atom}"
+        reason = f"a force on {who} is {largest:.3g} eV/Å; the largest in training was {self.domain.max_force:.3g}"
+        return [Outside("forces", reason, _frames("at higher temperature or with shorter distances"))]
+
+    def _leverage(self, numbers, leverage: np.ndarray) -> list[Outside]:
+        largest = float(leverage.max())
+        if largest <= LEVERAGE * self.domain.max_leverage:
+            return []
+        atom = int(leverage.argmax())
+        who = f"{chemical_symbols[numbers[atom]]} {atom}"
+        seen = self.domain.max_leverage
+        reason = f"the surroundings of {who} are new: leverage {largest:.3g}, in training at most {seen:.3g}"
+        return [Outside("features", reason, _frames(f"with surroundings like those of {who}"))]
+
+
+def _frames(what: str) -> str:
+    return f"frames {what}"
+
+
+def describe(domain: Domain, symbols: list[str]) -> str:
+    """The domain in one line, for `segnn info`."""
+    pairs = [
+        f"{a}-{b} {float(domain.closest[i, j]):.2f}"
+        for i, a in enumerate(symbols)
+        for j, b in enumerate(symbols)
+        if j >= i and not math.isinf(float(domain.closest[i, j]))
+    ]
+    counts = [f"{s} {lo}-{hi}" for s, (lo, hi) in zip(symbols, domain.neighbors.tolist(), strict=True) if lo <= hi]
+    parts = [f"{domain.frames} frames", f"shortest distances {', '.join(pairs)} Å", f"neighbours {', '.join(counts)}"]
+    if domain.density is not None:
+        parts.append(f"density {domain.density[0]:.3g}-{domain.density[1]:.3g} amu/Å^3")
+    parts.append(f"binding {domain.binding[0]:.3f} to {domain.binding[1]:.3f} eV/atom")
+    parts.append(f"forces to {domain.max_force:.3g} eV/Å")
+    return "; ".join(parts)
