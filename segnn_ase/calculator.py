@@ -17,7 +17,7 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.accelerate import MODES, accelerate
 from segnn_ase.captured import CapturedPredict
-from segnn_ase.checkpoint import load_potential
+from segnn_ase.checkpoint import Committee, load_committee
 from segnn_ase.config import (
     AccelerationError,
     AccelerationWarning,
@@ -43,9 +43,10 @@ class SEGNNCalculator(Calculator):
     """Energies, forces and stress of a SEGNN potential.
 
     model: the path of a model file, the name of a shipped potential, a `Potential`, or a list of these: a
-    committee, whose mean is returned. `results` also has the standard deviations "energy_std" (eV), "forces_std"
-    (N, 3) (eV/Å) and, of a committee for 3D-periodic structures, "stress_std" (6,) (eV/Å^3): of the members, or, for
-    one potential that has been calibrated, the estimate of `uncertainty.py`.
+    committee, whose mean is returned; `segnn train --committee` writes one to a single file. `results` also has the
+    standard deviations "energy_std" (eV), "forces_std" (N, 3) (eV/Å) and, of a committee for 3D-periodic structures,
+    "stress_std" (6,) (eV/Å^3): of the members, or, for one potential that has been calibrated, the estimate of
+    `uncertainty.py`.
     domain: what to do with a structure outside the training data (`domain.py`; of a committee that of the first
     member): "warn" once for every kind of reason, "raise" DomainError, or "ignore" them. The reasons are in `results`
     as "outside_domain", a list of `domain.Outside`, empty inside and absent where the model file has no domain.
@@ -86,12 +87,12 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(_unknown_keyword(next(iter(unknown))))
         super().__init__()
         self.device = resolve_device(device)
+        committee = _members(model)
+        self._factors = committee.factors
         self.potentials = [
-            _prepare(m, self.device, _resolve_dtype(dtype), allow_nonsmooth)
-            for m in (model if isinstance(model, list | tuple) else [model])
+            _prepare(potential, self.device, _resolve_dtype(dtype), allow_nonsmooth)
+            for potential in committee.potentials
         ]
-        if not self.potentials:
-            raise ConfigError("model is an empty list; expected at least one potential")
         if accelerate not in MODES:
             raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
         if domain not in OUTSIDE:
@@ -133,7 +134,7 @@ class SEGNNCalculator(Calculator):
             self._predict(k, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
             for k, p in enumerate(self.potentials)
         ]
-        self.results = _results(members)
+        self.results = _results(members, self._factors)
         volume = float(atoms.cell.volume) if periodic else None
         self._judge(self.results, graphs[self.potentials[0].cutoff], members, volume)
         self._report(self.results)
@@ -159,7 +160,7 @@ class SEGNNCalculator(Calculator):
             members = [predict(p, graphs[p.cutoff], forces=derivatives, stress=stress) for p in self.potentials]
             apart = list(zip(*(_apart(m, batch) for m in members), strict=True))
             for n, (atoms, one) in enumerate(zip(batch, apart, strict=True), first):
-                results.append(_results(one))
+                results.append(_results(one, self._factors))
                 graph = alone[self.potentials[0].cutoff][n - first]
                 self._judge(results[-1], graph, one, float(atoms.cell.volume) if atoms.pbc.all() else None)
                 self._report(results[-1], f"structure {n}: ")
@@ -269,8 +270,18 @@ def _resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def _prepare(model, device: torch.device, dtype: torch.dtype | None, allow_nonsmooth: bool) -> Potential:
-    potential = copy.deepcopy(model) if isinstance(model, Potential) else load_potential(model)
+def _members(model) -> Committee:
+    """The potentials that a model means."""
+    if isinstance(model, Potential):
+        return Committee([copy.deepcopy(model)], {}, {})
+    if not isinstance(model, list | tuple):
+        return load_committee(model)
+    if not model:
+        raise ConfigError("model is an empty list; expected at least one potential")
+    return Committee([potential for one in model for potential in _members(one).potentials], {}, {})
+
+
+def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | None, allow_nonsmooth: bool) -> Potential:
     if not potential.config.smooth and not allow_nonsmooth:
         raise ConfigError(
             "this model is not smooth (smooth = false): its energy jumps when an atom crosses the cutoff, and MD "
@@ -332,8 +343,8 @@ def _apart(batch: Prediction, structures: list[Atoms]) -> list[Prediction]:
     return out
 
 
-def _results(members: Sequence[Prediction]) -> dict:
-    """Mean over the committee in ASE's names; standard deviations too where there is more than one."""
+def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
+    """Mean over the committee in ASE's names; where there is more than one, standard deviations too, times factors."""
     energies = np.array([_numpy(m.energies) for m in members])
     total = np.array([float(m.energy[0]) for m in members])
     results = {"energy": float(total.mean()), "free_energy": float(total.mean()), "energies": energies.mean(axis=0)}
@@ -344,8 +355,9 @@ def _results(members: Sequence[Prediction]) -> dict:
         stacks["stress"] = np.array([full_3x3_to_voigt_6_stress(_numpy(m.stress[0])) for m in members])
     results.update({name: stack.mean(axis=0) for name, stack in stacks.items()})
     if len(members) > 1:
-        results["energy_std"] = float(total.std(ddof=1))
-        results.update({f"{name}_std": stack.std(axis=0, ddof=1) for name, stack in stacks.items()})
+        results["energy_std"] = factors.get("energy", 1.0) * float(total.std(ddof=1))
+        for name, stack in stacks.items():
+            results[f"{name}_std"] = factors.get(name, 1.0) * stack.std(axis=0, ddof=1)
     return results
 
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from ase.data import chemical_symbols
@@ -22,6 +23,7 @@ from segnn_ase.potential import Potential, parse_species
 from segnn_ase.uncertainty import Uncertainty
 
 FORMAT = "segnn_ase potential"
+COMMITTEE = "segnn_ase committee"
 VERSION = 3
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
 
@@ -113,8 +115,32 @@ def _digest(value, digest) -> None:
 
 
 def save_potential(path: "str | Path", potential: Potential, *, metadata: dict | None = None) -> None:
-    """Write a potential with its provenance; metadata holds plain values (training settings, errors, domain)."""
+    """Write a potential with its provenance; metadata holds plain values (training settings, errors)."""
+    save_tensors(path, _content(potential, metadata))
+
+
+class Committee(NamedTuple):
+    """Potentials of one system and level of theory, and by how much their spread underestimates their errors."""
+
+    potentials: list[Potential]
+    factors: dict[str, float]  # "energy", "forces", "stress"
+    metadata: dict
+
+
+def save_committee(path: "str | Path", committee: Committee) -> None:
+    """Write the members of a committee to one file, which `SEGNNCalculator` takes like that of a potential."""
     content = {
+        "format": COMMITTEE,
+        "version": VERSION,
+        "members": [_content(p, None) for p in committee.potentials],
+        "factors": dict(committee.factors),
+        "metadata": copy.deepcopy(committee.metadata),
+    }
+    save_tensors(path, content)
+
+
+def _content(potential: Potential, metadata: dict | None) -> dict:
+    return {
         "format": FORMAT,
         "version": VERSION,
         "convention": CONVENTION,
@@ -128,7 +154,6 @@ def save_potential(path: "str | Path", potential: Potential, *, metadata: dict |
         "uncertainty": potential.uncertainty and potential.uncertainty._asdict(),
         "metadata": copy.deepcopy(metadata or {}),
     }
-    save_tensors(path, content)
 
 
 def load_potential(
@@ -145,15 +170,46 @@ def load_potential(
 
 def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
     """Load a potential on the CPU in its own precision, and the metadata stored with it."""
+    committee = load_committee(model)
+    if len(committee.potentials) > 1:
+        raise ModelFileError(
+            f"{model} is a committee of {len(committee.potentials)} potentials; expected one, such as a member's file"
+        )
+    return committee.potentials[0], committee.metadata
+
+
+def load_committee(model: "str | Path") -> Committee:
+    """Load a committee; the file of one potential is a committee of one. Raises like `load_potential`."""
     path = find_model(model)
     content = load_tensors(path)
-    if content.get("format") != FORMAT:
-        raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}")
+    if content.get("format") == COMMITTEE:
+        _check_version(path, content)
+        try:
+            potentials = [_read(path, member)[0] for member in content["members"]]
+            factors = {name: float(value) for name, value in content["factors"].items()}
+            committee = Committee(potentials, factors, dict(content["metadata"]))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelFileError(f"{path} does not describe a committee: {error}") from error
+        if not potentials:
+            raise ModelFileError(f"{path} is a committee without members")
+        return committee
+    potential, metadata = _read(path, content)
+    return Committee([potential], {}, metadata)
+
+
+def _check_version(path: Path, content: dict) -> None:
     version = content.get("version")
     if version not in (*UPGRADES, VERSION):
         raise ModelFileError(
             f"{path} has format version {version!r}, but this segnn_ase reads up to {VERSION}: upgrade it"
         )
+
+
+def _read(path: Path, content: dict) -> tuple[Potential, dict]:
+    if content.get("format") != FORMAT:
+        raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}")
+    _check_version(path, content)
+    version = content["version"]
     try:
         while content["version"] < VERSION:
             content = UPGRADES[content["version"]](content)
@@ -205,7 +261,7 @@ def shipped_potentials() -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(folder.glob("*/model.pt"))}
 
 
-def describe(potential: Potential, metadata: dict) -> str:
+def describe(potential: Potential, metadata: dict, *, members: int = 1) -> str:
     """A page about a model: elements, settings, reference energies, size, measured errors."""
     references = ", ".join(
         f"{chemical_symbols[z]} {e:.4f}" for z, e in zip(potential.species, potential.reference_energies, strict=True)
@@ -219,6 +275,8 @@ def describe(potential: Potential, metadata: dict) -> str:
         f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
         f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
     ]
+    if members > 1:
+        lines.insert(0, f"committee of {members} potentials like this one")
     if potential.domain is not None:
         lines.append(f"domain      {domain.describe(potential.domain, potential.symbols)}")
     if potential.uncertainty is not None:

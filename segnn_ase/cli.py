@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segnn_ase.config import SEGNNError
+from segnn_ase.config import OutOfTime, SEGNNError
 
 app = typer.Typer(
     add_completion=False,
@@ -17,10 +17,13 @@ app = typer.Typer(
     help="SEGNN interatomic potentials: train, fine-tune, evaluate and run molecular dynamics.",
 )
 
+OUT_OF_TIME = 75  # exit status: sysexits.h calls it a temporary failure, try again
+
 Paths = Annotated[list[str] | None, typer.Option(help="frames that ASE reads; may be repeated")]
 Text = Annotated[str | None, typer.Option()]
 Number = Annotated[float | None, typer.Option()]
 Count = Annotated[int | None, typer.Option()]
+Minutes = Annotated[float | None, typer.Option(help="of wall-clock time; exit status 75: the same command goes on")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores")]
 
 
@@ -46,6 +49,8 @@ def train(
     stress_weight: Number = None,
     patience: Count = None,
     seed: Count = None,
+    committee: Annotated[int | None, typer.Option(help="potentials that differ in their seeds")] = None,
+    max_minutes: Minutes = None,
     device: Text = None,
     dtype: Text = None,
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard")] = None,
@@ -76,6 +81,7 @@ def finetune(
     learning_rate: Number = None,
     freeze: Annotated[list[str] | None, typer.Option(help="part to keep, such as segnn.messages.0")] = None,
     seed: Count = None,
+    max_minutes: Minutes = None,
     device: Text = None,
     threads: Threads = None,
 ):
@@ -112,9 +118,10 @@ def evaluate(
 def info(model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")]):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():
-        from segnn_ase.checkpoint import describe, load_with_metadata
+        from segnn_ase.checkpoint import describe, load_committee
 
-        typer.echo(describe(*load_with_metadata(model)))
+        potentials, _, metadata = load_committee(model)
+        typer.echo(describe(potentials[0], metadata, members=len(potentials)))
 
 
 @app.command()
@@ -131,6 +138,11 @@ def md(
     seed: int = 0,
     save_every: Annotated[int, typer.Option(help="steps between frames")] = 100,
     log_every: int = 10,
+    stop_outside_domain: Annotated[
+        bool, typer.Option("--stop-outside-domain", help="stop at a structure outside the training data")
+    ] = False,
+    max_forces_std: Annotated[float | None, typer.Option(help="eV/Å; stop at more uncertain forces")] = None,
+    max_minutes: Minutes = None,
     rdf: Annotated[list[str] | None, typer.Option(help="pair for a radial distribution, such as O-H")] = None,
     device: str = "auto",
     dtype: Text = None,
@@ -175,6 +187,9 @@ class reported_errors:
         return self
 
     def __exit__(self, kind, error, traceback):
+        if isinstance(error, OutOfTime):
+            typer.echo(str(error), err=True)
+            sys.exit(OUT_OF_TIME)
         if isinstance(error, SEGNNError | FileNotFoundError | ImportError):
             typer.echo(f"error: {error}", err=True)
             sys.exit(1)
@@ -184,10 +199,14 @@ class reported_errors:
         return False
 
 
-MD_OPTIONS = "ensemble temperature pressure timestep steps friction seed save_every log_every".split()
+MD_OPTIONS = (
+    "ensemble temperature pressure timestep steps friction seed save_every log_every stop_outside_domain "
+    "max_forces_std max_minutes"
+).split()
 DATA_OPTIONS = ("train", "valid", "test", "isolated_atoms", "energy_key", "forces_key", "stress_key")
 TRAINING_OPTIONS = (
-    "epochs batch_size max_edges learning_rate energy_weight forces_weight stress_weight patience seed device dtype "
+    "epochs batch_size max_edges learning_rate energy_weight forces_weight stress_weight patience seed committee "
+    "max_minutes device dtype "
     "tensorboard freeze"
 ).split()
 

@@ -32,6 +32,10 @@ class DeviceError(SEGNNError, RuntimeError):
     """The requested device does not exist here."""
 
 
+class OutOfTime(SEGNNError, RuntimeError):
+    """`max_minutes` are over: everything is saved, and the same call goes on."""
+
+
 class AccelerationError(SEGNNError, RuntimeError):
     """Fused kernels were required but cannot be compiled here, or do not reproduce plain PyTorch."""
 
@@ -196,7 +200,11 @@ class OptimConfig(Settings):
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without improvement")
     validate_every: int = Field(1, ge=1, description="epochs")
     save_minutes: float = Field(1.0, ge=0, description="time between resume files")
+    max_minutes: float | None = Field(
+        None, gt=0, description="of wall-clock time; then the training can be gone on with"
+    )
     seed: int = Field(0, ge=0)
+    committee: int = Field(1, ge=1, le=100, description="potentials that differ in their seeds, for uncertainties")
     device: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     freeze: tuple[str, ...] = Field(

@@ -31,7 +31,7 @@ from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT, NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
 from pydantic import Field, field_validator, model_validator
 
-from segnn_ase.config import ConfigError, OuterSettings, SEGNNError, existing_file
+from segnn_ase.config import ConfigError, OuterSettings, OutOfTime, SEGNNError, existing_file
 from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_rdf
@@ -110,7 +110,7 @@ class MDConfig(OuterSettings):
 class MDResult(NamedTuple):
     """What a run gave; the final structure is in the `atoms` that were passed."""
 
-    steps: int  # in total; fewer than in the settings if `max_minutes` were over
+    steps: int  # in total
     ms_per_step: float  # of this call; NaN if there was nothing left to do
     ns_per_day: float
     mean_temperature: float  # K, over the log
@@ -151,8 +151,8 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
-    last, seconds = advance(run, first, progress, deadline)
-    return summarize(run, last, 1000 * seconds / (last - first) if last > first else math.nan)
+    seconds = advance(run, first, progress, deadline)
+    return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:
@@ -290,9 +290,9 @@ def state_names(config: MDConfig) -> tuple[str, ...]:
     return STATE[config.npt_cell if config.ensemble == "npt" else config.ensemble]
 
 
-def advance(run: Run, first: int, progress: bool, deadline: float) -> tuple[int, float]:
-    """Do the steps after `first`, with output, guards and restart files; returns the last and the seconds they took."""
-    config, good, step = run.config, snapshot(run.atoms), first
+def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
+    """Do the steps after `first`, with output, guards and restart files; returns the seconds they took."""
+    config, good = run.config, snapshot(run.atoms)
     bar = progress_bar(shown=progress, total=config.steps, initial=first, unit="step")
     begin = time.perf_counter()
     with bar, stop_on_signal() as stopped:
@@ -312,12 +312,11 @@ def advance(run: Run, first: int, progress: bool, deadline: float) -> tuple[int,
             late = time.monotonic() > deadline
             if stopped or late or step % config.checkpoint_every == 0 or step == config.steps:
                 checkpoint(run, step)
-            if stopped and step < config.steps:
+            if (stopped or late) and step < config.steps:
                 where = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
-                raise KeyboardInterrupt(f"stopped after step {step} of {config.steps}; {where}")
-            if late:
-                break
-    return step, time.perf_counter() - begin
+                reason = KeyboardInterrupt if stopped else OutOfTime
+                raise reason(f"stopped after step {step} of {config.steps}; {where}")
+    return time.perf_counter() - begin
 
 
 def refresh(run: Run) -> None:
@@ -618,13 +617,13 @@ def read_rows(log: str | None, first_row: np.ndarray) -> array:
     return array("d", first_row if log is None else np.loadtxt(log, delimiter=",", skiprows=1).ravel())
 
 
-def summarize(run: Run, last: int, ms_per_step: float) -> MDResult:
+def summarize(run: Run, ms_per_step: float) -> MDResult:
     config = run.config
     table = np.array(run.rows).reshape(-1, len(COLUMNS))
     log = dict(zip(COLUMNS, table.T, strict=True))
     paths = [None if path is None else Path(path) for path in (config.trajectory, config.log, config.restart)]
     return MDResult(
-        last,
+        config.steps,
         ms_per_step,
         nanoseconds_per_day(config.timestep, ms_per_step),
         float(log["temperature"].mean()),

@@ -22,9 +22,12 @@ from tqdm import tqdm
 from segnn_ase import domain, plot, uncertainty
 from segnn_ase.accelerate import accelerate, accelerate_training
 from segnn_ase.checkpoint import (
+    Committee,
     checksum,
+    load_committee,
     load_tensors,
     load_with_metadata,
+    save_committee,
     save_potential,
     save_tensors,
 )
@@ -33,6 +36,7 @@ from segnn_ase.config import (
     DataError,
     ModelFileError,
     OptimConfig,
+    OutOfTime,
     StructureError,
     TrainConfig,
     model_config,
@@ -111,23 +115,57 @@ class Training(NamedTuple):
 def train(config: TrainConfig, *, progress: bool = True) -> dict:
     """Train a potential from scratch and write it to config.out. Returns the errors on every set.
 
-    Beside out = model.pt are written model.last.pt, model.csv, model.resume.pt and plots.
-    Raises DataError, ConfigError and FileNotFoundError for what cannot be trained on.
+    Beside out = model.pt are written model.last.pt, model.csv, model.resume.pt and plots; a committee's members are
+    model.1.pt, model.2.pt and so on. Raises DataError, ConfigError and FileNotFoundError for what cannot be trained
+    on, OutOfTime when `max_minutes` are over.
     """
-    return run_training(config, prepare(config, report=_printer(progress)), progress=progress)
+    deadline = deadline_of(config.training)
+    if config.training.committee > 1:
+        return train_committee(config, deadline, progress=progress)
+    return run_training(config, prepare(config, report=_printer(progress)), deadline, progress=progress)
+
+
+def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> dict:
+    """Train potentials that differ in their seeds on the same frames, and put them into one file.
+
+    Their spread is too small by a factor that is measured on the validation set and kept with them.
+    """
+    report, members = _printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
+    if Path(config.out).exists() and not Path(members[0].out).exists():
+        refuse_overwriting(config.out)
+    for k, member in enumerate(members, 1):
+        report(f"member {k} of {len(members)}")
+        job = prepare(member, split_seed=config.training.seed, report=report if k == 1 else lambda text: None)
+        run_training(member, job, deadline, progress=progress)
+    return finish_committee(config, members, job, progress=progress)
+
+
+def member_config(config: TrainConfig, k: int) -> TrainConfig:
+    """The settings of the k-th member, from 1: a seed and a file of its own."""
+    settings = config.training.model_copy(update={"committee": 1, "seed": config.training.seed + k - 1})
+    return config.model_copy(update={"out": str(Path(config.out).with_suffix(f".{k}.pt")), "training": settings})
+
+
+def deadline_of(settings: OptimConfig) -> float:
+    return math.inf if settings.max_minutes is None else time.monotonic() + 60 * settings.max_minutes
 
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`."""
+    if config.training.committee > 1:
+        raise ConfigError(
+            f"setting 'training.committee' is {config.training.committee}: fine-tune the members one by one"
+        )
     if config.model:
         raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
     given = config.training.model_dump(exclude_unset=True)
     config = config.model_copy(update={"training": OptimConfig(**{**FINETUNE_DEFAULTS, **given})})
     start = load_with_metadata(model)
-    return run_training(config, prepare(config, start=start, report=_printer(progress)), progress=progress)
+    deadline = deadline_of(config.training)
+    return run_training(config, prepare(config, start=start, report=_printer(progress)), deadline, progress=progress)
 
 
-def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
+def run_training(config: TrainConfig, job: Training, deadline: float, *, progress: bool) -> dict:
     settings, files = config.training, output_files(config.out)
     potential = job.potential.to(resolve_device(settings.device))
     smallest = min(job.train, key=lambda item: len(item.graph.edge_src) or math.inf)
@@ -156,11 +194,13 @@ def run_training(config: TrainConfig, job: Training, *, progress: bool) -> dict:
                 done.step, done.batch, done.loss = done.step + 1, done.batch + 1, done.loss + loss
                 update_average(means, parameters, done.step, settings.ema_decay)
                 bar.update(done.epoch + done.batch / len(batches) - bar.n)
-                if stopped or time.monotonic() - last_save > 60 * settings.save_minutes:
+                late = time.monotonic() > deadline
+                if stopped or late or time.monotonic() - last_save > 60 * settings.save_minutes:
                     save_state(files["resume"], job, potential, averaged, optimizer, done)
                     last_save = time.monotonic()
-                if stopped:
-                    raise KeyboardInterrupt(f"stopped; the same command goes on from {files['resume']}")
+                if stopped or late:
+                    reason = KeyboardInterrupt if stopped else OutOfTime
+                    raise reason(f"stopped in epoch {done.epoch + 1}; the same command goes on from {files['resume']}")
             check_finite(done, len(batches), settings)
             done.epoch, done.batch = done.epoch + 1, 0
             if done.epoch % settings.validate_every == 0 or done.epoch == settings.epochs:
@@ -361,8 +401,17 @@ def predicted_deviations(potential: Potential, graph: Graph, prediction: Predict
     return {"energy": energy, "forces": u.force_std(u.leverage(features))[:, None].expand(-1, 3)}
 
 
-def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None, report=print) -> Training:
-    """Read the data, show what was found, and build the potential (or shift the one to start from)."""
+def prepare(
+    config: TrainConfig,
+    *,
+    start: tuple[Potential, dict] | None = None,
+    split_seed: int | None = None,
+    report=print,
+) -> Training:
+    """Read the data, show what was found, and build the potential (or shift the one to start from).
+
+    split_seed: of the draw of the validation set; None takes that of the training.
+    """
     data, settings = config.data, config.training
     refuse_overwriting(config.out)
     resolve_device(settings.device)  # refuse before reading
@@ -371,7 +420,7 @@ def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None,
     if data.valid:
         valid = read_frames(list(data.valid), keys)
     else:
-        frames, valid = split_frames(frames, data.valid_fraction, settings.seed)
+        frames, valid = split_frames(frames, data.valid_fraction, settings.seed if split_seed is None else split_seed)
     tests = {path: read_frames(path, keys) for path in data.test}
     check_labels(frames)
     if data.valid:
@@ -502,7 +551,8 @@ def refuse_overwriting(out: str) -> None:
 def fingerprint(config: TrainConfig, sets: list[list[Item]], origin: dict | None) -> dict:
     """What must be the same for a training to go on: settings, data and the model that it started from."""
     settings = config.model_dump(mode="json")
-    settings["training"].pop("save_minutes")
+    for name in ("save_minutes", "max_minutes"):
+        settings["training"].pop(name)
     data = [[list(item.graph) + list(item.labels) for item in items] for items in sets]
     return {"settings": settings, "data": checksum(data), "start": checksum(origin)}
 
@@ -617,6 +667,48 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     return errors
 
 
+def finish_committee(config: TrainConfig, members: list[TrainConfig], job: Training, *, progress: bool) -> dict:
+    """Measure the spread of the members against their errors, and write the committee's file."""
+    potentials = [load_with_metadata(member.out)[0] for member in members]
+    graph = job.train[0].graph
+    for potential in potentials:
+        potential.to(resolve_device(config.training.device))
+        accelerate(potential, graph.to(potential.device), config.training.accelerate)
+    values = committee_residuals(potentials, job.valid or job.train, config.training)
+    factors = {name: spread_factor(values, name) for name in ("energy", "forces", "stress")}
+    metadata = {"training": config.model_dump(mode="json")}
+    errors = {}
+    for name, items in {"valid": job.valid, **job.test}.items():
+        if items:
+            found = committee_residuals(potentials, items, config.training, factors)
+            errors[name] = {k: v for k, v in errors_of(found).items() if k != "loss"}
+            plot_parities(Path(config.out), Path(name).stem, found)
+    save_committee(config.out, Committee(potentials, factors, {**metadata, "errors": errors}))
+    _printer(progress)(f"{error_table(errors)}\nwrote {config.out}")
+    return errors
+
+
+def committee_residuals(
+    potentials: list[Potential], items: list[Item], settings: OptimConfig, factors: dict[str, float] | None = None
+) -> dict[str, np.ndarray]:
+    """`residuals` of the mean of the members, with their spread, times its factors, as the estimate of the errors."""
+    members = [residuals(potential, items, settings) for potential in potentials]
+    values = dict(members[0])
+    for name in ("energy", "forces", "stress"):
+        stack = np.array([member[f"{name}_predicted"] for member in members])
+        values[f"{name}_predicted"] = stack.mean(axis=0)
+        values[f"{name}_std"] = (factors or {}).get(name, 1.0) * stack.std(axis=0, ddof=1)
+    return values
+
+
+def spread_factor(values: dict[str, np.ndarray], name: str) -> float:
+    """What the spread must be multiplied by to have the size of the errors; 1 where nothing is known."""
+    errors, spread = values[f"{name}_predicted"] - values[f"{name}_reference"], values[f"{name}_std"]
+    if not len(errors) or not spread.any():
+        return 1.0
+    return float(np.sqrt(np.mean(errors**2) / np.mean(spread**2)))
+
+
 def characterize(potential: Potential, job: Training) -> None:
     """Store in the potential what its training structures covered, and how far its predictions may be off."""
     predictions, train = see(potential, job.train)
@@ -679,17 +771,22 @@ def _printer(progress: bool):
 
 
 def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:
-    """Errors of a model on labelled files, one entry per file, evaluated as by the calculator; see `evaluate`."""
-    potential, _ = load_with_metadata(model)
-    potential = potential.to(resolve_device(device)).eval()
+    """Errors of a model or a committee on labelled files, one entry per file, evaluated as by the calculator."""
+    committee = load_committee(model)
+    potentials = [p.to(resolve_device(device)).eval() for p in committee.potentials]
     errors: dict[str, dict] = {}
     for path in paths:
         frames = read_frames(path, keys)
         check_labels(frames)
-        check_species(frames, potential.species, path)
-        items = [make_item(f, potential.cutoff) for f in frames]
+        check_species(frames, potentials[0].species, path)
+        items = [make_item(f, potentials[0].cutoff) for f in frames]
         if not errors:
             largest = max(items, key=lambda item: len(item.graph.edge_src))
-            accelerate(potential, largest.graph.to(potential.device), tables=True)
-        errors[path] = evaluate(potential, items, OptimConfig())
+            for potential in potentials:
+                accelerate(potential, largest.graph.to(potential.device), tables=True)
+        if len(potentials) > 1:
+            values = committee_residuals(potentials, items, OptimConfig(), committee.factors)
+            errors[path] = errors_of(values)
+        else:
+            errors[path] = evaluate(potentials[0], items, OptimConfig())
     return errors

@@ -18,7 +18,7 @@ from ase.constraints import FixAtoms
 from ase.io import read
 
 from segnn_ase import md
-from segnn_ase.config import ConfigError, StructureError
+from segnn_ase.config import ConfigError, OutOfTime, StructureError
 from segnn_ase.md import MDConfig, MDError, energy_slope, radial_distribution, run_md
 
 CUTOFF, DEPTH, WIDTH, REST = 3.4, 0.3, 1.4, 2.55  # Å, eV, 1/Å, Å
@@ -240,6 +240,18 @@ def test_signals_finish_the_step_and_save(tmp_path, number):
     result = run(atoms := crystal(), stopped)
     assert state(atoms) == state(uninterrupted) and contents(stopped) == contents(whole)
     assert result.steps == 40
+
+
+def test_out_of_time_it_stops_saved_and_goes_on_to_the_same_bits(tmp_path):
+    whole, parts = (
+        config(tmp_path / folder, steps=6, log_every=1, **ENSEMBLES["nhc"]) for folder in ("whole", "parts")
+    )
+    run(uninterrupted := crystal(), whole)
+    for step in range(1, 6):
+        with pytest.raises(OutOfTime, match=f"after step {step} of 6; the same call goes on from"):
+            run(crystal(), parts.model_copy(update={"max_minutes": 1e-9}))
+    run(atoms := crystal(), parts.model_copy(update={"max_minutes": 1.0}))  # another budget is no other run
+    assert state(atoms) == state(uninterrupted) and contents(parts) == contents(whole)
 
 
 def test_finished_run_returns_its_result_again(tmp_path):

@@ -18,12 +18,13 @@ from ase.build import molecule
 from test_data import copper, emt_atoms
 
 from segnn_ase import train as training
-from segnn_ase.checkpoint import checksum, load_tensors, load_with_metadata, save_potential
+from segnn_ase.checkpoint import checksum, load_committee, load_tensors, load_with_metadata, save_potential
 from segnn_ase.config import (
     ConfigError,
     DataError,
     ModelFileError,
     OptimConfig,
+    OutOfTime,
     TrainConfig,
     model_config,
     read_toml,
@@ -327,7 +328,7 @@ with segnn_ase.cli.reported_errors():
         _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors
     if number == signal.SIGTERM:
-        assert "stopped; the same command goes on from model.resume.pt" in errors and "Traceback" not in errors
+        assert "the same command goes on from model.resume.pt" in errors and "Traceback" not in errors
     state = load_tensors(folder / "model.resume.pt")
     assert 10 <= state["progress"]["step"] <= 12
     resumable(folder, train)
@@ -745,6 +746,94 @@ def test_the_name_of_the_model_file(tmp_path):
 def test_one_frame_is_enough(tmp_path):
     config = configured(tmp_path, water_frames(1))
     assert set(train(config, progress=False)) == {"train"}
+
+
+def test_out_of_time_it_stops_saved_and_goes_on_to_the_same_bits(tmp_path):
+    (whole := tmp_path / "whole").mkdir(), (parts := tmp_path / "parts").mkdir()
+    train(configured(whole, water_frames(8)), progress=False)
+    stops = 0
+    while True:
+        try:
+            train(configured(parts, water_frames(8), max_minutes=1e-6), progress=False)  # one step a call
+            break
+        except OutOfTime as error:
+            assert "the same command goes on from" in str(error)
+            stops += 1
+    assert stops == 2 * 2  # after each batch of two epochs; the fifth call validates and writes
+    assert checksum(weights(parts / "model.pt")) == checksum(weights(whole / "model.pt"))
+
+
+@pytest.fixture(scope="module")
+def committee(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("committee")
+    ase.io.write(folder / "test.xyz", water_frames(6, seed=1))
+    data = {"test": str(folder / "test.xyz")}
+    config = configured(folder, water_frames(16), data=data, committee=3, epochs=6)
+    return config, train(config, progress=False)
+
+
+def test_a_committee_is_one_file_of_potentials_trained_from_other_seeds(committee):
+    config, _ = committee
+    found = load_committee(config.out)
+    assert len(found.potentials) == 3 and set(found.factors) == {"energy", "forces", "stress"}
+    sums = {checksum(p.state_dict()) for p in found.potentials}
+    alone = [load_with_metadata(Path(config.out).with_suffix(f".{k}.pt")) for k in (1, 2, 3)]
+    assert len(sums) == 3 and sums == {checksum(p.state_dict()) for p, _ in alone}
+    assert [metadata["training"]["training"]["seed"] for _, metadata in alone] == [0, 1, 2]
+    assert all(p.domain.frames == 12 for p in found.potentials)
+    with pytest.raises(ModelFileError, match="is a committee of 3 potentials; expected one"):
+        load_with_metadata(config.out)
+
+
+def test_the_committee_expects_its_errors(committee):
+    from segnn_ase.calculator import SEGNNCalculator
+
+    config, errors = committee
+    valid = errors["valid"]
+    assert valid["forces_std"] == pytest.approx(valid["forces_rmse"])  # that is what it is calibrated to
+    path = config.data.test[0]
+    calc, spread, error = SEGNNCalculator(config.out, domain="ignore"), [], []
+    for atoms in water_frames(6, seed=1):
+        mine = atoms.copy()
+        mine.calc = calc
+        error.append(mine.get_forces() - atoms.get_forces())
+        spread.append(calc.results["forces_std"])
+    assert np.sqrt(np.mean(np.square(error))) == pytest.approx(errors[path]["forces_rmse"], rel=1e-4)
+    assert np.sqrt(np.mean(np.square(spread))) == pytest.approx(errors[path]["forces_std"], rel=1e-4)
+    found = evaluate_files(config.out, [path])[path]
+    assert found["forces_std"] == pytest.approx(errors[path]["forces_std"], rel=1e-4)
+
+
+def test_a_finished_committee_is_not_trained_again(committee, monkeypatch):
+    config, errors = committee
+    monkeypatch.setattr(training, "training_step", None)
+    assert train(config, progress=False) == errors
+
+
+def test_a_committee_that_was_stopped_goes_on(committee, tmp_path, monkeypatch):
+    config, _ = committee
+    data = {"train": config.data.train, "test": config.data.test}
+    again = configured(tmp_path, data=data, committee=3, epochs=6)
+    do, count = training.training_step, itertools.count()
+
+    def dies(*arguments):
+        if next(count) == 20:  # in the second member
+            raise RuntimeError("power failure")
+        return do(*arguments)
+
+    monkeypatch.setattr(training, "training_step", dies)
+    with pytest.raises(RuntimeError, match="power failure"):
+        train(again, progress=False)
+    train(again, progress=False)
+    for a, b in zip(load_committee(again.out).potentials, load_committee(config.out).potentials, strict=True):
+        assert checksum(a.state_dict()) == checksum(b.state_dict())
+
+
+def test_another_file_is_not_replaced_by_a_committee(committee, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match="exists and is no training to go on with"):
+        train(configured(tmp_path, data={"train": committee[0].data.train}, committee=2), progress=False)
+    assert (tmp_path / "model.pt").read_bytes() == b"precious"
 
 
 def test_settings_from_toml(tmp_path):
