@@ -199,6 +199,12 @@ class OptimConfig(Settings):
     stress_weight: float = Field(0.05, ge=0)
     patience: int | None = Field(None, ge=1, description="stop after so many epochs without improvement")
     validate_every: int = Field(1, ge=1, description="epochs")
+    rollout_steps: int = Field(200, ge=0, description="of short dynamics at some validations; 0 for none")
+    rollout_every: int | None = Field(None, ge=1, description="epochs between them; None for five in all")
+    rollout_temperature: float = Field(300.0, gt=0, le=10_000, description="K; one rollout is twice as hot")
+    select: Literal["loss", "stability"] = Field(
+        "loss", description="keep the lowest validation loss, or that among the longest rollouts"
+    )
     save_minutes: float = Field(1.0, ge=0, description="time between resume files")
     max_minutes: float | None = Field(
         None, gt=0, description="of wall-clock time; then the training can be gone on with"
@@ -212,6 +218,12 @@ class OptimConfig(Settings):
     )
     tensorboard: bool = False
     accelerate: Literal["auto", "off", "require"] = Field("auto", description="compiled code")
+
+    @model_validator(mode="after")
+    def _selection(self):
+        if self.select == "stability" and not self.rollout_steps:
+            raise ValueError("select is 'stability', but rollout_steps is 0: nothing tells how stable a model is")
+        return self
 
 
 class TrainConfig(OuterSettings):

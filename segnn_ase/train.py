@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor
 from tqdm import tqdm
 
@@ -64,6 +65,7 @@ from segnn_ase.graph import (
     with_pairs,
 )
 from segnn_ase.potential import Potential, Prediction, assemble, parse_species, predict, resolve_device
+from segnn_ase.stability import Stability, stability
 from segnn_ase.training_engine import TrainingEngine
 
 STATE_FORMAT = "segnn_ase training state"
@@ -84,7 +86,7 @@ class Item(NamedTuple):
 
     graph: Graph
     labels: Labels
-    density: float | None = None  # amu/Å^3, of one structure that is periodic in three directions
+    atoms: Atoms | None = None  # of one structure
 
 
 @dataclass
@@ -96,7 +98,8 @@ class Progress:
     step: int = 0
     loss: float = 0.0  # summed over the epoch's batches
     rate: float = 0.0  # learning rate of the last step
-    best: float = math.inf  # validation loss
+    best: float = math.inf  # validation loss of the model that is kept
+    survived: float = 0.0  # and of its rollouts
     history: list[dict] = field(default_factory=list)
 
 
@@ -207,8 +210,8 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                 row = validate(averaged, job, settings, done, len(batches))
                 done.history.append(row)
                 bar.set_postfix_str(summary(row))
-                if row["valid_loss"] < done.best:
-                    done.best = row["valid_loss"]
+                if better(row, done, settings):
+                    done.best, done.survived = row["valid_loss"], row["survived"] or 0.0
                     save_potential(config.out, averaged, metadata={**job.metadata, "epoch": done.epoch})
                 write_history(files["csv"], done.history)
                 log_scalars(writer, row)
@@ -349,7 +352,38 @@ def collate_items(items: list[Item]) -> Item:
 def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, n: int) -> dict:
     errors = evaluate(averaged, job.valid or job.train, settings)
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n}
-    return row | {f"valid_{name}": value for name, value in errors.items()}
+    row |= {f"valid_{name}": value for name, value in errors.items()}
+    return row | rollouts(averaged, job, settings, done)
+
+
+def rollouts(averaged: Potential, job: Training, settings: OptimConfig, done: Progress) -> dict:
+    """Short dynamics from a validation frame, always the same one, where they are due; None where they are not."""
+    every = settings.rollout_every or max(settings.epochs // 5, 1)
+    last = max((row["epoch"] for row in done.history if row["survived"] is not None), default=0)
+    due = done.epoch // every > last // every or done.epoch == settings.epochs
+    starts = [item.atoms for item in job.valid or job.train if len(item.atoms) > 1]
+    if not (settings.rollout_steps and due and starts and averaged.config.smooth):
+        return dict.fromkeys(Stability._fields)
+    start = starts[np.random.default_rng(settings.seed).integers(len(starts))]
+    found = stability(
+        averaged,
+        start,
+        job.closest,
+        steps=settings.rollout_steps,
+        temperature=settings.rollout_temperature,
+        seed=settings.seed,
+        accelerate="off" if settings.accelerate == "off" else "auto",
+    )
+    return {name: value if math.isfinite(value) else None for name, value in found._asdict().items()}
+
+
+def better(row: dict, done: Progress, settings: OptimConfig) -> bool:
+    """Whether a model is to be kept instead of the one before."""
+    if settings.select == "loss":
+        return row["valid_loss"] < done.best
+    if row["survived"] is None:
+        return False
+    return (-row["survived"], row["valid_loss"]) < (-done.survived, done.best)
 
 
 def evaluate(potential: Potential, items: list[Item], settings: OptimConfig) -> dict:
@@ -507,9 +541,8 @@ def make_item(frame: Frame, cutoff: float) -> Item:
         else torch.tensor(frame.stress)[None],
     )
     atoms = frame.atoms
-    density = domain.density_of(atoms.numbers, atoms.cell.volume) if atoms.pbc.all() and atoms.cell.rank == 3 else None
     try:
-        return Item(with_pairs(graph_from_atoms(atoms, cutoff)), labels, density)
+        return Item(with_pairs(graph_from_atoms(atoms, cutoff)), labels, atoms)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
 
@@ -616,6 +649,8 @@ def summary(row: dict) -> str:
     parts = [f"loss {row['train_loss']:.3g}/{row['valid_loss']:.3g}"]
     parts += [f"E {1e3 * row['valid_energy_rmse']:.2f} meV/atom"] if row["valid_energy_rmse"] is not None else []
     parts += [f"F {1e3 * row['valid_forces_rmse']:.1f} meV/Å"] if row["valid_forces_rmse"] is not None else []
+    if row["survived"] is not None:
+        parts.append(f"MD {row['nve_ps']:.2f}+{row['hot_ps']:.2f} ps")
     return " ".join(parts)
 
 
@@ -714,11 +749,16 @@ def characterize(potential: Potential, job: Training) -> None:
     predictions, train = see(potential, job.train)
     potential.uncertainty = uncertainty.measure(train, see(potential, job.valid)[1])
     covered = [
-        domain.Covered(item.graph, p, item.density, potential.uncertainty.leverage(p.features.double()))
+        domain.Covered(item.graph, p, density(item.atoms), potential.uncertainty.leverage(p.features.double()))
         for item, p in zip(job.train, predictions, strict=True)
     ]
     found, before = domain.measure(potential, covered, job.closest), job.potential.domain
     potential.domain = domain.merged(found, before) if found and before else found or before
+
+
+def density(atoms: Atoms) -> float | None:
+    """amu/Å^3, of a structure that is periodic in three directions."""
+    return domain.density_of(atoms.numbers, atoms.cell.volume) if atoms.pbc.all() else None
 
 
 def see(potential: Potential, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:

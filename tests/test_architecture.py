@@ -22,7 +22,9 @@ LEVELS = (
     {"potential"},
     {"domain", "accelerate", "captured"},
     {"checkpoint"},
-    {"calculator", "train", "verify", "md", "lammps", "torchsim"},
+    {"calculator"},
+    {"stability"},
+    {"train", "verify", "md", "lammps", "torchsim"},
     {"cli", "__init__"},
     {"__main__"},
 )

@@ -57,6 +57,7 @@ SETTINGS = {
     "ema_decay": 0.9,
     "stress_weight": 1.0,
     "device": "cpu",
+    "rollout_steps": 0,
 }
 FILES = ("csv", "last.pt", "resume.pt", "learning_curve.png", "parity_energy_valid.png", "parity_forces_valid.png")
 
