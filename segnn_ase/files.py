@@ -1,11 +1,12 @@
 """Files that are never torn, signals that are waited for, progress that does not fill a log."""
 
+import glob
 import os
 import secrets
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def write_atomically(path: "str | Path", content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def clear_leftovers(paths: Iterable["str | Path"]) -> None:
+    """Remove the temporary files that a killed process left beside its outputs; no other may be writing them."""
+    for path in map(Path, paths):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+            left.unlink(missing_ok=True)
 
 
 @contextmanager

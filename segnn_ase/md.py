@@ -32,7 +32,7 @@ from ase.md.verlet import VelocityVerlet
 from pydantic import Field, field_validator, model_validator
 
 from segnn_ase.config import ConfigError, OuterSettings, OutOfTime, SEGNNError, existing_file
-from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
+from segnn_ase.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_rdf
 
@@ -150,6 +150,7 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
         refuse_existing(paths)
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(paths.values())
     run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
     seconds = advance(run, first, progress, deadline)
     return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)

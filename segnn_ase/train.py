@@ -54,7 +54,7 @@ from segnn_ase.data import (
     species_of,
     split_frames,
 )
-from segnn_ase.files import progress_bar, stop_on_signal, write_atomically
+from segnn_ase.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.graph import (
     Graph,
     collate,
@@ -170,6 +170,7 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
 
 def run_training(config: TrainConfig, job: Training, deadline: float, *, progress: bool) -> dict:
     settings, files = config.training, output_files(config.out)
+    clear_leftovers([config.out, *files.values()])
     potential = job.potential.to(resolve_device(settings.device))
     smallest = min(job.train, key=lambda item: len(item.graph.edge_src) or math.inf)
     engine = accelerate_training(potential, smallest.graph.to(potential.device), settings.accelerate)

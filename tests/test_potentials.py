@@ -3,12 +3,14 @@
 import ase.io
 import numpy as np
 import pytest
-from ase import units
+from ase import Atoms, units
+from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 
 from segnn_ase import SEGNNCalculator, load_potential
 from segnn_ase.checkpoint import find_model, load_with_metadata, shipped_potentials
-from segnn_ase.md import set_velocities
+from segnn_ase.config import DomainError
+from segnn_ase.md import MDConfig, MDError, run_md, set_velocities
 
 NAMES = ("acetylacetone-pbe", "silicon-pbe", "water-pbe0")
 
@@ -73,3 +75,41 @@ def test_T14_nve_conserves_energy():
     rough = nve_energies("float64", 1.0, 100.0)[1].std()
     fine = nve_energies("float64", 0.5, 100.0)[1].std()
     assert 3.0 < rough / fine < 5.0
+
+
+def melting_silicon() -> Atoms:
+    atoms = bulk("Si", cubic=True, a=5.47).repeat(2)
+    set_velocities(atoms, 6000, np.random.default_rng(0))
+    return atoms
+
+
+def colliding_molecules() -> Atoms:
+    one = ase.io.read(find_model("acetylacetone-pbe").parent / "reference.xyz", "0")
+    other = one.copy()
+    other.translate([8.0, 0, 0])
+    pair = one + other
+    pair.set_momenta(pair.get_masses()[:, None] * np.repeat([[0.05, 0, 0], [-0.05, 0, 0]], len(one), axis=0))
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "settings", "message"),
+    [
+        ("silicon-pbe", melting_silicon, {"ensemble": "langevin", "temperature": 6000, "timestep": 1.0}, "Si"),
+        ("acetylacetone-pbe", colliding_molecules, {"timestep": 0.5}, "neighbours; in training it had"),
+    ],
+)
+def test_a_run_that_leaves_the_domain_stops(name, build, settings, message, tmp_path):
+    atoms = build()
+    atoms.calc = SEGNNCalculator(name, domain="ignore")
+    names = {"trajectory": tmp_path / "md.xyz", "restart": tmp_path / "md.npz"}
+    with pytest.raises(MDError, match=rf"left what .* trained on: .*{message}.*What would help: labels for") as caught:
+        run_md(atoms, MDConfig(steps=2000, stop_outside_domain=True, **settings, **names), progress=False)
+    step = int(str(caught.value).split()[3])
+    assert ase.io.read(tmp_path / "md_last_good.extxyz").info["step"] == step - 1 > 0
+    atoms.get_forces()  # the atoms hold the last good frame
+    assert not atoms.calc.results["outside_domain"]
+    refused = ase.io.read(tmp_path / "md_refused.extxyz")
+    refused.calc = SEGNNCalculator(name, domain="raise")
+    with pytest.raises(DomainError):
+        refused.get_forces()
