@@ -21,7 +21,7 @@ from segnn_ase.checkpoint import load_potential
 from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError, StructureError
 from segnn_ase.device_engine import DeviceEngine
 from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
-from segnn_ase.neighbors import BACKENDS
+from segnn_ase.neighbors import BACKENDS, Neighbors
 from segnn_ase.potential import Potential, Prediction, check_species, hessian, predict, resolve_device
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -93,6 +93,7 @@ class SEGNNCalculator(Calculator):
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
         cutoffs = {p.cutoff for p in self.potentials}
         self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in cutoffs}
+        self.neighbor_backend = backend
 
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
@@ -160,6 +161,12 @@ class SEGNNCalculator(Calculator):
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         self._settle(graphs)
         return _numpy(predict(potential, self._edges(potential, graphs[potential.cutoff]), forces=False).features)
+
+    def get_pairs(self, atoms: Atoms | None = None) -> Neighbors:
+        """The pairs i, j, S that are evaluated, as ASE's `neighbor_list` returns them; of the first potential."""
+        cutoff = self.potentials[0].cutoff
+        graph = within(self._graph(atoms, cutoff), cutoff)
+        return Neighbors(*map(_numpy, (graph.edge_dst, graph.edge_src, graph.edge_shift.long())))
 
     def _settle(self, graphs: dict[float, Graph]) -> None:
         """On the first structure that has neighbours, find out whether compiled code can be used."""

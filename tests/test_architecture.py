@@ -21,7 +21,9 @@ LEVELS = (
     {"training_engine"},
     {"potential"},
     {"checkpoint", "accelerate", "captured"},
-    {"calculator", "train", "verify", "md", "lammps", "torchsim"},
+    {"calculator", "certificate", "train", "md", "lammps", "torchsim"},
+    {"subject"},
+    {"verify"},
     {"cli", "__init__"},
     {"__main__"},
 )
