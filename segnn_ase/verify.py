@@ -51,7 +51,7 @@ from segnn_ase.subject import (
 CROSSING = 1e-7  # Å, to either side of the cutoff
 AT_CUTOFF = 1e-9  # Å; such pairs are rounded to either side
 STEP, ROUGH_STEP, STRAIN = 2e-4, 1e-2, 1e-4  # of finite differences: Å in float64, Å in float32, strain
-PLAIN_PAIRS = 40_000  # plain PyTorch takes some 0.1 MB a pair
+PLAIN_PAIRS = 40_000  # plain PyTorch takes up to 0.1 MB a pair
 JUMP = Sizes(1e-10, 1e-8, 1e-8)
 SLOPE = {torch.float64: 1e-6, torch.float32: 1e-5}  # eV/atom/ps
 BLOCKS = 10  # into which the energies of a trajectory are averaged: neighbouring ones are not independent
@@ -218,7 +218,7 @@ def finite_differences(s: Subject) -> list[Check]:
     if s.dtype is torch.float32:
         # steps so long that the energy's rounding matters little; their own error is that of the same steps in float64
         error = np.abs(_force_errors(s, s.calc, ROUGH_STEP) - _force_errors(s, s.double, ROUGH_STEP)).max()
-        limit = s.tolerance.forces + 0.1 * s.tolerance.energy / ROUGH_STEP
+        limit = s.tolerance.forces + 0.2 * s.tolerance.energy / len(s.atoms) ** 0.5 / ROUGH_STEP
         note = f"steps of {ROUGH_STEP} Å; limited by the rounding of energies"
         lines.append(judged("forces = -dE/dr (float32)", error, limit, "eV/Å", note))
     return lines
