@@ -29,7 +29,7 @@ from segnn_ase.config import (
 from segnn_ase.device_engine import DeviceEngine
 from segnn_ase.domain import DomainCheck
 from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
-from segnn_ase.neighbors import BACKENDS
+from segnn_ase.neighbors import BACKENDS, Neighbors
 from segnn_ase.potential import Potential, Prediction, check_species, hessian, predict, resolve_device
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -87,7 +87,7 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(_unknown_keyword(next(iter(unknown))))
         super().__init__()
         self.device = resolve_device(device)
-        committee = _members(model)
+        committee = members_of(model)
         self._factors = committee.factors
         self.potentials = [
             _prepare(potential, self.device, _resolve_dtype(dtype), allow_nonsmooth)
@@ -112,6 +112,7 @@ class SEGNNCalculator(Calculator):
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
         cutoffs = {p.cutoff for p in self.potentials}
         self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in cutoffs}
+        self.neighbor_backend = backend
 
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
@@ -211,6 +212,12 @@ class SEGNNCalculator(Calculator):
         self._settle(graphs)
         return _numpy(predict(potential, self._edges(potential, graphs[potential.cutoff]), forces=False).features)
 
+    def get_pairs(self, atoms: Atoms | None = None) -> Neighbors:
+        """The pairs i, j, S that are evaluated, as ASE's `neighbor_list` returns them; of the first potential."""
+        cutoff = self.potentials[0].cutoff
+        graph = within(self._graph(atoms, cutoff), cutoff)
+        return Neighbors(*map(_numpy, (graph.edge_dst, graph.edge_src, graph.edge_shift.long())))
+
     def _settle(self, graphs: dict[float, Graph]) -> None:
         """On the first structure that has neighbours, find out whether compiled code can be used."""
         if self._settled or not all(len(within(graph, cutoff).edge_src) for cutoff, graph in graphs.items()):
@@ -270,7 +277,7 @@ def _resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def _members(model) -> Committee:
+def members_of(model) -> Committee:
     """The potentials that a model means."""
     if isinstance(model, Potential):
         return Committee([copy.deepcopy(model)], {}, {})
@@ -278,7 +285,7 @@ def _members(model) -> Committee:
         return load_committee(model)
     if not model:
         raise ConfigError("model is an empty list; expected at least one potential")
-    return Committee([potential for one in model for potential in _members(one).potentials], {}, {})
+    return Committee([potential for one in model for potential in members_of(one).potentials], {}, {})
 
 
 def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | None, allow_nonsmooth: bool) -> Potential:

@@ -287,4 +287,9 @@ def describe(potential: Potential, metadata: dict, *, members: int = 1) -> str:
         )
     for name, errors in metadata.get("errors", {}).items():
         lines.append(f"errors      {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in errors.items() if v is not None))
+    for on, found in metadata.get("verified", {}).items():
+        judged = [check for check in found["checks"] if check["passed"] is not None]
+        failed = [check["name"] for check in judged if not check["passed"]]
+        verdict = f"fails {'; '.join(failed)}" if failed else f"all {len(judged)} checks hold"
+        lines.append(f"verified    {found['date'][:10]} on {on}: {verdict}")
     return "\n".join(lines)

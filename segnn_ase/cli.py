@@ -125,6 +125,36 @@ def info(model: Annotated[str, typer.Argument(help="model file or name of a ship
 
 
 @app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")],
+    structure: Annotated[str, typer.Argument(help="file that ASE reads; its last frame is used")],
+    device: str = "auto",
+    dtype: Text = None,
+    accelerate: Annotated[str, typer.Option(help="auto, off, require: compiled code")] = "auto",
+    neighbor_backend: Annotated[str, typer.Option(help="auto, matscipy, torch_cluster")] = "auto",
+    steps: Annotated[int | None, typer.Option(help="at constant energy; default: by the size")] = None,
+    seed: int = 0,
+    json: Annotated[Path | None, typer.Option(help="file for the lines as JSON")] = None,
+    png: Annotated[Path | None, typer.Option(help="file for a figure")] = None,
+    store: Annotated[bool, typer.Option("--store", help="write the result into the model file")] = False,
+    threads: Threads = None,
+):
+    """Check symmetries, derivatives, smoothness and more on a structure; exit status 1 where one does not hold."""
+    given = {name: value for name, value in locals().items() if name in VERIFY_OPTIONS}
+    with reported_errors():
+        from segnn_ase.certificate import table, write
+        from segnn_ase.md import read_structure
+        from segnn_ase.verify import verify as run
+
+        _prepare_process(threads)
+        certificate = run(model, read_structure(structure), progress=True, **given)
+        typer.echo(table(certificate))
+        for path in write(certificate, json=json, png=png, model=model if store else None):
+            typer.echo(f"wrote {path}")
+        sys.exit(0 if certificate.passed else 1)
+
+
+@app.command()
 def md(
     structure: Annotated[str, typer.Argument(help="file that ASE reads; its last frame is the start")],
     model: Annotated[list[str], typer.Option(help="model file or shipped name; several make a committee")],
@@ -199,6 +229,7 @@ class reported_errors:
         return False
 
 
+VERIFY_OPTIONS = "device dtype accelerate neighbor_backend steps seed".split()
 MD_OPTIONS = (
     "ensemble temperature pressure timestep steps friction seed save_every log_every stop_outside_domain "
     "max_forces_std max_minutes"

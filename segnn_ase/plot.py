@@ -15,6 +15,7 @@ from segnn_ase.files import write_atomically
 # Okabe and Ito's palette, told apart with any kind of colour vision
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FORMATS = (".png", ".pdf", ".svg")
+RATIOS = (1e-8, 1e4)  # shown of measured / tolerance
 MANY = 3000  # points; more are drawn as a density
 ERRORS = {  # column of the history: label, unit, factor
     "valid_energy_rmse": ("energy", "meV/atom", 1e3),
@@ -134,6 +135,26 @@ def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping
     _save(figure, path)
 
 
+def plot_certificate(path: "str | Path", ratios: Mapping[str, float], time_fs, energy_per_atom) -> None:
+    """Draw how far each check is from its tolerance (measured / tolerance), and the energy (eV/atom) of the NVE run."""
+    values = np.clip(np.nan_to_num(list(ratios.values()), nan=np.inf), *RATIOS)
+    figure = _figure(7.0, 2.6 + 0.14 * len(values))
+    upper, lower = figure.subplots(2, 1, height_ratios=[max(0.14 * len(values), 1.0), 1.6])
+    _style(upper, "measured / tolerance", "")
+    rows = np.arange(len(values))
+    colors = [COLORS[1] if value > 1 else COLORS[2] for value in values]
+    upper.barh(rows, np.log10(values / RATIOS[0]), color=colors, height=0.7)
+    ticks = np.arange(0, np.log10(RATIOS[1] / RATIOS[0]) + 1, 2)
+    labels = [f"$10^{{{round(t + np.log10(RATIOS[0]))}}}$" for t in ticks]
+    upper.set(xlim=(0, ticks[-1]), ylim=(len(values) - 0.4, -0.6), xticks=ticks, xticklabels=labels)
+    upper.set_yticks(rows, list(ratios), fontsize=6.5)
+    upper.axvline(-np.log10(RATIOS[0]), color="0.2", lw=1.2)
+    _style(lower, "time / fs", "$E - E_0$ / meV/atom")
+    energy = np.asarray(energy_per_atom, dtype=float)
+    lower.plot(time_fs, 1e3 * (energy - energy[0]), color=COLORS[0], lw=0.8)
+    _save(figure, path)
+
+
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), dpi=180, layout="constrained")  # inches
     FigureCanvasAgg(figure)
@@ -142,13 +163,17 @@ def _figure(width: float, height: float) -> Figure:
 
 def _panel(figure: Figure, place: tuple[int, int, int], xlabel: str, ylabel: str) -> Axes:
     axes = figure.add_subplot(*place)
+    _style(axes, xlabel, ylabel)
+    return axes
+
+
+def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.set_xlabel(xlabel, fontsize=10)
     axes.set_ylabel(ylabel, fontsize=10)
     axes.tick_params(labelsize=9, color="0.5")
     axes.grid(color="0.9", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    return axes
 
 
 def _column(history: Sequence[Mapping], key: str) -> np.ndarray:

@@ -22,9 +22,11 @@ LEVELS = (
     {"potential"},
     {"domain", "accelerate", "captured"},
     {"checkpoint"},
-    {"calculator"},
+    {"calculator", "certificate"},
     {"stability"},
-    {"train", "verify", "md", "lammps", "torchsim"},
+    {"train", "md", "lammps", "torchsim"},
+    {"subject"},
+    {"verify"},
     {"cli", "__init__"},
     {"__main__"},
 )

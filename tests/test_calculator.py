@@ -14,6 +14,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import FiniteDifferenceCalculator, calculate_numerical_forces
 from ase.io.trajectory import Trajectory
 from ase.md.verlet import VelocityVerlet
+from ase.neighborlist import neighbor_list
 from systems import left_handed, rattled, rotation, slab, transformed, triclinic, wire
 
 from segnn_ase import calculator
@@ -89,6 +90,15 @@ def test_energy_forces_and_stress_against_finite_differences(potential, build):
     atoms.calc = FiniteDifferenceCalculator(atoms.calc, eps_disp=1e-5, eps_strain=1e-5)
     assert np.abs(atoms.get_forces() - forces).max() < 1e-6
     assert np.abs(atoms.get_stress() - stress).max() < 1e-7
+
+
+@pytest.mark.parametrize("build", [ethanol, copper, slab, wire, left_handed])
+def test_pairs_are_those_of_ase(potential, build):
+    atoms = build()
+    pairs = SEGNNCalculator([potential, tiny_potential(1, cutoff=5.0)]).get_pairs(atoms)
+    i, j, S = neighbor_list("ijS", atoms, potential.cutoff)
+    assert sorted(zip(*pairs[:2], *pairs.S.T, strict=True)) == sorted(zip(i, j, *S.T, strict=True))
+    assert len(i) and all(x.dtype == int for x in pairs)
 
 
 @pytest.mark.parametrize("build", [slab, wire])

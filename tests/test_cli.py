@@ -300,7 +300,7 @@ def run_segnn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 def test_the_installed_command(work):
     result = run_segnn("--help", cwd=work)
     assert result.returncode == 0 and not result.stderr
-    for command in ("train", "finetune", "evaluate", "info", "md"):
+    for command in ("train", "finetune", "evaluate", "info", "verify", "md"):
         assert command in result.stdout
     result = run_segnn("info", "no.pt", cwd=work)
     assert result.returncode == 1 and not result.stdout

@@ -10,7 +10,14 @@ import pytest
 from matplotlib.image import imread
 
 from segnn_ase.config import ConfigError
-from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf, write_atomically
+from segnn_ase.plot import (
+    plot_certificate,
+    plot_energy_drift,
+    plot_learning_curve,
+    plot_parity,
+    plot_rdf,
+    write_atomically,
+)
 
 RNG = np.random.default_rng(0)
 HISTORY = [
@@ -68,8 +75,16 @@ def rdf_with_reference(path):
     plot_rdf(path, {"O-O": CURVES["O-O"]}, reference={"O-O": (R, 0.9 * CURVES["O-O"][1]), "H-H": CURVES["O-H"]})
 
 
+def certificate(path):
+    plot_certificate(path, {"zero": 0.0, "small": 1e-5, "wrong": 30.0, "very": np.inf}, np.arange(9.0), R[:9])
+
+
+def certificate_without_a_run(path):
+    plot_certificate(path, {"lost": float("nan")}, [0.0], [float("nan")])
+
+
 FIGURES = [parity, density, one_point, learning_curve, short_learning_curve, energy_drift, drift_without_slope]
-FIGURES += [rdf, rdf_with_reference]
+FIGURES += [rdf, rdf_with_reference, certificate, certificate_without_a_run]
 
 
 @pytest.mark.parametrize("draw", FIGURES)
