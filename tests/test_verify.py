@@ -229,8 +229,8 @@ def test_forces_that_are_no_gradient(small_potential, monkeypatch):
     """Forces a hundredth too large: equivariant, zero in sum, and energy is made out of nothing."""
     results = calculator._results
 
-    def stretched(members):
-        found = results(members)
+    def stretched(members, factors):
+        found = results(members, factors)
         if "forces" in found:
             found["forces"] = 1.01 * found["forces"]
         return found
@@ -244,10 +244,10 @@ def test_forces_that_are_no_gradient(small_potential, monkeypatch):
 def test_memory_that_is_not_given_back(small_potential, monkeypatch):
     kept, results = [], calculator._results
 
-    def leaking(members):
+    def leaking(members, factors):
         kept.append(mmap(-1, 2**20))  # pages of its own: the allocator may have some to spare
         kept[-1].write(b"1" * 2**20)
-        return results(members)
+        return results(members, factors)
 
     monkeypatch.setattr(calculator, "_results", leaking)
     certificate = verify(small_potential("fast"), water(), steps=60)
