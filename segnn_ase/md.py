@@ -29,6 +29,7 @@ from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT, NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
+from ase.spacegroup import Spacegroup
 from pydantic import Field, field_validator, model_validator
 
 from segnn_ase.config import ConfigError, OuterSettings, SEGNNError, existing_file
@@ -454,9 +455,21 @@ def append_frame(path: str, frame: Atoms) -> None:
 
 
 def extxyz(frame: Atoms) -> bytes:
+    """Without what has no form in this format, such as the nested notes that `ase.build` leaves on its slabs."""
+    frame.info = {name: value for name, value in frame.info.items() if _fits_a_line(value)}
     buffer = io.StringIO()
     write_extxyz(buffer, frame)
     return buffer.getvalue().encode()
+
+
+def _fits_a_line(value) -> bool:
+    if isinstance(value, np.ndarray | np.generic | Spacegroup):
+        return True
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Mark(NamedTuple):

@@ -196,6 +196,14 @@ def random_gas(n_atoms: int, neighbors: float, cutoff: float, seed: int) -> Atom
     return Atoms(rng.choice(SPECIES, n_atoms), positions, cell=[side] * 3, pbc=True)
 
 
+def elements(count: int = 89) -> Atoms:
+    """The first so many elements, each once, in a skewed cell; atoms 1.9 Å apart or more. Not for `SPECIES`."""
+    sites = np.stack(np.meshgrid(range(5), range(5), range(4), indexing="ij"), axis=-1).reshape(-1, 3)[:count]
+    order = np.random.default_rng(7).permutation(count) + 1
+    cell = np.diag([5, 5, 4]) @ np.array([[2.6, 0, 0], [0.5, 2.7, 0], [-0.4, 0.3, 2.6]])
+    return rattled(Atoms(order, sites / [5, 5, 4] @ cell, cell=cell, pbc=True), 8)
+
+
 def rotation(seed: int, *, improper: bool = False) -> np.ndarray:
     """A random rotation, or a rotation times a reflection, (3, 3)."""
     q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))

@@ -16,8 +16,10 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 from ase.io import read
+from systems import NAMED
 
 from segnn_ase import md
+from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.config import ConfigError, StructureError
 from segnn_ase.md import MDConfig, MDError, energy_slope, radial_distribution, run_md
 
@@ -153,6 +155,20 @@ def test_pressure_moves_the_volume(cell):
         volumes[pressure] = result.log["volume"][40:].mean()
         assert result.log["pressure"][40:].mean() == pytest.approx(pressure, abs=2.5)
     assert volumes[15.0] < crystal().get_volume() * 0.98 and volumes[15.0] < volumes[-3.0]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_energy_is_conserved_in_every_kind_of_cell(name, small_potential, tmp_path):
+    """The network on each named system at 100 K; it is stopped halfway and goes on from its files."""
+    atoms, settings = NAMED[name](), config(tmp_path, steps=4, timestep=0.02, temperature=100, log_every=1)
+    atoms.calc = SEGNNCalculator(small_potential("fast"), accelerate="off")
+    run(atoms, settings)
+    atoms = NAMED[name]()
+    atoms.calc = SEGNNCalculator(small_potential("fast"), accelerate="off")
+    result = run(atoms, settings.model_copy(update={"steps": 8}))
+    moved = np.ptp(result.log["kinetic"])
+    assert len(result.log["total"]) == 9 and np.ptp(result.log["total"]) < max(0.02 * moved, 1e-9 * len(atoms))
+    assert np.allclose(atoms.get_center_of_mass(), NAMED[name]().get_center_of_mass(), atol=1e-9)
 
 
 def test_works_with_calculators_of_ase():

@@ -15,7 +15,6 @@ from systems import CUTOFF, NAMED, PERIODIC, brute_force, rattled, rotation, tra
 from segnn_ase.config import ConfigError, StructureError
 from segnn_ase.neighbors import BACKENDS, Neighbors, SkinNeighbors, device_neighbor_list, neighbor_list
 
-
 CLUSTER = importlib.util.find_spec("torch_cluster") is not None
 LISTS = [*(name for name in sorted(BACKENDS) if CLUSTER or name != "torch_cluster"), *["device"] * CLUSTER, "skin"]
 
@@ -248,7 +247,7 @@ def random_walk(atoms: Atoms, steps: int, stdev: float):
         atoms.positions += rng.normal(scale=stdev, size=atoms.positions.shape)
 
 
-@pytest.mark.parametrize("name", ["ethanol", "wire", "slab", "mixed_pbc", "left_handed", "tiny_cell", "needle"])
+@pytest.mark.parametrize("name", NAMED)
 def test_skin_is_exact_along_a_random_walk(name):
     skin = SkinNeighbors(CUTOFF, 0.6)
     for atoms in random_walk(NAMED[name](), 40, 0.03):
