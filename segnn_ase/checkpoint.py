@@ -7,15 +7,15 @@ A checksum over the whole content refuses what is bit-flipped or spliced.
 import copy
 import hashlib
 import io
-import zipfile
 from pathlib import Path
 
 import torch
 from ase.data import chemical_symbols
 
+from segnn_ase.archive import read_tensors
 from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file
 from segnn_ase.files import write_atomically
-from segnn_ase.o3 import CONVENTION
+from segnn_ase.o3 import CONVENTION, multiplicities, parse_irreps
 from segnn_ase.potential import Potential, parse_species
 
 FORMAT = "segnn_ase potential"
@@ -33,6 +33,7 @@ def _without_core(content: dict) -> dict:
     return {**content, "version": 2, "config": {**config, "core_repulsion": False}, "weights": weights}
 
 
+WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # from content of any kind
 # functions that turn a file of version n into one of version n + 1
 UPGRADES = {1: _without_core}
 
@@ -59,18 +60,10 @@ def load_tensors(path: "str | Path", argument: str = "model") -> dict:
     """Load what `save_tensors` wrote. Raises FileNotFoundError or ModelFileError with the reason."""
     path = existing_file(path, argument)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise ModelFileError(f"{path} is damaged: checksum error in {damaged}. Copy it again from the source.")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except ModelFileError:
-        raise
-    except Exception as error:  # zip, pickle and tensor readers raise anything on foreign or torn files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(
-            f"{path} is not a readable model file (truncated, damaged, or of another program): {reason}"
-        ) from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
+    content = read_tensors(data, str(path))
     if not isinstance(content, dict) or "checksum" not in content:
         raise ModelFileError(f"{path} was not written by segnn_ase: it has no checksum")
     stored = content.pop("checksum")
@@ -139,33 +132,56 @@ def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
     if content.get("format") != FORMAT:
         raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}")
     version = content.get("version")
-    if version not in (*UPGRADES, VERSION):
+    if type(version) is not int or version not in (*UPGRADES, VERSION):
         raise ModelFileError(
             f"{path} has format version {version!r}, but this segnn_ase reads up to {VERSION}: upgrade it"
         )
     try:
         while content["version"] < VERSION:
             content = UPGRADES[content["version"]](content)
-    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except WRONG as error:
         raise ModelFileError(f"{path}, of format version {version}, cannot be read: {error}") from error
     if content.get("convention") != CONVENTION:
         raise ModelFileError(f"{path} has the convention {content.get('convention')!r}; expected {CONVENTION!r}")
     try:
-        return _build(content), content["metadata"]
-    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError) as error:
+        return _build(content), _checked_metadata(content["metadata"])
+    except WRONG as error:
         raise ModelFileError(f"{path} does not describe a model: {' '.join(str(error).split())}") from error
 
 
 def _build(content: dict) -> Potential:
+    config, weights = ModelConfig.parse(content["config"], section="model"), content["weights"]
+    if content["units"] != UNITS:
+        raise ConfigError(f"units are {content['units']}; expected {UNITS}")
+    _check_weights(weights, config)
     potential = Potential(
-        ModelConfig.parse(content["config"], section="model"),
+        config,
         parse_species(content["species"]),
         reference_energies=content["reference_energies"],
         scales=content["scales"],
     )
-    dtype = content["weights"]["readout.last.last.weight"].dtype
-    potential.to(dtype).load_state_dict(content["weights"], strict=True)
+    potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
     return potential.eval()
+
+
+def _check_weights(weights: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    """Before a network is made of them: are they numbers, and as many as one linear layer of it needs at least?"""
+    wrong = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if wrong:
+        raise ConfigError(f"weights {', '.join(wrong[:3])} have NaN or infinite values")
+    if weights["readout.last.last.weight"].dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"weights are {weights['readout.last.last.weight'].dtype}; expected float32 or float64")
+    needed = sum(n * n for n in multiplicities(parse_irreps(config.hidden_irreps)))
+    if needed > sum(value.numel() for value in weights.values()):
+        raise ConfigError(f"there are fewer weights than hidden_irreps {config.hidden_irreps!r} needs")
+
+
+def _checked_metadata(metadata: dict) -> dict:
+    """Metadata may hold any plain values, but what is printed must be what it seems."""
+    for name, errors in metadata.get("errors", {}).items():
+        if not all(value is None or isinstance(value, int | float) for value in errors.values()):
+            raise ConfigError(f"metadata of the errors on {name!r} is {errors}; expected numbers")
+    return metadata
 
 
 def find_model(model: "str | Path") -> Path:

@@ -169,13 +169,13 @@ def summary_of(result) -> str:
 
 
 class reported_errors:
-    """Turn the package's own errors into one line on stderr and exit status 1; bugs keep their traceback."""
+    """Turn the package's errors and those of files into one line on stderr, exit status 1; bugs keep their traceback."""
 
     def __enter__(self):
         return self
 
     def __exit__(self, kind, error, traceback):
-        if isinstance(error, SEGNNError | FileNotFoundError | ImportError):
+        if isinstance(error, SEGNNError | OSError | ImportError):
             typer.echo(f"error: {error}", err=True)
             sys.exit(1)
         if isinstance(error, KeyboardInterrupt):

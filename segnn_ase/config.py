@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,6 +26,10 @@ class DataError(SEGNNError, ValueError):
 
 class ModelFileError(SEGNNError, ValueError):
     """A file is not a readable model of this package."""
+
+
+class OutputError(SEGNNError, OSError):
+    """A file cannot be written: no space, no permission, no such folder. What was there before is intact."""
 
 
 class DeviceError(SEGNNError, RuntimeError):
@@ -80,6 +84,9 @@ def _explain(cls: type[BaseModel], item: dict, section: str) -> str:
     return f"setting {name!r} is {item['input']!r}: {message}" if location else message
 
 
+MOST_CHANNELS = 4096  # of one irrep
+
+
 class ModelConfig(Settings):
     """Architecture of the potential; see DESIGN notes in the README for the equations.
 
@@ -93,9 +100,9 @@ class ModelConfig(Settings):
     message: Literal["steerable", "linear", "published"] = "steerable"
     smooth: bool = Field(True, description="envelope on messages and smooth node attributes; False is the paper's")
     n_radial: int = Field(8, ge=1, le=64, description="Bessel functions")
-    radial_hidden: tuple[int, ...] = (64, 64)
+    radial_hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((64, 64), max_length=8)
     body_order: int = Field(3, ge=1, le=3, description="highest power of the node's own message in self-products")
-    readout_hidden: int = Field(16, ge=1)
+    readout_hidden: int = Field(16, ge=1, le=4096)
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
 
     @field_validator("hidden_irreps")
@@ -107,6 +114,8 @@ class ModelConfig(Settings):
         counts = dict(zip(kinds(irreps), multiplicities(irreps), strict=True))
         if SCALAR not in counts:
             raise ValueError("expected some 0e channels: they carry the energy and drive the gates")
+        if max(counts.values()) > MOST_CHANNELS or max(kind.l for kind in counts) > 8:
+            raise ValueError(f"expected at most {MOST_CHANNELS} channels of an irrep, and degrees up to 8")
         if max(counts.values()) > counts[SCALAR]:
             raise ValueError("expected no irrep with more channels than 0e: each channel is gated by its own scalar")
         return str(irreps)
@@ -146,6 +155,8 @@ def model_config(preset: str = "segnn", **overrides) -> ModelConfig:
 def existing_file(path: "str | Path", argument: str) -> Path:
     """Return the path if it is a file. Raises FileNotFoundError naming the argument."""
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a folder; expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file (working folder {Path.cwd()})")
     return path

@@ -33,6 +33,7 @@ from segnn_ase.config import (
     DataError,
     ModelFileError,
     OptimConfig,
+    SEGNNError,
     StructureError,
     TrainConfig,
     model_config,
@@ -501,6 +502,18 @@ def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Pro
     state = load_tensors(path, "resume file")
     if state.get("format") != STATE_FORMAT:
         raise ModelFileError(f"{path} is a {state.get('format')!r}, not a {STATE_FORMAT!r}")
+    try:
+        return restore_state(path, state, job, potential, averaged, optimizer)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, SEGNNError):
+            raise
+        raise ModelFileError(
+            f"{path} is damaged or was written by another version: {' '.join(str(error).split())}. "
+            "Delete it to start again."
+        ) from error
+
+
+def restore_state(path: Path, state: dict, job: Training, potential, averaged, optimizer) -> Progress:
     here, there = job.fingerprint, state.get("fingerprint")
     if there != here:
         same = there["settings"] == here["settings"]
@@ -508,13 +521,16 @@ def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Pro
         raise ConfigError(
             f"{path} belongs to a training with {what}: choose another out, or delete that file to start again"
         )
-    try:
-        potential.load_state_dict(state["weights"])
-        averaged.load_state_dict(state["averaged"])
-    except RuntimeError as error:
-        raise ModelFileError(f"{path} was written by another version: delete it to start again") from error
+    done = Progress(**state["progress"])
+    if min(done.epoch, done.batch, done.step) < 0 or done.step > 0 == len(state["optimizer"]["state"]):
+        raise ValueError(f"progress is {done}")
+    potential.load_state_dict(state["weights"])
+    averaged.load_state_dict(state["averaged"])
     optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
+    for parameter, moments in optimizer.state.items():
+        if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+            raise ValueError("the optimizer's moments have other shapes than the weights")
+    return done
 
 
 def _differing(there: dict, here: dict) -> list[str]:
