@@ -7,8 +7,10 @@ PyTorch's safe reader runs no code, but it trusts sizes. So before it sees the b
 import io
 import pickletools
 import re
+import warnings
 import zipfile
 from collections import Counter
+from pickle import UnpicklingError
 
 import torch
 
@@ -27,9 +29,13 @@ def read_tensors(data: bytes, name: str):
     """What `torch.save` wrote. Raises ModelFileError with the file's name and the reason for anything else."""
     try:
         check_archive(data, name)
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what a torn pickle made PyTorch try
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except ModelFileError:
         raise
+    except UnpicklingError:  # PyTorch's text tells how to run the code of a stranger
+        raise _unreadable(name, "its pickle holds more than tensors and plain values, or is damaged") from None
     except Exception as error:  # zip, pickle and tensor readers raise anything on foreign or torn files
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _unreadable(name, reason) from None
@@ -47,18 +53,25 @@ def check_archive(data: bytes, name: str) -> None:
         if damaged := archive.testzip():
             raise ModelFileError(f"{name} is damaged: checksum error in {damaged}. Copy it again from the source.")
         pickle = archive.read(next(m for m in members if m.filename.endswith("/data.pkl")))
-    for opcode, argument, _ in pickletools.genops(pickle):
-        if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
-            raise _unreadable(name, f"its pickle has the operation {opcode.name}")
-        if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(argument):
-            raise _unreadable(name, f"its pickle names {argument!r}, which is neither tensor nor plain value")
+    check_pickle(pickle, name)
+
+
+def check_pickle(pickle: bytes, name: str) -> None:
+    """Raise ModelFileError for names of anything but tensors, without running any of it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the decoders of strings that `torch.save` does not write
+        for opcode, argument, _ in pickletools.genops(pickle):
+            if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+                raise _unreadable(name, f"its pickle has the operation {opcode.name}")
+            if opcode.name == "GLOBAL" and not GLOBALS.fullmatch(argument):
+                raise _unreadable(name, f"its pickle names {argument!r}, which is neither tensor nor plain value")
 
 
 def check_members(members: list[zipfile.ZipInfo], size: int, name: str) -> None:
     names = [member.filename for member in members]
     folders = {path.partition("/")[0] for path in names}
     twice = [path for path, count in Counter(names).items() if count > 1]
-    odd = [path for path in names if ".." in path.split("/") or path.startswith("/") or "\\" in path]
+    odd = [path for path in names if {"", ".", ".."} & set(path.split("/")) or "\\" in path]
     if len(folders) != 1 or f"{next(iter(folders))}/data.pkl" not in names or twice or odd:
         raise _unreadable(name, f"its members are {', '.join(twice or odd or names)[:200]}")
     if f"{next(iter(folders))}/constants.pkl" in names:

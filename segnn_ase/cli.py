@@ -169,7 +169,7 @@ def summary_of(result) -> str:
 
 
 class reported_errors:
-    """Turn the package's errors and those of files into one line on stderr, exit status 1; bugs keep their traceback."""
+    """Turn the package's and the system's errors into one line on stderr, exit status 1; bugs keep their traceback."""
 
     def __enter__(self):
         return self

@@ -95,6 +95,9 @@ def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":
 def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str = "frame") -> Frame:
     """Take the labels off an `Atoms` object: the keys given, else its calculator's results, else the usual keys."""
     keys = keys or LabelKeys()
+    if not len(atoms) or not (atoms.numbers > 0).all():
+        what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
+        raise DataError(f"{source} is no structure: {what}")
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
     forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)

@@ -570,16 +570,12 @@ def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
         check_marked(getattr(config, name), end)
     step, rows = header["step"], read_rows(config, header["step"], ends["log"], arrays["first_row"])
     rng = generator(header["rng"], config)
+    set_state(make_dynamics(atoms.copy(), config, rng, header["dof"]), config, arrays)  # refuses before it moves atoms
     for name, end in ends.items():
         cut(getattr(config, name), end)
     restore(atoms, Snapshot(*(arrays[name] for name in Snapshot._fields)))
     dynamics = make_dynamics(atoms, config, rng, header["dof"])
-    for name in state_names(config):
-        *owner, attribute = name.split(".")
-        owner = operator.attrgetter(*owner)(dynamics) if owner else dynamics
-        if np.shape(getattr(owner, attribute)) != arrays[name].shape:
-            raise unreadable(config.restart, f"{name} has shape {arrays[name].shape}")
-        setattr(owner, attribute, arrays[name][()])
+    set_state(dynamics, config, arrays)
     run = Run(atoms, config, dynamics, rng, header["dof"], rows)
     refresh(run)
     if step == 0:
@@ -642,9 +638,22 @@ def generator(state: dict, config: MDConfig) -> np.random.Generator:
     return rng
 
 
+def set_state(dynamics: MolecularDynamics, config: MDConfig, arrays: dict[str, np.ndarray]) -> None:
+    """Give an integrator what it remembered. Raises MDError for arrays that are not of its shapes."""
+    for name in state_names(config):
+        *owner, attribute = name.split(".")
+        owner = operator.attrgetter(*owner)(dynamics) if owner else dynamics
+        if np.shape(getattr(owner, attribute)) != arrays[name].shape:
+            raise unreadable(config.restart, f"{name} has shape {arrays[name].shape}")
+        setattr(owner, attribute, arrays[name][()])
+
+
 def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError saying what is not as in the run that wrote the restart file."""
-    old, new = header["config"], config.model_dump()
+    old, new = dict(header["config"]), config.model_dump()
+    for name in SUFFIXES:  # files may have been moved: what they hold is compared with the marks
+        if old[name] is not None and new[name] is not None and Path(old[name]).suffix == Path(new[name]).suffix:
+            old[name] = new[name]
     if new["steps"] > old["steps"]:
         old["steps"] = new["steps"]
     differing = [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new if old.get(name) != new[name]]

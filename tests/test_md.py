@@ -485,16 +485,6 @@ def test_restart_refuses_another_run(tmp_path):
         run(crystal(), settings)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:100], lambda b: b"hello", lambda b: b[:-400]])
-def test_damaged_restart_file_is_refused(tmp_path, damage):
-    settings = config(tmp_path, steps=2)
-    run(crystal(), settings)
-    path = Path(settings.restart)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(MDError, match="cannot be read"):
-        run(crystal(), settings)
-
-
 def test_progress_goes_to_stderr(capfd):
     run_md(crystal(), config(steps=20))
     captured = capfd.readouterr()

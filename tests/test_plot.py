@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 from matplotlib.image import imread
 
 from segnn_ase.config import ConfigError
-from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf, write_atomically
+from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
 
 RNG = np.random.default_rng(0)
 HISTORY = [
@@ -104,16 +103,3 @@ def test_mistakes_are_named(tmp_path):
 def test_pyplot_is_not_imported():
     code = "import sys, segnn_ase.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    write_atomically(path, b"old")
-
-    def fail(*arguments):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and list(Path(tmp_path).iterdir()) == [path]
