@@ -18,13 +18,20 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from segnn_ase.accelerate import MODES, accelerate
 from segnn_ase.captured import CapturedPredict
 from segnn_ase.checkpoint import load_potential
-from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError, StructureError
+from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError, StructureError, expect
 from segnn_ase.device_engine import DeviceEngine
 from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
 from segnn_ase.neighbors import BACKENDS
-from segnn_ase.potential import Potential, Prediction, check_species, hessian, predict, resolve_device
+from segnn_ase.potential import (
+    Potential,
+    Prediction,
+    check_species,
+    hessian,
+    predict,
+    resolve_device,
+    resolve_dtype,
+)
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress")
@@ -73,13 +80,16 @@ class SEGNNCalculator(Calculator):
         super().__init__()
         self.device = resolve_device(device)
         self.potentials = [
-            _prepare(m, self.device, _resolve_dtype(dtype), allow_nonsmooth)
+            _prepare(m, self.device, resolve_dtype(dtype), allow_nonsmooth)
             for m in (model if isinstance(model, list | tuple) else [model])
         ]
         if not self.potentials:
             raise ConfigError("model is an empty list; expected at least one potential")
-        if accelerate not in MODES:
-            raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
+        expect(
+            isinstance(accelerate, str) and accelerate in MODES, "accelerate", accelerate, f"one of {', '.join(MODES)}"
+        )
+        for name, value in (("tables", tables), ("allow_nonsmooth", allow_nonsmooth)):
+            expect(isinstance(value, bool), name, value, "True or False")
         self._tables = tables
         self._accelerate, self._settled = accelerate, False
         self._captured: list[CapturedPredict | None] = [None] * len(self.potentials)
@@ -93,6 +103,13 @@ class SEGNNCalculator(Calculator):
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
         cutoffs = {p.cutoff for p in self.potentials}
         self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in cutoffs}
+
+    def set(self, **settings):
+        if settings:
+            raise ConfigError(
+                f"set has {next(iter(settings))!r}; settings are those the calculator was constructed with"
+            )
+        return super().set()
 
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
@@ -124,10 +141,14 @@ class SEGNNCalculator(Calculator):
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with
         the number of a structure that cannot be evaluated.
         """
-        properties = [properties] if isinstance(properties, str) else list(properties)
+        properties = [properties] if isinstance(properties, str) else properties
+        known = f"of {', '.join(self.implemented_properties)}"
+        expect(isinstance(properties, Iterable), "properties", properties, known)
         structures = [structures] if isinstance(structures, Atoms) else structures
+        many = isinstance(structures, Iterable) and not isinstance(structures, str)
+        expect(many, "structures", structures, "Atoms, or several of them")
         if unknown := [name for name in properties if name not in self.implemented_properties]:
-            raise ConfigError(f"properties has {unknown[0]!r}; expected of {', '.join(self.implemented_properties)}")
+            raise ConfigError(f"properties has {unknown[0]!r}; expected {known}")
         results = []
         for first, batch in _batches(structures):
             graphs = {cutoff: self._batch(batch, first, cutoff) for cutoff in self._graphs}
@@ -196,6 +217,7 @@ class SEGNNCalculator(Calculator):
 
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
+        expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
         if atoms is None or len(atoms) == 0:
             raise StructureError("atoms is empty: there is nothing to evaluate")
         for potential in self.potentials:
@@ -212,14 +234,6 @@ class SEGNNCalculator(Calculator):
         return graph if potential.engine is not None else within(graph, potential.cutoff)
 
 
-def _resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:
-    if dtype is None or dtype in DTYPES.values():
-        return dtype
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; expected 'float32', 'float64' or None")
-    return DTYPES[dtype]
-
-
 def _prepare(model, device: torch.device, dtype: torch.dtype | None, allow_nonsmooth: bool) -> Potential:
     potential = copy.deepcopy(model) if isinstance(model, Potential) else load_potential(model)
     if not potential.config.smooth and not allow_nonsmooth:
@@ -234,8 +248,8 @@ def _resolve_backend(name: str, device: torch.device) -> str:
     if name == "auto":
         on_gpu = device.type == "cuda" and importlib.util.find_spec("torch_cluster") is not None
         return "torch_cluster" if on_gpu else "matscipy"
-    if name not in BACKENDS:
-        raise ConfigError(f"neighbor_backend is {name!r}; expected 'auto' or one of {', '.join(BACKENDS)}")
+    known = isinstance(name, str) and name in BACKENDS
+    expect(known, "neighbor_backend", name, f"'auto' or one of {', '.join(BACKENDS)}")
     return name
 
 
@@ -256,6 +270,7 @@ def _batches(structures: Iterable[Atoms]) -> Iterator[tuple[int, list[Atoms]]]:
     batch: list[Atoms] = []
     first = 0
     for n, atoms in enumerate(structures):
+        expect(isinstance(atoms, Atoms), f"structure {n}", atoms, "Atoms")
         if batch and sum(map(len, batch)) + len(atoms) > BATCH_ATOMS:
             yield first, batch
             batch, first = [], n
@@ -279,6 +294,12 @@ def _results(members: Sequence[Prediction]) -> dict:
     """Mean over the committee in ASE's names; standard deviations too where there is more than one."""
     energies = np.array([_numpy(m.energies) for m in members])
     total = np.array([float(m.energy[0]) for m in members])
+    if not np.isfinite(energies).all():
+        atom = int(np.flatnonzero(~np.isfinite(energies).all(axis=0))[0])
+        raise StructureError(
+            f"the energy of atom {atom} is {energies[:, atom].tolist()} eV: the structure is far from all that the "
+            "potential was trained on, or its weights are broken"
+        )
     results = {"energy": float(total.mean()), "free_energy": float(total.mean()), "energies": energies.mean(axis=0)}
     stacks = {}
     if members[0].forces is not None:

@@ -7,16 +7,17 @@ A checksum over the whole content refuses what is bit-flipped or spliced.
 import copy
 import hashlib
 import io
+import os
 from pathlib import Path
 
 import torch
 from ase.data import chemical_symbols
 
 from segnn_ase.archive import read_tensors
-from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file
+from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file, expect, in_short
 from segnn_ase.files import write_atomically
 from segnn_ase.o3 import CONVENTION, multiplicities, parse_irreps
-from segnn_ase.potential import Potential, parse_species
+from segnn_ase.potential import Potential, parse_species, resolve_device, resolve_dtype
 
 FORMAT = "segnn_ase potential"
 VERSION = 2
@@ -39,7 +40,7 @@ UPGRADES = {1: _without_core}
 
 
 def save_tensors(path: "str | Path", content: dict) -> None:
-    """Save a dict of tensors and plain values with a checksum, atomically. Raises TypeError for other values."""
+    """Save a dict of tensors and plain values with a checksum, atomically. Raises ConfigError for other values."""
     for name, value in content.items():
         _check_plain(value, name)
     buffer = io.BytesIO()
@@ -53,7 +54,7 @@ def _check_plain(value, name: str) -> None:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _check_plain(item, f"{name}[{key!r}]")
     elif not isinstance(value, torch.Tensor) and type(value) not in (str, int, float, bool, type(None)):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; expected tensors and plain Python values")
+        raise ConfigError(f"{name} is {in_short(value)}, a {type(value).__name__}; expected tensors and plain values")
 
 
 def load_tensors(path: "str | Path", argument: str = "model") -> dict:
@@ -98,6 +99,9 @@ def _digest(value, digest) -> None:
 
 def save_potential(path: "str | Path", potential: Potential, *, metadata: dict | None = None) -> None:
     """Write a potential with its provenance; metadata holds plain values (training settings, errors, domain)."""
+    expect(isinstance(potential, Potential), "potential", potential, "a Potential")
+    expect(isinstance(path, str | os.PathLike), "path", path, "a path")
+    expect(metadata is None or isinstance(metadata, dict), "metadata", metadata, "a dict of plain values")
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -114,13 +118,14 @@ def save_potential(path: "str | Path", potential: Potential, *, metadata: dict |
 
 
 def load_potential(
-    model: "str | Path", *, device: "str | torch.device" = "cpu", dtype: torch.dtype | None = None
+    model: "str | Path", *, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
 ) -> Potential:
     """Load a potential from a file, or a shipped one by name ("water-pbe0"), ready for evaluation.
 
     dtype None keeps the precision of the training. Raises FileNotFoundError, and ModelFileError for files
     that are truncated, damaged, foreign or written by a newer version.
     """
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
     potential, _ = load_with_metadata(model)
     return potential.to(device=device, dtype=dtype or potential.dtype).eval()
 
@@ -186,6 +191,9 @@ def _checked_metadata(metadata: dict) -> dict:
 
 def find_model(model: "str | Path") -> Path:
     """Return the path of a model given by path, or by the name of a shipped potential."""
+    expect(
+        isinstance(model, str | os.PathLike), "model", model, "a path, the name of a shipped potential or a Potential"
+    )
     path = Path(model).expanduser()
     if path.is_file():
         return path

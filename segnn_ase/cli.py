@@ -21,7 +21,7 @@ Paths = Annotated[list[str] | None, typer.Option(help="frames that ASE reads; ma
 Text = Annotated[str | None, typer.Option()]
 Number = Annotated[float | None, typer.Option()]
 Count = Annotated[int | None, typer.Option()]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
 
 
 @app.command()
@@ -142,12 +142,14 @@ def md(
     given = {name: value for name, value in locals().items() if name in MD_OPTIONS}
     with reported_errors():
         from segnn_ase.calculator import SEGNNCalculator
-        from segnn_ase.md import MDConfig, plot_run, read_structure, run_md
+        from segnn_ase.md import MDConfig, check_pairs, plot_run, read_structure, run_md
 
         _prepare_process(threads)
         files = {"trajectory": f"{out}.xyz", "log": f"{out}.csv", "restart": f"{out}.npz"}
         config = MDConfig.parse({**given, **files})
         atoms = read_structure(structure)
+        if rdf:
+            check_pairs(rdf, atoms)
         models = model if len(model) > 1 else model[0]
         atoms.calc = SEGNNCalculator(models, device=device, dtype=dtype, accelerate=accelerate)
         result = run_md(atoms, config, overwrite=overwrite)

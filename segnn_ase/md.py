@@ -32,7 +32,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.spacegroup import Spacegroup
 from pydantic import Field, field_validator, model_validator
 
-from segnn_ase.config import ConfigError, OuterSettings, OutputError, SEGNNError, existing_file
+from segnn_ase.config import ConfigError, OutputError, SEGNNError, Settings, existing_file, expect
 from segnn_ase.files import append, progress_bar, stop_on_signal, write_atomically, writing
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_rdf
@@ -51,7 +51,7 @@ class MDError(SEGNNError, RuntimeError):
     """A simulation was stopped by a guard, or cannot be resumed from its restart file."""
 
 
-class MDConfig(OuterSettings):
+class MDConfig(Settings):
     """Settings of one run of molecular dynamics.
 
     Ensembles: "nve" is velocity Verlet; "langevin" (NVT) also moves the centre of mass, so all 3N degrees of
@@ -158,10 +158,15 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError where structure, calculator and settings do not fit together."""
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
+    expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
     if atoms.calc is None or not len(atoms):
         raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")
     if not (atoms.get_masses() > 0).all():
         raise ConfigError(f"masses of atoms {np.flatnonzero(atoms.get_masses() <= 0).tolist()} are zero; set_masses")
+    if not np.isfinite(atoms.get_momenta()).all():
+        atom = int(np.flatnonzero(~np.isfinite(atoms.get_momenta()).all(axis=1))[0])
+        raise ConfigError(f"momenta of atom {atom} are {atoms.get_momenta()[atom].tolist()}; expected finite numbers")
     if config.ensemble in ("nhc", "npt") and atoms.constraints:
         raise ConfigError(f"ensemble {config.ensemble!r} cannot hold constraints: remove them, or use 'langevin'")
     if config.ensemble == "npt" and not atoms.pbc.all():
@@ -743,6 +748,22 @@ def energy_slope(time_fs, energy_per_atom) -> float:
     return float(centred @ (energy - energy.mean()) / (centred @ centred))
 
 
+def check_pairs(pairs: Sequence[str], frame: Atoms | None = None, n: int = 0) -> None:
+    """Raise ConfigError for pairs that are none, and where the n-th frame has no radial distribution of them."""
+    expect(isinstance(pairs, Sequence) and not isinstance(pairs, str), "pairs", pairs, "a list such as ['O-H']")
+    for pair in pairs:
+        if not isinstance(pair, str) or len(pair.split("-")) != 2 or not all(pair.split("-")):
+            raise ConfigError(f"pair {pair!r} was given; expected two elements such as 'O-H'")
+    if frame is None:
+        return
+    expect(isinstance(frame, Atoms), f"frame {n}", frame, "Atoms")
+    if not frame.pbc.all():
+        raise ConfigError(f"pbc of frame {n} is {frame.pbc.tolist()}; g(r) needs three periodic directions")
+    for pair in pairs:
+        if not set(pair.split("-")) <= set(frame.get_chemical_symbols()):
+            raise ConfigError(f"pair {pair!r} is not in a frame of {frame.get_chemical_formula()}")
+
+
 def radial_distribution(
     frames: Iterable[Atoms], pairs: Sequence[str], r_max: float, bins: int = 200
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -753,12 +774,17 @@ def radial_distribution(
     N_B/V g 4 pi r^2 dr is the coordination number; for like pairs a fluid levels off at 1 - 1/N within half
     the cell. Returns {pair: (centres of the bins in Å, g)}.
     """
+    check_pairs(pairs)
+    good = isinstance(r_max, int | float | np.number) and 0 < r_max < math.inf
+    expect(good, "r_max", r_max, "a positive number of Å")
+    expect(isinstance(bins, int | np.integer) and bins > 0, "bins", bins, "a positive integer")
+    frames = [frames] if isinstance(frames, Atoms) else frames
+    expect(isinstance(frames, Iterable) and not isinstance(frames, str), "frames", frames, "Atoms, or several of them")
     edges = np.linspace(0.0, r_max, bins + 1)
     shells = 4 / 3 * np.pi * np.diff(edges**3)  # Å^3
     sums, count = {pair: np.zeros(bins) for pair in pairs}, 0
     for frame in frames:
-        if not frame.pbc.all():
-            raise ConfigError(f"pbc of frame {count} is {frame.pbc.tolist()}; g(r) needs three periodic directions")
+        check_pairs(pairs, frame, count)
         count += 1
         i, j, S = neighbor_list(frame.positions, frame.cell.array, frame.pbc, r_max)
         distances = np.linalg.norm(frame.positions[j] - frame.positions[i] + S @ frame.cell.array, axis=1)
@@ -766,8 +792,6 @@ def radial_distribution(
         for pair in pairs:
             a, b = pair.split("-")
             number = (symbols == a).sum() * (symbols == b).sum()
-            if not number:
-                raise ConfigError(f"pair {pair!r} is not in a frame of {frame.get_chemical_formula()}")
             chosen = distances[(symbols[i] == a) & (symbols[j] == b)]
             sums[pair] += np.histogram(chosen, edges)[0] * frame.get_volume() / (number * shells)
     if not count:

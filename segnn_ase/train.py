@@ -36,11 +36,13 @@ from segnn_ase.config import (
     SEGNNError,
     StructureError,
     TrainConfig,
+    expect,
     model_config,
 )
 from segnn_ase.data import (
     Frame,
     LabelKeys,
+    as_paths,
     check_labels,
     check_species,
     domain,
@@ -106,11 +108,13 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     Beside out = model.pt are written model.last.pt, model.csv, model.resume.pt and plots.
     Raises DataError, ConfigError and FileNotFoundError for what cannot be trained on.
     """
+    expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     return run_training(config, prepare(config, report=_printer(progress)), progress=progress)
 
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`."""
+    expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     if config.model:
         raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
     given = config.training.model_dump(exclude_unset=True)
@@ -637,8 +641,10 @@ def _printer(progress: bool):
 
 def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:
     """Errors of a model on labelled files, one entry per file, evaluated as by the calculator; see `evaluate`."""
+    paths, device = as_paths(paths), resolve_device(device)
+    expect(bool(paths), "paths", paths, "at least one")
     potential, _ = load_with_metadata(model)
-    potential = potential.to(resolve_device(device)).eval()
+    potential = potential.to(device).eval()
     errors: dict[str, dict] = {}
     for path in paths:
         frames = read_frames(path, keys)

@@ -24,7 +24,7 @@ from segnn_ase.checkpoint import (
     save_tensors,
     shipped_potentials,
 )
-from segnn_ase.config import ModelFileError, model_config
+from segnn_ase.config import ConfigError, ModelFileError, model_config
 from segnn_ase.files import write_atomically
 from segnn_ase.graph import collate, graph_from_atoms
 from segnn_ase.potential import Potential, predict
@@ -98,7 +98,7 @@ def test_the_file_holds_only_tensors_and_plain_values(file):
 
 @pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(3), Path("a"), object(), {1, 2}])
 def test_metadata_that_could_not_be_read_back_is_refused_before_writing(tmp_path, value):
-    with pytest.raises(TypeError, match=r"metadata\['errors'\]\[0\] is .*expected tensors and plain"):
+    with pytest.raises(ConfigError, match=r"metadata\['errors'\]\[0\] is .*expected tensors and plain"):
         save_potential(tmp_path / "model.pt", tiny_potential(), metadata={"errors": [value]})
     assert not list(tmp_path.iterdir())
 

@@ -389,76 +389,6 @@ def test_spread_of_a_committee_stops():
         run(crystal(), config(steps=1, max_forces_std=0.1))
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"steps": -1}, "'steps' is -1.*greater than or equal to 0"),
-        ({"timestep": 0}, "'timestep' is 0"),
-        ({"timestep": 21.0}, "'timestep' is 21"),
-        ({"timestep": float("nan")}, "'timestep' is nan"),
-        ({"temperatur": 300}, "did you mean 'temperature'"),
-        ({"ensemble": "nvt"}, "'ensemble' is 'nvt'.*langevin"),
-        ({"trajectory": "md.xtc"}, "trajectory is 'md.xtc'.*.traj"),
-        ({"restart": "md.pkl"}, "restart is 'md.pkl'.*.npz"),
-        ({"ensemble": "nhc", "tdamp": 5}, "tdamp is 5.0 fs.*10 time steps"),
-        ({"ensemble": "npt", "pdamp": 20}, "pdamp is 20.0 fs"),
-        ({"pressure": 1.0}, "pressure is 1.0 GPa.*'npt'"),
-        ({"ensemble": "langevin", "max_energy_drift": 0.1}, "max_energy_drift.*remove it"),
-    ],
-)
-def test_wrong_settings_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        config(**settings)
-
-
-def without_calculator():
-    return bulk("Cu")
-
-
-def slab():
-    atoms = crystal()
-    atoms.pbc = (True, True, False)
-    return atoms
-
-
-def without_stress():
-    atoms = crystal()
-    atoms.calc.implemented_properties = ["energy", "forces"]
-    return atoms
-
-
-def constrained():
-    atoms = crystal()
-    atoms.set_constraint(FixAtoms([0]))
-    return atoms
-
-
-def massless():
-    atoms = crystal()
-    atoms.set_masses([0.0] + [1.0] * 31)
-    return atoms
-
-
-@pytest.mark.parametrize(
-    "build, settings, message",
-    [
-        (without_calculator, {}, "no calculator"),
-        (Atoms, {}, "empty"),
-        (massless, {}, r"masses of atoms \[0\]"),
-        (slab, {"ensemble": "npt"}, "pbc in three directions"),
-        (without_stress, {"ensemble": "npt"}, "Morse does not implement"),
-        (without_stress, {"ensemble": "nhc", "max_energy_drift": 0.1}, "free_energy"),
-        (constrained, {"ensemble": "nhc"}, "constraints"),
-    ],
-)
-def test_what_cannot_be_run_is_refused(build, settings, message):
-    atoms = build()
-    if build is Atoms:
-        atoms.calc = Morse()
-    with pytest.raises(ConfigError, match=message):
-        run(atoms, config(**settings))
-
-
 def test_outputs_of_other_runs_are_not_overwritten(tmp_path):
     settings = config(tmp_path, steps=3, restart=None)
     run(crystal(), settings)
@@ -548,8 +478,3 @@ def test_rdf_refuses_what_has_none():
         radial_distribution([bulk("Cu")], ["Cu-O"], 3.0)
     with pytest.raises(ConfigError, match="frames is empty"):
         radial_distribution([], ["Cu-Cu"], 3.0)
-
-
-def test_settings_made_in_python_raise_the_typed_error():
-    with pytest.raises(ConfigError, match="setting 'ensemble' is 'nvt'"):
-        MDConfig(ensemble="nvt")

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from systems import CUTOFF, NAMED, PERIODIC, brute_force, rattled, rotation, transformed, triclinic, water
 
-from segnn_ase.config import ConfigError, StructureError
+from segnn_ase.config import StructureError
 from segnn_ase.neighbors import BACKENDS, Neighbors, SkinNeighbors, device_neighbor_list, neighbor_list
 
 CLUSTER = importlib.util.find_spec("torch_cluster") is not None
@@ -226,17 +226,6 @@ def test_periodic_cells_without_volume_are_refused(cell, pbc):
 def test_cells_that_are_not_finite_are_refused():
     with pytest.raises(StructureError, match="cell is"):
         neighbor_list(np.zeros((1, 3)), np.diag([1.0, np.nan, 1.0]), True, CUTOFF)
-
-
-def test_unknown_backends_and_negative_skins_are_refused():
-    with pytest.raises(ConfigError, match=r"'kd_tree'.*matscipy"):
-        neighbor_list(np.zeros((1, 3)), np.eye(3), True, CUTOFF, "kd_tree")
-    with pytest.raises(ConfigError, match="skin is -1"):
-        SkinNeighbors(CUTOFF, -1.0)
-    with pytest.raises(ConfigError, match="skin is 'thick'; expected 'auto'"):
-        SkinNeighbors(CUTOFF, "thick")
-    with pytest.raises(ConfigError, match="skin is nan"):
-        SkinNeighbors(CUTOFF, float("nan"))
 
 
 def random_walk(atoms: Atoms, steps: int, stdev: float):

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from segnn_ase.config import ConfigError
 from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
 
 RNG = np.random.default_rng(0)
@@ -86,18 +85,6 @@ def test_figure_is_a_picture(tmp_path, draw):
 def test_format_follows_the_name(tmp_path, suffix, magic):
     rdf(tmp_path / f"rdf{suffix}")
     assert (tmp_path / f"rdf{suffix}").read_bytes().startswith(magic)
-
-
-def test_mistakes_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"rdf.bmp.*\.png"):
-        rdf(tmp_path / "rdf.bmp")
-    with pytest.raises(ConfigError, match="forces: 3 reference and 2 predicted"):
-        plot_parity(tmp_path / "p.png", np.zeros(3), np.zeros(2), label="forces", unit="eV/Å")
-    with pytest.raises(ConfigError, match="finite"):
-        plot_parity(tmp_path / "p.png", [1.0], [np.nan], label="forces", unit="eV/Å")
-    with pytest.raises(ConfigError, match="history is empty"):
-        plot_learning_curve(tmp_path / "l.png", [])
-    assert not list(tmp_path.iterdir())
 
 
 def test_pyplot_is_not_imported():
