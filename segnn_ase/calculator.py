@@ -106,9 +106,7 @@ class SEGNNCalculator(Calculator):
 
     def set(self, **settings):
         if settings:
-            raise ConfigError(
-                f"set has {next(iter(settings))!r}; settings are those the calculator was constructed with"
-            )
+            raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")
         return super().set()
 
     def get_property(self, name, atoms=None, allow_calculation=True):

@@ -36,7 +36,7 @@ from segnn_ase.config import (
     model_config,
     read_toml,
 )
-from segnn_ase.data import LabelKeys, frame_from_atoms, read_frames
+from segnn_ase.data import LabelKeys, read_frames
 from segnn_ase.md import MDConfig, radial_distribution, read_structure, run_md
 from segnn_ase.neighbors import SkinNeighbors, neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
@@ -192,23 +192,13 @@ EVALUATION = [
     ("stress of a molecule", evaluate([ethanol()], "stresses"), ConfigError, "properties has 'stresses'"),
     ("hessian of a path", hessian("good.xyz"), ConfigError, "atoms is 'good.xyz'; expected Atoms"),
     ("hessian of many", hessian([ethanol()]), ConfigError, "atoms is .*; expected Atoms"),
-    ("hessian of nothing", hessian(None), StructureError, "atoms is empty"),
-    ("hessian of no atoms", hessian(Atoms()), StructureError, "atoms is empty"),
     ("descriptors of a path", descriptors("good.xyz"), ConfigError, "atoms is 'good.xyz'; expected Atoms"),
-    ("descriptors of nothing", descriptors(None), StructureError, "atoms is empty"),
     ("calculate nothing", lambda w: SEGNNCalculator(w.potential).calculate(), StructureError, "atoms is empty"),
-    ("forces of no atoms", forces(Atoms()), StructureError, "atoms is empty"),
-    ("chlorine", forces(molecule("CH3Cl")), StructureError, "atom 1 is Cl, which .* trained for H, C, O, Cu"),
     ("element 0", forces(numbered(0)), StructureError, "atom 4 is X, which this potential does not know"),
     ("element 200", forces(numbered(200)), StructureError, "atom 4 has the atomic number 200"),
     ("element -1", forces(numbered(-1)), StructureError, "atom 4 has the atomic number -1"),
-    ("nan position", forces(at(NAN)), StructureError, f"{EXPLODED} finite"),
-    ("infinite position", forces(at(INF)), StructureError, f"{EXPLODED} finite"),
     ("1e300 Å", forces(at(1e300)), StructureError, f"{EXPLODED} less than"),
     ("1e15 Å", forces(at(1e15)), StructureError, f"{EXPLODED} less than"),
-    ("no cell", forces(in_cell(None)), StructureError, "cell is .* span no volume"),
-    ("flat cell", forces(in_cell([[3, 0, 0], [0, 3, 0], [3, 3, 0]])), StructureError, "cell is .* span no volume"),
-    ("nan cell", forces(in_cell([NAN, 3, 3])), StructureError, r"cell is .*nan.*; expected finite"),
     ("infinite cell", forces(in_cell([INF, 3, 3])), StructureError, r"cell is .*inf.*; expected finite"),
     ("wire without vector", forces(in_cell([3, 0, 3], (0, 1, 0))), StructureError, "cell is .* Set atoms.cell"),
 ]
@@ -585,12 +575,6 @@ def frames_of(paths, keys=None):
     return lambda w: read_frames(paths, keys)
 
 
-def labelled(**info):
-    atoms = copper()
-    atoms.info.update(info)
-    return lambda w: frame_from_atoms(atoms)
-
-
 FUNCTIONS = [
     ("g of a molecule", g([molecule("H2O")]), ConfigError, "pbc of frame 0 is .*three periodic directions"),
     ("g of nothing", g([]), ConfigError, "frames is empty"),
@@ -635,18 +619,9 @@ FUNCTIONS = [
     ("read None", frames_of(None), ConfigError, "paths is None; expected"),
     ("read a number", frames_of(3), ConfigError, "paths is 3; expected"),
     ("read numbers", frames_of([3]), ConfigError, r"paths is \[3\]; expected"),
-    ("read what is not there", frames_of("no.xyz@:3"), FileNotFoundError, r"data file is 'no\.xyz', but there is no"),
     ("read a folder", frames_of("frames"), FileNotFoundError, "data file is 'frames', which is a folder"),
-    ("read text", frames_of("text.xyz"), DataError, r"data file 'text\.xyz' cannot be read by ASE"),
-    ("read nothing", frames_of("empty.xyz"), DataError, r"data file 'empty\.xyz' (cannot be read|has no frames)"),
-    ("read frame 99", frames_of("good.xyz@99"), DataError, r"data file 'good\.xyz' cannot be read"),
-    ("read frame x", frames_of("good.xyz@x"), DataError, r"data file 'good\.xyz' cannot be read"),
     ("read by a text", frames_of("good.xyz", "energy"), ConfigError, "keys is 'energy'; expected LabelKeys"),
     ("read by a key", frames_of("good.xyz", LabelKeys(forces="F")), DataError, "key for forces is 'F', but no frame"),
-    ("word as energy", labelled(energy="low"), DataError, "energy of frame .from energy. is 'low'; expected numbers"),
-    ("nan energy", labelled(energy=NAN), DataError, "energy of frame .from energy. has NaN or infinite values"),
-    ("three energies", labelled(energy=[1.0, 2.0, 3.0]), DataError, r"energy of .* has shape \(3,\); expected \(\)"),
-    ("five stresses", labelled(stress=np.ones(5)), DataError, r"stress of .* has shape \(5,\); expected \(3, 3\)"),
     ("rdf.bmp", lambda w: plot_rdf("rdf.bmp", {"a": ([1], [1])}), ConfigError, r"rdf\.bmp'; expected .*\.png"),
     ("rdf without curves", lambda w: plot_rdf("rdf.png", {}), ConfigError, "curves is empty"),
     ("parity.txt", lambda w: parity("p.txt", [1], [1]), ConfigError, r"figure path is 'p\.txt'; expected .*\.png"),

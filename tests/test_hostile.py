@@ -21,9 +21,9 @@ from test_cli import assert_one_line_error, segnn
 from test_md import config, contents, crystal, run, state
 from test_train import configured, water_frames
 
-from segnn_ase import files
+from segnn_ase import SEGNNCalculator, files
 from segnn_ase.checkpoint import checksum, load_tensors, load_with_metadata, save_potential, save_tensors
-from segnn_ase.config import DataError, ModelFileError, OutputError, SEGNNError
+from segnn_ase.config import AccelerationWarning, DataError, ModelFileError, OutputError, SEGNNError, StructureError
 from segnn_ase.data import read_frames
 from segnn_ase.files import append, write_atomically
 from segnn_ase.md import MDError, read_restart
@@ -480,6 +480,21 @@ def test_a_model_with_a_valid_checksum_that_makes_no_sense_is_refused(model, tmp
         load_with_metadata(tmp_path / "odd.pt")
     assert "\n" not in str(error.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+
+
+def test_weights_that_are_huge_give_an_error_and_no_nan(model, tmp_path):
+    content = load_tensors(model)
+    weights = {name: 1e30 * w if w.is_floating_point() else w for name, w in content["weights"].items()}
+    save_tensors(
+        tmp_path / "huge.pt", {**content, "weights": {**weights, "core_radii": content["weights"]["core_radii"]}}
+    )
+    atoms = molecule("H2O")
+    for mode in ("off", "auto"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AccelerationWarning)
+            atoms.calc = SEGNNCalculator(tmp_path / "huge.pt", accelerate=mode)
+            with pytest.raises(StructureError, match=r"the energy of atom 0 is \[.*\] eV: .* its weights are broken"):
+                atoms.get_forces()
 
 
 # restart files of molecular dynamics

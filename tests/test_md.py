@@ -469,12 +469,3 @@ def shell_count(a: float, radius: float) -> int:
     lattice = grid[grid.sum(axis=1) % 2 == 0] * a / 2
     lengths = np.linalg.norm(lattice, axis=1)
     return int(((lengths < radius) & (lengths > 0)).sum())
-
-
-def test_rdf_refuses_what_has_none():
-    with pytest.raises(ConfigError, match="three periodic directions"):
-        radial_distribution([molecule("H2O")], ["O-H"], 3.0)
-    with pytest.raises(ConfigError, match="'Cu-O' is not in a frame of Cu"):
-        radial_distribution([bulk("Cu")], ["Cu-O"], 3.0)
-    with pytest.raises(ConfigError, match="frames is empty"):
-        radial_distribution([], ["Cu-Cu"], 3.0)
