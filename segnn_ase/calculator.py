@@ -25,14 +25,22 @@ from segnn_ase.config import (
     DomainError,
     DomainWarning,
     StructureError,
+    expect,
 )
 from segnn_ase.device_engine import DeviceEngine
 from segnn_ase.domain import DomainCheck
 from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
 from segnn_ase.neighbors import BACKENDS, Neighbors
-from segnn_ase.potential import Potential, Prediction, check_species, hessian, predict, resolve_device
+from segnn_ase.potential import (
+    Potential,
+    Prediction,
+    check_species,
+    hessian,
+    predict,
+    resolve_device,
+    resolve_dtype,
+)
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress")
@@ -90,13 +98,13 @@ class SEGNNCalculator(Calculator):
         committee = members_of(model)
         self._factors = committee.factors
         self.potentials = [
-            _prepare(potential, self.device, _resolve_dtype(dtype), allow_nonsmooth)
+            _prepare(potential, self.device, resolve_dtype(dtype), allow_nonsmooth)
             for potential in committee.potentials
         ]
-        if accelerate not in MODES:
-            raise ConfigError(f"accelerate is {accelerate!r}; expected one of {', '.join(MODES)}")
-        if domain not in OUTSIDE:
-            raise ConfigError(f"domain is {domain!r}; expected one of {', '.join(OUTSIDE)}")
+        for name, value, known in (("accelerate", accelerate, MODES), ("domain", domain, OUTSIDE)):
+            expect(isinstance(value, str) and value in known, name, value, f"one of {', '.join(known)}")
+        for name, value in (("tables", tables), ("allow_nonsmooth", allow_nonsmooth)):
+            expect(isinstance(value, bool), name, value, "True or False")
         self._tables = tables
         self._domain, self._warned = domain, set()
         self._check = None if self.potentials[0].domain is None else DomainCheck(self.potentials[0])
@@ -113,6 +121,11 @@ class SEGNNCalculator(Calculator):
         cutoffs = {p.cutoff for p in self.potentials}
         self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in cutoffs}
         self.neighbor_backend = backend
+
+    def set(self, **settings):
+        if settings:
+            raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")
+        return super().set()
 
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
@@ -147,10 +160,14 @@ class SEGNNCalculator(Calculator):
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with
         the number of a structure that cannot be evaluated.
         """
-        properties = [properties] if isinstance(properties, str) else list(properties)
+        properties = [properties] if isinstance(properties, str) else properties
+        known = f"of {', '.join(self.implemented_properties)}"
+        expect(isinstance(properties, Iterable), "properties", properties, known)
         structures = [structures] if isinstance(structures, Atoms) else structures
+        many = isinstance(structures, Iterable) and not isinstance(structures, str)
+        expect(many, "structures", structures, "Atoms, or several of them")
         if unknown := [name for name in properties if name not in self.implemented_properties]:
-            raise ConfigError(f"properties has {unknown[0]!r}; expected of {', '.join(self.implemented_properties)}")
+            raise ConfigError(f"properties has {unknown[0]!r}; expected {known}")
         results = []
         for first, batch in _batches(structures):
             alone = {cutoff: self._alone(batch, first, cutoff) for cutoff in self._graphs}
@@ -253,6 +270,7 @@ class SEGNNCalculator(Calculator):
 
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
+        expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
         if atoms is None or len(atoms) == 0:
             raise StructureError("atoms is empty: there is nothing to evaluate")
         for potential in self.potentials:
@@ -269,14 +287,6 @@ class SEGNNCalculator(Calculator):
         return graph if potential.engine is not None else within(graph, potential.cutoff)
 
 
-def _resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:
-    if dtype is None or dtype in DTYPES.values():
-        return dtype
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype is {dtype!r}; expected 'float32', 'float64' or None")
-    return DTYPES[dtype]
-
-
 def members_of(model) -> Committee:
     """The potentials that a model means."""
     if isinstance(model, Potential):
@@ -285,6 +295,7 @@ def members_of(model) -> Committee:
         return load_committee(model)
     if not model:
         raise ConfigError("model is an empty list; expected at least one potential")
+    expect(not any(isinstance(one, list | tuple) for one in model), "model", model, "a list of paths or potentials")
     return Committee([potential for one in model for potential in members_of(one).potentials], {}, {})
 
 
@@ -304,8 +315,8 @@ def _resolve_backend(name: str, device: torch.device) -> str:
     if name == "auto":
         on_gpu = device.type == "cuda" and importlib.util.find_spec("torch_cluster") is not None
         return "torch_cluster" if on_gpu else "matscipy"
-    if name not in BACKENDS:
-        raise ConfigError(f"neighbor_backend is {name!r}; expected 'auto' or one of {', '.join(BACKENDS)}")
+    known = isinstance(name, str) and name in BACKENDS
+    expect(known, "neighbor_backend", name, f"'auto' or one of {', '.join(BACKENDS)}")
     return name
 
 
@@ -326,6 +337,7 @@ def _batches(structures: Iterable[Atoms]) -> Iterator[tuple[int, list[Atoms]]]:
     batch: list[Atoms] = []
     first = 0
     for n, atoms in enumerate(structures):
+        expect(isinstance(atoms, Atoms), f"structure {n}", atoms, "Atoms")
         if batch and sum(map(len, batch)) + len(atoms) > BATCH_ATOMS:
             yield first, batch
             batch, first = [], n
@@ -354,6 +366,12 @@ def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
     """Mean over the committee in ASE's names; where there is more than one, standard deviations too, times factors."""
     energies = np.array([_numpy(m.energies) for m in members])
     total = np.array([float(m.energy[0]) for m in members])
+    if not np.isfinite(energies).all():
+        atom = int(np.flatnonzero(~np.isfinite(energies).all(axis=0))[0])
+        raise StructureError(
+            f"the energy of atom {atom} is {energies[:, atom].tolist()} eV: the structure is far from all that the "
+            "potential was trained on, or its weights are broken"
+        )
     results = {"energy": float(total.mean()), "free_energy": float(total.mean()), "energies": energies.mean(axis=0)}
     stacks = {}
     if members[0].forces is not None:

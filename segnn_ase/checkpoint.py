@@ -7,20 +7,19 @@ A checksum over the whole content refuses what is bit-flipped or spliced.
 import copy
 import hashlib
 import io
-import zipfile
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from ase.data import chemical_symbols
 
-from segnn_ase import domain
-from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file
-from segnn_ase.domain import Domain
+from segnn_ase import domain, uncertainty
+from segnn_ase.archive import read_tensors
+from segnn_ase.config import ConfigError, ModelConfig, ModelFileError, existing_file, expect, in_short
 from segnn_ase.files import write_atomically
-from segnn_ase.o3 import CONVENTION
-from segnn_ase.potential import Potential, parse_species
-from segnn_ase.uncertainty import Uncertainty
+from segnn_ase.o3 import CONVENTION, multiplicities, parse_irreps
+from segnn_ase.potential import Potential, parse_species, resolve_device, resolve_dtype
 
 FORMAT = "segnn_ase potential"
 COMMITTEE = "segnn_ase committee"
@@ -44,12 +43,13 @@ def _without_domain(content: dict) -> dict:
     return {**content, "version": 3, "domain": None, "uncertainty": None, "metadata": metadata}
 
 
+WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # from content of any kind
 # functions that turn a file of version n into one of version n + 1
 UPGRADES = {1: _without_core, 2: _without_domain}
 
 
 def save_tensors(path: "str | Path", content: dict) -> None:
-    """Save a dict of tensors and plain values with a checksum, atomically. Raises TypeError for other values."""
+    """Save a dict of tensors and plain values with a checksum, atomically. Raises ConfigError for other values."""
     for name, value in content.items():
         _check_plain(value, name)
     buffer = io.BytesIO()
@@ -63,25 +63,17 @@ def _check_plain(value, name: str) -> None:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             _check_plain(item, f"{name}[{key!r}]")
     elif not isinstance(value, torch.Tensor) and type(value) not in (str, int, float, bool, type(None)):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; expected tensors and plain Python values")
+        raise ConfigError(f"{name} is {in_short(value)}, a {type(value).__name__}; expected tensors and plain values")
 
 
 def load_tensors(path: "str | Path", argument: str = "model") -> dict:
     """Load what `save_tensors` wrote. Raises FileNotFoundError or ModelFileError with the reason."""
     path = existing_file(path, argument)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged:
-            raise ModelFileError(f"{path} is damaged: checksum error in {damaged}. Copy it again from the source.")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except ModelFileError:
-        raise
-    except Exception as error:  # zip, pickle and tensor readers raise anything on foreign or torn files
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelFileError(
-            f"{path} is not a readable model file (truncated, damaged, or of another program): {reason}"
-        ) from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read: {error.strerror}") from error
+    content = read_tensors(data, str(path))
     if not isinstance(content, dict) or "checksum" not in content:
         raise ModelFileError(f"{path} was not written by segnn_ase: it has no checksum")
     stored = content.pop("checksum")
@@ -116,6 +108,9 @@ def _digest(value, digest) -> None:
 
 def save_potential(path: "str | Path", potential: Potential, *, metadata: dict | None = None) -> None:
     """Write a potential with its provenance; metadata holds plain values (training settings, errors)."""
+    expect(isinstance(potential, Potential), "potential", potential, "a Potential")
+    expect(isinstance(path, str | os.PathLike), "path", path, "a path")
+    expect(metadata is None or isinstance(metadata, dict), "metadata", metadata, "a dict of plain values")
     save_tensors(path, _content(potential, metadata))
 
 
@@ -157,13 +152,14 @@ def _content(potential: Potential, metadata: dict | None) -> dict:
 
 
 def load_potential(
-    model: "str | Path", *, device: "str | torch.device" = "cpu", dtype: torch.dtype | None = None
+    model: "str | Path", *, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
 ) -> Potential:
     """Load a potential from a file, or a shipped one by name ("water-pbe0"), ready for evaluation.
 
     dtype None keeps the precision of the training. Raises FileNotFoundError, and ModelFileError for files
     that are truncated, damaged, foreign or written by a newer version.
     """
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
     potential, _ = load_with_metadata(model)
     return potential.to(device=device, dtype=dtype or potential.dtype).eval()
 
@@ -188,7 +184,9 @@ def load_committee(model: "str | Path") -> Committee:
             potentials = [_read(path, member)[0] for member in content["members"]]
             factors = {name: float(value) for name, value in content["factors"].items()}
             committee = Committee(potentials, factors, dict(content["metadata"]))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except WRONG as error:
+            if isinstance(error, ModelFileError):
+                raise
             raise ModelFileError(f"{path} does not describe a committee: {error}") from error
         if not potentials:
             raise ModelFileError(f"{path} is a committee without members")
@@ -199,7 +197,7 @@ def load_committee(model: "str | Path") -> Committee:
 
 def _check_version(path: Path, content: dict) -> None:
     version = content.get("version")
-    if version not in (*UPGRADES, VERSION):
+    if type(version) is not int or version not in (*UPGRADES, VERSION):
         raise ModelFileError(
             f"{path} has format version {version!r}, but this segnn_ase reads up to {VERSION}: upgrade it"
         )
@@ -213,34 +211,58 @@ def _read(path: Path, content: dict) -> tuple[Potential, dict]:
     try:
         while content["version"] < VERSION:
             content = UPGRADES[content["version"]](content)
-    except (AttributeError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except WRONG as error:
         raise ModelFileError(f"{path}, of format version {version}, cannot be read: {error}") from error
     if content.get("convention") != CONVENTION:
         raise ModelFileError(f"{path} has the convention {content.get('convention')!r}; expected {CONVENTION!r}")
     try:
-        return _build(content), content["metadata"]
-    except (AttributeError, ConfigError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return _build(content), _checked_metadata(content["metadata"])
+    except WRONG as error:
         raise ModelFileError(f"{path} does not describe a model: {' '.join(str(error).split())}") from error
 
 
 def _build(content: dict) -> Potential:
+    config, weights = ModelConfig.parse(content["config"], section="model"), content["weights"]
+    if content["units"] != UNITS:
+        raise ConfigError(f"units are {content['units']}; expected {UNITS}")
+    _check_weights(weights, config)
     potential = Potential(
-        ModelConfig.parse(content["config"], section="model"),
+        config,
         parse_species(content["species"]),
         reference_energies=content["reference_energies"],
         scales=content["scales"],
     )
-    dtype = content["weights"]["readout.last.last.weight"].dtype
-    potential.to(dtype).load_state_dict(content["weights"], strict=True)
-    if content["domain"] is not None:
-        potential.domain = Domain(**content["domain"])
-    if content["uncertainty"] is not None:
-        potential.uncertainty = Uncertainty(**content["uncertainty"])
+    potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
+    potential.domain = content["domain"] and domain.parse(content["domain"], len(potential.species))
+    potential.uncertainty = content["uncertainty"] and uncertainty.parse(content["uncertainty"])
     return potential.eval()
+
+
+def _check_weights(weights: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    """Before a network is made of them: are they numbers, and as many as one linear layer of it needs at least?"""
+    wrong = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if wrong:
+        raise ConfigError(f"weights {', '.join(wrong[:3])} have NaN or infinite values")
+    if weights["readout.last.last.weight"].dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"weights are {weights['readout.last.last.weight'].dtype}; expected float32 or float64")
+    needed = sum(n * n for n in multiplicities(parse_irreps(config.hidden_irreps)))
+    if needed > sum(value.numel() for value in weights.values()):
+        raise ConfigError(f"there are fewer weights than hidden_irreps {config.hidden_irreps!r} needs")
+
+
+def _checked_metadata(metadata: dict) -> dict:
+    """Metadata may hold any plain values, but what is printed must be what it seems."""
+    for name, errors in metadata.get("errors", {}).items():
+        if not all(value is None or isinstance(value, int | float) for value in errors.values()):
+            raise ConfigError(f"metadata of the errors on {name!r} is {errors}; expected numbers")
+    return metadata
 
 
 def find_model(model: "str | Path") -> Path:
     """Return the path of a model given by path, or by the name of a shipped potential."""
+    expect(
+        isinstance(model, str | os.PathLike), "model", model, "a path, the name of a shipped potential or a Potential"
+    )
     path = Path(model).expanduser()
     if path.is_file():
         return path

@@ -24,7 +24,7 @@ Text = Annotated[str | None, typer.Option()]
 Number = Annotated[float | None, typer.Option()]
 Count = Annotated[int | None, typer.Option()]
 Minutes = Annotated[float | None, typer.Option(help="of wall-clock time; exit status 75: the same command goes on")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: all cores")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
 
 
 @app.command()
@@ -184,12 +184,14 @@ def md(
     given = {name: value for name, value in locals().items() if name in MD_OPTIONS}
     with reported_errors():
         from segnn_ase.calculator import SEGNNCalculator
-        from segnn_ase.md import MDConfig, plot_run, read_structure, run_md
+        from segnn_ase.md import MDConfig, check_pairs, plot_run, read_structure, run_md
 
         _prepare_process(threads)
         files = {"trajectory": f"{out}.xyz", "log": f"{out}.csv", "restart": f"{out}.npz"}
         config = MDConfig.parse({**given, **files})
         atoms = read_structure(structure)
+        if rdf:
+            check_pairs(rdf, atoms)
         models = model if len(model) > 1 else model[0]
         atoms.calc = SEGNNCalculator(models, device=device, dtype=dtype, accelerate=accelerate)
         result = run_md(atoms, config, overwrite=overwrite)
@@ -211,7 +213,7 @@ def summary_of(result) -> str:
 
 
 class reported_errors:
-    """Turn the package's own errors into one line on stderr and exit status 1; bugs keep their traceback."""
+    """Turn the package's and the system's errors into one line on stderr, exit status 1; bugs keep their traceback."""
 
     def __enter__(self):
         return self
@@ -220,7 +222,7 @@ class reported_errors:
         if isinstance(error, OutOfTime):
             typer.echo(str(error), err=True)
             sys.exit(OUT_OF_TIME)
-        if isinstance(error, SEGNNError | FileNotFoundError | ImportError):
+        if isinstance(error, SEGNNError | OSError | ImportError):
             typer.echo(f"error: {error}", err=True)
             sys.exit(1)
         if isinstance(error, KeyboardInterrupt):

@@ -1,9 +1,10 @@
 """Validated settings and the typed errors of the package. Unknown keys are errors."""
 
 import difflib
+import os
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,6 +27,10 @@ class DataError(SEGNNError, ValueError):
 
 class ModelFileError(SEGNNError, ValueError):
     """A file is not a readable model of this package."""
+
+
+class OutputError(SEGNNError, OSError):
+    """A file cannot be written: no space, no permission, no such folder. What was there before is intact."""
 
 
 class DeviceError(SEGNNError, RuntimeError):
@@ -52,28 +57,38 @@ class AccelerationWarning(UserWarning):
     """Plain PyTorch is used where fused kernels were expected: slower, the same numbers."""
 
 
+def expect(good: bool, argument: str, value, expected: str) -> None:
+    """Raise ConfigError with the argument, its value and what is expected, unless it is good."""
+    if not good:
+        raise ConfigError(f"{argument} is {in_short(value)}; expected {expected}")
+
+
+def in_short(value) -> str:
+    """The value on one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
 class Settings(BaseModel):
-    """Frozen settings; `parse` turns any mistake into a `ConfigError` that names the key and the remedy."""
+    """Frozen settings; any mistake is a `ConfigError` that names the key and the remedy."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @classmethod
-    def parse(cls, values: dict, *, section: str = ""):
-        """Validate a plain dict. Raises ConfigError listing every wrong key with what was expected."""
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            raise ConfigError("; ".join(_explain(cls, item, section) for item in error.errors())) from None
-
-
-class OuterSettings(Settings):
-    """Settings that are no part of others: made in Python, too, they raise ConfigError."""
 
     def __init__(self, **values):
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(type(self), item, "") for item in error.errors())) from None
+
+    __init__.__pydantic_base_init__ = True  # pydantic makes settings within settings without it, to name their section
+
+    @classmethod
+    def parse(cls, values: dict, *, section: str = ""):
+        """Validate a plain dict. Raises ConfigError listing every wrong key with what was expected."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(cls, item, section) for item in error.errors())) from None
 
 
 def _explain(cls: type[BaseModel], item: dict, section: str) -> str:
@@ -89,7 +104,10 @@ def _explain(cls: type[BaseModel], item: dict, section: str) -> str:
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
         return f"unknown setting {name!r}: {hint}"
     message = item["msg"].removeprefix("Value error, ")
-    return f"setting {name!r} is {item['input']!r}: {message}" if location else message
+    return f"setting {name!r} is {in_short(item['input'])}: {message}" if location else message
+
+
+MOST_CHANNELS = 4096  # of one irrep
 
 
 class ModelConfig(Settings):
@@ -105,9 +123,9 @@ class ModelConfig(Settings):
     message: Literal["steerable", "linear", "published"] = "steerable"
     smooth: bool = Field(True, description="envelope on messages and smooth node attributes; False is the paper's")
     n_radial: int = Field(8, ge=1, le=64, description="Bessel functions")
-    radial_hidden: tuple[int, ...] = (64, 64)
+    radial_hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((64, 64), max_length=8)
     body_order: int = Field(3, ge=1, le=3, description="highest power of the node's own message in self-products")
-    readout_hidden: int = Field(16, ge=1)
+    readout_hidden: int = Field(16, ge=1, le=4096)
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
 
     @field_validator("hidden_irreps")
@@ -119,6 +137,8 @@ class ModelConfig(Settings):
         counts = dict(zip(kinds(irreps), multiplicities(irreps), strict=True))
         if SCALAR not in counts:
             raise ValueError("expected some 0e channels: they carry the energy and drive the gates")
+        if max(counts.values()) > MOST_CHANNELS or max(kind.l for kind in counts) > 8:
+            raise ValueError(f"expected at most {MOST_CHANNELS} channels of an irrep, and degrees up to 8")
         if max(counts.values()) > counts[SCALAR]:
             raise ValueError("expected no irrep with more channels than 0e: each channel is gated by its own scalar")
         return str(irreps)
@@ -150,14 +170,16 @@ PRESETS: dict[str, dict] = {
 
 def model_config(preset: str = "segnn", **overrides) -> ModelConfig:
     """Return the settings of a preset with some replaced. Raises ConfigError for unknown names and values."""
-    if preset not in PRESETS:
-        raise ConfigError(f"preset is {preset!r}; expected one of {', '.join(PRESETS)}")
+    expect(isinstance(preset, str) and preset in PRESETS, "preset", preset, f"one of {', '.join(PRESETS)}")
     return ModelConfig.parse({**PRESETS[preset], **overrides}, section="model")
 
 
 def existing_file(path: "str | Path", argument: str) -> Path:
     """Return the path if it is a file. Raises FileNotFoundError naming the argument."""
+    expect(isinstance(path, str | os.PathLike), argument, path, "a path")
     path = Path(path).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a folder; expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file (working folder {Path.cwd()})")
     return path
@@ -220,13 +242,15 @@ class OptimConfig(Settings):
     accelerate: Literal["auto", "off", "require"] = Field("auto", description="compiled code")
 
     @model_validator(mode="after")
-    def _selection(self):
+    def _something_to_learn(self):
+        if not max(self.energy_weight, self.forces_weight, self.stress_weight) > 0:
+            raise ValueError("energy_weight, forces_weight and stress_weight are all 0; expected one above")
         if self.select == "stability" and not self.rollout_steps:
             raise ValueError("select is 'stability', but rollout_steps is 0: nothing tells how stable a model is")
         return self
 
 
-class TrainConfig(OuterSettings):
+class TrainConfig(Settings):
     """Everything that defines a training; `[model]` takes a preset and any field of `ModelConfig`."""
 
     out: str = "model.pt"

@@ -1,7 +1,9 @@
 """Labelled frames in; splits, statistics and reference energies out. eV, eV/Å, eV/Å^3, ASE's signs."""
 
 import math
+import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ from ase.data import chemical_symbols
 from ase.io.formats import string2index
 from ase.stress import voigt_6_to_full_3x3_stress
 
-from segnn_ase.config import DataError, Settings, existing_file
+from segnn_ase.config import DataError, Settings, existing_file, expect
 
 # names under which labels are found: those that say what they are go before a calculator's results, others after
 REFERENCE_PREFIXES = ("REF_", "ref_", "dft_", "DFT_")
@@ -48,15 +50,22 @@ def read_frames(paths: "str | Path | list", keys: LabelKeys | None = None) -> li
     A path may carry ASE's index, "run.xyz@:100". Raises FileNotFoundError, and DataError for unreadable
     files, labels of the wrong shape, NaN labels and keys given by the user that no frame has.
     """
-    keys = keys or LabelKeys()
-    paths = [paths] if isinstance(paths, str | Path) else paths
-    images = [image for path in paths for image in _read_file(str(path))]
+    keys = LabelKeys() if keys is None else keys
+    expect(isinstance(keys, LabelKeys), "keys", keys, "LabelKeys")
+    images = [image for path in as_paths(paths) for image in _read_file(path)]
     frames = [frame_from_atoms(atoms, keys, source=source) for source, atoms in images]
     for position, name in enumerate(("energy", "forces", "stress")):
         wanted = getattr(keys, name)
         if wanted and not any(f.origins[position] for f in frames):
             raise DataError(f"key for {name} is {wanted!r}, but no frame has it; frames have {_names(images)}")
     return frames
+
+
+def as_paths(paths: "str | Path | Sequence") -> list[str]:
+    """One path or several as a list. Raises ConfigError for what is none."""
+    many = list(paths) if isinstance(paths, Sequence) and not isinstance(paths, str) else [paths]
+    expect(all(isinstance(path, str | os.PathLike) for path in many), "paths", paths, "a path or several")
+    return [str(path) for path in many]
 
 
 def _read_file(path: str) -> list[tuple[str, Atoms]]:
@@ -95,6 +104,9 @@ def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":
 def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str = "frame") -> Frame:
     """Take the labels off an `Atoms` object: the keys given, else its calculator's results, else the usual keys."""
     keys = keys or LabelKeys()
+    if not len(atoms) or not (atoms.numbers > 0).all():
+        what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
+        raise DataError(f"{source} is no structure: {what}")
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
     forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)

@@ -235,6 +235,18 @@ def _frames(what: str) -> str:
     return f"frames {what}"
 
 
+def parse(values: dict, n_species: int) -> Domain:
+    """The domain of a file. Raises TypeError, ValueError for what is none."""
+    domain = Domain(**values)
+    wrong = [domain.closest.shape != (n_species, n_species), domain.neighbors.shape != (n_species, 2)]
+    ranges = [pair for pair in (domain.density, domain.binding) if pair is not None]
+    wrong += [len(pair) != 2 or not all(map(math.isfinite, pair)) for pair in ranges]
+    wrong += [not math.isfinite(x) for x in (domain.frames, domain.max_force, domain.max_leverage)]
+    if any(wrong):
+        raise ValueError(f"domain of {n_species} species has other shapes, or numbers that are not finite")
+    return domain
+
+
 def describe(domain: Domain, symbols: list[str]) -> str:
     """The domain in one line, for `segnn info`."""
     pairs = [

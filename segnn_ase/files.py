@@ -12,21 +12,51 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from segnn_ase.config import OutputError
+
+
+@contextmanager
+def writing(path: "str | Path", consequence: str = "") -> Iterator[None]:
+    """Turn the system's error into an OutputError that names the file and what it means."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {str(path)!r}: {reason}{consequence and '; '}{consequence}") from error
+
 
 def write_atomically(path: "str | Path", content: bytes) -> None:
-    """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn."""
+    """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn.
+
+    Raises OutputError when it cannot be written; then the old file is intact, and no other is left.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path, "what was there before is intact"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def append(path: "str | Path", content: bytes) -> None:
+    """Append all of it or, where there is no space, nothing: then raises OutputError."""
+    with writing(path), open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        rest = memoryview(content)
+        try:
+            while rest:  # a full disk takes a part without a word
+                rest = rest[file.write(rest) :]
+        except OSError:
+            if os.path.isfile(path):
+                file.truncate(size)
+            raise
 
 
 def clear_leftovers(paths: Iterable["str | Path"]) -> None:

@@ -12,7 +12,7 @@ import operator
 import os
 import struct
 import time
-import zipfile
+import zlib
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,10 +29,11 @@ from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
 from ase.md.nose_hoover_chain import MTKNPT, IsotropicMTKNPT, NoseHooverChainNVT
 from ase.md.verlet import VelocityVerlet
+from ase.spacegroup import Spacegroup
 from pydantic import Field, field_validator, model_validator
 
-from segnn_ase.config import ConfigError, OuterSettings, OutOfTime, SEGNNError, existing_file
-from segnn_ase.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
+from segnn_ase.config import ConfigError, OutOfTime, OutputError, SEGNNError, Settings, existing_file, expect
+from segnn_ase.files import append, clear_leftovers, progress_bar, stop_on_signal, write_atomically, writing
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_rdf
 
@@ -45,6 +46,7 @@ SAVED = ("energy", "free_energy", "forces", "stress")  # in the trajectory, wher
 GUARDED = ("nve", "nhc", "npt")  # ensembles with a conserved energy
 SUFFIXES = {"log": (".csv",), "trajectory": (".traj", ".xyz", ".extxyz"), "restart": (".npz",)}
 OUTPUTS = ("log", "trajectory")  # files that grow
+PROBE = 4096  # bytes at a mark that must be the same when a run goes on
 ULM_BLOCK = 42  # the offset table of ASE's .traj grows by this factor: 1, 42, 42², ...
 
 
@@ -52,7 +54,7 @@ class MDError(SEGNNError, RuntimeError):
     """A simulation was stopped by a guard, or cannot be resumed from its restart file."""
 
 
-class MDConfig(OuterSettings):
+class MDConfig(Settings):
     """Settings of one run of molecular dynamics.
 
     Ensembles: "nve" is velocity Verlet; "langevin" (NVT) also moves the centre of mass, so all 3N degrees of
@@ -142,26 +144,36 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     Raises ConfigError for what cannot be run, MDError when a guard stops the run: then `atoms`, and a file
     beside the trajectory, hold the last good frame.
     """
-    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     check_run(atoms, config)
+    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
     resumed = "restart" in paths and paths["restart"].is_file()
     if not resumed and not overwrite:
         refuse_existing(paths)
     for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(paths.values())
-    run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
-    seconds = advance(run, first, progress, deadline)
+    try:
+        run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
+        seconds = advance(run, first, progress, deadline)
+    except OutputError as error:
+        further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+        raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
     return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError where structure, calculator and settings do not fit together."""
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
+    expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
     if atoms.calc is None or not len(atoms):
         raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")
     if not (atoms.get_masses() > 0).all():
         raise ConfigError(f"masses of atoms {np.flatnonzero(atoms.get_masses() <= 0).tolist()} are zero; set_masses")
+    if not np.isfinite(atoms.get_momenta()).all():
+        atom = int(np.flatnonzero(~np.isfinite(atoms.get_momenta()).all(axis=1))[0])
+        raise ConfigError(f"momenta of atom {atom} are {atoms.get_momenta()[atom].tolist()}; expected finite numbers")
     if config.ensemble in ("nhc", "npt") and atoms.constraints:
         raise ConfigError(f"ensemble {config.ensemble!r} cannot hold constraints: remove them, or use 'langevin'")
     if config.ensemble == "npt" and not atoms.pbc.all():
@@ -446,12 +458,15 @@ def stop(run: Run, good: Snapshot, step: int, reason: str, cause: Exception | No
         path, other = (
             Path(beside).with_name(f"{Path(beside).stem}_{name}.extxyz") for name in ("last_good", "refused")
         )
-        write_atomically(path, extxyz(make_frame(run, step - 1, results=False)))
-        where = f"is in atoms and in {path}"
-        if np.isfinite(refused.positions).all():
-            refused.info["reason"] = reason
-            write_atomically(other, extxyz(refused))
-            where += f", the refused one in {other}"
+        try:
+            write_atomically(path, extxyz(make_frame(run, step - 1, results=False)))
+            where = f"is in atoms and in {path}"
+            if np.isfinite(refused.positions).all():
+                refused.info["reason"] = reason
+                write_atomically(other, extxyz(refused))
+                where += f", the refused one in {other}"
+        except OutputError as error:
+            where += f" ({error})"
     raise MDError(
         f"stopped at step {step} ({step * config.timestep:g} fs): {reason}. The frame before {where}. Look at it; a "
         "smaller timestep, a relaxed starting structure or a potential trained on such structures may help."
@@ -477,23 +492,34 @@ def append_row(path: str | None, row: Sequence[float]) -> None:
         return
     # repr gives the digits that read back to the same bits
     line = ",".join([str(int(row[0])), *(repr(value) for value in row[1:])]) + "\n"
-    with open(path, "ab", buffering=0) as file:
-        file.write((line if file.tell() else ",".join(COLUMNS) + "\n" + line).encode())
+    empty = not Path(path).exists() or not Path(path).stat().st_size
+    append(path, ((",".join(COLUMNS) + "\n" + line) if empty else line).encode())
 
 
 def append_frame(path: str, frame: Atoms) -> None:
     if Path(path).suffix == ".traj":
-        with TrajectoryWriter(path, "a") as writer:
+        with writing(path), TrajectoryWriter(path, "a") as writer:
             writer.write(frame)
         return
-    with open(path, "ab", buffering=0) as file:
-        file.write(extxyz(frame))
+    append(path, extxyz(frame))
 
 
 def extxyz(frame: Atoms) -> bytes:
+    """Without what has no form in this format, such as the nested notes that `ase.build` leaves on its slabs."""
+    frame.info = {name: value for name, value in frame.info.items() if _fits_a_line(value)}
     buffer = io.StringIO()
     write_extxyz(buffer, frame)
     return buffer.getvalue().encode()
+
+
+def _fits_a_line(value) -> bool:
+    if isinstance(value, np.ndarray | np.generic | Spacegroup):
+        return True
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 class Mark(NamedTuple):
@@ -502,31 +528,47 @@ class Mark(NamedTuple):
     size: int  # bytes
     items: int = 0  # of a .traj
     table: int = 0  # position of its table of offsets
+    probe: int | None = None  # checksum of a part that stays as it is
 
 
 def mark(path: str | None) -> Mark:
     """Flush a file to disk and return how far it is written."""
     if path is None or not Path(path).exists():
         return Mark(0)
-    with open(path, "r+b") as file:
+    with writing(path), open(path, "r+b") as file:
         os.fsync(file.fileno())
         size = file.seek(0, os.SEEK_END)
+        probe = probe_of(file, size)
         if Path(path).suffix != ".traj":
-            return Mark(size)
+            return Mark(size, probe=probe)
         file.seek(32)
-        return Mark(size, *struct.unpack("<2q", file.read(16)))
+        return Mark(size, *struct.unpack("<2q", file.read(16)), probe)
 
 
-def cut(path: str | None, end: Mark) -> None:
-    """Cut a file back to a mark. Raises MDError if it is shorter than that."""
-    if path is None:
+def probe_of(file, size: int) -> int:
+    """Checksum of the last kilobytes of a text; of a .traj, where offsets change, of its first bytes."""
+    is_traj = Path(file.name).suffix == ".traj"
+    file.seek(0 if is_traj else max(size - PROBE, 0))
+    return zlib.crc32(file.read(32 if is_traj else min(size, PROBE)))
+
+
+def check_marked(path: str | None, end: Mark) -> None:
+    """Raise MDError for a file that is not the one that was marked."""
+    if path is None or end.size == 0:
         return
     size = Path(path).stat().st_size if Path(path).exists() else 0
     if size < end.size:
         raise MDError(f"{path} has {size} bytes, but the restart file was written at {end.size}: it is another file")
-    if size == end.size == 0:
+    with open(path, "rb") as file:
+        if end.probe is not None and probe_of(file, end.size) != end.probe:
+            raise MDError(f"{path} is not as it was when the restart file was written: it is damaged or another file")
+
+
+def cut(path: str | None, end: Mark) -> None:
+    """Cut a file back to a mark."""
+    if path is None or not Path(path).exists():
         return
-    with open(path, "r+b") as file:
+    with writing(path), open(path, "r+b") as file:
         file.truncate(end.size)
         if end.items:
             # ASE keeps the number of frames and their offsets at fixed places of what is not cut off
@@ -565,17 +607,18 @@ def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
     """Put everything back to where the restart file was written; returns the run and its step."""
     header, arrays = read_restart(config.restart)
     check_same_run(header, arrays, atoms, config)
-    for name in OUTPUTS:
-        cut(getattr(config, name), Mark(*header["marks"][name]))
+    ends = {name: Mark(*header["marks"][name]) for name in OUTPUTS}
+    for name, end in ends.items():
+        check_marked(getattr(config, name), end)
+    step, rows = header["step"], read_rows(config, header["step"], ends["log"], arrays["first_row"])
+    rng = generator(header["rng"], config)
+    set_state(make_dynamics(atoms.copy(), config, rng, header["dof"]), config, arrays)  # refuses before it moves atoms
+    for name, end in ends.items():
+        cut(getattr(config, name), end)
     restore(atoms, Snapshot(*(arrays[name] for name in Snapshot._fields)))
-    rng = np.random.default_rng()
-    rng.bit_generator.state = header["rng"]
     dynamics = make_dynamics(atoms, config, rng, header["dof"])
-    for name in state_names(config):
-        *owner, attribute = name.split(".")
-        setattr(operator.attrgetter(*owner)(dynamics) if owner else dynamics, attribute, arrays[name][()])
-    step = header["step"]
-    run = Run(atoms, config, dynamics, rng, header["dof"], read_rows(config.log if step else None, arrays["first_row"]))
+    set_state(dynamics, config, arrays)
+    run = Run(atoms, config, dynamics, rng, header["dof"], rows)
     refresh(run)
     if step == 0:
         observe(run, 0)
@@ -585,21 +628,75 @@ def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
 
 
 def read_restart(path: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """The header and the arrays. Raises MDError for what is damaged, foreign or makes no sense."""
     try:
         with np.load(io.BytesIO(Path(path).read_bytes()), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise MDError(f"restart is {path!r}, which cannot be read: {error}. Remove it to start anew.") from None
-    if header.get("format") != FORMAT:
-        raise MDError(f"restart is {path!r}, of format {header.get('format')!r}; expected {FORMAT!r}")
+    except Exception as error:  # zip and array readers raise anything on foreign or torn files
+        raise unreadable(path, str(error) or type(error).__name__) from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise MDError(f"restart is {path!r}, of format {found!r}; expected {FORMAT!r}")
+    try:
+        wrong = check_state(header, arrays)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise unreadable(path, f"{type(error).__name__}: {error}") from None
+    if wrong:
+        raise unreadable(path, f"{', '.join(wrong)} of an unexpected type, shape or value")
     return header, arrays
+
+
+def unreadable(path: str, reason: str) -> MDError:
+    return MDError(f"restart is {path!r}, which cannot be read: {' '.join(reason.split())}. Remove it to start anew.")
+
+
+def check_state(header: dict, arrays: dict[str, np.ndarray]) -> list[str]:
+    """Names of what cannot be the state of a run; raises for what is missing."""
+    n, columns = len(arrays["numbers"]), len(COLUMNS) if header["step"] else 0
+    shapes = {"positions": (n, 3), "momenta": (n, 3), "masses": (n,), "cell": (3, 3), "first_row": (columns,)}
+    wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape or arrays[name].dtype.kind != "f"]
+    state = [name for name in arrays if name != "first_row"]
+    wrong += [name for name in state if not np.isfinite(arrays[name]).all()]
+    wrong += [name for name, least in (("step", 0), ("dof", 1)) if not _is_count(header[name], least)]
+    wrong += [name for name in ("config", "rng", "marks") if not isinstance(header[name], dict)]
+    wrong += ["pbc"] * (len(header["pbc"]) != 3)
+    for name in OUTPUTS:
+        if not all(value is None or _is_count(value) for value in Mark(*header["marks"][name])):
+            wrong.append(f"mark of {name}")
+    return wrong + sorted({*state_names(MDConfig(**header["config"]))} - arrays.keys())
+
+
+def _is_count(value, least: int = 0) -> bool:
+    return type(value) is int and value >= least
+
+
+def generator(state: dict, config: MDConfig) -> np.random.Generator:
+    rng = np.random.default_rng()
+    try:
+        rng.bit_generator.state = state
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise unreadable(config.restart, f"random numbers: {error}") from None
+    return rng
+
+
+def set_state(dynamics: MolecularDynamics, config: MDConfig, arrays: dict[str, np.ndarray]) -> None:
+    """Give an integrator what it remembered. Raises MDError for arrays that are not of its shapes."""
+    for name in state_names(config):
+        *owner, attribute = name.split(".")
+        owner = operator.attrgetter(*owner)(dynamics) if owner else dynamics
+        if np.shape(getattr(owner, attribute)) != arrays[name].shape:
+            raise unreadable(config.restart, f"{name} has shape {arrays[name].shape}")
+        setattr(owner, attribute, arrays[name][()])
 
 
 def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError saying what is not as in the run that wrote the restart file."""
-    old, new = header["config"], config.model_dump()
+    old, new = dict(header["config"]), config.model_dump()
     old["max_minutes"] = new["max_minutes"]
+    for name in SUFFIXES:  # files may have been moved: what they hold is compared with the marks
+        if old[name] is not None and new[name] is not None and Path(old[name]).suffix == Path(new[name]).suffix:
+            old[name] = new[name]
     if new["steps"] > old["steps"]:
         old["steps"] = new["steps"]
     differing = [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new if old.get(name) != new[name]]
@@ -613,9 +710,23 @@ def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -
         )
 
 
-def read_rows(log: str | None, first_row: np.ndarray) -> array:
+def read_rows(config: MDConfig, step: int, end: Mark, first_row: np.ndarray) -> array:
     """Return the log so far; without a file only its first row, the reference of the energy guard."""
-    return array("d", first_row if log is None else np.loadtxt(log, delimiter=",", skiprows=1).ravel())
+    if config.log is None or step == 0:
+        return array("d", first_row)
+    with open(config.log, "rb") as file:
+        text = io.BytesIO(file.read(end.size))
+    try:
+        rows = np.loadtxt(text, delimiter=",", skiprows=1, ndmin=2)
+    except ValueError as error:
+        raise MDError(f"log is {config.log!r}, which is damaged: {error}. Restore it, or start anew.") from None
+    expected = np.arange(0, step + 1, config.log_every)
+    if rows.shape != (len(expected), len(COLUMNS)) or not np.array_equal(rows[:, 0], expected):
+        raise MDError(
+            f"log is {config.log!r}, which is damaged: expected {len(COLUMNS)} columns and a row for every "
+            f"{config.log_every} of {step} steps. Restore it, or start anew."
+        )
+    return array("d", rows.ravel())
 
 
 def summarize(run: Run, ms_per_step: float) -> MDResult:
@@ -675,6 +786,22 @@ def energy_slope(time_fs, energy_per_atom) -> float:
     return float(centred @ (energy - energy.mean()) / (centred @ centred))
 
 
+def check_pairs(pairs: Sequence[str], frame: Atoms | None = None, n: int = 0) -> None:
+    """Raise ConfigError for pairs that are none, and where the n-th frame has no radial distribution of them."""
+    expect(isinstance(pairs, Sequence) and not isinstance(pairs, str), "pairs", pairs, "a list such as ['O-H']")
+    for pair in pairs:
+        if not isinstance(pair, str) or len(pair.split("-")) != 2 or not all(pair.split("-")):
+            raise ConfigError(f"pair {pair!r} was given; expected two elements such as 'O-H'")
+    if frame is None:
+        return
+    expect(isinstance(frame, Atoms), f"frame {n}", frame, "Atoms")
+    if not frame.pbc.all():
+        raise ConfigError(f"pbc of frame {n} is {frame.pbc.tolist()}; g(r) needs three periodic directions")
+    for pair in pairs:
+        if not set(pair.split("-")) <= set(frame.get_chemical_symbols()):
+            raise ConfigError(f"pair {pair!r} is not in a frame of {frame.get_chemical_formula()}")
+
+
 def radial_distribution(
     frames: Iterable[Atoms], pairs: Sequence[str], r_max: float, bins: int = 200
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -685,12 +812,17 @@ def radial_distribution(
     N_B/V g 4 pi r^2 dr is the coordination number; for like pairs a fluid levels off at 1 - 1/N within half
     the cell. Returns {pair: (centres of the bins in Å, g)}.
     """
+    check_pairs(pairs)
+    good = isinstance(r_max, int | float | np.number) and 0 < r_max < math.inf
+    expect(good, "r_max", r_max, "a positive number of Å")
+    expect(isinstance(bins, int | np.integer) and bins > 0, "bins", bins, "a positive integer")
+    frames = [frames] if isinstance(frames, Atoms) else frames
+    expect(isinstance(frames, Iterable) and not isinstance(frames, str), "frames", frames, "Atoms, or several of them")
     edges = np.linspace(0.0, r_max, bins + 1)
     shells = 4 / 3 * np.pi * np.diff(edges**3)  # Å^3
     sums, count = {pair: np.zeros(bins) for pair in pairs}, 0
     for frame in frames:
-        if not frame.pbc.all():
-            raise ConfigError(f"pbc of frame {count} is {frame.pbc.tolist()}; g(r) needs three periodic directions")
+        check_pairs(pairs, frame, count)
         count += 1
         i, j, S = neighbor_list(frame.positions, frame.cell.array, frame.pbc, r_max)
         distances = np.linalg.norm(frame.positions[j] - frame.positions[i] + S @ frame.cell.array, axis=1)
@@ -698,8 +830,6 @@ def radial_distribution(
         for pair in pairs:
             a, b = pair.split("-")
             number = (symbols == a).sum() * (symbols == b).sum()
-            if not number:
-                raise ConfigError(f"pair {pair!r} is not in a frame of {frame.get_chemical_formula()}")
             chosen = distances[(symbols[i] == a) & (symbols[j] == b)]
             sums[pair] += np.histogram(chosen, edges)[0] * frame.get_volume() / (number * shells)
     if not count:

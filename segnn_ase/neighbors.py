@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segnn_ase.config import ConfigError, StructureError
+from segnn_ase.config import StructureError, expect, in_short
 
 
 class Neighbors(NamedTuple):
@@ -19,6 +19,7 @@ class Neighbors(NamedTuple):
     S: np.ndarray  # (E, 3) integer cell shifts of j
 
 
+FARTHEST = 1e7  # Å; further out float64 has no digits left for distances
 NO_PAIRS = Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
 
 
@@ -29,8 +30,8 @@ def neighbor_list(positions, cell, pbc, cutoff: float, backend: str = "matscipy"
     Raises StructureError for positions or cells that are not finite and for a periodic cell without
     volume, ConfigError for an unknown backend, ImportError when the backend is not installed.
     """
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    expect(isinstance(backend, str) and backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")
+    check_cutoff(cutoff)
     inside, box, pbc, wraps = wrap_into_box(positions, cell, pbc, cutoff)
     i, j, S = BACKENDS[backend](inside, box, pbc, cutoff) if len(inside) else NO_PAIRS
     S = S + wraps[i] - wraps[j]
@@ -55,8 +56,7 @@ def wrap_into_box(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.n
     The box keeps the periodic vectors; elsewhere it encloses the atoms along directions orthogonal to them,
     with empty space cut short: an atom that flew away costs nothing.
     """
-    positions = np.asarray(positions, dtype=float).reshape(-1, 3)
-    pbc = np.array(np.broadcast_to(np.asarray(pbc, dtype=bool), 3))
+    positions, pbc = _as_positions(positions), _as_pbc(pbc)
     check_geometry(positions, cell, pbc)
     box, free = np.array(cell, dtype=float), ~pbc
     if free.any():
@@ -82,14 +82,44 @@ def _without_gaps(height: np.ndarray, longest: float) -> np.ndarray:
     return out
 
 
+def check_cutoff(cutoff) -> None:
+    number = isinstance(cutoff, int | float | np.number) and 0 < cutoff < np.inf
+    expect(number, "cutoff", cutoff, "a positive number of Å")
+
+
+def _as_positions(positions) -> np.ndarray:
+    try:
+        array = np.asarray(positions, dtype=float)
+    except (TypeError, ValueError):
+        raise StructureError(f"positions are {in_short(positions)}; expected numbers") from None
+    if array.size and (array.ndim != 2 or array.shape[1] != 3):
+        raise StructureError(f"positions have shape {array.shape}; expected (N, 3)")
+    return array.reshape(-1, 3)
+
+
+def _as_pbc(pbc) -> np.ndarray:
+    array = np.asarray(pbc, dtype=bool)
+    if array.shape not in ((), (1,), (3,)):
+        raise StructureError(f"pbc is {in_short(pbc)}; expected one or three truth values")
+    return np.array(np.broadcast_to(array, 3))
+
+
 def check_geometry(positions: np.ndarray, cell, pbc: np.ndarray) -> None:
     """Raise StructureError for non-finite numbers or a periodic cell without volume."""
     cell = np.asarray(cell, dtype=float)
+    if cell.shape != (3, 3):
+        raise StructureError(f"cell has shape {cell.shape}; expected (3, 3), lattice vectors as rows")
     if not np.isfinite(positions).all():
         bad = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
         raise StructureError(
             f"positions of atom {bad} are {positions[bad].tolist()}; expected finite numbers. "
             "If this is a simulation, it has exploded: use a smaller time step or look at the frames before."
+        )
+    if (np.abs(positions) > FARTHEST).any():
+        far = int(np.flatnonzero((np.abs(positions) > FARTHEST).any(axis=1))[0])
+        raise StructureError(
+            f"positions of atom {far} are {positions[far].tolist()}; expected less than {FARTHEST:g} Å. "
+            "If this is a simulation, the atom flew away: use a smaller time step or look at the frames before."
         )
     if not np.isfinite(cell).all():
         raise StructureError(f"cell is {cell.tolist()}; expected finite numbers")
@@ -176,8 +206,9 @@ class SkinNeighbors:
     """
 
     def __init__(self, cutoff: float, skin: "float | str" = "auto", backend: str = "matscipy"):
-        if skin != "auto" and (isinstance(skin, str) or not skin >= 0):
-            raise ConfigError(f"skin is {skin!r}; expected 'auto', or zero or more Å")
+        check_cutoff(cutoff)
+        number = isinstance(skin, int | float | np.number) and 0 <= skin < np.inf
+        expect(number or (isinstance(skin, str) and skin == "auto"), "skin", skin, "'auto', or zero or more Å")
         self.cutoff, self.backend = cutoff, backend
         self.tuned = skin == "auto"
         self.skin = 0.5 if self.tuned else skin

@@ -30,7 +30,7 @@ def plot_parity(path: "str | Path", reference, predicted, *, label: str, unit: s
 
     reference, predicted: arrays of one shape in `unit`; label: what they are, such as "forces".
     """
-    x, y = np.ravel(reference).astype(float), np.ravel(predicted).astype(float)
+    x, y = _numbers(reference), _numbers(predicted)
     if x.shape != y.shape or not len(x) or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ConfigError(f"{label}: {len(x)} reference and {len(y)} predicted values; expected as many finite ones")
     figure = _figure(4.2, 4.0)
@@ -86,6 +86,8 @@ def plot_learning_curve(path: "str | Path", history: Sequence[Mapping]) -> None:
     if not history:
         raise ConfigError("history is empty: there is no epoch to plot")
     epoch = _column(history, "epoch")
+    if not np.isfinite(epoch).all():
+        raise ConfigError("history has rows without 'epoch'; expected one in each")
     losses = [("training", "train_loss", 1.0), ("validation", "valid_loss", 1.0)]
     errors = [(f"{label} / {unit}", key, factor) for key, (label, unit, factor) in ERRORS.items()]
     panels = [("loss", losses), ("validation RMSE", errors), ("learning rate", [("", "lr", 1.0)])]
@@ -104,8 +106,10 @@ def plot_learning_curve(path: "str | Path", history: Sequence[Mapping]) -> None:
 
 def plot_energy_drift(path: "str | Path", time_fs, total_energy_per_atom, temperature, slope: float) -> None:
     """Draw the conserved energy (eV/atom), its fitted slope (eV/atom/ps) and the temperature (K) against time (fs)."""
-    time = np.asarray(time_fs, dtype=float) / 1000  # ps
-    energy = np.asarray(total_energy_per_atom, dtype=float)
+    time, energy = _numbers(time_fs) / 1000, _numbers(total_energy_per_atom)  # ps
+    if not 0 < len(time) == len(energy) == np.size(temperature):
+        sizes = f"total_energy_per_atom {len(energy)}, temperature {np.size(temperature)}"
+        raise ConfigError(f"time_fs has {len(time)} values, {sizes}; expected as many of each, at least one")
     figure = _figure(5.6, 4.6)
     upper = _panel(figure, (2, 1, 1), "", "$E - E_0$ / meV/atom")
     upper.plot(time, 1e3 * (energy - energy[0]), color=COLORS[0], lw=0.8)
@@ -120,6 +124,8 @@ def plot_energy_drift(path: "str | Path", time_fs, total_energy_per_atom, temper
 
 def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping[str, tuple] | None = None) -> None:
     """Draw radial distribution functions {"O-O": (r in Å, g)}; those of the reference are dashed."""
+    if not curves and not reference:
+        raise ConfigError("curves is empty: there is nothing to draw")
     figure = _figure(5.2, 3.6)
     axes = _panel(figure, (1, 1, 1), "r / Å", "g(r)")
     axes.axhline(1.0, color="0.6", lw=0.8, zorder=0.5)
@@ -174,6 +180,14 @@ def _style(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.grid(color="0.9", lw=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _numbers(values) -> np.ndarray:
+    """Flat floats; what is no number becomes NaN."""
+    try:
+        return np.ravel(values).astype(float)
+    except (TypeError, ValueError):
+        return np.full(np.size(values), np.nan)
 
 
 def _column(history: Sequence[Mapping], key: str) -> np.ndarray:

@@ -1,6 +1,7 @@
 """`Potential`: elements, embedding, readout, reference energies; energy, forces and stress by autograd."""
 
 import math
+from collections.abc import Iterable
 from threading import Lock
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import torch
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
-from segnn_ase.config import ConfigError, DeviceError, ModelConfig, StructureError
+from segnn_ase.config import ConfigError, DeviceError, ModelConfig, StructureError, expect
 from segnn_ase.device_engine import DeviceEngine
 from segnn_ase.engine import Engine
 from segnn_ase.graph import Graph, edge_vectors, sum_over_atoms, sum_over_structure_edges, volume
@@ -17,6 +18,7 @@ from segnn_ase.kernels import runs_on_triton
 from segnn_ase.model import SEGNN, EnergyReadout
 from segnn_ase.plan import supported
 
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
 CORE_MARGIN = 0.95  # of the shortest distance seen: what lies just below it is still learned well
 CORE_SWITCH = 0.25  # of the core radius: over this length the repulsion is switched on
@@ -51,9 +53,11 @@ class Potential(nn.Module):
         scales: list[float] | None = None,
     ):
         super().__init__()
+        expect(isinstance(config, ModelConfig), "config", config, "a ModelConfig")
+        known = isinstance(species, Iterable) and all(isinstance(z, int | np.integer) and 0 < z <= 118 for z in species)
+        known = known and 0 < len(set(species)) == len(species)
+        expect(known, "species", species, "different atomic numbers from 1 to 118, at least one")
         species = [int(z) for z in species]
-        if not species or sorted(set(species)) != sorted(species) or not all(0 < z <= 118 for z in species):
-            raise ConfigError(f"species is {species}; expected different atomic numbers from 1 to 118, at least one")
         self.config, self.species = config, species
         self.scales = self._per_species("scales", scales, 1.0)
         self.reference_energies = self._per_species("reference_energies", reference_energies, 0.0)
@@ -106,10 +110,12 @@ class Potential(nn.Module):
         return super().load_state_dict(*args, **keywords)
 
     def _per_species(self, name: str, values, default: float) -> list[float]:
-        values = [default] * len(self.species) if values is None else [float(v) for v in values]
-        if len(values) != len(self.species) or not all(math.isfinite(v) for v in values):
-            raise ConfigError(f"{name} is {values}; expected {len(self.species)} finite numbers, one per species")
-        return values
+        n = len(self.species)
+        values = [default] * n if values is None else values
+        good = isinstance(values, Iterable) and all(isinstance(v, int | float | np.number) for v in values)
+        good = good and len(values) == n and all(math.isfinite(v) for v in values)
+        expect(good, name, values, f"{n} finite numbers, one per species")
+        return [float(v) for v in values]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -337,6 +343,8 @@ def check_species(potential: Potential, numbers: np.ndarray) -> None:
     unknown = ~np.isin(numbers, potential.species)
     if unknown.any():
         atom = int(np.flatnonzero(unknown)[0])
+        if not 0 <= numbers[atom] < len(chemical_symbols):
+            raise StructureError(f"atom {atom} has the atomic number {numbers[atom]}; expected an element")
         raise StructureError(
             f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this potential does not know; "
             f"it was trained for {', '.join(potential.symbols)}. Train or fine-tune one with that element."
@@ -364,14 +372,25 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError:
-        raise DeviceError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:0'") from None
+    except (RuntimeError, TypeError):
+        resolved = None
+    if not isinstance(device, str | torch.device) or resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device is {device!r}; expected 'auto', 'cpu', 'cuda' or 'cuda:0'")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"device is {device!r}, but PyTorch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; "
             "use device='cpu', or install a CUDA build of PyTorch"
         )
     return resolved
+
+
+def resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:
+    """Turn the name of a precision into that of PyTorch. Raises ConfigError for others than float32 and float64."""
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    known = dtype is None or (isinstance(dtype, torch.dtype) and dtype in DTYPES.values())
+    expect(known, "dtype", dtype, "'float32', 'float64' or None")
+    return dtype
 
 
 def parse_species(symbols: list[str]) -> list[int]:

@@ -38,13 +38,16 @@ from segnn_ase.config import (
     ModelFileError,
     OptimConfig,
     OutOfTime,
+    SEGNNError,
     StructureError,
     TrainConfig,
+    expect,
     model_config,
 )
 from segnn_ase.data import (
     Frame,
     LabelKeys,
+    as_paths,
     check_labels,
     check_species,
     energy_scale,
@@ -122,6 +125,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     model.1.pt, model.2.pt and so on. Raises DataError, ConfigError and FileNotFoundError for what cannot be trained
     on, OutOfTime when `max_minutes` are over.
     """
+    expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     deadline = deadline_of(config.training)
     if config.training.committee > 1:
         return train_committee(config, deadline, progress=progress)
@@ -155,6 +159,7 @@ def deadline_of(settings: OptimConfig) -> float:
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`."""
+    expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     if config.training.committee > 1:
         raise ConfigError(
             f"setting 'training.committee' is {config.training.committee}: fine-tune the members one by one"
@@ -608,6 +613,18 @@ def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Pro
     state = load_tensors(path, "resume file")
     if state.get("format") != STATE_FORMAT:
         raise ModelFileError(f"{path} is a {state.get('format')!r}, not a {STATE_FORMAT!r}")
+    try:
+        return restore_state(path, state, job, potential, averaged, optimizer)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, SEGNNError):
+            raise
+        raise ModelFileError(
+            f"{path} is damaged or was written by another version: {' '.join(str(error).split())}. "
+            "Delete it to start again."
+        ) from error
+
+
+def restore_state(path: Path, state: dict, job: Training, potential, averaged, optimizer) -> Progress:
     here, there = job.fingerprint, state.get("fingerprint")
     if there != here:
         same = there["settings"] == here["settings"]
@@ -615,13 +632,16 @@ def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Pro
         raise ConfigError(
             f"{path} belongs to a training with {what}: choose another out, or delete that file to start again"
         )
-    try:
-        potential.load_state_dict(state["weights"])
-        averaged.load_state_dict(state["averaged"])
-    except RuntimeError as error:
-        raise ModelFileError(f"{path} was written by another version: delete it to start again") from error
+    done = Progress(**state["progress"])
+    if min(done.epoch, done.batch, done.step) < 0 or done.step > 0 == len(state["optimizer"]["state"]):
+        raise ValueError(f"progress is {done}")
+    potential.load_state_dict(state["weights"])
+    averaged.load_state_dict(state["averaged"])
     optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
+    for parameter, moments in optimizer.state.items():
+        if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
+            raise ValueError("the optimizer's moments have other shapes than the weights")
+    return done
 
 
 def _differing(there: dict, here: dict) -> list[str]:
@@ -813,8 +833,10 @@ def _printer(progress: bool):
 
 def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:
     """Errors of a model or a committee on labelled files, one entry per file, evaluated as by the calculator."""
+    paths, device = as_paths(paths), resolve_device(device)
+    expect(bool(paths), "paths", paths, "at least one")
     committee = load_committee(model)
-    potentials = [p.to(resolve_device(device)).eval() for p in committee.potentials]
+    potentials = [p.to(device).eval() for p in committee.potentials]
     errors: dict[str, dict] = {}
     for path in paths:
         frames = read_frames(path, keys)

@@ -99,3 +99,13 @@ def fit_power(x: np.ndarray, errors: np.ndarray, powers: Sequence[float] = POWER
     fits = [(np.mean(squares / x ** (2 * p)), p) for p in powers]
     c2, p = min(fits, key=lambda fit: np.log(fit[0]) + 2 * fit[1] * np.log(x).mean())
     return float(np.sqrt(c2)), float(p)
+
+
+def parse(values: dict) -> Uncertainty:
+    """The uncertainty of a file. Raises TypeError, ValueError for what is none."""
+    u = Uncertainty(**values)
+    n = len(u.atoms)
+    numbers = all(isinstance(x, float) for x in (u.alpha, u.beta, u.gamma)) and isinstance(u.calibrated_on, str)
+    if not numbers or not all(x.shape == (n, n) and torch.isfinite(x).all() for x in (u.atoms, u.frames)):
+        raise ValueError("uncertainty has matrices of other shapes, or what should be numbers is not")
+    return u

@@ -196,6 +196,14 @@ def random_gas(n_atoms: int, neighbors: float, cutoff: float, seed: int) -> Atom
     return Atoms(rng.choice(SPECIES, n_atoms), positions, cell=[side] * 3, pbc=True)
 
 
+def elements(count: int = 89) -> Atoms:
+    """The first so many elements, each once, in a skewed cell; atoms 1.9 Å apart or more. Not for `SPECIES`."""
+    sites = np.stack(np.meshgrid(range(5), range(5), range(4), indexing="ij"), axis=-1).reshape(-1, 3)[:count]
+    order = np.random.default_rng(7).permutation(count) + 1
+    cell = np.diag([5, 5, 4]) @ np.array([[2.6, 0, 0], [0.5, 2.7, 0], [-0.4, 0.3, 2.6]])
+    return rattled(Atoms(order, sites / [5, 5, 4] @ cell, cell=cell, pbc=True), 8)
+
+
 def rotation(seed: int, *, improper: bool = False) -> np.ndarray:
     """A random rotation, or a rotation times a reflection, (3, 3)."""
     q, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
@@ -229,22 +237,24 @@ def transformed(atoms: Atoms, matrix: np.ndarray, shift=(0.0, 0.0, 0.0)) -> Atom
 def brute_force(positions, cell, pbc, cutoff: float):
     """Every pair in every image that could be in reach: sorted rows (i, j, S), and the pair nearest to the cutoff.
 
-    The oracle of all neighbour lists. If |r_j + S h - r_i| < cutoff, then |S h| < cutoff + extent, and |S_k| is
-    at most that times the norm of the dual vector of h_k.
+    The oracle of all neighbour lists. With r = r_j - r_i and h_k* the dual vector of h_k, |r + S h| < cutoff needs
+    |r h_k* + S_k| < cutoff |h_k*|: for every pair all shifts of this box and one more on each side are tried.
     """
     positions, cell = np.asarray(positions, dtype=float), np.asarray(cell, dtype=float)
     pbc = np.broadcast_to(pbc, 3)
     between = positions[None] - positions[:, None]
-    extent = np.linalg.norm(between, axis=2).max()
-    reach = np.zeros(3, int)
-    if pbc.any():
-        reach[pbc] = np.ceil((cutoff + extent) * np.linalg.norm(np.linalg.pinv(cell[pbc]), axis=0))
-    shifts = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in reach), indexing="ij"), axis=-1).reshape(-1, 3)
-    shifts = shifts[np.linalg.norm(shifts @ cell, axis=1) < cutoff + extent + 1e-6]
-    distance = np.linalg.norm(between + (shifts @ cell)[:, None, None], axis=3)
-    distance[(shifts == 0).all(axis=1)] += np.diag(np.full(len(positions), np.inf))
-    rows = [(i, j, *shifts[s].tolist()) for s, i, j in np.argwhere(distance < cutoff).tolist()]
-    return sorted(rows), np.abs(distance - cutoff).min()
+    dual = np.zeros((3, 3))
+    dual[:, pbc] = np.linalg.pinv(cell[pbc])
+    reach = np.where(pbc, np.ceil(cutoff * np.linalg.norm(dual, axis=0)) + 1, 0).astype(int)
+    steps = np.stack(np.meshgrid(*(np.arange(-m, m + 1) for m in reach), indexing="ij"), axis=-1).reshape(-1, 3)
+    shifts = steps - np.round(between @ dual).astype(int)[:, :, None]  # (N, N, images, 3)
+    distance = np.linalg.norm(between[:, :, None] + shifts @ np.where(pbc[:, None], cell, 0.0), axis=3)
+    itself = np.eye(len(positions), dtype=bool)[:, :, None] & (shifts == 0).all(axis=3)
+    distance[itself] = np.inf
+    near = distance < cutoff
+    i, j, _ = near.nonzero()
+    rows = sorted(zip(i.tolist(), j.tolist(), *shifts[near].T.tolist(), strict=True))
+    return rows, np.abs(distance - cutoff).min()
 
 
 def split_irreps(x: torch.Tensor, irreps: o3.Irreps) -> tuple[torch.Tensor, ...]:

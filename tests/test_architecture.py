@@ -12,7 +12,7 @@ import segnn_ase
 PACKAGE = Path(segnn_ase.__file__).parent
 LEVELS = (
     {"config", "files", "o3", "neighbors", "plot", "codegen", "tables", "uncertainty"},
-    {"graph", "operations", "triton_codegen"},
+    {"graph", "operations", "triton_codegen", "archive"},
     {"kernels", "data"},
     {"layers", "doctor"},
     {"model", "program"},
@@ -33,6 +33,7 @@ LEVELS = (
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 SIDEWAYS = {  # the only imports within a level
     ("config", "o3"),  # irreps in settings are checked by the one parser of irreps
+    ("files", "config"),  # typed errors
     ("neighbors", "config"),  # typed errors
     ("plot", "config"),  # typed errors
     ("plot", "files"),  # figures are written atomically

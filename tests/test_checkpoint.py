@@ -1,7 +1,6 @@
 """The model file: the same bits back, and nothing that is damaged, foreign, newer or harmful."""
 
 import os
-import pickle
 import stat
 import zipfile
 from pathlib import Path
@@ -25,7 +24,7 @@ from segnn_ase.checkpoint import (
     save_tensors,
     shipped_potentials,
 )
-from segnn_ase.config import ModelFileError, model_config
+from segnn_ase.config import ConfigError, ModelFileError, model_config
 from segnn_ase.files import write_atomically
 from segnn_ase.graph import collate, graph_from_atoms
 from segnn_ase.potential import Potential, predict
@@ -99,7 +98,7 @@ def test_the_file_holds_only_tensors_and_plain_values(file):
 
 @pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(3), Path("a"), object(), {1, 2}])
 def test_metadata_that_could_not_be_read_back_is_refused_before_writing(tmp_path, value):
-    with pytest.raises(TypeError, match=r"metadata\['errors'\]\[0\] is .*expected tensors and plain"):
+    with pytest.raises(ConfigError, match=r"metadata\['errors'\]\[0\] is .*expected tensors and plain"):
         save_potential(tmp_path / "model.pt", tiny_potential(), metadata={"errors": [value]})
     assert not list(tmp_path.iterdir())
 
@@ -124,21 +123,6 @@ def test_a_file_without_its_last_byte_is_refused(tmp_path, file):
         load_potential(tmp_path / "cut.pt")
 
 
-def test_flipped_bits_are_refused_or_in_the_padding(tmp_path, file):
-    bits, good = file.read_bytes(), checksum(content_of(file))
-    rng = np.random.default_rng(0)
-    refused, cut = 0, tmp_path / "flipped.pt"
-    for position in rng.integers(len(bits), size=60):
-        flipped = bytearray(bits)
-        flipped[position] ^= 1 << int(rng.integers(8))
-        cut.write_bytes(flipped)
-        try:
-            assert checksum(load_tensors(cut)) == good
-        except ModelFileError as error:
-            refused += "flipped.pt" in str(error)
-    assert refused > 15
-
-
 def test_every_flipped_bit_in_a_weight_is_refused(tmp_path, file):
     with zipfile.ZipFile(file) as archive:
         entry = max(archive.infolist(), key=lambda e: e.file_size)
@@ -158,106 +142,6 @@ def test_a_repacked_file_with_another_weight_is_refused(tmp_path, file):
     torch.save(content, tmp_path / "edited.pt")
     with pytest.raises(ModelFileError, match="does not match its checksum"):
         load_potential(tmp_path / "edited.pt")
-
-
-class Payload:
-    """Unpickling this creates a file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.path}",)
-
-
-def write_text(path):
-    path.write_text("Dear model,\n")
-
-
-def write_empty(path):
-    path.write_bytes(b"")
-
-
-def write_zip(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a.txt", "hello")
-
-
-def write_pickle(path):
-    path.write_bytes(pickle.dumps({"weights": Payload(path.parent / "executed")}))
-
-
-def write_torch_pickle(path):
-    torch.save({"weights": Payload(path.parent / "executed")}, path)
-
-
-def write_module(path):
-    torch.save(torch.nn.Linear(2, 2), path)
-
-
-def write_state_dict(path):
-    torch.save(torch.nn.Linear(2, 2).state_dict(), path)
-
-
-def write_tensor(path):
-    torch.save(torch.zeros(3), path)
-
-
-def write_other_format(path):
-    save_tensors(path, {"format": "segnn_ase training state", "version": 1})
-
-
-FOREIGN = (
-    write_text,
-    write_empty,
-    write_zip,
-    write_pickle,
-    write_torch_pickle,
-    write_module,
-    write_state_dict,
-    write_tensor,
-    write_other_format,
-)
-
-
-@pytest.mark.parametrize("write", FOREIGN, ids=lambda write: write.__name__.removeprefix("write_"))
-def test_a_foreign_file_is_refused_and_not_executed(tmp_path, write):
-    path = tmp_path / "foreign.pt"
-    write(path)
-    with pytest.raises(ModelFileError, match=r"foreign\.pt") as error:
-        load_potential(path)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "executed").exists()
-
-
-def test_the_payload_would_have_worked(tmp_path):
-    """Guards the test above."""
-    write_pickle(tmp_path / "foreign.pt")
-    pickle.loads((tmp_path / "foreign.pt").read_bytes())
-    assert (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"version": VERSION + 1}, rf"version {VERSION + 1}, but this segnn_ase reads up to {VERSION}: upgrade"),
-        ({"version": 0}, "version 0"),
-        ({"version": "new"}, "version"),
-        ({"convention": "spherical cows"}, "convention 'spherical cows'; expected 'e3nn"),
-        ({"config": {"cutof": 3.0}}, "cutof"),
-        ({"config": []}, "does not describe a model"),
-        ({"species": ["H", "O"]}, "does not describe a model"),
-        ({"species": ["H", "O", "Xx"]}, "Xx"),
-        ({"scales": [1.0]}, "scales"),
-        ({"weights": {}}, "does not describe a model"),
-        ({"weights": []}, "does not describe a model"),
-    ],
-    ids=str,
-)
-def test_a_model_that_makes_no_sense_is_refused(tmp_path, file, change, message):
-    save_tensors(tmp_path / "odd.pt", {**content_of(file), **change})
-    with pytest.raises(ModelFileError, match=rf"odd\.pt .*{message}"):
-        load_potential(tmp_path / "odd.pt")
 
 
 @pytest.mark.parametrize(
@@ -329,19 +213,6 @@ def test_the_checksum_sees_values_types_shapes_and_order():
     ]
     assert checksum(base) == checksum({"a": 1, "b": [torch.zeros(2, 3), "x"]})
     assert len({checksum(x) for x in [base, *others]}) == 7
-
-
-def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "model.pt"
-    write_atomically(path, b"old")
-
-    def full(*_):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_write_that_is_killed_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):

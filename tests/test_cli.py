@@ -220,51 +220,6 @@ def test_ranks_option_before_file_before_default(work, monkeypatch):
     assert seen[1] == TrainConfig.parse({"data": {"train": "a.xyz"}})
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ("train", "setting 'data.train' is missing"),
-        ("train no.toml", "config is 'no.toml', but there is no such file"),
-        ("train --train no.xyz", "data file is 'no.xyz', but there is no such file"),
-        ("train bad.toml", "config 'bad.toml' is not valid TOML"),
-        ("train key.toml", "unknown setting 'training.epoch': did you mean 'epochs'?"),
-        ("train flat.toml", "setting 'training' is 3"),
-        ("finetune model.pt --config flat.toml", "setting 'data' is 'train.xyz'"),
-        ("train --train train.xyz --preset mace", "preset is 'mace'; expected one of"),
-        ("train --train train.xyz --epochs 0", "setting 'training.epochs' is 0"),
-        ("train --train train.xyz --energy-key mine", "key for energy is 'mine', but no frame has it"),
-        ("train --train empty.xyz", "data file 'empty.xyz' cannot be read by ASE"),
-        ("train --train bare.xyz", "no frame has an energy or forces"),
-        ("train --train train.xyz --out model.h5", "expected a name that ends in .pt"),
-        ("train --train train.xyz --device cuda:9 --out other.pt", "device is 'cuda:9'"),
-        ("finetune no.pt --train train.xyz", "model is 'no.pt': there is no such file"),
-        ("finetune model.pt --config config.toml", "fine-tuning keeps the architecture"),
-        ("finetune model.pt --train train.xyz --freeze walrus --out other.pt", "freeze has 'walrus'"),
-        ("evaluate model.pt methane.xyz", "methane.xyz set has C"),
-        ("evaluate model.pt bare.xyz", "no frame has an energy or forces"),
-        ("evaluate config.toml train.xyz", "config.toml is not a readable model file"),
-        ("info cut.pt", "cut.pt is not a readable model file (truncated"),
-        ("info model.resume.pt", "model.resume.pt is a 'segnn_ase training state', not a 'segnn_ase potential'"),
-    ],
-)
-def test_mistakes_are_one_line(work, arguments, message):
-    (work / "bad.toml").write_text("[data\n")
-    (work / "key.toml").write_text('[data]\ntrain = "train.xyz"\n[training]\nepoch = 3\n')
-    (work / "flat.toml").write_text('data = "train.xyz"\ntraining = 3\n')
-    (work / "empty.xyz").write_text("")
-    (work / "cut.pt").write_bytes((work / "model.pt").read_bytes()[:5000])
-    ase.io.write(work / "bare.xyz", [molecule("H2O")] * 2)
-    ase.io.write(work / "methane.xyz", emt_atoms(2, lambda: molecule("CH4")))
-    assert_one_line_error(segnn(*arguments.split()), message)
-    assert not (work / "other.pt").exists()
-
-
-def test_unknown_options_and_commands_are_usage_errors():
-    for arguments in (["train", "--epoch", "3"], ["walrus"], ["info"]):
-        result = segnn(*arguments)
-        assert result.exit_code == 2 and "Usage" in result.stderr
-
-
 def test_a_bug_keeps_its_traceback(work, monkeypatch):
     def bug(config):
         raise ZeroDivisionError("a bug")

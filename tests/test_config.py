@@ -1,7 +1,5 @@
 """Settings: defaults, presets, and one sentence for every mistake."""
 
-import math
-
 import pytest
 
 from segnn_ase.config import (
@@ -39,65 +37,6 @@ def test_settings_are_frozen():
 
 def test_irreps_are_stored_sorted_and_simplified():
     assert model_config(hidden_irreps="4x1o + 8x0e+4x1o").hidden_irreps == "8x0e+8x1o"
-
-
-@pytest.mark.parametrize(
-    "overrides, message",
-    [
-        ({"cutof": 4.0}, "unknown setting 'model.cutof': did you mean 'cutoff'?"),
-        ({"walrus": 4.0}, "unknown setting 'model.walrus': known keys: body_order, core_repulsion, cutoff"),
-        ({"cutoff": -1.0}, "setting 'model.cutoff' is -1.0: Input should be greater than 0.5"),
-        ({"cutoff": math.nan}, "setting 'model.cutoff' is nan"),
-        ({"interactions": 0}, "setting 'model.interactions' is 0"),
-        (
-            {"message": "loud"},
-            "setting 'model.message' is 'loud': Input should be 'steerable', 'linear' or 'published'",
-        ),
-        ({"hidden_irreps": "32x0q"}, "setting 'model.hidden_irreps' is '32x0q': irreps is '32x0q'; expected e3nn"),
-        ({"hidden_irreps": "8x1o"}, "expected some 0e channels"),
-        ({"hidden_irreps": "4x0e+8x1o"}, "expected no irrep with more channels than 0e"),
-        ({"smooth": False}, "smooth = false is only meaningful with message = 'published'"),
-        ({"message": "published"}, "set body_order = 1"),
-    ],
-)
-def test_a_wrong_model_setting_is_named_with_what_is_expected(overrides, message):
-    with pytest.raises(ConfigError) as error:
-        model_config(**overrides)
-    assert message in str(error.value)
-
-
-def test_unknown_preset():
-    with pytest.raises(ConfigError, match="preset is 'mace'; expected one of segnn, fast"):
-        model_config("mace")
-
-
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({**DATA, "trainin": {}}, "unknown setting 'trainin': did you mean 'training'?"),
-        ({**DATA, "training": {"epoch": 3}}, "unknown setting 'training.epoch': did you mean 'epochs'?"),
-        ({**DATA, "training": {"epochs": 0}}, "setting 'training.epochs' is 0"),
-        ({**DATA, "training": {"epochs": "many"}}, "setting 'training.epochs' is 'many'"),
-        ({**DATA, "training": {"learning_rate": math.inf}}, "setting 'training.learning_rate' is inf"),
-        (
-            {**DATA, "training": {"dtype": "float16"}},
-            "setting 'training.dtype' is 'float16': Input should be 'float32'",
-        ),
-        ({**DATA, "model": {"cutof": 3.0}}, "unknown setting 'model.cutof': did you mean 'cutoff'?"),
-        ({**DATA, "model": {"preset": "mace"}}, "preset is 'mace'"),
-        ({**DATA, "data": {"train": "a.xyz", "energykey": "e"}}, "unknown setting 'data.energykey': did you mean 'ene"),
-        ({**DATA, "data": {"train": "a.xyz", "reference_energies": {"H": math.nan}}}, "reference_energies.H' is nan"),
-        ({"data": {"train": 3}}, "setting 'data.train' is 3"),
-        ({"data": {"train": []}}, "setting 'data.train' is"),
-        ({"data": {}}, "setting 'data.train' is missing"),
-        ({"data": "a.xyz"}, "setting 'data' is 'a.xyz'"),
-        ({}, "setting 'data' is missing"),
-    ],
-)
-def test_a_wrong_training_setting_is_named_with_what_is_expected(values, message):
-    with pytest.raises(ConfigError) as error:
-        TrainConfig.parse(values)
-    assert message in str(error.value)
 
 
 def test_all_mistakes_are_told_at_once():
@@ -139,8 +78,3 @@ def test_a_missing_file_names_the_argument_and_the_working_folder(tmp_path, monk
 
 def test_errors_are_of_the_package_and_of_the_usual_kind():
     assert issubclass(ConfigError, SEGNNError) and issubclass(ConfigError, ValueError)
-
-
-def test_settings_made_in_python_raise_the_typed_error():
-    with pytest.raises(ConfigError, match="setting 'out' is 3"):
-        TrainConfig(out=3, data={"train": "a.xyz"})

@@ -36,7 +36,7 @@ def test_edge_vectors_equal_ase(name):
     np.testing.assert_allclose(*by_pair, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["ethanol", "wire", "left_handed", "outside", "one_atom"])
+@pytest.mark.parametrize("name", NAMED)
 def test_graph_made_on_the_device_is_the_same(name):
     pytest.importorskip("torch_cluster")
     atoms = NAMED[name]()
@@ -51,7 +51,7 @@ def test_graph_made_on_the_device_is_the_same(name):
     assert [x.dtype for x in made[:7]] == [x.dtype for x in expected[:7]]
 
 
-@pytest.mark.parametrize("name", ["ethanol", "slab", "left_handed", "outside", "tiny_cell", "one_atom"])
+@pytest.mark.parametrize("name", NAMED)
 def test_graphs_with_a_skin_have_all_pairs_and_know_how_near_atoms_can_be(name):
     atoms, graphs = NAMED[name](), SkinGraphs(CUTOFF, 0.6, "matscipy", torch.device("cpu"))
     rng = np.random.default_rng(0)

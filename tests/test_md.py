@@ -16,8 +16,10 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 from ase.io import read
+from systems import NAMED
 
 from segnn_ase import md
+from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.config import ConfigError, OutOfTime, StructureError
 from segnn_ase.md import MDConfig, MDError, energy_slope, radial_distribution, run_md
 
@@ -153,6 +155,20 @@ def test_pressure_moves_the_volume(cell):
         volumes[pressure] = result.log["volume"][40:].mean()
         assert result.log["pressure"][40:].mean() == pytest.approx(pressure, abs=2.5)
     assert volumes[15.0] < crystal().get_volume() * 0.98 and volumes[15.0] < volumes[-3.0]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_energy_is_conserved_in_every_kind_of_cell(name, small_potential, tmp_path):
+    """The network on each named system at 100 K; it is stopped halfway and goes on from its files."""
+    atoms, settings = NAMED[name](), config(tmp_path, steps=4, timestep=0.02, temperature=100, log_every=1)
+    atoms.calc = SEGNNCalculator(small_potential("fast"), accelerate="off")
+    run(atoms, settings)
+    atoms = NAMED[name]()
+    atoms.calc = SEGNNCalculator(small_potential("fast"), accelerate="off")
+    result = run(atoms, settings.model_copy(update={"steps": 8}))
+    moved = np.ptp(result.log["kinetic"])
+    assert len(result.log["total"]) == 9 and np.ptp(result.log["total"]) < max(0.02 * moved, 1e-9 * len(atoms))
+    assert np.allclose(atoms.get_center_of_mass(), NAMED[name]().get_center_of_mass(), atol=1e-9)
 
 
 def test_works_with_calculators_of_ase():
@@ -385,76 +401,6 @@ def test_spread_of_a_committee_stops():
         run(crystal(), config(steps=1, max_forces_std=0.1))
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
-        ({"steps": -1}, "'steps' is -1.*greater than or equal to 0"),
-        ({"timestep": 0}, "'timestep' is 0"),
-        ({"timestep": 21.0}, "'timestep' is 21"),
-        ({"timestep": float("nan")}, "'timestep' is nan"),
-        ({"temperatur": 300}, "did you mean 'temperature'"),
-        ({"ensemble": "nvt"}, "'ensemble' is 'nvt'.*langevin"),
-        ({"trajectory": "md.xtc"}, "trajectory is 'md.xtc'.*.traj"),
-        ({"restart": "md.pkl"}, "restart is 'md.pkl'.*.npz"),
-        ({"ensemble": "nhc", "tdamp": 5}, "tdamp is 5.0 fs.*10 time steps"),
-        ({"ensemble": "npt", "pdamp": 20}, "pdamp is 20.0 fs"),
-        ({"pressure": 1.0}, "pressure is 1.0 GPa.*'npt'"),
-        ({"ensemble": "langevin", "max_energy_drift": 0.1}, "max_energy_drift.*remove it"),
-    ],
-)
-def test_wrong_settings_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        config(**settings)
-
-
-def without_calculator():
-    return bulk("Cu")
-
-
-def slab():
-    atoms = crystal()
-    atoms.pbc = (True, True, False)
-    return atoms
-
-
-def without_stress():
-    atoms = crystal()
-    atoms.calc.implemented_properties = ["energy", "forces"]
-    return atoms
-
-
-def constrained():
-    atoms = crystal()
-    atoms.set_constraint(FixAtoms([0]))
-    return atoms
-
-
-def massless():
-    atoms = crystal()
-    atoms.set_masses([0.0] + [1.0] * 31)
-    return atoms
-
-
-@pytest.mark.parametrize(
-    "build, settings, message",
-    [
-        (without_calculator, {}, "no calculator"),
-        (Atoms, {}, "empty"),
-        (massless, {}, r"masses of atoms \[0\]"),
-        (slab, {"ensemble": "npt"}, "pbc in three directions"),
-        (without_stress, {"ensemble": "npt"}, "Morse does not implement"),
-        (without_stress, {"ensemble": "nhc", "max_energy_drift": 0.1}, "free_energy"),
-        (constrained, {"ensemble": "nhc"}, "constraints"),
-    ],
-)
-def test_what_cannot_be_run_is_refused(build, settings, message):
-    atoms = build()
-    if build is Atoms:
-        atoms.calc = Morse()
-    with pytest.raises(ConfigError, match=message):
-        run(atoms, config(**settings))
-
-
 def test_outputs_of_other_runs_are_not_overwritten(tmp_path):
     settings = config(tmp_path, steps=3, restart=None)
     run(crystal(), settings)
@@ -478,16 +424,6 @@ def test_restart_refuses_another_run(tmp_path):
         run(other, settings)
     Path(settings.trajectory).write_bytes(b"")
     with pytest.raises(MDError, match=r"md.extxyz has 0 bytes"):
-        run(crystal(), settings)
-
-
-@pytest.mark.parametrize("damage", [lambda b: b"", lambda b: b[:100], lambda b: b"hello", lambda b: b[:-400]])
-def test_damaged_restart_file_is_refused(tmp_path, damage):
-    settings = config(tmp_path, steps=2)
-    run(crystal(), settings)
-    path = Path(settings.restart)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(MDError, match="cannot be read"):
         run(crystal(), settings)
 
 
@@ -545,17 +481,3 @@ def shell_count(a: float, radius: float) -> int:
     lattice = grid[grid.sum(axis=1) % 2 == 0] * a / 2
     lengths = np.linalg.norm(lattice, axis=1)
     return int(((lengths < radius) & (lengths > 0)).sum())
-
-
-def test_rdf_refuses_what_has_none():
-    with pytest.raises(ConfigError, match="three periodic directions"):
-        radial_distribution([molecule("H2O")], ["O-H"], 3.0)
-    with pytest.raises(ConfigError, match="'Cu-O' is not in a frame of Cu"):
-        radial_distribution([bulk("Cu")], ["Cu-O"], 3.0)
-    with pytest.raises(ConfigError, match="frames is empty"):
-        radial_distribution([], ["Cu-Cu"], 3.0)
-
-
-def test_settings_made_in_python_raise_the_typed_error():
-    with pytest.raises(ConfigError, match="setting 'ensemble' is 'nvt'"):
-        MDConfig(ensemble="nvt")

@@ -19,6 +19,7 @@ from systems import (
     PERIODIC,
     SPECIES,
     WITH_VOLUME,
+    elements,
     ethanol,
     random_gas,
     rotation,
@@ -27,7 +28,9 @@ from systems import (
     water,
 )
 
-from segnn_ase.config import OptimConfig, model_config
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.checkpoint import save_potential
+from segnn_ase.config import OptimConfig, StructureError, model_config
 from segnn_ase.graph import collate, edge_vectors, graph_from_atoms
 from segnn_ase.neighbors import BACKENDS
 from segnn_ase.potential import Potential, predict
@@ -549,3 +552,59 @@ def test_T13_variance_of_the_scalars_at_initialisation(preset, neighbors):
         squares.append([f[potential.readout.scalar].square().mean().item() for f in history])
     for variance in np.mean(squares, axis=0):
         assert 0.3 < variance < 3
+
+
+@pytest.fixture(scope="module")
+def periodic_table():
+    """A potential of 89 elements with a crystal that holds each of them once."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = model_config(cutoff=CUTOFF, radial_hidden=(16,), hidden_irreps="8x0e+8x1o+8x2e")
+        potential = Potential(config, list(range(1, 90)), reference_energies=[-0.1 * z for z in range(1, 90)]).double()
+    atoms = elements()
+    potential.calibrate(graph_of([atoms]))
+    return potential.eval(), atoms
+
+
+def test_89_elements_rotate_permute_and_repeat(periodic_table):
+    potential, atoms = periodic_table
+    matrix, order = rotation(11, improper=True), np.random.default_rng(0).permutation(len(atoms))
+    before = evaluate(potential, atoms)
+    moved = evaluate(potential, transformed(atoms, matrix, shift=(3.0, -1.0, 40.0))[order])
+    assert abs(float(moved.energy - before.energy)) < 1e-9
+    turned = (before.forces @ torch.from_numpy(matrix).T)[order]
+    torch.testing.assert_close(moved.forces, turned, rtol=0, atol=1e-8)
+    assert abs(float(evaluate(potential, atoms * (2, 1, 1)).energy - 2 * before.energy)) < 1e-7
+
+
+def test_89_elements_have_89_energies_and_forces_of_their_own(periodic_table):
+    potential, atoms = periodic_table
+    alone = [evaluate(potential, lonely(z)).energy.item() for z in range(1, 90)]
+    np.testing.assert_allclose(alone, [-0.1 * z for z in range(1, 90)], rtol=0, atol=1e-12)
+    neighbors = [Atoms([z, 8], [[0, 0, 0], [2.0, 0, 0]]) for z in range(1, 90)]
+    bonds = energies_of(potential, neighbors) - alone
+    assert len(np.unique(bonds.round(8))) == 89
+
+    def displaced(atom, s):
+        moved = atoms.copy()
+        moved.positions[atom, atom % 3] += s
+        return moved
+
+    forces, chosen = evaluate(potential, atoms).forces, range(0, 89, 11)
+    analytic = [float(forces[atom, atom % 3]) for atom in chosen]
+    np.testing.assert_allclose(analytic, -slopes(potential, chosen, displaced, 2e-4), rtol=0, atol=1e-6)
+
+
+def test_89_elements_are_saved_and_run_in_compiled_code(periodic_table, tmp_path):
+    potential, atoms = periodic_table
+    save_potential(tmp_path / "all.pt", potential)
+    results = []
+    for mode in ("off", "require"):
+        atoms = elements()
+        atoms.calc = SEGNNCalculator(tmp_path / "all.pt", accelerate=mode)
+        results.append((atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
+    for layers, compiled in zip(*results, strict=True):
+        np.testing.assert_allclose(compiled, layers, rtol=1e-7, atol=1e-7)
+    atoms.numbers[3] = 90
+    with pytest.raises(StructureError, match="atom 3 is Th, which this potential does not know"):
+        atoms.get_forces()

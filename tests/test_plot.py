@@ -2,21 +2,18 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from segnn_ase.config import ConfigError
 from segnn_ase.plot import (
     plot_certificate,
     plot_energy_drift,
     plot_learning_curve,
     plot_parity,
     plot_rdf,
-    write_atomically,
 )
 
 RNG = np.random.default_rng(0)
@@ -104,31 +101,6 @@ def test_format_follows_the_name(tmp_path, suffix, magic):
     assert (tmp_path / f"rdf{suffix}").read_bytes().startswith(magic)
 
 
-def test_mistakes_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"rdf.bmp.*\.png"):
-        rdf(tmp_path / "rdf.bmp")
-    with pytest.raises(ConfigError, match="forces: 3 reference and 2 predicted"):
-        plot_parity(tmp_path / "p.png", np.zeros(3), np.zeros(2), label="forces", unit="eV/Å")
-    with pytest.raises(ConfigError, match="finite"):
-        plot_parity(tmp_path / "p.png", [1.0], [np.nan], label="forces", unit="eV/Å")
-    with pytest.raises(ConfigError, match="history is empty"):
-        plot_learning_curve(tmp_path / "l.png", [])
-    assert not list(tmp_path.iterdir())
-
-
 def test_pyplot_is_not_imported():
     code = "import sys, segnn_ase.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.png"
-    write_atomically(path, b"old")
-
-    def fail(*arguments):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old" and list(Path(tmp_path).iterdir()) == [path]
