@@ -209,6 +209,11 @@ def summary_of(result) -> str:
         parts = ["already complete", *parts]
     if math.isfinite(result.energy_slope):
         parts.append(f"slope of the conserved energy {1e3 * result.energy_slope:.3g} meV/atom/ps")
+    outside, spread = result.log["outside"], result.log["forces_std"]
+    if (spread >= 0).any():
+        parts.append(f"forces uncertain by up to {max(spread[spread >= 0]):.2g} eV/Å")
+    if (outside > 0).any():
+        parts.append(f"{int((outside > 0).sum())} of {len(outside)} logged steps outside the training data")
     return ", ".join(parts)
 
 
