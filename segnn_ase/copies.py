@@ -95,7 +95,8 @@ def displacement(a: Atoms, b: Atoms) -> float:
         return float(np.sqrt(max(0.0, ((x**2).sum() + (y**2).sum() - 2 * s.sum()) / x.size)))
     old, new = a.cell.complete().array, b.cell.complete().array
     u, _, v = np.linalg.svd(new.T @ old)
-    new = new @ u @ v  # turned onto the other cell
+    u[:, -1] *= np.sign(np.linalg.det(u @ v))
+    new = new @ u @ v  # turned onto the other cell, not mirrored
     shift = b.cell.scaled_positions(b.positions) - a.cell.scaled_positions(a.positions) if a.pbc.all() else None
     if shift is None:
         shift = np.linalg.solve(old.T, (b.positions - a.positions).T).T

@@ -14,6 +14,7 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import chemical_symbols
 
 from segnn_ase.config import ConfigError, DataError, StructureError
 from segnn_ase.data import (
@@ -29,9 +30,11 @@ from segnn_ase.data import (
     split_index,
 )
 from segnn_ase.files import write_atomically
-from segnn_ase.flaws import OF_FRAMES, OF_SETS, Finding, Sets, sentence, where_of
+from segnn_ase.flaws import OF_FRAMES, OF_SETS, Finding, Sets, fit_residuals, sentence, where_of
 from segnn_ase.neighbors import check_geometry
+from segnn_ase.plot import plot_dataset
 from segnn_ase.relations import OF_FIT, VOIGT, Judged, judge
+from segnn_ase.surrogate import collect_pairs
 
 SEVERITIES = ("error", "warning", "note")
 LABELS = ("energy", "forces", "stress")
@@ -207,6 +210,52 @@ def find_unread_labels(pairs: list[tuple[Frame, Atoms]]) -> list[Finding]:
     elif all(frame.forces is None for frame, _ in pairs):
         findings.append(Finding("no forces", "note", "no frame has forces: energies alone teach little"))
     return findings
+
+
+def warn_or_refuse(sets: Sets, report) -> None:
+    """Before a training: tell warnings by `report`, a function of text. Raises DataError for what would spoil it."""
+    findings = check_frames(sets)
+    if errors := [sentence(f) for f in findings if f.severity == "error"]:
+        raise DataError("; ".join(errors))
+    for finding in findings:
+        if finding.severity == "warning":
+            report(f"warning: {finding.code}: {sentence(finding)}")
+
+
+def write_report(report: Report, path: "str | Path") -> list[str]:
+    """Write the report as Markdown and its figure beside it; returns the names of both."""
+    figure = Path(path).with_suffix(".png")
+    plot_report(report, figure)
+    write_atomically(path, report.markdown(figure.name).encode())
+    return [str(path), str(figure)]
+
+
+def plot_report(report: Report, path: "str | Path") -> None:
+    """Draw what was found in the data on one page."""
+    named = {name: getattr(report.sets, name) for name in ("train", "valid", "test") if getattr(report.sets, name)}
+    alone = {name: [f for f in frames if len(f.atoms) > 1 and f.energy is not None] for name, frames in named.items()}
+    residuals = fit_residuals([f for frames in alone.values() for f in frames])
+    parts = np.split(residuals, np.cumsum([len(frames) for frames in alone.values()])[:-1])
+    forces = {
+        name: np.concatenate([np.linalg.norm(f.forces, axis=1) for f in frames if f.forces is not None])
+        for name, frames in named.items()
+        if any(f.forces is not None for f in frames)
+    }
+    agreement = None
+    if report.judged is not None:
+        known = np.isfinite(report.judged.equations.energies)
+        agreement = report.judged.forces_only.energy[known], report.judged.equations.energies[known]
+    some = report.sets.all[:: -(-sum(len(f.atoms) for f in report.sets.all) // 20_000)]
+    plot_dataset(path, dict(zip(alone, parts, strict=True)), forces, distances_by_elements(some), agreement)
+
+
+def distances_by_elements(frames: list[Frame]) -> dict[str, np.ndarray]:
+    """Distances, Å, up to the surrogate's cutoff."""
+    pairs = collect_pairs([f.atoms for f in frames])
+    a, b = (np.sort([pairs.numbers[pairs.i], pairs.numbers[pairs.j]], axis=0)) if len(pairs.i) else ([], [])
+    r = np.linalg.norm(pairs.vectors, axis=1)
+    kinds = sorted(set(zip(np.asarray(a).tolist(), np.asarray(b).tolist(), strict=True)))
+    return {f"{chemical_symbols[x]}-{chemical_symbols[y]}": r[(a == x) & (b == y)] for x, y in kinds}
 
 
 def repair(report: Report, out: "str | Path", keys: LabelKeys | None = None) -> list[str]:

@@ -1,6 +1,7 @@
 """Flaws of frames and of sets of frames, each found by one function."""
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,10 +28,10 @@ class Finding(NamedTuple):
 class Sets(NamedTuple):
     """Frames by their use."""
 
-    train: list[Frame]
-    valid: list[Frame] = []  # noqa: RUF012
-    test: list[Frame] = []  # noqa: RUF012
-    isolated: list[Frame] | None = None
+    train: Sequence[Frame]
+    valid: Sequence[Frame] = ()
+    test: Sequence[Frame] = ()
+    isolated: Sequence[Frame] | None = None
 
     @property
     def all(self) -> list[Frame]:
@@ -70,30 +71,29 @@ def energies_per_atom(frames: list[Frame]) -> np.ndarray:
     return np.array([np.nan if f.energy is None else f.energy / len(f.atoms) for f in frames])
 
 
-def left_out_residuals(frames: list[Frame]) -> np.ndarray:
-    """Energies an atom, eV, less what a fit of E0 to the other frames gives; NaN where only that frame tells."""
-    species = species_of(frames)
-    sizes = np.array([len(f.atoms) for f in frames])
-    counts = np.array([[np.sum(f.atoms.numbers == z) for z in species] for f in frames]) / sizes[:, None]
-    basis, strength, _ = np.linalg.svd(counts, full_matrices=False)
-    basis = basis[:, strength > 1e-8 * strength[0]]
-    energies = energies_per_atom(frames)
-    rest = 1 - (basis**2).sum(1)
-    return np.where(rest > 1e-6, (energies - basis @ (basis.T @ energies)) / np.maximum(rest, 1e-6), np.nan)
+def fit_residuals(frames: list[Frame]) -> np.ndarray:
+    """Energies an atom, eV, less a fit of E0 that leaves out what is far off."""
+    species, energies = species_of(frames), energies_per_atom(frames)
+    counts = np.array([[np.mean(f.atoms.numbers == z) for z in species] for f in frames]).reshape(len(frames), -1)
+    residuals, trusted = energies, np.isfinite(energies)
+    for _ in range(4):
+        residuals = energies - counts @ np.linalg.lstsq(counts[trusted], energies[trusted], rcond=1e-8)[0]
+        trusted = robust_score(residuals, 1e-3) < 10
+    return residuals
 
 
 def robust_score(values: np.ndarray, floor: float) -> np.ndarray:
     """Distance from the median in units of the typical one, which is at least `floor`."""
-    away = np.abs(values - np.nanmedian(values))
-    return away / max(1.4826 * np.nanmedian(away), floor)
+    away = np.abs(values - np.median(values))
+    return away / max(1.4826 * np.median(away), floor)
 
 
 def find_energy_outliers(frames: list[Frame]) -> list[Finding]:
     known = [f for f in frames if f.energy is not None and not is_isolated_atom(f)]
     if len(known) < 10:
         return []
-    residuals = left_out_residuals(known)
-    score, away = robust_score(residuals, 1e-3), np.abs(residuals - np.nanmedian(residuals))
+    residuals = fit_residuals(known)
+    score, away = robust_score(residuals, 1e-3), np.abs(residuals - np.median(residuals))
     findings = []
     for severity, chosen in (
         ("error", (score > 50) & (away > 5)),
@@ -263,13 +263,15 @@ def find_reference_problems(sets: Sets) -> list[Finding]:
     values = {int(f.atoms.numbers[0]): f.energy for f in lonely}
     per_atom = np.array([(f.energy - sum(values[z] for z in f.atoms.numbers.tolist())) / len(f.atoms) for f in bound])
     middle = float(np.median(per_atom))
-    if -15 < middle < 2:
+    if -15 < middle < 0.5:
         return []
     text = f"with the isolated atoms given, half of the frames are bound by more than {-middle:.1f} eV/atom"
     if middle > 0:
-        text = f"with the isolated atoms given, frames lie {middle:.1f} eV/atom above separate atoms"
-    advice = "Atoms and frames are of different levels of theory, pseudopotentials or units"
-    return [Finding("absurd E0", "error", text, (), advice)]
+        text = (
+            f"with the isolated atoms given, half of the frames lie more than {middle:.1f} eV/atom above separate atoms"
+        )
+    advice = "Are atoms and frames of one level of theory, with the same pseudopotentials and units?"
+    return [Finding("absurd E0", "error" if not -15 < middle < 5 else "warning", text, (), advice)]
 
 
 def find_unseen_elements(sets: Sets) -> list[Finding]:

@@ -13,7 +13,7 @@ from ase.units import Bohr, GPa, Hartree, Rydberg, kcal, kJ, mol
 from segnn_ase.copies import groups_of
 from segnn_ase.data import Frame, species_of
 from segnn_ase.flaws import Finding, sources_of
-from segnn_ase.surrogate import Equations, Fit, equations_of, fit_folds, predict
+from segnn_ase.surrogate import Equations, Fit, equations_of, fit_folds, predict, with_energies
 
 FORCE_FACTORS = {  # forces over forces in the units of the energies
     "forces in kcal/mol/Å, energies in eV": mol / kcal,
@@ -105,7 +105,7 @@ def find_odd_forces(judged: Judged) -> list[Finding]:
     missed = np.array([_rms(judged.forces_only.forces[n] - judged.frames[n].forces.ravel()) for n in known])
     own, size = np.array([_rms(f.forces) for f in frames]), _rms(np.concatenate([f.forces.ravel() for f in frames]))
     chosen = missed > max(0.5 * size, 6 * np.median(missed))
-    chosen |= missed > np.maximum(0.9 * own, max(0.3 * size, 2 * np.median(missed)))
+    chosen |= missed > np.maximum(0.9 * own, max(0.4 * size, 3 * np.median(missed)))
     if not chosen.any() or chosen.mean() > 0.3:
         return []
     zero = all(not f.forces.any() for f, yes in zip(frames, chosen, strict=True) if yes)
@@ -136,36 +136,42 @@ def find_units(judged: Judged) -> list[Finding]:
 
 
 def find_levels(judged: Judged) -> list[Finding]:
-    """Energies in two groups that a constant separates."""
-    led_by_forces = fit_folds(judged.equations, factor=judged.factor, energies=0.1)[0]
-    rest = judged.equations.energies - predict(judged.equations, led_by_forces).energy
-    known = np.isfinite(rest)
-    values, frames = rest[known], [f for f, yes in zip(judged.frames, known, strict=True) if yes]
-    cut = separation(values)
-    if cut is None:
+    """Energies in two groups that a constant an atom separates.
+
+    The constant spoils the fit that is to reveal it: so groups, constant and fit are improved in turn.
+    """
+    q, known = judged.equations, np.isfinite(judged.equations.energies)
+    if known.sum() < 2 * LEAST_FRAMES:
         return []
-    few = values > cut
-    few = few if few.mean() < 0.5 else ~few
-    apart = abs(values[few].mean() - values[~few].mean())
-    text = f"the energies are of two kinds, {1e3 * apart:.0f} meV/atom apart: {few.sum()} frames against {(~few).sum()}"
+    upper = np.zeros(len(known), bool)
+    rest, clean = q.energies, q
+    for step in range(6):
+        led_by_forces = fit_folds(clean, factor=judged.factor, energies=0.01 if step < 2 else 0.1)[0]
+        rest = q.energies - predict(clean, led_by_forces).energy
+        cut = best_cut(rest[known])[0]
+        upper = known & (rest > cut)
+        clean = with_energies(q, q.energies - upper * (rest[upper].mean() - rest[known & ~upper].mean()))
+    _, apart, width, gap = best_cut(rest[known])
+    if apart < 5 * width or gap < 0.8 * width or gap < 1e-3:
+        return []
+    few = upper if 2 * upper.sum() < known.sum() else known & ~upper
+    text = f"the energies are of two kinds, {1e3 * apart:.0f} meV/atom apart: {few.sum()} frames against "
+    text += f"{known.sum() - few.sum()}"
     advice = "Two levels of theory or settings? Compute one of them again, or leave it out"
-    return [Finding("mixed levels", "error", text, sources_of(frames, few), advice)]
+    return [Finding("mixed levels", "error", text, sources_of(judged.frames, few), advice)]
 
 
-def separation(values: np.ndarray) -> float | None:
-    """Where to cut values (eV/atom) into two groups, each narrow and far from the other; None if they are one."""
+def best_cut(values: np.ndarray) -> tuple[float, float, float, float]:
+    """Where to cut values into two groups, the distance of their means, their width, and the gap between them."""
     x = np.sort(values)
     n, least = len(x), max(4, len(values) // 20)
-    if n < 2 * least:
-        return None
     k = np.arange(least, n - least + 1)
     total, squares = np.cumsum(x), np.cumsum(x**2)
     low, high = total[k - 1] / k, (total[-1] - total[k - 1]) / (n - k)
-    width = np.sqrt(np.maximum((squares[-1] - k * low**2 - (n - k) * high**2) / n, 1e-12))
+    width = np.sqrt(np.maximum((squares[-1] - k * low**2 - (n - k) * high**2) / n, 1e-14))
     best = int(np.argmax((high - low) / width))
-    gap = x[k[best]] - x[k[best] - 1]
-    clear = high[best] - low[best] > 5 * width[best] and gap > 0.8 * width[best] and gap > 1e-3
-    return float(x[k[best]] - gap / 2) if clear else None
+    left, right = x[k[best] - 1], x[k[best]]
+    return float(left + right) / 2, float(high[best] - low[best]), float(width[best]), float(right - left)
 
 
 def find_stress_problems(judged: Judged) -> list[Finding]:

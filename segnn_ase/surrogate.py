@@ -154,6 +154,7 @@ class Equations(NamedTuple):
     features: Features
     projected: np.ndarray  # (n, K) features an atom, without what the composition explains
     energies: np.ndarray  # (n,) eV/atom, likewise; NaN without a label
+    basis: np.ndarray  # (known, rank) orthonormal, of what the composition explains
     fold: np.ndarray  # (n,)
     gram: np.ndarray  # (2, FOLDS, K, K) of energies and of forces
     moment: np.ndarray  # (2, FOLDS, K)
@@ -182,7 +183,19 @@ def equations_of(structures: list[Atoms], energies: np.ndarray, forces: list, sp
             gram[1, k] += x.T @ x
             moment[1, k] += x.T @ y
             square[1, k] += y @ y
-    return Equations(features, projected, reference, fold, gram, moment, square)
+    return Equations(features, projected, reference, basis, fold, gram, moment, square)
+
+
+def with_energies(equations: Equations, energies: np.ndarray) -> Equations:
+    """The same with other energies, (n,) eV/atom, known for the same structures."""
+    q, moment, square = equations, equations.moment.copy(), equations.square.copy()
+    known = np.isfinite(q.energies)
+    reference = np.where(known, energies, np.nan)
+    reference[known] -= q.basis @ (q.basis.T @ reference[known])
+    for k in range(FOLDS):
+        part = known & (q.fold == k)
+        moment[0, k], square[0, k] = q.projected[part].T @ reference[part], reference[part] @ reference[part]
+    return q._replace(energies=reference, moment=moment, square=square)
 
 
 def fit_folds(equations: Equations, *, factor: float = 1.0, energies: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
