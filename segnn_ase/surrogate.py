@@ -198,6 +198,17 @@ def with_energies(equations: Equations, energies: np.ndarray) -> Equations:
     return q._replace(energies=reference, moment=moment, square=square)
 
 
+def without_forces(equations: Equations, forces: dict[int, np.ndarray]) -> Equations:
+    """The same without the forces, (N, 3) eV/Å, of some structures."""
+    q, gram, moment, square = equations, equations.gram.copy(), equations.moment.copy(), equations.square.copy()
+    for n, label in forces.items():
+        x, y, k = q.features.forces[n], label.ravel(), q.fold[n]
+        gram[1, k] -= x.T @ x
+        moment[1, k] -= x.T @ y
+        square[1, k] -= y @ y
+    return q._replace(gram=gram, moment=moment, square=square)
+
+
 def fit_folds(equations: Equations, *, factor: float = 1.0, energies: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (FOLDS, K) from the other folds, and the parts of energies and of forces that they explain.
 

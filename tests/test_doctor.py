@@ -146,11 +146,12 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("data", SOUND)
-@pytest.mark.parametrize("flaw", SPOILT)
+def has_what_is_spoilt(flaw: str, data: str) -> bool:
+    return data != "molecules" or not flaw.startswith(("stress", "shears"))
+
+
+@pytest.mark.parametrize(("flaw", "data"), [(f, d) for f in SPOILT for d in SOUND if has_what_is_spoilt(f, d)])
 def test_spoilt_labels_are_named(flaw, data):
-    if data == "molecules" and ("stress" in flaw or "shears" in flaw):
-        pytest.skip("molecules have no stress")
     spoil, code = SPOILT[flaw]
     assert errors_in(findings_of([spoil(a) for a in SOUND[data]()])) == {code}
 
