@@ -152,8 +152,8 @@ def find_short_distances(frames: list[Frame]) -> list[Finding]:
     shortest = np.array([shortest_distance(f.atoms) for f in frames])
     findings = []
     for severity, low, high, text in (
-        ("error", -1.0, 0.35, "lie on one another"),
-        ("warning", 0.35, 0.6, "are unusually close"),
+        ("error", -1.0, 0.1, "lie on one another"),  # collisions in radiation damage are wider
+        ("warning", 0.1, 0.6, "are unusually close"),
     ):
         chosen = (shortest > low) & (shortest <= high)
         if chosen.any():

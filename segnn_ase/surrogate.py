@@ -104,7 +104,7 @@ def moment_terms(i: np.ndarray, r: np.ndarray, unit: np.ndarray, n_atoms: int):
 
 def blocks_of(pairs: Pairs, species: list[int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Groups of pairs by their elements: indices of the pairs, their terms and the derivatives."""
-    r = np.linalg.norm(pairs.vectors, axis=1)
+    r = np.maximum(np.linalg.norm(pairs.vectors, axis=1), 1e-3)  # atoms on one spot are reported elsewhere
     unit = pairs.vectors / r[:, None]
     centre, neighbour = pairs.numbers[pairs.i], pairs.numbers[pairs.j]
     kinds = list(combinations_with_replacement(species, 2))

@@ -13,7 +13,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.verlet import VelocityVerlet
 from ase.units import GPa, Hartree, fs, kB, kcal, mol
 from matplotlib.image import imread
-from systems import rotation, transformed
+from systems import NAMED, rattled, rotation, transformed
 from test_cli import assert_one_line_error, segnn
 from test_data import emt_atoms
 
@@ -451,6 +451,23 @@ def test_stress_is_converted(tmp_path):
 def test_where_of():
     sources = ("a.xyz, frame 3", "a.xyz, frame 4", "a.xyz, frame 9", "b.xyz, frame 0")
     assert where_of(sources) == "a.xyz: frame 3-4, 9; b.xyz: frame 0"
+
+
+def test_a_zoo_of_cells_is_looked_at():
+    """Slabs, wires, left-handed and tiny cells, lonely atoms, and two atoms on one spot."""
+    rng, images = np.random.default_rng(0), []
+    for build in NAMED.values():
+        for seed in range(3):
+            atoms = rattled(build(), seed, 0.05)
+            stress = rng.normal(size=6) if atoms.pbc.all() else None
+            results = {"energy": rng.normal(), "forces": rng.normal(size=(len(atoms), 3)), "stress": stress}
+            images.append(labelled(atoms, results))
+    images.append(labelled(Atoms("CO", np.zeros((2, 3))), {"energy": 0.0, "forces": np.zeros((2, 3))}))
+    found = {f.code: f for f in findings_of(images)}
+    assert (
+        found["short distances"].severity == "error"
+        and f"frame {len(images) - 1}" in found["short distances"].frames[-1]
+    )
 
 
 # the surrogate
