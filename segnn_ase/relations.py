@@ -163,6 +163,11 @@ def find_levels(judged: Judged) -> list[Finding]:
     few = upper if 2 * upper.sum() < known.sum() else known & ~upper
     text = f"the energies are of two kinds, {1e3 * apart:.0f} meV/atom apart: {few.sum()} frames against "
     text += f"{known.sum() - few.sum()}"
+    groups = groups_of([f.atoms for f in judged.frames]).values()
+    alike = sum(few[group].sum() for group in groups if (known & ~few)[group].any())
+    if 2 * alike < few.sum():  # structures of their own kind: surfaces, say
+        advice = "Another level of theory, or a kind of structure that is rare? They share no composition with others"
+        return [Finding("energies apart", "warning", text, sources_of(judged.frames, few), advice)]
     advice = "Two levels of theory or settings? Compute one of them again, or leave it out"
     return [Finding("mixed levels", "error", text, sources_of(judged.frames, few), advice)]
 
