@@ -147,7 +147,7 @@ def find_levels(judged: Judged) -> list[Finding]:
     The constant spoils the fit that is to reveal it: so groups, constant and fit are improved in turn.
     """
     q, known = judged.equations, np.isfinite(judged.equations.energies)
-    if known.sum() < 2 * LEAST_FRAMES:
+    if known.sum() < 2 * LEAST_FRAMES or judged.explained_alone < TRUSTED:
         return []
     upper = np.zeros(len(known), bool)
     rest, clean = q.energies, q
