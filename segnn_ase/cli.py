@@ -115,6 +115,34 @@ def evaluate(
 
 
 @app.command()
+def check(
+    frames: Annotated[list[str], typer.Argument(help="training frames")],
+    valid: Paths = None,
+    test: Paths = None,
+    isolated_atoms: Annotated[str | None, typer.Option(help="file with one frame per element, for E0")] = None,
+    energy_key: Text = None,
+    forces_key: Text = None,
+    stress_key: Text = None,
+    out: Annotated[Path | None, typer.Option(help="report in Markdown, with a figure beside it")] = None,
+    fix: Annotated[str | None, typer.Option(help="new file for the frames, repaired where that is safe")] = None,
+):
+    """Find what would spoil a training: labels, units, signs, copies, outliers. Exit status 1 if there is an error."""
+    with reported_errors():
+        from segnn_ase.data import LabelKeys
+        from segnn_ase.doctor import check as run
+        from segnn_ase.doctor import repair, write_report
+
+        keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)
+        report = run(frames, valid=valid or (), test=test or (), isolated_atoms=isolated_atoms, keys=keys)
+        typer.echo(report.markdown())
+        if out is not None:
+            typer.echo(f"wrote {', '.join(write_report(report, out))}")
+        if fix is not None:
+            typer.echo("\n".join(repair(report, fix, keys)))
+        sys.exit(1 if report.errors else 0)
+
+
+@app.command()
 def info(model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")]):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():

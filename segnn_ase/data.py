@@ -52,7 +52,7 @@ def read_frames(paths: "str | Path | list", keys: LabelKeys | None = None) -> li
     """
     keys = LabelKeys() if keys is None else keys
     expect(isinstance(keys, LabelKeys), "keys", keys, "LabelKeys")
-    images = [image for path in as_paths(paths) for image in _read_file(path)]
+    images = [image for path in as_paths(paths) for image in read_images(path)]
     frames = [frame_from_atoms(atoms, keys, source=source) for source, atoms in images]
     for position, name in enumerate(("energy", "forces", "stress")):
         wanted = getattr(keys, name)
@@ -68,12 +68,9 @@ def as_paths(paths: "str | Path | Sequence") -> list[str]:
     return [str(path) for path in many]
 
 
-def _read_file(path: str) -> list[tuple[str, Atoms]]:
-    """Every frame of a file after its source; an @ in a folder's name or in that of a file that exists is no index."""
-    name, _, index = path.rpartition("@")
-    if "@" not in Path(path).name or Path(path).expanduser().is_file():
-        name, index = path, ":"
-    name = str(existing_file(name, "data file"))
+def read_images(path: str) -> list[tuple[str, Atoms]]:
+    """Every frame of a file, as ASE gives it, after its source; raises as `read_frames` does."""
+    name, index = split_index(path)
     try:
         if Path(name).suffix in (".db", ".json"):
             images = _read_database(name, index)
@@ -85,6 +82,14 @@ def _read_file(path: str) -> list[tuple[str, Atoms]]:
     if not images:
         raise DataError(f"data file {name!r} has no frames")
     return [(f"{path}, frame {n}", atoms) for n, atoms in enumerate(images)]
+
+
+def split_index(path: str) -> tuple[str, str]:
+    """File and ASE's index; an @ in a folder's name or in that of a file that exists is no index."""
+    name, _, index = path.rpartition("@")
+    if "@" not in Path(path).name or Path(path).expanduser().is_file():
+        name, index = path, ":"
+    return str(existing_file(name, "data file")), index
 
 
 def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":

@@ -1,4 +1,4 @@
-"""Figures from arrays: parity, learning curve, energy drift, radial distribution. Nothing global is touched."""
+"""Figures from arrays: parity, learning curve, energy drift, RDF, datasets. Nothing global is touched."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -158,6 +158,45 @@ def plot_certificate(path: "str | Path", ratios: Mapping[str, float], time_fs, e
     _style(lower, "time / fs", "$E - E_0$ / meV/atom")
     energy = np.asarray(energy_per_atom, dtype=float)
     lower.plot(time_fs, 1e3 * (energy - energy[0]), color=COLORS[0], lw=0.8)
+    _save(figure, path)
+
+
+def plot_dataset(
+    path: "str | Path",
+    energies: Mapping[str, np.ndarray],
+    forces: Mapping[str, np.ndarray],
+    distances: Mapping[str, np.ndarray],
+    agreement: "tuple[np.ndarray, np.ndarray] | None" = None,
+) -> None:
+    """Draw a dataset on one page: energies, force norms, pair distances, energies against those the forces promise.
+
+    energies: eV/atom of each frame of each set, in order; forces: norms, eV/Å; distances: Å, of pairs such as "O-H";
+    agreement: energies expected and given, eV/atom. What is empty is left out.
+    """
+    figure = _figure(8.4, 6.4)
+    axes = _panel(figure, (2, 2, 1), "frame", "energy - composition / eV/atom")
+    start = 0
+    for color, (name, values) in zip(COLORS, energies.items(), strict=False):
+        axes.plot(np.arange(start, start + len(values)), values, ".", ms=3, color=color, label=name)
+        start += len(values)
+    axes.legend(fontsize=8, frameon=False)
+    axes = _panel(figure, (2, 2, 2), "|force| / eV/Å", "atoms")
+    axes.set_yscale("log")
+    for color, (name, values) in zip(COLORS, forces.items(), strict=False):
+        axes.hist(values, bins=80, histtype="step", color=color, label=name)
+    axes = _panel(figure, (2, 2, 3), "r / Å", "pairs / r²")
+    for k, (name, r) in enumerate(distances.items()):
+        counts, edges = np.histogram(r, bins=150)
+        middle = (edges[1:] + edges[:-1]) / 2
+        scaled = counts / middle**2
+        axes.plot(middle, scaled / max(scaled.max(), 1e-12), color=COLORS[k % len(COLORS)], lw=1.0, label=name)
+    if distances:
+        axes.legend(fontsize=7, frameon=False, ncols=2)
+    if agreement is not None:
+        axes = _panel(figure, (2, 2, 4), "energy promised by the forces / meV/atom", "energy given / meV/atom")
+        x, y = (1e3 * np.asarray(values) for values in agreement)
+        axes.plot(x, y, ".", ms=3, color=COLORS[0])
+        axes.axline((0, 0), slope=1, color="0.3", lw=0.8)
     _save(figure, path)
 
 

@@ -57,6 +57,7 @@ from segnn_ase.data import (
     species_of,
     split_frames,
 )
+from segnn_ase.doctor import Sets, warn_or_refuse
 from segnn_ase.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.graph import (
     Graph,
@@ -474,6 +475,11 @@ def prepare(
     cutoff = model_config(**config.model).cutoff if start is None else start[0].cutoff
     train_items = [make_item(frame, cutoff) for frame in frames]
     closest = smallest_distances(train_items)
+    valid_items = [make_item(frame, cutoff) for frame in valid]
+    test_items = {path: [make_item(frame, cutoff) for frame in test] for path, test in tests.items()}
+    from_atoms = start is None and data.reference_energies is None and data.isolated_atoms
+    isolated = read_frames(data.isolated_atoms, LabelKeys(energy=data.energy_key)) if from_atoms else None
+    warn_or_refuse(Sets(frames, valid, [f for test in tests.values() for f in test], isolated), report)
     if start is None:
         potential = fresh_potential(config, frames, species, train_items, report)
         potential.set_core(closest)
@@ -485,8 +491,6 @@ def prepare(
         shift_references(potential, frames, train_items, settings, report)
         origin = {k: v for k, v in start[1].items() if k != "fine_tuned_from"}
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
-    valid_items = [make_item(frame, cutoff) for frame in valid]
-    test_items = {path: [make_item(frame, cutoff) for frame in test] for path, test in tests.items()}
     identity = fingerprint(config, [train_items, valid_items], origin)
     return Training(potential, train_items, valid_items, test_items, closest, metadata, identity)
 

@@ -12,11 +12,11 @@ import segnn_ase
 PACKAGE = Path(segnn_ase.__file__).parent
 LEVELS = (
     {"config", "files", "o3", "neighbors", "plot", "codegen", "tables", "uncertainty"},
-    {"graph", "operations", "triton_codegen", "archive"},
-    {"kernels", "data"},
-    {"layers", "doctor"},
-    {"model", "program"},
-    {"plan"},
+    {"graph", "operations", "triton_codegen", "archive", "surrogate"},
+    {"kernels", "data", "copies"},
+    {"layers", "flaws"},
+    {"model", "program", "relations"},
+    {"plan", "doctor"},
     {"engine", "device_engine"},
     {"training_engine"},
     {"potential"},

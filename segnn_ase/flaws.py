@@ -1,0 +1,413 @@
+"""Flaws of frames and of sets of frames, each found by one function."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from ase.units import GPa
+
+from segnn_ase.copies import NEAR, Described, Match, displacement, groups_of, matches, prints_of
+from segnn_ase.data import Frame, is_isolated_atom, reference_energies, species_of
+from segnn_ase.surrogate import collect_pairs
+
+
+class Finding(NamedTuple):
+    """One flaw, in plain words."""
+
+    code: str
+    severity: str  # error: would spoil a training; warning: look at it; note
+    message: str
+    frames: tuple[str, ...] = ()  # sources of those concerned
+    advice: str = ""
+    repair: tuple = ()  # ("drop",), ("scale stress", factor) or ("key", label, name), where that is safe
+
+
+class Sets(NamedTuple):
+    """Frames by their use."""
+
+    train: Sequence[Frame]
+    valid: Sequence[Frame] = ()
+    test: Sequence[Frame] = ()
+    isolated: Sequence[Frame] | None = None
+
+    @property
+    def all(self) -> list[Frame]:
+        return [*self.train, *self.valid, *self.test]
+
+
+def sentence(finding: Finding) -> str:
+    where = f" [{where_of(finding.frames)}]" if finding.frames else ""
+    return f"{finding.message}{where}." + (f" {finding.advice}." if finding.advice else "")
+
+
+def where_of(sources: tuple[str, ...], most: int = 12) -> str:
+    """Frames grouped by file, runs of numbers joined: "train.xyz: 3, 7-9"."""
+    files: dict[str, list[int]] = {}
+    for source in sources:
+        path, _, number = source.rpartition(", frame ")
+        files.setdefault(path or source, []).append(int(number) if path else 0)
+    texts = []
+    for path, numbers in files.items():
+        runs: list[list[int]] = []
+        for n in sorted(set(numbers)):
+            if runs and n == runs[-1][-1] + 1:
+                runs[-1].append(n)
+            else:
+                runs.append([n])
+        parts = [str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs]
+        more = f" and {len(parts) - most} more" if len(parts) > most else ""
+        texts.append(f"{path}: frame {', '.join(parts[:most])}{more}")
+    return "; ".join(texts)
+
+
+def sources_of(frames: list[Frame], chosen) -> tuple[str, ...]:
+    return tuple(frame.source for frame, yes in zip(frames, chosen, strict=True) if yes)
+
+
+def energies_per_atom(frames: list[Frame]) -> np.ndarray:
+    return np.array([np.nan if f.energy is None else f.energy / len(f.atoms) for f in frames])
+
+
+def fit_residuals(frames: list[Frame]) -> np.ndarray:
+    """Energies an atom, eV, less a fit of E0 that leaves out what is far off."""
+    species, energies = species_of(frames), energies_per_atom(frames)
+    counts = np.array([[np.mean(f.atoms.numbers == z) for z in species] for f in frames]).reshape(len(frames), -1)
+    residuals, trusted = energies, np.isfinite(energies)
+    for _ in range(4):
+        residuals = energies - counts @ np.linalg.lstsq(counts[trusted], energies[trusted], rcond=1e-8)[0]
+        trusted = robust_score(residuals, 1e-3) < 10
+    return residuals
+
+
+def robust_score(values: np.ndarray, floor: float) -> np.ndarray:
+    """Distance from the median in units of the typical one, which is at least `floor`."""
+    away = np.abs(values - np.median(values))
+    return away / max(1.4826 * np.median(away), floor)
+
+
+def find_energy_outliers(frames: list[Frame]) -> list[Finding]:
+    known = [f for f in frames if f.energy is not None and not is_isolated_atom(f)]
+    if len(known) < 10:
+        return []
+    residuals = fit_residuals(known)
+    score, away = robust_score(residuals, 1e-3), np.abs(residuals - np.median(residuals))
+    findings = []
+    for severity, chosen in (
+        ("error", (score > 50) & (away > 5)),
+        ("warning", (score > 20) & (away > 0.2) & ~((score > 50) & (away > 5))),
+    ):
+        if chosen.any() and chosen.mean() < 0.1:
+            text = f"{chosen.sum()} energies lie up to {away[chosen].max():.2f} eV/atom from those of the other frames"
+            advice = "Look for calculations that did not converge, another level of theory or a wrong element"
+            findings.append(Finding("energy outliers", severity, text, sources_of(known, chosen), advice))
+    return findings
+
+
+def find_force_outliers(frames: list[Frame]) -> list[Finding]:
+    known = [f for f in frames if f.forces is not None and len(f.atoms) > 1]
+    if not known:
+        return []
+    largest = np.array([np.linalg.norm(f.forces, axis=1).max() for f in known])
+    rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
+    findings = []
+    if rms > 8:
+        text = f"the forces' rms is {rms:.1f} eV/Å, far more than in a solid or liquid"
+        findings.append(Finding("large forces", "warning", text, (), "Make sure that forces are in eV/Å"))
+    chosen = (largest > 30) & (largest > 10 * np.median(largest))
+    if chosen.any():
+        text = f"{chosen.sum()} frames have forces up to {largest.max():.0f} eV/Å; half of the frames stay below "
+        text += f"{np.median(largest):.1f}"
+        findings.append(Finding("force outliers", "warning", text, sources_of(known, chosen), "Drop them if unwanted"))
+    return findings
+
+
+def find_net_forces(frames: list[Frame]) -> list[Finding]:
+    """Forces that do not sum to zero, which no energy of positions alone can give, and forces set to zero."""
+    known = [f for f in frames if f.forces is not None and len(f.atoms) > 1 and f.forces.any()]
+    if not known:
+        return []
+    rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
+    net = np.array([np.linalg.norm(f.forces.sum(0)) for f in known])
+    per_atom = net / [len(f.atoms) for f in known]
+    zero = np.array([(~f.forces.any(axis=1)).mean() for f in known])
+    findings = []
+    held = (zero > 0) & (per_atom > 1e-3 * rms)
+    if held.any():
+        text = f"{held.sum()} frames have atoms with forces of exactly zero, and forces that do not sum to zero"
+        advice = "Constraints set them to zero when the file was written: write them with apply_constraint=False"
+        findings.append(Finding("constrained forces", "warning", text, sources_of(known, held), advice))
+    chosen = (net > 0.01) & (per_atom > 1e-4 * rms) & ~held
+    if chosen.any():
+        severity = "warning" if (per_atom[chosen] > 0.03 * rms).any() else "note"
+        text = f"forces sum to up to {net[chosen].max():.2f} eV/Å a frame ({per_atom[chosen].max():.4f} an atom) in "
+        text += f"{chosen.sum()} frames; a potential's always sum to zero"
+        findings.append(Finding("net forces", severity, text, sources_of(known, chosen) if severity != "note" else ()))
+    return findings
+
+
+def find_short_distances(frames: list[Frame]) -> list[Finding]:
+    shortest = np.array([shortest_distance(f.atoms) for f in frames])
+    findings = []
+    for severity, low, high, text in (
+        ("error", -1.0, 0.1, "lie on one another"),  # collisions in radiation damage are wider
+        ("warning", 0.1, 0.6, "are unusually close"),
+    ):
+        chosen = (shortest > low) & (shortest <= high)
+        if chosen.any():
+            text = f"atoms {text} in {chosen.sum()} frames: {shortest[chosen].min():.2f} of the sum of covalent radii"
+            advice = "Look at these frames; are coordinates in Å?"
+            findings.append(Finding("short distances", severity, text, sources_of(frames, chosen), advice))
+    return findings
+
+
+def shortest_distance(atoms: Atoms) -> float:
+    """The smallest distance over the sum of the two covalent radii, or infinity."""
+    pairs = collect_pairs([atoms], 2.5)
+    radii = covalent_radii[atoms.numbers]
+    relative = np.linalg.norm(pairs.vectors, axis=1) / (radii[pairs.i] + radii[pairs.j])
+    return float(relative.min(initial=np.inf))
+
+
+def find_large_stress(frames: list[Frame]) -> list[Finding]:
+    known = [np.abs(f.stress).max() for f in frames if f.stress is not None]
+    if known and np.median(known) > 0.6:
+        half = np.median(known)
+        text = f"half of the frames have a stress of more than {half:.3g} eV/Å^3 ({half / GPa:.0f} GPa)"
+        return [Finding("large stress", "warning", text, (), "It may be in kbar, GPa or eV; ASE's unit is eV/Å^3")]
+    return []
+
+
+def find_lone_elements(frames: list[Frame]) -> list[Finding]:
+    """Elements and compositions of a frame or two that look like a mistake among many alike."""
+    big = [f for f in frames if len(f.atoms) > 1]
+    if len(big) < 10:
+        return []
+    where = {z: [f for f in big if z in f.atoms.numbers] for z in species_of(big)}
+    findings, told = [], set()
+    for z, holders in where.items():
+        if len(holders) <= max(1, len(big) // 100):
+            text = f"{chemical_symbols[z]} occurs in {len(holders)} of {len(big)} frames only: too few to learn it"
+            advice = "Is the element right? If it is, add frames"
+            findings.append(Finding("lone element", "warning", text, tuple(f.source for f in holders), advice))
+            told |= {f.source for f in holders}
+    formulas = Counter(f.atoms.get_chemical_formula() for f in big)
+    common = {(tuple(np.sort(f.atoms.numbers)), n) for f in big if (n := formulas[f.atoms.get_chemical_formula()]) > 9}
+    for frame in big:
+        name = frame.atoms.get_chemical_formula()
+        if formulas[name] > max(1, len(big) // 100) or len(formulas) > len(big) // 5 or frame.source in told:
+            continue
+        for numbers, n in common:
+            swapped = Counter(numbers) - Counter(frame.atoms.numbers.tolist())
+            if len(numbers) == len(frame.atoms) and sum(swapped.values()) == 1:
+                text = f"one frame is {name}, {n} others with as many atoms are {_formula(numbers)}"
+                findings.append(Finding("lone composition", "warning", text, (frame.source,), "Is an element wrong?"))
+                break
+    return findings
+
+
+def _formula(numbers: tuple) -> str:
+    return Atoms(numbers=numbers).get_chemical_formula()
+
+
+def find_mixed_periodicity(frames: list[Frame]) -> list[Finding]:
+    kinds: dict[str, Counter] = {}
+    for f in frames:
+        if len(f.atoms) > 1:
+            kinds.setdefault(f.atoms.get_chemical_formula(), Counter())["".join("FT"[int(b)] for b in f.atoms.pbc)] += 1
+    mixed = {name: dict(c) for name, c in kinds.items() if len(c) > 1}
+    if not mixed:
+        return []
+    name, counts = next(iter(mixed.items()))
+    text = f"the periodicity differs between frames of one composition ({name}: {counts})"
+    return [Finding("mixed periodicity", "warning", text, (), "Set pbc alike, or make sure that both are meant")]
+
+
+def find_coarse_energies(frames: list[Frame]) -> list[Finding]:
+    """Energies that are rounded to few digits, or were once stored in float32."""
+    known = [f for f in frames if f.energy is not None and len(f.atoms) > 1]
+    energies = np.array([f.energy for f in known])
+    if len(np.unique(energies)) < 10:
+        return []
+    step = next((q for q in (1.0, 0.1, 0.01, 1e-3) if (np.abs(energies / q - np.round(energies / q)) < 1e-6).all()), 0)
+    grid = np.spacing(np.abs(energies).astype("f4")).astype(float)
+    if not step and np.median(grid) > 1e-4 and (np.abs(energies - energies.astype("f4")) < 0.1 * grid).all():
+        step = float(np.median(grid))
+    per_atom = step / np.median([len(f.atoms) for f in known])
+    if not step:
+        return []
+    text = f"energies are multiples of {1e3 * step:.2g} meV ({1e3 * per_atom:.2g} meV/atom): rounded or once in float32"
+    return [Finding("coarse energies", "warning" if per_atom > 2e-3 else "note", text)]
+
+
+def find_reference_problems(sets: Sets) -> list[Finding]:
+    """E0 that are missing, undetermined, or give absurd atomisation energies."""
+    species = species_of(sets.all)
+    lonely = [f for f in (*sets.train, *(sets.isolated or ())) if is_isolated_atom(f) and f.energy is not None]
+    known = {int(f.atoms.numbers[0]) for f in lonely}
+    missing = ", ".join(chemical_symbols[z] for z in species if z not in known)
+    bound = [f for f in sets.all if f.energy is not None and not is_isolated_atom(f)]
+    if sets.isolated is not None and missing:
+        text = f"isolated atoms lack an energy of {missing}"
+        return [Finding("missing E0", "error", text, (), "Add one frame of one atom for each")]
+    if not bound:
+        return []
+    fit = reference_energies([f for f in sets.train if not is_isolated_atom(f)] or bound, species)
+    if missing:
+        text = "there are no isolated atoms: E0 will come from least squares"
+        if fit.rank is not None and fit.rank < len(species):
+            text += f", and the compositions determine {fit.rank} of {len(species)}"
+        return [Finding("E0", "note", text, (), "Compute one atom of each element at the same level, if you can")]
+    values = {int(f.atoms.numbers[0]): f.energy for f in lonely}
+    per_atom = np.array([(f.energy - sum(values[z] for z in f.atoms.numbers.tolist())) / len(f.atoms) for f in bound])
+    middle = float(np.median(per_atom))
+    if -15 < middle < 0.5:
+        return []
+    text = f"with the isolated atoms given, half of the frames are bound by more than {-middle:.1f} eV/atom"
+    if middle > 0:
+        text = (
+            f"with the isolated atoms given, half of the frames lie more than {middle:.1f} eV/atom above separate atoms"
+        )
+    advice = "Are atoms and frames of one level of theory, with the same pseudopotentials and units?"
+    return [Finding("absurd E0", "error" if not -15 < middle < 5 else "warning", text, (), advice)]
+
+
+def find_unseen_elements(sets: Sets) -> list[Finding]:
+    if not sets.train:
+        return []
+    known, findings = set(species_of(sets.train)), []
+    for name in ("validation", "test"):
+        frames = [f for f in (sets.valid if name == "validation" else sets.test) if set(f.atoms.numbers) - known]
+        if frames:
+            extra = ", ".join(chemical_symbols[z] for z in species_of(frames) if z not in known)
+            text = f"the {name} set has {extra}, which no training frame has"
+            findings.append(Finding("unseen elements", "error", text, tuple(f.source for f in frames)))
+    return findings
+
+
+def find_copies(sets: Sets) -> list[Finding]:
+    """Structures that occur twice or nearly so, within a set and across sets, and splits that cut trajectories."""
+    described = {}
+    for name, frames in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
+        structures = [f.atoms for f in frames]
+        described[name] = frames, Described(structures, prints_of(structures), energies_per_atom(frames))
+    findings = [f for name, (frames, own) in described.items() for f in copies_within(name, frames, matches(own, own))]
+    for name in ("validation", "test"):
+        frames, own = described[name]
+        found = matches(own, described["training"][1])
+        findings += copies_across(name, frames, found) + interleaved(name, found)
+    if not sets.valid:
+        findings += alike_in_sequence(sets.train)
+    return findings
+
+
+def copies_within(name: str, frames: list[Frame], found: list[Match]) -> list[Finding]:
+    findings = []
+    exact = [m for m in found if m.kind == "exact"]
+    same = {max(m.first, m.second) for m in exact if same_labels(frames[m.first], frames[m.second])}
+    differ = {n for m in exact if not same_labels(frames[m.first], frames[m.second]) for n in (m.first, m.second)}
+    if same:
+        text = f"{len(same)} frames of the {name} set repeat an earlier one"
+        findings.append(Finding("duplicates", "warning", text, numbered(frames, same), "Drop them", ("drop",)))
+    if differ:
+        text = f"{len(differ)} frames of the {name} set are the same structures with different labels"
+        advice = "Two levels of theory, or a calculation that did not converge? Keep one"
+        findings.append(Finding("contradiction", "error", text, numbered(frames, differ), advice))
+    for kind, words in (
+        ("symmetry", "equal another in energy and distances: copies by symmetry or another order of atoms"),
+        ("near", f"lie within {NEAR} Å (rms of the components) of another"),
+    ):
+        chosen = {max(m.first, m.second) for m in found if m.kind == kind}
+        if chosen:
+            severity = "warning" if len(chosen) > 0.3 * len(frames) else "note"
+            text = f"{len(chosen)} of {len(frames)} frames of the {name} set {words}"
+            findings.append(Finding(f"{kind} copies", severity, text, numbered(frames, chosen)))
+    return findings
+
+
+def copies_across(name: str, frames: list[Frame], found: list[Match]) -> list[Finding]:
+    """Frames of validation and test that are in the training set, or nearly."""
+    findings = []
+    for kind, words, limit, advice in (
+        ("exact", "are in the training set", 0.2, "Take them out of one of the two"),
+        ("symmetry", "are copies of training frames by symmetry or order", 0.3, "Take them out of one of the two"),
+        (
+            "near",
+            f"lie within {NEAR} Å (rms of the components) of a training frame",
+            1.0,
+            "Split a trajectory into blocks, not at random",
+        ),
+    ):
+        chosen = {m.first for m in found if m.kind == kind}
+        if chosen:
+            severity = "error" if len(chosen) > limit * len(frames) else "warning"
+            text = f"{len(chosen)} of {len(frames)} {name} frames {words}: errors on them say nothing of new structures"
+            findings.append(Finding(f"{kind} copies across sets", severity, text, numbered(frames, chosen), advice))
+    return findings
+
+
+def interleaved(name: str, found: list[Match]) -> list[Finding]:
+    """Frames that lie between training frames of one trajectory: close to one each, in the same order."""
+    found = sorted(m for m in found if m.typical > 0)
+    if len(found) < 5:
+        return []
+    steps = np.diff([m.second for m in found])
+    close = np.median([m.distance / m.typical for m in found])
+    if (steps >= 0).mean() < 0.9 or (steps > 0).mean() < 0.5 or close > 0.8:
+        return []
+    text = f"the {name} frames lie between training frames of one trajectory, in the same order"
+    advice = "Take a block of the trajectory for each set: the errors will be honest"
+    return [Finding("interleaved split", "warning", text, (), advice)]
+
+
+def alike_in_sequence(frames: list[Frame]) -> list[Finding]:
+    """Trajectories whose consecutive frames are alike: a random split would test on what was learnt by heart."""
+    groups = [[frames[n].atoms for n in members] for members in groups_of([f.atoms for f in frames]).values()]
+    alike = sum(len(g) for g in groups if steps_are_alike(g))
+    if alike <= 0.5 * len(frames):
+        return []
+    text = f"{alike} of {len(frames)} frames are of trajectories whose consecutive frames are alike"
+    advice = "Give the last part of each as validation set: a random one would be of near copies"
+    return [Finding("trajectory", "warning", text, (), advice)]
+
+
+def steps_are_alike(structures: list[Atoms]) -> bool:
+    """Are consecutive structures much closer than those five and half the list apart?"""
+    if len(structures) < 20:
+        return False
+    lags = (1, 5, len(structures) // 2)
+    near, *apart = (
+        np.median([displacement(a, b) for a, b in zip(structures, structures[lag:], strict=False)]) for lag in lags
+    )
+    return bool(near < 0.6 * min(apart) < np.inf)
+
+
+def numbered(frames: list[Frame], chosen: set[int]) -> tuple[str, ...]:
+    return tuple(frames[n].source for n in sorted(chosen))
+
+
+def same_labels(a: Frame, b: Frame) -> bool:
+    """Labels that both have agree to 1 meV/atom and 10 meV/Å."""
+    energies = a.energy is None or b.energy is None or abs(a.energy - b.energy) < 1e-3 * len(a.atoms)
+    if a.forces is None or b.forces is None or a.atoms.pbc.any() != b.atoms.pbc.any():
+        return energies
+    return energies and np.allclose(np.linalg.norm(a.forces, axis=1), np.linalg.norm(b.forces, axis=1), atol=0.01)
+
+
+OF_FRAMES = (
+    find_energy_outliers,
+    find_force_outliers,
+    find_net_forces,
+    find_short_distances,
+    find_large_stress,
+    find_lone_elements,
+    find_mixed_periodicity,
+    find_coarse_energies,
+)
+OF_SETS = (
+    find_reference_problems,
+    find_unseen_elements,
+    find_copies,
+)
