@@ -14,9 +14,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree
 from pyscf import dft, gto
 
+from segnn_ase.assess import error_table, evaluate_files
 from segnn_ase.config import TrainConfig
 from segnn_ase.data import read_frames
-from segnn_ase.train import error_table, evaluate_files, finetune
+from segnn_ase.train import finetune
 
 count = int(os.environ.get("SEGNN_STEPS", 60))
 

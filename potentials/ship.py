@@ -29,10 +29,11 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from segnn_ase import SEGNNCalculator
+from segnn_ase.assess import characterize
 from segnn_ase.checkpoint import describe, load_with_metadata, save_potential
 from segnn_ase.config import TrainConfig, read_toml
 from segnn_ase.md import radial_distribution
-from segnn_ase.train import characterize, prepare
+from segnn_ase.train import prepare
 
 HERE = Path(__file__).parent
 
@@ -121,7 +122,7 @@ def measure_again(name: str, folder: str) -> None:
         settings = read_toml(HERE / name / "train.toml")
         # a name of its own: no training is to be gone on with
         job = prepare(TrainConfig.parse({**settings, "out": "measured_again.pt"}), report=print)
-    characterize(potential, job)
+    characterize(potential, job.train, job.valid, job.closest)
     save_potential(path, potential, metadata=metadata)
     print(describe(potential, metadata))
 

@@ -106,8 +106,8 @@ def evaluate(
 ):
     """Print the errors of a model on labelled frames."""
     with reported_errors():
+        from segnn_ase.assess import error_table, evaluate_files
         from segnn_ase.data import LabelKeys
-        from segnn_ase.train import error_table, evaluate_files
 
         _prepare_process(threads)
         keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)

@@ -16,16 +16,24 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ase import Atoms
 from torch import Tensor
 from tqdm import tqdm
 
-from segnn_ase import domain, plot, uncertainty
+from segnn_ase import plot
 from segnn_ase.accelerate import accelerate, accelerate_training
+from segnn_ase.assess import (
+    characterize,
+    committee_residuals,
+    error_table,
+    errors_of,
+    evaluate,
+    plot_parities,
+    residuals,
+    spread_factor,
+)
 from segnn_ase.checkpoint import (
     Committee,
     checksum,
-    load_committee,
     load_tensors,
     load_with_metadata,
     save_committee,
@@ -39,7 +47,6 @@ from segnn_ase.config import (
     OptimConfig,
     OutOfTime,
     SEGNNError,
-    StructureError,
     TrainConfig,
     expect,
     model_config,
@@ -47,7 +54,6 @@ from segnn_ase.config import (
 from segnn_ase.data import (
     Frame,
     LabelKeys,
-    as_paths,
     check_labels,
     check_species,
     energy_scale,
@@ -60,37 +66,25 @@ from segnn_ase.data import (
 from segnn_ase.doctor import Sets, warn_or_refuse
 from segnn_ase.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.graph import (
-    Graph,
     collate,
     edge_vectors,
-    graph_from_atoms,
-    sum_over_atoms,
-    volume,
-    with_pairs,
 )
-from segnn_ase.potential import Potential, Prediction, assemble, parse_species, predict, resolve_device
+from segnn_ase.items import (
+    Item,
+    asked_for,
+    collate_items,
+    loss_and_prediction,
+    loss_of,
+    make_item,
+    smallest_distances,
+)
+from segnn_ase.potential import Potential, assemble, parse_species, predict, resolve_device
 from segnn_ase.stability import Stability, stability
 from segnn_ase.training_engine import TrainingEngine
 
 STATE_FORMAT = "segnn_ase training state"
 BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
 FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002, "weight_decay": 0.0}  # for settings that are not given
-
-
-class Labels(NamedTuple):
-    """Labels of a batch; NaN where a structure has none."""
-
-    energy: Tensor  # (B,) eV
-    forces: Tensor  # (N, 3) eV/Å
-    stress: Tensor  # (B, 3, 3) eV/Å^3
-
-
-class Item(NamedTuple):
-    """A structure or a batch of them with its labels."""
-
-    graph: Graph
-    labels: Labels
-    atoms: Atoms | None = None  # of one structure
 
 
 @dataclass
@@ -252,10 +246,6 @@ def training_step(
     return float(loss.detach())
 
 
-def asked_for(labels: Labels) -> dict[str, bool]:
-    return {name: bool(torch.isfinite(getattr(labels, name)).any()) for name in ("forces", "stress")}
-
-
 def loss_by_engine(engine: TrainingEngine, batch: Item, settings: OptimConfig) -> Tensor:
     """The loss, with its gradient left in the parameters' `grad`."""
     graph, labels = batch.graph, batch.labels
@@ -265,34 +255,6 @@ def loss_by_engine(engine: TrainingEngine, batch: Item, settings: OptimConfig) -
         return loss_of(assemble(graph, vectors, energies, g, None, **asked), graph, labels, settings)
 
     return engine.step(graph, loss)
-
-
-def loss_and_prediction(potential: Potential, batch: Item, settings: OptimConfig) -> tuple[Tensor, Prediction]:
-    graph, labels = batch.graph.to(potential.device), Labels(*(x.to(potential.device) for x in batch.labels))
-    prediction = predict(potential, graph, **asked_for(labels))
-    return loss_of(prediction, graph, labels, settings), prediction
-
-
-def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: OptimConfig) -> Tensor:
-    """Weighted mean squares of dE / sqrt(n_atoms), of force components and of virial components / sqrt(n_atoms)."""
-    atoms = torch.bincount(graph.batch, minlength=graph.n_graphs).double()
-    loss = settings.energy_weight * mean_square(prediction.energy, labels.energy, atoms.rsqrt())
-    if prediction.forces is not None:
-        loss = loss + settings.forces_weight * mean_square(prediction.forces, labels.forces)
-    if prediction.stress is not None:
-        scale = volume(graph) * atoms.rsqrt()
-        loss = loss + settings.stress_weight * mean_square(prediction.stress, labels.stress, scale[:, None, None])
-    return loss
-
-
-def mean_square(prediction: Tensor, label: Tensor, scale: "Tensor | float" = 1.0) -> Tensor:
-    """Mean of squared, scaled errors over the labels that are there (not NaN); zero when there are none.
-
-    What has no label is cut off before the square: the gradient of NaN squared is NaN even with weight zero.
-    """
-    known = torch.isfinite(label)
-    error = scale * torch.where(known, prediction - label, 0.0)
-    return error.square().sum() / known.sum().clamp_min(1)
 
 
 def learning_rate(step: int, fraction: float, settings: OptimConfig) -> float:
@@ -351,11 +313,6 @@ def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[
     return groups
 
 
-def collate_items(items: list[Item]) -> Item:
-    labels = Labels(*(torch.cat(x) for x in zip(*(item.labels for item in items), strict=True)))
-    return Item(collate([item.graph for item in items]), labels)
-
-
 def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, n: int) -> dict:
     errors = evaluate(averaged, job.valid or job.train, settings)
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n}
@@ -391,55 +348,6 @@ def better(row: dict, done: Progress, settings: OptimConfig) -> bool:
     if row["survived"] is None:
         return False
     return (-row["survived"], row["valid_loss"]) < (-done.survived, done.best)
-
-
-def evaluate(potential: Potential, items: list[Item], settings: OptimConfig) -> dict:
-    """Loss and errors on labelled structures: rmse and mae of energy (eV/atom), forces (eV/Å), stress (eV/Å^3)."""
-    return errors_of(residuals(potential, items, settings))
-
-
-def errors_of(collected: dict[str, np.ndarray]) -> dict:
-    errors: dict = {"loss": float(np.mean(collected["loss"])) if len(collected["loss"]) else math.nan}
-    for name in ("energy", "forces", "stress"):
-        delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
-        errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None
-        errors[f"{name}_mae"] = float(np.mean(np.abs(delta))) if len(delta) else None
-    if len(collected.get("forces_std", ())):
-        errors["forces_std"] = float(np.sqrt(np.mean(collected["forces_std"] ** 2)))
-    return errors
-
-
-def residuals(potential: Potential, items: list[Item], settings: OptimConfig) -> dict[str, np.ndarray]:
-    """Labels and predictions side by side, flat, energies per atom; entries without a label are left out."""
-    potential.eval()
-    collected: dict[str, list] = {"loss": []}
-    for start in range(0, len(items), settings.batch_size):
-        batch = collate_items(items[start : start + settings.batch_size])
-        loss, prediction = loss_and_prediction(potential, batch, settings)
-        collected["loss"].append([float(loss)] * batch.graph.n_graphs)
-        atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
-        for name in ("energy", "forces", "stress"):
-            reference, predicted = getattr(batch.labels, name), getattr(prediction, name)
-            known = torch.isfinite(reference)
-            scale = atoms if name == "energy" else torch.ones(())
-            for side, values in (("reference", reference), ("predicted", predicted)):
-                flat = (values.cpu() / scale)[known] if known.any() else torch.zeros(0)
-                collected.setdefault(f"{name}_{side}", []).append(flat.detach().double().numpy())
-        for name, std in predicted_deviations(potential, batch.graph, prediction).items():
-            known = torch.isfinite(getattr(batch.labels, name))
-            collected.setdefault(f"{name}_std", []).append(std.cpu()[known].numpy())
-    return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collected.items()}
-
-
-def predicted_deviations(potential: Potential, graph: Graph, prediction: Prediction) -> dict[str, Tensor]:
-    """The potential's own estimate of its errors, where it has one: energies (B,) eV/atom and forces (N, 3) eV/Å."""
-    if potential.uncertainty is None:
-        return {}
-    features = prediction.features.detach().double().cpu()
-    u = potential.uncertainty.to(features)
-    graph = graph.to("cpu")
-    energy = u.energy_std(sum_over_atoms(features, graph)) / torch.bincount(graph.batch, minlength=graph.n_graphs)
-    return {"energy": energy, "forces": u.force_std(u.leverage(features))[:, None].expand(-1, 3)}
 
 
 def prepare(
@@ -538,36 +446,6 @@ def shift_references(potential: Potential, frames: list[Frame], items: list[Item
     potential.reference_energies = [
         e + shift.values.get(z, 0.0) for z, e in zip(potential.species, potential.reference_energies, strict=True)
     ]
-
-
-def make_item(frame: Frame, cutoff: float) -> Item:
-    n = len(frame.atoms)
-    nan = float("nan")
-    labels = Labels(
-        energy=torch.tensor([nan if frame.energy is None else frame.energy], dtype=torch.float64),
-        forces=torch.full((n, 3), nan, dtype=torch.float64) if frame.forces is None else torch.tensor(frame.forces),
-        stress=torch.full((1, 3, 3), nan, dtype=torch.float64)
-        if frame.stress is None
-        else torch.tensor(frame.stress)[None],
-    )
-    atoms = frame.atoms
-    try:
-        return Item(with_pairs(graph_from_atoms(atoms, cutoff)), labels, atoms)
-    except StructureError as error:
-        raise DataError(f"{frame.source}: {error}") from error
-
-
-def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:
-    """The shortest distance of each pair of elements, Å."""
-    smallest: dict[tuple[int, int], float] = {}
-    for graph, *_ in items:
-        distance = edge_vectors(graph).norm(dim=1)
-        pairs = torch.stack([graph.numbers[graph.edge_src], graph.numbers[graph.edge_dst]]).sort(dim=0).values
-        for pair in torch.unique(pairs, dim=1).T:
-            d = float(distance[(pairs == pair[:, None]).all(dim=0)].min())
-            key = tuple(pair.tolist())
-            smallest[key] = min(d, smallest.get(key, math.inf))
-    return smallest
 
 
 def output_files(out: str) -> dict[str, Path]:
@@ -708,7 +586,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     potential, metadata = load_with_metadata(config.out)
     potential = potential.to(resolve_device(config.training.device))
     accelerate(potential, job.train[0].graph.to(potential.device), config.training.accelerate)
-    characterize(potential, job)
+    characterize(potential, job.train, job.valid, job.closest, job.potential.domain)
     sets = {"train": job.train, "valid": job.valid, **job.test}
     errors = {}
     for name, items in sets.items():
@@ -748,112 +626,6 @@ def finish_committee(config: TrainConfig, members: list[TrainConfig], job: Train
     return errors
 
 
-def committee_residuals(
-    potentials: list[Potential], items: list[Item], settings: OptimConfig, factors: dict[str, float] | None = None
-) -> dict[str, np.ndarray]:
-    """`residuals` of the mean of the members, with their spread, times its factors, as the estimate of the errors."""
-    members = [residuals(potential, items, settings) for potential in potentials]
-    values = dict(members[0])
-    for name in ("energy", "forces", "stress"):
-        stack = np.array([member[f"{name}_predicted"] for member in members])
-        values[f"{name}_predicted"] = stack.mean(axis=0)
-        values[f"{name}_std"] = (factors or {}).get(name, 1.0) * stack.std(axis=0, ddof=1)
-    return values
-
-
-def spread_factor(values: dict[str, np.ndarray], name: str) -> float:
-    """What the spread must be multiplied by to have the size of the errors; 1 where nothing is known."""
-    errors, spread = values[f"{name}_predicted"] - values[f"{name}_reference"], values[f"{name}_std"]
-    if not len(errors) or not spread.any():
-        return 1.0
-    return float(np.sqrt(np.mean(errors**2) / np.mean(spread**2)))
-
-
-def characterize(potential: Potential, job: Training) -> None:
-    """Store in the potential what its training structures covered, and how far its predictions may be off."""
-    predictions, train = see(potential, job.train)
-    potential.uncertainty = uncertainty.measure(train, see(potential, job.valid)[1])
-    covered = [
-        domain.Covered(item.graph, p, density(item.atoms), potential.uncertainty.leverage(p.features.double()))
-        for item, p in zip(job.train, predictions, strict=True)
-    ]
-    found, before = domain.measure(potential, covered, job.closest), job.potential.domain
-    potential.domain = domain.merged(found, before) if found and before else found or before
-
-
-def density(atoms: Atoms) -> float | None:
-    """amu/Å^3, of a structure that is periodic in three directions."""
-    return domain.density_of(atoms.numbers, atoms.cell.volume) if atoms.pbc.all() else None
-
-
-def see(potential: Potential, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
-    """What a potential makes of each structure, and its errors."""
-    predictions, residuals = [], []
-    for item in items:
-        p = Prediction(*(to_cpu(x) for x in predict(potential, item.graph.to(potential.device))))
-        errors = (p.forces - item.labels.forces).numpy()
-        residuals.append(uncertainty.Residuals(p.features, float(p.energy[0] - item.labels.energy[0]), errors))
-        predictions.append(p._replace(edge_gradients=None))
-    return predictions, residuals
-
-
-def to_cpu(x):
-    return x.cpu() if isinstance(x, Tensor) else x
-
-
-def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
-    for quantity, unit in (("energy", "eV/atom"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
-        reference = values[f"{quantity}_reference"]
-        if len(reference):
-            path = out.with_suffix(f".parity_{quantity}_{name}.png")
-            plot.plot_parity(path, reference, values[f"{quantity}_predicted"], label=quantity, unit=unit)
-            std = values.get(f"{quantity}_std", ())
-            if len(std):
-                path = out.with_suffix(f".calibration_{quantity}_{name}.png")
-                error = values[f"{quantity}_predicted"] - reference
-                plot.plot_calibration(path, std, error, label=quantity, unit=unit)
-
-
-def error_table(errors: dict[str, dict]) -> str:
-    """RMSE and MAE of every set, in the units that papers use, and the RMSE that the potential itself expects."""
-    columns = [("energy", "meV/atom", 1e3), ("forces", "meV/Å", 1e3), ("stress", "meV/Å³", 1e3)]
-    heads = [f"{f'{n} [{u}] rmse':>26s} {'mae':>9s}" for n, u, _ in columns]
-    lines = [f"{'set':24s}" + "".join(heads) + f"{'forces: rmse expected':>26s}"]
-    for name, values in errors.items():
-        cells = []
-        for quantity, _, factor in columns:
-            rmse, mae = values[f"{quantity}_rmse"], values[f"{quantity}_mae"]
-            cells.append(f"{'-':>26s} {'-':>9s}" if rmse is None else f"{factor * rmse:26.3f} {factor * mae:9.3f}")
-        expected = values.get("forces_std")
-        cells.append(f"{'-':>26s}" if expected is None else f"{1e3 * expected:26.3f}")
-        lines.append(f"{Path(name).name[-24:]:24s}" + "".join(cells))
-    return "\n".join(lines)
-
-
 def _printer(progress: bool):
     """Print around the progress bar, or not at all."""
     return (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
-
-
-def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:
-    """Errors of a model or a committee on labelled files, one entry per file, evaluated as by the calculator."""
-    paths, device = as_paths(paths), resolve_device(device)
-    expect(bool(paths), "paths", paths, "at least one")
-    committee = load_committee(model)
-    potentials = [p.to(device).eval() for p in committee.potentials]
-    errors: dict[str, dict] = {}
-    for path in paths:
-        frames = read_frames(path, keys)
-        check_labels(frames)
-        check_species(frames, potentials[0].species, path)
-        items = [make_item(f, potentials[0].cutoff) for f in frames]
-        if not errors:
-            largest = max(items, key=lambda item: len(item.graph.edge_src))
-            for potential in potentials:
-                accelerate(potential, largest.graph.to(potential.device), tables=True)
-        if len(potentials) > 1:
-            values = committee_residuals(potentials, items, OptimConfig(), committee.factors)
-            errors[path] = errors_of(values)
-        else:
-            errors[path] = evaluate(potentials[0], items, OptimConfig())
-    return errors

@@ -22,6 +22,7 @@ from test_data import emt_atoms
 from test_md import Morse, crystal
 
 from segnn_ase import Potential, SEGNNCalculator, load_potential, save_potential
+from segnn_ase.assess import evaluate_files
 from segnn_ase.config import (
     ConfigError,
     DataConfig,
@@ -41,7 +42,7 @@ from segnn_ase.md import MDConfig, radial_distribution, read_structure, run_md
 from segnn_ase.neighbors import SkinNeighbors, neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
 from segnn_ase.potential import parse_species
-from segnn_ase.train import evaluate_files, finetune, train
+from segnn_ase.train import finetune, train
 
 NAN, INF = math.nan, math.inf
 

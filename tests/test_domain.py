@@ -14,11 +14,12 @@ from ase.build import bulk, molecule
 from systems import CUTOFF, rattled
 
 from segnn_ase import SEGNNCalculator, domain
+from segnn_ase.assess import characterize
 from segnn_ase.checkpoint import load_potential, save_potential
 from segnn_ase.config import DomainError, DomainWarning
 from segnn_ase.data import frame_from_atoms
+from segnn_ase.items import make_item, smallest_distances
 from segnn_ase.md import MDConfig, MDError, run_md
-from segnn_ase.train import Training, characterize, make_item, smallest_distances
 
 BOX = 1.05 * 3.6  # Å
 
@@ -41,7 +42,7 @@ def characterized(potential, frames: list[Atoms]):
         items.append(make_item(frame, CUTOFF))
     closest = smallest_distances(items)
     potential.set_core(closest)
-    characterize(potential, Training(potential, items, items[::3], {}, closest, {}, {}))
+    characterize(potential, items, items[::3], closest)
     return potential
 
 

@@ -32,9 +32,9 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.checkpoint import save_potential
 from segnn_ase.config import OptimConfig, StructureError, model_config
 from segnn_ase.graph import collate, edge_vectors, graph_from_atoms
+from segnn_ase.items import Item, Labels, loss_and_prediction
 from segnn_ase.neighbors import BACKENDS
 from segnn_ase.potential import Potential, predict
-from segnn_ase.train import Item, Labels, loss_and_prediction
 
 SMALL = [name for name in VARIANTS if name != "default"]
 SMOOTH = [name for name in SMALL if name != "segnn2022"]

@@ -17,6 +17,7 @@ from ase import Atoms
 from test_data import copper, emt_atoms
 
 from segnn_ase import train as training
+from segnn_ase.assess import error_table, evaluate_files
 from segnn_ase.checkpoint import checksum, load_committee, load_tensors, load_with_metadata, save_potential
 from segnn_ase.config import (
     ConfigError,
@@ -29,17 +30,13 @@ from segnn_ase.config import (
     read_toml,
 )
 from segnn_ase.data import Frame, frame_from_atoms
+from segnn_ase.items import collate_items, loss_and_prediction, make_item
 from segnn_ase.potential import Potential, predict
 from segnn_ase.train import (
     Progress,
-    collate_items,
-    error_table,
-    evaluate_files,
     finetune,
     learning_rate,
-    loss_and_prediction,
     make_batches,
-    make_item,
     out_of_patience,
     pack_by_edges,
     train,
