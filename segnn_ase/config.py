@@ -197,6 +197,7 @@ class DataConfig(Settings):
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
+    refuse_flaws: bool = Field(True, description="False only tells what `segnn check` would call an error")
 
     @field_validator("train", "valid", "test", mode="before")
     @classmethod

@@ -212,14 +212,18 @@ def find_unread_labels(pairs: list[tuple[Frame, Atoms]]) -> list[Finding]:
     return findings
 
 
-def warn_or_refuse(sets: Sets, report) -> None:
-    """Before a training: tell warnings by `report`, a function of text. Raises DataError for what would spoil it."""
+def warn_or_refuse(sets: Sets, report, *, refuse: bool = True) -> None:
+    """Before a training: tell warnings by `report`, a function of text. Raises DataError for what would spoil it.
+
+    Without `refuse` that is only told, too.
+    """
     findings = check_frames(sets)
-    if errors := [sentence(f) for f in findings if f.severity == "error"]:
-        raise DataError("; ".join(errors))
+    errors = [sentence(f) for f in findings if f.severity == "error"]
+    if errors and refuse:
+        raise DataError(f"{' '.join(errors)} To train all the same, set refuse_flaws = false under [data]")
     for finding in findings:
-        if finding.severity == "warning":
-            report(f"warning: {finding.code}: {sentence(finding)}")
+        if finding.severity != "note":
+            report(f"{finding.severity}: {finding.code}: {sentence(finding)}")
 
 
 def write_report(report: Report, path: "str | Path") -> list[str]:

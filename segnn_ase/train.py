@@ -387,7 +387,8 @@ def prepare(
     test_items = {path: [make_item(frame, cutoff) for frame in test] for path, test in tests.items()}
     from_atoms = start is None and data.reference_energies is None and data.isolated_atoms
     isolated = read_frames(data.isolated_atoms, LabelKeys(energy=data.energy_key)) if from_atoms else None
-    warn_or_refuse(Sets(frames, valid, [f for test in tests.values() for f in test], isolated), report)
+    sets = Sets(frames, valid, [f for test in tests.values() for f in test], isolated)
+    warn_or_refuse(sets, report, refuse=data.refuse_flaws)
     if start is None:
         potential = fresh_potential(config, frames, species, train_items, report)
         potential.set_core(closest)
@@ -471,11 +472,16 @@ def refuse_overwriting(out: str) -> None:
 
 def fingerprint(config: TrainConfig, sets: list[list[Item]], origin: dict | None) -> dict:
     """What must be the same for a training to go on: settings, data and the model that it started from."""
-    settings = config.model_dump(mode="json")
-    for name in ("save_minutes", "max_minutes"):
-        settings["training"].pop(name)
     data = [[list(item.graph) + list(item.labels) for item in items] for items in sets]
-    return {"settings": settings, "data": checksum(data), "start": checksum(origin)}
+    return {"settings": decisive_settings(config), "data": checksum(data), "start": checksum(origin)}
+
+
+def decisive_settings(config: TrainConfig) -> dict:
+    """The settings without those that change no bit of the outcome."""
+    settings = config.model_dump(mode="json")
+    for section, name in (("training", "save_minutes"), ("training", "max_minutes"), ("data", "refuse_flaws")):
+        settings[section].pop(name)
+    return settings
 
 
 def save_state(path: Path, job: Training, potential, averaged, optimizer, done: Progress) -> None:

@@ -424,7 +424,7 @@ RUNS = [
     ("validate methane", trained(valid="methane.xyz"), DataError, "validation set has C .*; the potential knows H, O"),
     ("test gold", trained(test="gold.xyz"), DataError, r"test gold\.xyz set has Au"),
     ("isolated nothing", trained(isolated_atoms="no.xyz"), FileNotFoundError, r"data file is 'no\.xyz'"),
-    ("isolated bare", trained(isolated_atoms="bare.xyz"), DataError, "isolated atoms lack an energy of H, O; add one"),
+    ("isolated bare", trained(isolated_atoms="bare.xyz"), DataError, "isolated atoms lack an energy of H, O. Add one"),
     ("E0 lack one", trained(reference_energies={"H": 0.0}), DataError, "reference energies lack O; give one for every"),
     ("E0 of Xx", trained(reference_energies={"H": 0.0, "O": 0.0, "Xx": 0.0}), ConfigError, r"species has \['Xx'\]"),
     (

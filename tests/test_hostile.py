@@ -27,7 +27,7 @@ from segnn_ase.config import AccelerationWarning, DataError, ModelFileError, Out
 from segnn_ase.data import read_frames
 from segnn_ase.files import append, write_atomically
 from segnn_ase.md import MDError, read_restart
-from segnn_ase.train import train
+from segnn_ase.train import decisive_settings, train
 
 CORRUPTIONS = 1000
 
@@ -683,9 +683,7 @@ def training(trained, tmp_path):
     settings = configured(tmp_path)
     resume = tmp_path / "model.resume.pt"
     content = load_tensors(resume)
-    content["fingerprint"]["settings"] = settings.model_dump(mode="json")
-    for name in ("save_minutes", "max_minutes"):
-        content["fingerprint"]["settings"]["training"].pop(name)
+    content["fingerprint"]["settings"] = decisive_settings(settings)
     save_tensors(resume, content)
     return settings, resume, content
 
