@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from segnn_ase import SEGNNCalculator
+from segnn_ase.analysis import radial_distribution
 from segnn_ase.checkpoint import find_model
-from segnn_ase.md import MDConfig, radial_distribution, run_md
+from segnn_ase.md import MDConfig, run_md
 from segnn_ase.plot import plot_energy_drift, plot_rdf
 
 out = Path("md_water")

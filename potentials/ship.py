@@ -32,7 +32,7 @@ from segnn_ase import SEGNNCalculator
 from segnn_ase.assess import characterize
 from segnn_ase.checkpoint import describe, load_with_metadata, save_potential
 from segnn_ase.config import TrainConfig, read_toml
-from segnn_ase.md import radial_distribution
+from segnn_ase.analysis import radial_distribution
 from segnn_ase.train import prepare
 
 HERE = Path(__file__).parent

@@ -211,8 +211,10 @@ def md(
     """Run molecular dynamics; the same command goes on where it was stopped."""
     given = {name: value for name, value in locals().items() if name in MD_OPTIONS}
     with reported_errors():
+        from segnn_ase.analysis import check_pairs
         from segnn_ase.calculator import SEGNNCalculator
-        from segnn_ase.md import MDConfig, check_pairs, plot_run, read_structure, run_md
+        from segnn_ase.ensembles import MDConfig
+        from segnn_ase.md import plot_run, read_structure, run_md
 
         _prepare_process(threads)
         files = {"trajectory": f"{out}.xyz", "log": f"{out}.csv", "restart": f"{out}.npz"}

@@ -37,6 +37,10 @@ class DeviceError(SEGNNError, RuntimeError):
     """The requested device does not exist here."""
 
 
+class MDError(SEGNNError, RuntimeError):
+    """A simulation was stopped by a guard, or cannot be resumed from its restart file."""
+
+
 class OutOfTime(SEGNNError, RuntimeError):
     """`max_minutes` are over: everything is saved, and the same call goes on."""
 

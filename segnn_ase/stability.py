@@ -16,6 +16,7 @@ from ase.md.verlet import VelocityVerlet
 
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.config import AccelerationWarning, SEGNNError
+from segnn_ase.ensembles import set_velocities
 from segnn_ase.neighbors import neighbor_list
 from segnn_ase.potential import Potential
 
@@ -43,7 +44,7 @@ class Trajectory(NamedTuple):
     closest: float  # see `Stability`
 
 
-def timestep_for(atoms: Atoms) -> float:
+def usual_timestep(atoms: Atoms) -> float:
     """A usual time step, fs: 0.5 with hydrogen, longer with the square root of the smallest mass."""
     return float(np.clip(0.5 * math.sqrt(atoms.get_masses().min()), *TIMESTEPS))
 
@@ -65,7 +66,7 @@ def stability(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AccelerationWarning)  # said when the training began
         calculator = SEGNNCalculator(potential, accelerate=accelerate, domain="ignore", device=str(potential.device))
-        timestep = timestep_for(atoms)
+        timestep = usual_timestep(atoms)
         runs = []
         for heat, friction in ((1.0, None), (HOT, FRICTION)):
             mine = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
@@ -82,8 +83,7 @@ def stability(
 
 
 def _dynamics(atoms: Atoms, timestep: float, temperature: float, friction, rng) -> MolecularDynamics:
-    masses = atoms.get_masses()[:, None]
-    atoms.set_momenta(rng.standard_normal((len(atoms), 3)) * np.sqrt(units.kB * temperature * masses))
+    set_velocities(atoms, temperature, rng)
     if friction is None:
         return VelocityVerlet(atoms, timestep * units.fs)
     friction = friction / units.fs

@@ -16,8 +16,8 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.certificate import Check
 from segnn_ase.config import SEGNNError
+from segnn_ase.ensembles import set_velocities
 from segnn_ase.graph import graph_from_arrays, within
-from segnn_ase.md import set_velocities
 from segnn_ase.neighbors import Neighbors
 from segnn_ase.potential import Prediction, predict
 

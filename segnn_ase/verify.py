@@ -21,11 +21,11 @@ from ase.neighborlist import neighbor_list as ase_neighbor_list
 
 import segnn_ase
 from segnn_ase.accelerate import ROUNDING, TABLE_TOLERANCE
+from segnn_ase.analysis import energy_slope
 from segnn_ase.calculator import SEGNNCalculator, members_of
 from segnn_ase.certificate import Certificate, Check
 from segnn_ase.config import ConfigError, SEGNNError
 from segnn_ase.files import progress_bar
-from segnn_ase.md import energy_slope
 from segnn_ase.neighbors import Neighbors
 from segnn_ase.potential import Potential
 from segnn_ase.subject import (

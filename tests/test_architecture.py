@@ -12,8 +12,8 @@ import segnn_ase
 PACKAGE = Path(segnn_ase.__file__).parent
 LEVELS = (
     {"config", "files", "o3", "neighbors", "plot", "codegen", "tables", "uncertainty"},
-    {"graph", "operations", "triton_codegen", "archive", "surrogate"},
-    {"kernels", "data", "copies"},
+    {"graph", "operations", "triton_codegen", "archive", "surrogate", "ensembles", "analysis"},
+    {"kernels", "data", "copies", "restart"},
     {"layers", "flaws"},
     {"model", "program", "relations"},
     {"plan", "doctor"},

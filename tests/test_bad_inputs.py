@@ -22,6 +22,7 @@ from test_data import emt_atoms
 from test_md import Morse, crystal
 
 from segnn_ase import Potential, SEGNNCalculator, load_potential, save_potential
+from segnn_ase.analysis import radial_distribution
 from segnn_ase.assess import evaluate_files
 from segnn_ase.config import (
     ConfigError,
@@ -38,7 +39,8 @@ from segnn_ase.config import (
     read_toml,
 )
 from segnn_ase.data import LabelKeys, read_frames
-from segnn_ase.md import MDConfig, radial_distribution, read_structure, run_md
+from segnn_ase.ensembles import MDConfig
+from segnn_ase.md import read_structure, run_md
 from segnn_ase.neighbors import SkinNeighbors, neighbor_list
 from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
 from segnn_ase.potential import parse_species

@@ -23,10 +23,18 @@ from test_train import configured, water_frames
 
 from segnn_ase import SEGNNCalculator, files
 from segnn_ase.checkpoint import checksum, load_tensors, load_with_metadata, save_potential, save_tensors
-from segnn_ase.config import AccelerationWarning, DataError, ModelFileError, OutputError, SEGNNError, StructureError
+from segnn_ase.config import (
+    AccelerationWarning,
+    DataError,
+    MDError,
+    ModelFileError,
+    OutputError,
+    SEGNNError,
+    StructureError,
+)
 from segnn_ase.data import read_frames
 from segnn_ase.files import append, write_atomically
-from segnn_ase.md import MDError, read_restart
+from segnn_ase.restart import read_restart
 from segnn_ase.train import decisive_settings, train
 
 CORRUPTIONS = 1000

@@ -19,9 +19,11 @@ from ase.io import read
 from systems import NAMED
 
 from segnn_ase import md
+from segnn_ase.analysis import energy_slope, radial_distribution
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.config import ConfigError, OutOfTime, StructureError
-from segnn_ase.md import MDConfig, MDError, energy_slope, radial_distribution, run_md
+from segnn_ase.config import ConfigError, MDError, OutOfTime, StructureError
+from segnn_ase.ensembles import MDConfig
+from segnn_ase.md import run_md
 
 CUTOFF, DEPTH, WIDTH, REST = 3.4, 0.3, 1.4, 2.55  # Å, eV, 1/Å, Å
 

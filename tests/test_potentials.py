@@ -9,8 +9,9 @@ from ase.md.verlet import VelocityVerlet
 
 from segnn_ase import SEGNNCalculator, load_potential
 from segnn_ase.checkpoint import find_model, load_with_metadata, shipped_potentials
-from segnn_ase.config import DomainError
-from segnn_ase.md import MDConfig, MDError, run_md, set_velocities
+from segnn_ase.config import DomainError, MDError
+from segnn_ase.ensembles import MDConfig, set_velocities
+from segnn_ase.md import run_md
 
 NAMES = ("acetylacetone-pbe", "silicon-pbe", "water-pbe0")
 

@@ -15,7 +15,7 @@ from segnn_ase import load_potential
 from segnn_ase import train as training
 from segnn_ase.checkpoint import checksum, find_model
 from segnn_ase.config import ConfigError, OptimConfig
-from segnn_ase.stability import Stability, stability, timestep_for
+from segnn_ase.stability import Stability, stability, usual_timestep
 from segnn_ase.train import Progress, better, train
 
 SHORTEST = {(1, 1): 1.5, (1, 6): 1.0, (1, 8): 0.9, (6, 6): 1.3, (6, 8): 1.15, (8, 8): 2.3}  # Å
@@ -48,9 +48,9 @@ def test_atoms_that_meet_end_a_rollout(small_potential):
 
 
 def test_time_steps_follow_the_lightest_atom():
-    assert timestep_for(molecule("H2O")) == pytest.approx(0.502, abs=1e-3)
-    assert timestep_for(bulk("C")) == pytest.approx(1.73, abs=0.01)
-    assert timestep_for(bulk("Au")) == 2.0
+    assert usual_timestep(molecule("H2O")) == pytest.approx(0.502, abs=1e-3)
+    assert usual_timestep(bulk("C")) == pytest.approx(1.73, abs=0.01)
+    assert usual_timestep(bulk("Au")) == 2.0
 
 
 def test_rollouts_are_logged_when_they_are_due_and_change_no_bit(tmp_path):
