@@ -18,6 +18,12 @@ from segnn_ase.items import Item, collate_items, loss_and_prediction, make_item
 from segnn_ase.potential import Potential, Prediction, predict, resolve_device
 
 
+def speed_up(potential: Potential, items: list[Item], mode: str = "auto") -> None:
+    """Let compiled code evaluate a potential whose weights stay; it is checked on the largest structure."""
+    largest = max(items, key=lambda item: len(item.graph.edge_src))
+    accelerate(potential, largest.graph.to(potential.device), mode, tables=True)
+
+
 def evaluate(potential: Potential, items: list[Item], settings: OptimConfig) -> dict:
     """Loss and errors on labelled structures: rmse and mae of energy (eV/atom), forces (eV/Å), stress (eV/Å^3)."""
     return errors_of(residuals(potential, items, settings))
@@ -142,9 +148,8 @@ def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = Non
         check_species(frames, potentials[0].species, path)
         items = [make_item(f, potentials[0].cutoff) for f in frames]
         if not errors:
-            largest = max(items, key=lambda item: len(item.graph.edge_src))
             for potential in potentials:
-                accelerate(potential, largest.graph.to(potential.device), tables=True)
+                speed_up(potential, items)
         if len(potentials) > 1:
             values = committee_residuals(potentials, items, OptimConfig(), committee.factors)
             errors[path] = errors_of(values)

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from segnn_ase import plot
-from segnn_ase.accelerate import accelerate, accelerate_training
+from segnn_ase.accelerate import accelerate_training
 from segnn_ase.assess import (
     characterize,
     committee_residuals,
@@ -29,6 +29,7 @@ from segnn_ase.assess import (
     evaluate,
     plot_parities,
     residuals,
+    speed_up,
     spread_factor,
 )
 from segnn_ase.checkpoint import (
@@ -591,7 +592,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     """Evaluate the best model on every set, store its errors in the file, write plots, print the table."""
     potential, metadata = load_with_metadata(config.out)
     potential = potential.to(resolve_device(config.training.device))
-    accelerate(potential, job.train[0].graph.to(potential.device), config.training.accelerate)
+    speed_up(potential, job.train, config.training.accelerate)
     characterize(potential, job.train, job.valid, job.closest, job.potential.domain)
     sets = {"train": job.train, "valid": job.valid, **job.test}
     errors = {}
@@ -614,10 +615,8 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
 def finish_committee(config: TrainConfig, members: list[TrainConfig], job: Training, *, progress: bool) -> dict:
     """Measure the spread of the members against their errors, and write the committee's file."""
     potentials = [load_with_metadata(member.out)[0] for member in members]
-    graph = job.train[0].graph
     for potential in potentials:
-        potential.to(resolve_device(config.training.device))
-        accelerate(potential, graph.to(potential.device), config.training.accelerate)
+        speed_up(potential.to(resolve_device(config.training.device)), job.train, config.training.accelerate)
     values = committee_residuals(potentials, job.valid or job.train, config.training)
     factors = {name: spread_factor(values, name) for name in ("energy", "forces", "stress")}
     metadata = {"training": config.model_dump(mode="json")}
