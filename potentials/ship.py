@@ -29,10 +29,10 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.assess import characterize
-from segnn_ase.checkpoint import describe, load_with_metadata, save_potential
-from segnn_ase.config import TrainConfig, read_toml
 from segnn_ase.analysis import radial_distribution
+from segnn_ase.assess import characterize, speed_up
+from segnn_ase.checkpoint import describe, load_committee, load_with_metadata, save_potential
+from segnn_ase.config import TrainConfig, read_toml
 from segnn_ase.train import prepare
 
 HERE = Path(__file__).parent
@@ -122,9 +122,10 @@ def measure_again(name: str, folder: str) -> None:
         settings = read_toml(HERE / name / "train.toml")
         # a name of its own: no training is to be gone on with
         job = prepare(TrainConfig.parse({**settings, "out": "measured_again.pt"}), report=print)
-    characterize(potential, job.train, job.valid, job.closest)
+    speed_up(potential, job.train)
+    characterize(potential, job.train, job.valid, job.closest, lone_atoms=job.lone_atoms)
     save_potential(path, potential, metadata=metadata)
-    print(describe(potential, metadata))
+    print(describe(load_committee(path)))
 
 
 def main(name: str, trained: str, frames: str | None = None) -> None:

@@ -35,7 +35,7 @@ def errors_of(collected: dict[str, np.ndarray]) -> dict:
         delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
         errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None
         errors[f"{name}_mae"] = float(np.mean(np.abs(delta))) if len(delta) else None
-    if len(collected.get("forces_std", ())):
+    if np.isfinite(collected.get("forces_std", np.nan)).all():
         errors["forces_std"] = float(np.sqrt(np.mean(collected["forces_std"] ** 2)))
     return errors
 
@@ -70,7 +70,8 @@ def predicted_deviations(potential: Potential, graph: Graph, prediction: Predict
     u = potential.uncertainty.to(features)
     graph = graph.to("cpu")
     energy = u.energy_std(sum_over_atoms(features, graph)) / torch.bincount(graph.batch, minlength=graph.n_graphs)
-    return {"energy": energy, "forces": u.force_std(u.leverage(features))[:, None].expand(-1, 3)}
+    found = {"energy": energy, "forces": u.force_std(u.leverage(features))[:, None].expand(-1, 3)}
+    return {name: std for name, std in found.items() if bool(torch.isfinite(std).all())}
 
 
 def committee_residuals(
@@ -99,20 +100,24 @@ def characterize(
     train: list[Item],
     valid: list[Item],
     closest: dict[tuple[int, int], float],
-    before: domain.Domain | None = None,
+    *,
+    lone_atoms: bool,
+    before: Potential | None = None,
 ) -> None:
     """Store in the potential what its training structures covered, and how far its predictions may be off.
 
-    closest: see `smallest_distances`; before: the domain of a potential that was fine-tuned.
+    closest: see `smallest_distances`; lone_atoms: whether E0 are energies of lone atoms; before: the potential that
+    was fine-tuned.
     """
     predictions, errors = see(potential, train)
-    potential.uncertainty = uncertainty.measure(errors, see(potential, valid)[1])
+    known = None if before is None else before.uncertainty
+    potential.uncertainty = uncertainty.measure(errors, see(potential, valid)[1], known)
     covered = [
-        domain.Covered(item.graph, p, density(item.atoms), potential.uncertainty.leverage(p.features.double()))
+        domain.Covered(item.graph, p, _density(item.atoms), potential.uncertainty.leverage(p.features.double()))
         for item, p in zip(train, predictions, strict=True)
     ]
-    found = domain.measure(potential, covered, closest)
-    potential.domain = domain.merged(found, before) if found and before else found or before
+    found, known = domain.measure(potential, covered, closest, lone_atoms=lone_atoms), before and before.domain
+    potential.domain = domain.merged(found, known) if found and known else found or known
 
 
 def see(potential: Potential, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
@@ -126,7 +131,7 @@ def see(potential: Potential, items: list[Item]) -> tuple[list[Prediction], list
     return predictions, residuals
 
 
-def density(atoms: Atoms) -> float | None:
+def _density(atoms: Atoms) -> float | None:
     """amu/Å^3, of a structure that is periodic in three directions."""
     return domain.density_of(atoms.numbers, atoms.cell.volume) if atoms.pbc.all() else None
 

@@ -3,6 +3,8 @@
 import copy
 import difflib
 import importlib.util
+import math
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
+from ase.outputs import Properties
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.accelerate import MODES, accelerate
@@ -107,7 +110,9 @@ class SEGNNCalculator(Calculator):
             expect(isinstance(value, bool), name, value, "True or False")
         self._tables = tables
         self._domain, self._warned = domain, set()
-        self._check = None if self.potentials[0].domain is None else DomainCheck(self.potentials[0])
+        first = self.potentials[0]
+        self._check = None if first.domain is None else DomainCheck(first)
+        self._uncertainty = None if first.uncertainty is None else first.uncertainty.to(first.readout.last.last.weight)
         self._accelerate, self._settled = accelerate, False
         self._captured: list[CapturedPredict | None] = [None] * len(self.potentials)
         elements = {tuple(p.symbols) for p in self.potentials}
@@ -148,10 +153,15 @@ class SEGNNCalculator(Calculator):
             self._predict(k, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
             for k, p in enumerate(self.potentials)
         ]
-        self.results = _results(members, self._factors)
+        results = _results(members, self._factors)
         volume = float(atoms.cell.volume) if periodic else None
-        self._judge(self.results, graphs[self.potentials[0].cutoff], members, volume)
-        self._report(self.results)
+        self._judge(results, graphs[self.potentials[0].cutoff], members, volume)
+        self._report(results)  # what is refused here must not be found in the cache
+        self.results = results
+
+    def export_properties(self) -> Properties:
+        """ASE's own properties; the deviations and what is outside are in `results` only."""
+        return Properties({name: self.results[name] for name in self.implemented_properties if name in self.results})
 
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
         """Results of many structures, several in one pass: for screening, and for small molecules several times faster.
@@ -186,25 +196,24 @@ class SEGNNCalculator(Calculator):
 
     def _judge(self, results: dict, graph: Graph, members: Sequence[Prediction], volume) -> None:
         """Add to the results how far they may be off and why, from one structure's graphs and predictions."""
-        potential, p, leverage = self.potentials[0], members[0], None
-        u = potential.uncertainty
+        p, u, leverage = members[0], self._uncertainty, None
         if u is not None:
             leverage = _numpy(u.leverage(p.features)).astype(float)
-            if len(members) == 1:
+            if len(members) == 1 and math.isfinite(u.alpha):
                 results["energy_std"] = float(u.energy_std(p.features.sum(0, keepdim=True)))
-                if p.forces is not None:
-                    results["forces_std"] = np.repeat(u.force_std(leverage)[:, None], 3, axis=1)
+            if len(members) == 1 and p.forces is not None and math.isfinite(u.beta):
+                results["forces_std"] = np.repeat(u.force_std(leverage)[:, None], 3, axis=1)
         if self._check is not None:
             results["outside_domain"] = self._check(graph, p, volume=volume, leverage=leverage)
 
     def _report(self, results: dict, where: str = "") -> None:
         for outside in results.get("outside_domain", ()):
-            text = f"{where}outside the training data: {outside.reason}. What would help: {outside.help}"
+            text = f"{where}outside the training data: {outside.reason}. What would help: frames {outside.help}"
             if self._domain == "raise":
                 raise DomainError(text)
             if self._domain == "warn" and outside.kind not in self._warned:
                 self._warned.add(outside.kind)
-                warnings.warn(f"{text}. Said once of its kind.", DomainWarning, stacklevel=4)
+                warnings.warn(f"{text}. Said once of its kind.", DomainWarning, stacklevel=_level())
 
     def _alone(self, structures: list[Atoms], first: int, cutoff: float) -> list[Graph]:
         graphs = []
@@ -305,10 +314,7 @@ def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | No
             "this model is not smooth (smooth = false): its energy jumps when an atom crosses the cutoff, and MD "
             "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
         )
-    potential = potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
-    if potential.uncertainty is not None:
-        potential.uncertainty = potential.uncertainty.to(potential.readout.last.last.weight)
-    return potential
+    return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:
@@ -384,6 +390,14 @@ def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
         for name, stack in stacks.items():
             results[f"{name}_std"] = factors.get(name, 1.0) * stack.std(axis=0, ddof=1)
     return results
+
+
+def _level() -> int:
+    """The stack level of the first caller that is neither this package nor ASE, seen from this function's caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("segnn_ase", "ase"):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

@@ -7,6 +7,7 @@ A checksum over the whole content refuses what is bit-flipped or spliced.
 import copy
 import hashlib
 import io
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -123,7 +124,12 @@ class Committee(NamedTuple):
 
 
 def save_committee(path: "str | Path", committee: Committee) -> None:
-    """Write the members of a committee to one file, which `SEGNNCalculator` takes like that of a potential."""
+    """Write the members of a committee to one file, which `SEGNNCalculator` takes like that of a potential.
+
+    Raises ConfigError for members with other elements or another cutoff than the first.
+    """
+    kinds = {(tuple(p.species), p.cutoff) for p in committee.potentials}
+    expect(len(kinds) == 1, "potentials", sorted(kinds), "members with the same elements and cutoff")
     content = {
         "format": COMMITTEE,
         "version": VERSION,
@@ -188,8 +194,8 @@ def load_committee(model: "str | Path") -> Committee:
             if isinstance(error, ModelFileError):
                 raise
             raise ModelFileError(f"{path} does not describe a committee: {error}") from error
-        if not potentials:
-            raise ModelFileError(f"{path} is a committee without members")
+        if len({(tuple(p.species), p.cutoff) for p in potentials}) != 1:
+            raise ModelFileError(f"{path} is a committee without members, or of members with other elements or cutoffs")
         return committee
     potential, metadata = _read(path, content)
     return Committee([potential], {}, metadata)
@@ -283,8 +289,9 @@ def shipped_potentials() -> dict[str, Path]:
     return {path.parent.name: path for path in sorted(folder.glob("*/model.pt"))}
 
 
-def describe(potential: Potential, metadata: dict, *, members: int = 1) -> str:
+def describe(committee: Committee) -> str:
     """A page about a model: elements, settings, reference energies, size, measured errors."""
+    potential, metadata = committee.potentials[0], committee.metadata
     references = ", ".join(
         f"{chemical_symbols[z]} {e:.4f}" for z, e in zip(potential.species, potential.reference_energies, strict=True)
     )
@@ -297,12 +304,13 @@ def describe(potential: Potential, metadata: dict, *, members: int = 1) -> str:
         f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
         f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
     ]
-    if members > 1:
-        lines.insert(0, f"committee of {members} potentials like this one")
+    if len(committee.potentials) > 1:
+        factors = ", ".join(f"{name} {factor:.3g}" for name, factor in committee.factors.items())
+        lines.insert(0, f"committee   {len(committee.potentials)} potentials like this one; spread times {factors}")
     if potential.domain is not None:
         lines.append(f"domain      {domain.describe(potential.domain, potential.symbols)}")
-    if potential.uncertainty is not None:
-        u = potential.uncertainty
+    u = potential.uncertainty
+    if len(committee.potentials) == 1 and u is not None and math.isfinite(u.beta):
         lines.append(
             f"uncertainty of a usual force {1e3 * u.beta:.3g} meV/Å, growing with the leverage to the power of "
             f"{u.gamma:.2g}; calibrated on {u.calibrated_on} frames"

@@ -148,8 +148,7 @@ def info(model: Annotated[str, typer.Argument(help="model file or name of a ship
     with reported_errors():
         from segnn_ase.checkpoint import describe, load_committee
 
-        potentials, _, metadata = load_committee(model)
-        typer.echo(describe(potentials[0], metadata, members=len(potentials)))
+        typer.echo(describe(load_committee(model)))
 
 
 @app.command()
@@ -171,10 +170,13 @@ def verify(
     given = {name: value for name, value in locals().items() if name in VERIFY_OPTIONS}
     with reported_errors():
         from segnn_ase.certificate import table, write
+        from segnn_ase.checkpoint import load_with_metadata
         from segnn_ase.md import read_structure
         from segnn_ase.verify import verify as run
 
         _prepare_process(threads)
+        if store:
+            load_with_metadata(model)  # refuses what cannot keep it, before all the work
         certificate = run(model, read_structure(structure), progress=True, **given)
         typer.echo(table(certificate))
         for path in write(certificate, json=json, png=png, model=model if store else None):

@@ -255,6 +255,7 @@ class ReferenceEnergies(NamedTuple):
     method: str
     rank: int | None  # of the composition matrix, for a fit
     residual: float | None  # rms, eV/atom, for a fit
+    of_atoms: bool = False  # whether they are energies of lone atoms
 
     def report(self) -> str:
         text = f"E0 from {self.method}: " + ", ".join(f"{chemical_symbols[z]} {e:.4f}" for z, e in self.values.items())
@@ -283,12 +284,12 @@ def reference_energies(
         missing = [chemical_symbols[z] for z in species if z not in table]
         if missing:
             raise DataError(f"reference energies lack {', '.join(missing)}; give one for every element or none at all")
-        return ReferenceEnergies({z: float(table[z]) for z in species}, "a table", None, None)
+        return ReferenceEnergies({z: float(table[z]) for z in species}, "a table", None, None, True)
     atoms = [f for f in (*frames, *(isolated or ())) if is_isolated_atom(f) and f.energy is not None]
     lonely = {int(f.atoms.numbers[0]): f.energy for f in atoms}
     missing = [chemical_symbols[z] for z in species if z not in lonely]
     if not missing:
-        return ReferenceEnergies({z: lonely[z] for z in species}, "isolated atoms", None, None)
+        return ReferenceEnergies({z: lonely[z] for z in species}, "isolated atoms", None, None, True)
     if isolated is not None:
         raise DataError(f"isolated atoms lack an energy of {', '.join(missing)}; add one frame of one atom for each")
     labelled = [f for f in frames if f.energy is not None]

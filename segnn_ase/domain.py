@@ -28,6 +28,8 @@ DISTANCE = 0.9  # times the shortest; the core repulsion begins a little above
 class Domain(NamedTuple):
     """What the training structures covered; species in the order of the potential."""
 
+    lone_atoms: bool  # whether E0 are energies of lone atoms, not a fit
+
     frames: int
     closest: Tensor  # (S, S) Å, infinite for pairs that never met within the cutoff
     neighbors: Tensor  # (S, 2) fewest and most within the cutoff; the fewest exceeds the most for one never seen
@@ -54,10 +56,13 @@ class Outside(NamedTuple):
     help: str
 
 
-def measure(potential: Potential, frames: Sequence[Covered], closest: dict[tuple[int, int], float]) -> Domain | None:
+def measure(
+    potential: Potential, frames: Sequence[Covered], closest: dict[tuple[int, int], float], *, lone_atoms: bool
+) -> Domain | None:
     """The domain of training structures with neighbours, None without any.
 
-    closest: Å by pairs of atomic numbers, see `Potential.set_core`.
+    closest: Å by pairs of atomic numbers, see `Potential.set_core`; lone_atoms: where E0 are those of lone atoms,
+    these are inside.
     """
     frames = [c for c in frames if len(c.graph.edge_src)]
     if not frames:
@@ -76,6 +81,7 @@ def measure(potential: Potential, frames: Sequence[Covered], closest: dict[tuple
     densities = [c.density for c in frames if c.density is not None]
     binding = [binding_energy(potential, c.graph.numbers, c.prediction) for c in frames]
     return Domain(
+        lone_atoms=lone_atoms,
         frames=len(frames),
         closest=distances,
         neighbors=seen,
@@ -87,7 +93,7 @@ def measure(potential: Potential, frames: Sequence[Covered], closest: dict[tuple
 
 
 def merged(new: Domain, old: Domain) -> Domain:
-    """What both cover, for a potential that was fine-tuned; the features are those of the new one."""
+    """What both cover, for a potential that was fine-tuned."""
 
     def both(a, b):
         return a or b if a is None or b is None else (min(a[0], b[0]), max(a[1], b[1]))
@@ -98,13 +104,14 @@ def merged(new: Domain, old: Domain) -> Domain:
     most = most.masked_fill(unseen, -1).amax(0)
     gone = unseen.all(0)
     return Domain(
+        lone_atoms=old.lone_atoms,
         frames=new.frames + old.frames,
         closest=torch.minimum(new.closest, old.closest),
         neighbors=torch.stack([lowest.masked_fill(gone, 1), most.masked_fill(gone, 0)], 1),
         density=both(new.density, old.density),
         binding=both(new.binding, old.binding),
         max_force=max(new.max_force, old.max_force),
-        max_leverage=new.max_leverage,
+        max_leverage=max(new.max_leverage, old.max_leverage),
     )
 
 
@@ -155,8 +162,8 @@ class DomainCheck:
         found = []
         counts = neighbor_counts(graph, self.potential.cutoff) if p.neighbors is None else p.neighbors
         counts = counts.cpu().numpy()
-        if not counts.any():
-            return []  # lone atoms have exactly their reference energies
+        if self.domain.lone_atoms and not counts.any():
+            return []  # such atoms have exactly their reference energies
         if (counts < fewest).any() or (counts > most).any():
             found.append(self._neighbors(numbers, counts, fewest, most))
         if p.close or p.close is None:
@@ -177,10 +184,10 @@ class DomainCheck:
         lowest, highest = self.domain.neighbors[self._index[numbers[atom]]].tolist()
         who = f"{chemical_symbols[numbers[atom]]} {atom} has {counts[atom]} neighbours"
         if lowest > highest:
-            return Outside("neighbors", f"{who}, but there was none of its element in training", _frames("with it"))
+            return Outside("neighbors", f"{who}, but there was none of its element in training", "with it")
         crowded = counts[atom] > highest
         where = "denser structures or contacts" if crowded else "surfaces, clusters or single molecules"
-        return Outside("neighbors", f"{who}; in training it had {lowest} to {highest}", _frames(f"of {where}"))
+        return Outside("neighbors", f"{who}; in training it had {lowest} to {highest}", f"of {where}")
 
     def _distance(self, graph: Graph) -> list[Outside]:
         kind = self.potential.species_index[graph.numbers]
@@ -194,21 +201,23 @@ class DomainCheck:
         d, seen = float(edge_vectors(graph)[e].norm()), float(self.domain.closest[kind[i], kind[j]])
         a, b = (chemical_symbols[int(graph.numbers[k])] for k in (i, j))
         before = "they never met in training" if math.isinf(seen) else f"the closest in training were {seen:.2f} Å"
-        help = _frames(f"with {a}-{b} distances down to {d:.2f} Å, such as compressed cells or collisions")
+        help = f"with {a}-{b} distances down to {d:.2f} Å, such as compressed cells or collisions"
         return [Outside("distance", f"{a} {i} and {b} {j} are {d:.2f} Å apart; {before}", help)]
 
     def _density(self, density: float) -> list[Outside]:
         low, high = self.domain.density
-        if (1 - DENSITY) * low <= density <= (1 + DENSITY) * high:
+        if density <= (1 + DENSITY) * high:  # too low may be a vacuum in the cell: the neighbours tell
             return []
         reason = f"the density is {density:.4g} amu/Å^3; in training it was {low:.4g} to {high:.4g}"
-        return [Outside("density", reason, _frames(f"of cells strained to {density:.2g} amu/Å^3"))]
+        return [Outside("density", reason, f"of cells compressed to {density:.2g} amu/Å^3")]
 
     def _energy(self, binding: float) -> Outside:
         low, high = self.domain.binding
-        reason = f"the energy is {binding:.3f} eV/atom from that of lone atoms; in training {low:.3f} to {high:.3f}"
-        where = "at higher temperature" if binding > high else "of this kind: so low an energy is hardly real"
-        return Outside("energy", reason, _frames(where))
+        reason = f"the energy is {binding:.3f} eV/atom from the sum of E0; in training {low:.3f} to {high:.3f}"
+        where = (
+            "of such structures, or hotter ones" if binding > high else "of this kind: so low an energy is hardly real"
+        )
+        return Outside("energy", reason, where)
 
     def _forces(self, numbers, forces: Tensor) -> list[Outside]:
         f = forces.cpu().numpy()
@@ -218,7 +227,7 @@ class DomainCheck:
         atom = int(np.abs(f).max(axis=1).argmax())
         who = f"{chemical_symbols[numbers[atom]]} {atom}"
         reason = f"a force on {who} is {largest:.3g} eV/Å; the largest in training was {self.domain.max_force:.3g}"
-        return [Outside("forces", reason, _frames("at higher temperature or with shorter distances"))]
+        return [Outside("forces", reason, "at higher temperature or with shorter distances")]
 
     def _leverage(self, numbers, leverage: np.ndarray) -> list[Outside]:
         largest = float(leverage.max())
@@ -228,11 +237,7 @@ class DomainCheck:
         who = f"{chemical_symbols[numbers[atom]]} {atom}"
         seen = self.domain.max_leverage
         reason = f"the surroundings of {who} are new: leverage {largest:.3g}, in training at most {seen:.3g}"
-        return [Outside("features", reason, _frames(f"with surroundings like those of {who}"))]
-
-
-def _frames(what: str) -> str:
-    return f"frames {what}"
+        return [Outside("features", reason, f"with surroundings like those of {who}")]
 
 
 def parse(values: dict, n_species: int) -> Domain:

@@ -152,6 +152,8 @@ def start(atoms: Atoms, config: MDConfig) -> Run:
     dof = degrees_of_freedom(atoms, config.ensemble)
     run = Run(atoms, config, make_dynamics(atoms, config, rng, dof), rng, dof, array("d"))
     refresh(run)
+    if reason := distrust(run):
+        raise MDError(f"the run does not start: {reason}")
     for name in OUTPUTS:
         if getattr(config, name) is not None:
             Path(getattr(config, name)).unlink(missing_ok=True)
@@ -171,7 +173,7 @@ def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
                 run.dynamics.step()
             except (SEGNNError, np.linalg.LinAlgError) as error:
                 stop(run, good, step, str(error), error)
-            reason = violation(run) or observe(run, step)
+            reason = violation(run) or distrust(run) or observe(run, step)
             if reason is not None:
                 stop(run, good, step, reason)
             good = snapshot(run.atoms)
@@ -213,7 +215,16 @@ def violation(run: Run) -> str | None:
     if not math.isfinite(temperature):
         return f"the temperature is {temperature}"
     if config.max_temperature is not None and temperature > config.max_temperature:
-        return f"the temperature is {temperature:.0f} K, above max_temperature = {config.max_temperature:g} K"
+        return (
+            f"the temperature is {temperature:.0f} K, above max_temperature = {config.max_temperature:g} K. A smaller "
+            "timestep, a relaxed starting structure or a potential trained on such structures may help"
+        )
+    return None
+
+
+def distrust(run: Run) -> str | None:
+    """Return why the potential is not to be trusted here, or None."""
+    config = run.config
     if config.max_forces_std is not None:
         spread = uncertainty_of(run)
         if not spread <= config.max_forces_std:
@@ -223,8 +234,8 @@ def violation(run: Run) -> str | None:
     if config.stop_outside_domain and run.atoms.calc.results["outside_domain"]:
         ways = run.atoms.calc.results["outside_domain"]
         return (
-            f"it left what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would help: "
-            f"labels for the refused frame, and {'; '.join(way.help for way in ways)}"
+            f"this is outside what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would "
+            f"help: labels for the refused frame, and frames {'; '.join(way.help for way in ways)}"
         )
     return None
 
@@ -325,8 +336,7 @@ def stop(run: Run, good: Snapshot, step: int, reason: str, cause: Exception | No
         except OutputError as error:
             where += f" ({error})"
     raise MDError(
-        f"stopped at step {step} ({step * config.timestep:g} fs): {reason}. The frame before {where}. Look at it; a "
-        "smaller timestep, a relaxed starting structure or a potential trained on such structures may help."
+        f"stopped at step {step} ({step * config.timestep:g} fs): {reason}. The frame before {where}."
     ) from cause
 
 

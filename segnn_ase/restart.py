@@ -32,6 +32,7 @@ COLUMNS = (
     *("forces_std", "outside", "conserved"),
 )
 OUTPUTS = ("log", "trajectory")  # files that grow
+LIMITS = ("max_minutes", "max_temperature", "max_energy_drift", "max_forces_std", "stop_outside_domain")
 PROBE = 4096  # bytes at a mark that must be the same when a run goes on
 ULM_BLOCK = 42  # the offset table of ASE's .traj grows by this factor: 1, 42, 42², ...
 
@@ -140,7 +141,10 @@ def read_restart(path: str) -> tuple[dict, dict[str, np.ndarray]]:
         raise unreadable(path, str(error) or type(error).__name__) from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
-        raise MDError(f"restart is {path!r}, of format {found!r}; expected {FORMAT!r}")
+        raise MDError(
+            f"restart is {path!r}, of format {found!r}; expected {FORMAT!r}. Finish that run with the version "
+            "that wrote it, or remove the file to start anew."
+        )
     try:
         wrong = check_state(header, arrays)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -196,7 +200,7 @@ def set_state(dynamics: MolecularDynamics, config: MDConfig, arrays: dict[str, n
 def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError saying what is not as in the run that wrote the restart file."""
     old, new = dict(header["config"]), config.model_dump()
-    old["max_minutes"] = new["max_minutes"]
+    old.update({name: new[name] for name in LIMITS})
     for name in SUFFIXES:  # files may have been moved: what they hold is compared with the marks
         if old[name] is not None and new[name] is not None and Path(old[name]).suffix == Path(new[name]).suffix:
             old[name] = new[name]
@@ -208,8 +212,8 @@ def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -
     differing += [f"the {name} of the atoms are others" for name in here if not np.array_equal(here[name], there[name])]
     if differing:
         raise ConfigError(
-            f"restart is {config.restart!r}, written by another run: {'; '.join(differing)}. Only steps may be raised: "
-            "go back to the old settings, or start anew with other file names."
+            f"restart is {config.restart!r}, written by another run: {'; '.join(differing)}. Only steps may be "
+            "raised, and limits changed: go back to the old settings, or start anew with other file names."
         )
 
 

@@ -33,6 +33,7 @@ from segnn_ase.assess import (
     spread_factor,
 )
 from segnn_ase.checkpoint import (
+    COMMITTEE,
     Committee,
     checksum,
     load_tensors,
@@ -110,6 +111,8 @@ class Training(NamedTuple):
     valid: list[Item]
     test: dict[str, list[Item]]
     closest: dict[tuple[int, int], float]  # Å, see `smallest_distances`
+    lone_atoms: bool  # whether E0 are energies of lone atoms
+    before: Potential | None  # that is fine-tuned
     metadata: dict
     fingerprint: dict  # of settings, data and starting point
 
@@ -133,9 +136,9 @@ def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> 
 
     Their spread is too small by a factor that is measured on the validation set and kept with them.
     """
+    output_files(config.out)  # refuses other names
+    refuse_all_but_committees(config.out)
     report, members = _printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
-    if Path(config.out).exists() and not Path(members[0].out).exists():
-        refuse_overwriting(config.out)
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
         job = prepare(member, split_seed=config.training.seed, report=report if k == 1 else lambda text: None)
@@ -218,9 +221,13 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                 write_history(files["csv"], done.history)
                 log_scalars(writer, row)
             done.loss = 0.0
-            if time.monotonic() - last_save > 60 * settings.save_minutes or done.epoch == settings.epochs:
+            if time.monotonic() - last_save > 60 * settings.save_minutes:
                 save_state(files["resume"], job, potential, averaged, optimizer, done)
                 last_save = time.monotonic()
+        if stopped or done.history:
+            save_state(files["resume"], job, potential, averaged, optimizer, done)
+        if stopped:  # in the last validation
+            raise KeyboardInterrupt(f"stopped; the same command goes on from {files['resume']}")
     save_potential(files["last"], averaged, metadata={**job.metadata, "epoch": done.epoch})
     return finish(config, job, done.history, files, progress=progress)
 
@@ -346,8 +353,8 @@ def better(row: dict, done: Progress, settings: OptimConfig) -> bool:
     """Whether a model is to be kept instead of the one before."""
     if settings.select == "loss":
         return row["valid_loss"] < done.best
-    if row["survived"] is None:
-        return False
+    if row["survived"] is None:  # only until a rollout has been
+        return not done.survived and done.best == math.inf
     return (-row["survived"], row["valid_loss"]) < (-done.survived, done.best)
 
 
@@ -391,21 +398,27 @@ def prepare(
     sets = Sets(frames, valid, [f for test in tests.values() for f in test], isolated)
     warn_or_refuse(sets, report, refuse=data.refuse_flaws)
     if start is None:
-        potential = fresh_potential(config, frames, species, train_items, report)
+        potential, lone_atoms = fresh_potential(config, frames, species, train_items, report)
         potential.set_core(closest)
-        origin = None
+        before = origin = None
     else:
+        before = copy.deepcopy(start[0])
+        lone_atoms = before.domain is not None and before.domain.lone_atoms
         potential = start[0].to(getattr(torch, settings.dtype))
         potential.requires_grad_(True)
+        potential.domain = potential.uncertainty = None  # measured again at the end
         potential.set_core(closest, keep_smaller=True)
         shift_references(potential, frames, train_items, settings, report)
         origin = {k: v for k, v in start[1].items() if k != "fine_tuned_from"}
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
     identity = fingerprint(config, [train_items, valid_items], origin)
-    return Training(potential, train_items, valid_items, test_items, closest, metadata, identity)
+    return Training(potential, train_items, valid_items, test_items, closest, lone_atoms, before, metadata, identity)
 
 
-def fresh_potential(config: TrainConfig, frames: list[Frame], species: list[int], items: list[Item], report):
+def fresh_potential(
+    config: TrainConfig, frames: list[Frame], species: list[int], items: list[Item], report
+) -> tuple[Potential, bool]:
+    """An untrained potential, and whether its reference energies are those of lone atoms."""
     data, settings = config.data, config.training
     table = None
     if data.reference_energies is not None:
@@ -429,7 +442,7 @@ def fresh_potential(config: TrainConfig, frames: list[Frame], species: list[int]
         f"energy scale {scale:.3f} eV; {sum(p.numel() for p in potential.parameters())} parameters; "
         f"{np.mean([len(item.graph.edge_src) / len(item.graph.numbers) for item in items]):.1f} neighbours per atom"
     )
-    return potential
+    return potential, references.of_atoms
 
 
 def shift_references(potential: Potential, frames: list[Frame], items: list[Item], settings: OptimConfig, report):
@@ -469,6 +482,18 @@ def refuse_overwriting(out: str) -> None:
     """Raise ConfigError for a model that is there without the resume file of its training."""
     if Path(out).exists() and not output_files(out)["resume"].exists():
         raise ConfigError(f"out is {out!r}, which exists and is no training to go on with: rename or remove it")
+
+
+def refuse_all_but_committees(out: str) -> None:
+    """Raise ConfigError for a file that is there and is no committee."""
+    if not Path(out).exists():
+        return
+    try:
+        known = load_tensors(out).get("format") == COMMITTEE
+    except ModelFileError:
+        known = False
+    if not known:
+        raise ConfigError(f"out is {out!r}, which exists and is no committee to go on with: rename or remove it")
 
 
 def fingerprint(config: TrainConfig, sets: list[list[Item]], origin: dict | None) -> dict:
@@ -593,7 +618,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], files: dict,
     potential, metadata = load_with_metadata(config.out)
     potential = potential.to(resolve_device(config.training.device))
     speed_up(potential, job.train, config.training.accelerate)
-    characterize(potential, job.train, job.valid, job.closest, job.potential.domain)
+    characterize(potential, job.train, job.valid, job.closest, lone_atoms=job.lone_atoms, before=job.before)
     sets = {"train": job.train, "valid": job.valid, **job.test}
     errors = {}
     for name, items in sets.items():

@@ -20,6 +20,7 @@ from torch import Tensor
 
 RIDGE = 1e-6  # r, of the mean diagonal
 POWERS = np.linspace(0.0, 2.0, 41)  # for gamma
+ENOUGH = 300  # atoms held out, for a power law of their own
 FLOOR = 1e-6  # eV and eV/Å: an error of exactly zero is an accident
 
 
@@ -36,10 +37,11 @@ class Uncertainty(NamedTuple):
 
     atoms: Tensor  # (n, n) float64
     frames: Tensor  # (n, n) float64
-    alpha: float  # eV
-    beta: float  # eV/Å
+    alpha: float  # eV; NaN where there were no energies
+    beta: float  # eV/Å; NaN where there were no forces
     gamma: float
     calibrated_on: str  # "validation", or "training" where there was no other
+    counts: tuple[int, int]  # atoms and frames behind the two forms
 
     def to(self, like: Tensor) -> "Uncertainty":
         """With the dtype and on the device of a tensor."""
@@ -58,26 +60,44 @@ class Uncertainty(NamedTuple):
         return self.alpha * torch.linalg.vector_norm(sums @ self.frames, dim=1)
 
 
-def measure(train: Sequence[Residuals], held_out: Sequence[Residuals]) -> Uncertainty:
-    """The forms of the training frames, calibrated on frames that were held out; on the first where there are none."""
-    atoms = torch.cat([one.features for one in train]).double()
+def measure(
+    train: Sequence[Residuals], held_out: Sequence[Residuals], before: Uncertainty | None = None
+) -> Uncertainty:
+    """The forms of the training frames, calibrated on frames that were held out; on the first where there are none.
+
+    before: of the potential that was fine-tuned. What it knows is not forgotten: the forms are added, taking the
+    features to be much the same, and few atoms held out do not make another power law.
+    """
+    features = torch.cat([one.features for one in train]).double()
     sums = torch.stack([one.features.double().sum(0) for one in train])
-    n = atoms.shape[1]
+    n = features.shape[1]
+    counts, of_atoms, of_frames = (len(features), len(train)), features.T @ features, sums.T @ sums
+    if before is not None:
+        counts = (counts[0] + before.counts[0], counts[1] + before.counts[1])
+        of_atoms = of_atoms + before.counts[0] * _form(before.atoms) / n
+        of_frames = of_frames + _form(before.frames)
     u = Uncertainty(
-        atoms=_inverse_factor(atoms.T @ atoms / len(atoms)) / n**0.5,
-        frames=_inverse_factor(sums.T @ sums),
+        atoms=_inverse_factor(of_atoms / counts[0]) / n**0.5,
+        frames=_inverse_factor(of_frames),
         alpha=1.0,
         beta=1.0,
         gamma=1.0,
         calibrated_on="validation" if held_out else "training",
+        counts=counts,
     )
     frames = held_out or train
     leverage = torch.cat([u.leverage(one.features.double()) for one in frames]).numpy()
-    beta, gamma = fit_power(leverage, np.concatenate([one.forces for one in frames]))
+    powers = [before.gamma] if before is not None and len(leverage) < ENOUGH else POWERS
+    beta, gamma = fit_power(leverage, np.concatenate([one.forces for one in frames]), powers)
     energies = np.array([one.energy for one in frames])
     sums = torch.stack([one.features.double().sum(0) for one in frames])
     alpha, _ = fit_power(u.energy_std(sums).numpy(), energies[:, None], [1.0])
     return u._replace(alpha=alpha, beta=beta, gamma=gamma)
+
+
+def _form(factor: Tensor) -> Tensor:
+    """The form of which `_inverse_factor` is the factor."""
+    return torch.linalg.inv((factor @ factor.T).double())
 
 
 def _inverse_factor(form: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from segnn_ase.checkpoint import (
     checksum,
     describe,
     find_model,
+    load_committee,
     load_potential,
     load_tensors,
     load_with_metadata,
@@ -260,6 +261,6 @@ def test_a_file_comes_before_a_shipped_name(file, monkeypatch):
 
 
 def test_describe_is_a_page_about_the_model(file):
-    page = describe(*load_with_metadata(file))
+    page = describe(load_committee(file))
     for part in ("H O Cu", "H -13.6000", "4x0e+4x1o", "cutoff      3.5 Å", "float32", "energy_rmse 0.001"):
         assert part in page

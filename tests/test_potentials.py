@@ -104,7 +104,9 @@ def test_a_run_that_leaves_the_domain_stops(name, build, settings, message, tmp_
     atoms = build()
     atoms.calc = SEGNNCalculator(name, domain="ignore")
     names = {"trajectory": tmp_path / "md.xyz", "restart": tmp_path / "md.npz"}
-    with pytest.raises(MDError, match=rf"left what .* trained on: .*{message}.*What would help: labels for") as caught:
+    with pytest.raises(
+        MDError, match=rf"outside what .* trained on: .*{message}.*What would help: labels for"
+    ) as caught:
         run_md(atoms, MDConfig(steps=2000, stop_outside_domain=True, **settings, **names), progress=False)
     step = int(str(caught.value).split()[3])
     assert ase.io.read(tmp_path / "md_last_good.extxyz").info["step"] == step - 1 > 0

@@ -470,6 +470,33 @@ def test_early_stopping(tmp_path):
     assert load_with_metadata(Path(config.out).with_suffix(".last.pt"))[1]["epoch"] == len(losses)
 
 
+def test_stopped_by_patience_before_any_rollout_a_model_is_kept_and_the_end_is_saved(tmp_path):
+    options = {"epochs": 50, "patience": 1, "learning_rate": 0.3, "select": "stability", "rollout_steps": 5}
+    config = configured(tmp_path, water_frames(8), **options)
+    train(config, progress=False)
+    epochs = len(history(config.out))
+    assert epochs < 50 and load_with_metadata(config.out)[0].domain is not None
+    train(config, progress=False)  # goes on to nothing
+    assert len(history(config.out)) == epochs
+
+
+def test_a_signal_in_the_last_validation_is_not_lost(tmp_path, monkeypatch):
+    validate = training.validate
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return validate(*arguments)
+
+    config = configured(tmp_path, water_frames(8), epochs=1, committee=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
+            train(config, progress=False)
+    assert not (tmp_path / "model.2.pt").exists()
+    train(config, progress=False)
+    assert len(load_committee(config.out).potentials) == 2
+
+
 def test_validation_every_so_many_epochs_and_at_the_end(tmp_path):
     config = configured(tmp_path, water_frames(6), epochs=5, validate_every=2)
     train(config, progress=False)
@@ -781,9 +808,20 @@ def test_a_committee_that_was_stopped_goes_on(committee, tmp_path, monkeypatch):
 
 def test_another_file_is_not_replaced_by_a_committee(committee, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"precious")
-    with pytest.raises(ConfigError, match="exists and is no training to go on with"):
+    with pytest.raises(ConfigError, match="exists and is no committee to go on with"):
         train(configured(tmp_path, data={"train": committee[0].data.train}, committee=2), progress=False)
     assert (tmp_path / "model.pt").read_bytes() == b"precious"
+    member = Path(committee[0].out).with_suffix(".1.pt").read_bytes()
+    (tmp_path / "model.pt").write_bytes(member)  # a potential, even with its resume file
+    (tmp_path / "model.resume.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match="exists and is no committee to go on with"):
+        train(configured(tmp_path, data={"train": committee[0].data.train}, committee=2), progress=False)
+    with pytest.raises(ConfigError, match=r"out is .model.; expected a name that ends in \.pt"):
+        train(
+            configured(tmp_path, data={"train": committee[0].data.train}, committee=2).model_copy(
+                update={"out": "model"}
+            )
+        )
 
 
 def test_settings_from_toml(tmp_path):

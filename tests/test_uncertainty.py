@@ -74,6 +74,21 @@ def test_missing_labels_are_left_out_and_none_at_all_give_nan():
     assert np.isfinite(measure(train, spoilt[:1]).beta)
 
 
+def test_fine_tuning_does_not_forget_what_was_known():
+    old, new = frames(300, 10, power=1.5), frames(3, 11, width=0.01)
+    before = measure(old, frames(300, 12, power=1.5))
+    u = measure(new, frames(2, 13), before)
+    assert u.counts == (303 * 6, 303) and u.gamma == before.gamma
+    h = torch.cat([u.leverage(one.features) for one in old])
+    assert float(h.square().mean()) == pytest.approx(1.0, rel=0.02)
+    assert float(measure(new, [], None).leverage(old[0].features).max()) > 50  # they alone know nothing of the old
+    together = measure([*old, *new], [])
+    torch.testing.assert_close(u.leverage(old[0].features), together.leverage(old[0].features), rtol=1e-4, atol=0)
+    sums = torch.stack([one.features.sum(0) for one in old])
+    ratio = u.energy_std(sums) / u.alpha, together.energy_std(sums) / together.alpha
+    torch.testing.assert_close(*ratio, rtol=1e-3, atol=0)
+
+
 def test_features_that_never_vary_are_no_obstacle():
     train = [one._replace(features=torch.ones(6, 5, dtype=torch.float64)) for one in frames(10, 9)]
     u = measure(train, train)

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from segnn_ase import calculator, cli, layers, model, neighbors, potential
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.certificate import Check, summary, table, write
-from segnn_ase.checkpoint import describe, find_model, load_with_metadata, save_potential
+from segnn_ase.checkpoint import describe, find_model, load_committee, load_with_metadata, save_potential
 from segnn_ase.config import ConfigError, StructureError
 from segnn_ase.engine import Engine
 from segnn_ase.neighbors import SkinNeighbors
@@ -333,7 +333,7 @@ def test_the_command_fails_where_a_check_does(small_potential, tmp_path):
     ase.io.write(tmp_path / "a.xyz", water())
     result = segnn("verify", tmp_path / "m.pt", tmp_path / "a.xyz", "--steps", STEPS, "--store")
     assert result.exit_code == 1 and "FAIL" in result.stdout and "Traceback" not in result.output
-    assert "fails cutoff, last neighbour, energy; cutoff" in describe(*load_with_metadata(tmp_path / "m.pt"))
+    assert "fails cutoff, last neighbour, energy; cutoff" in describe(load_committee(tmp_path / "m.pt"))
     result = segnn("verify", tmp_path / "m.pt", tmp_path / "no.xyz")
     assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith("error: structure is")
 
