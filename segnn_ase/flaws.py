@@ -14,6 +14,7 @@ from segnn_ase.data import Frame, is_isolated_atom, reference_energies, species_
 from segnn_ase.surrogate import collect_pairs
 
 DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
+LABELS = ("energy", "forces", "stress")
 FEW = 0.05  # part of the frames that may be a mistake; more are meant
 
 
@@ -181,12 +182,11 @@ def find_detached_atoms(frames: list[Frame]) -> list[Finding]:
     chosen = np.array([which.any() for which in alone], bool)
     if not chosen.any():
         return []
-    wrong = np.array([is_pulled(f, which) for f, which in zip(known, alone, strict=True)]) & (chosen.mean() < FEW)
+    few = chosen.mean() < FEW
+    wrong = np.array([few and is_pulled(f, which) for f, which in zip(known, alone, strict=True)], bool)
     findings = []
-    text = (
-        f"of {len(known)} frames have an atom without a neighbour within {DETACHED[0]:g} Å and {DETACHED[1]:g} times "
-    )
-    text += "the sum of the covalent radii"
+    text = f"of {len(known)} frames have an atom without a neighbour within {DETACHED[0]:g} Å and "
+    text += f"{DETACHED[1]:g} times the sum of the covalent radii"
     if wrong.any():
         advice = "Broken coordinates, or a molecule cut by a box that the file has lost? Repair or drop them"
         message = f"{wrong.sum()} {text}, and a force on it that nothing so far away can give"
@@ -449,7 +449,7 @@ def same_labels(a: Frame, b: Frame) -> bool:
 
 def superfluous(frames: list[Frame], match: Match) -> set[int]:
     """Which of two copies that agree tells nothing more: the one with fewer labels, or the later one."""
-    labels = {n: {k for k, x in enumerate(frames[n][1:4]) if x is not None} for n in (match.first, match.second)}
+    labels = {n: {k for k in LABELS if getattr(frames[n], k) is not None} for n in (match.first, match.second)}
     kept, other = sorted(labels, key=lambda n: (-len(labels[n]), n))
     return {other} if labels[other] <= labels[kept] else set()
 
