@@ -362,7 +362,7 @@ def copies_within(name: str, frames: list[Frame], found: list[Match]) -> list[Fi
         findings.append(Finding("duplicates", "warning", text, numbered(frames, same), "Drop them", ("drop",)))
     if differ:
         text = f"{len(differ)} frames of the {name} set are the same structures with different labels"
-        advice = "Two levels of theory, or a calculation that did not converge? Keep one"
+        advice = "Two levels of theory, forces of another sign or orientation, or no convergence? Keep the right one"
         findings.append(Finding("contradiction", "error", text, numbered(frames, differ), advice))
     for kind, words in (
         ("symmetry", "equal another in energy and distances: copies by symmetry or another order of atoms"),
