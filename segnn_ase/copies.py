@@ -88,15 +88,10 @@ def displacement(a: Atoms, b: Atoms) -> float:
     """Rms component of displacements after shift and rotation, Å; infinite if the order of atoms is another."""
     if not np.array_equal(a.numbers, b.numbers):
         return np.inf
+    (old, new), turn = frames_of(a, b), turn_onto(a, b)
+    new = new @ turn
     if not a.pbc.any():
-        x, y = (atoms.positions - atoms.positions.mean(0) for atoms in (a, b))
-        u, s, v = np.linalg.svd(y.T @ x)
-        s[-1] *= np.sign(np.linalg.det(u @ v))
-        return float(np.sqrt(max(0.0, ((x**2).sum() + (y**2).sum() - 2 * s.sum()) / x.size)))
-    old, new = a.cell.complete().array, b.cell.complete().array
-    u, _, v = np.linalg.svd(new.T @ old)
-    u[:, -1] *= np.sign(np.linalg.det(u @ v))
-    new = new @ u @ v  # turned onto the other cell, not mirrored
+        return float(np.sqrt(((old - new) ** 2).mean()))
     shift = b.cell.scaled_positions(b.positions) - a.cell.scaled_positions(a.positions) if a.pbc.all() else None
     if shift is None:
         shift = np.linalg.solve(old.T, (b.positions - a.positions).T).T
@@ -105,6 +100,26 @@ def displacement(a: Atoms, b: Atoms) -> float:
     moved = (shift - shift.mean(0)) @ ((old + new) / 2)
     strained = ((new - old)[a.pbc] ** 2).sum() / 12  # mean over the cell of the square of s (new - old), |s| < 1/2
     return float(np.sqrt((moved**2).mean() + strained / 3))
+
+
+def frames_of(a: Atoms, b: Atoms) -> list[np.ndarray]:
+    """What orients each of two structures, as rows, Å: the cell if there is one, or the positions about their mean."""
+    if a.pbc.any():
+        return [atoms.cell.complete().array for atoms in (a, b)]
+    return [atoms.positions - atoms.positions.mean(0) for atoms in (a, b)]
+
+
+def turn_onto(a: Atoms, b: Atoms) -> np.ndarray:
+    """The rotation R, (3, 3), without a reflection, after which vectors of b, as rows v R, are oriented as those of a.
+
+    The identity if they are already: a linear molecule determines no rotation about its axis.
+    """
+    x, y = frames_of(a, b)
+    if np.sqrt(((x - y) ** 2).mean()) < SAME:
+        return np.eye(3)
+    u, _, v = np.linalg.svd(y.T @ x)
+    u[:, -1] *= np.sign(np.linalg.det(u @ v))
+    return u @ v
 
 
 def compare(a: Atoms, b: Atoms, distance: float, same_energy: bool) -> str:
@@ -144,6 +159,7 @@ class Described(NamedTuple):
 def matches(first: Described, second: Described) -> list[Match]:
     """For each structure of `first` the closest of `second`, if one of the same composition is there.
 
+    Of several that are exactly it the first is taken, so that all copies are compared with the same one.
     With one and the same set for both no structure is its own match.
     """
     found, others = [], groups_of(second.structures)
@@ -157,7 +173,9 @@ def matches(first: Described, second: Described) -> list[Match]:
         for row, n in enumerate(mine):
             candidates = [(theirs[c], float(d)) for c, d in zip(columns[row], distances[row], strict=True)]
             kinds = [_kind(first, n, second, m, distance) for m, distance in candidates]
+            exact = [k for k, kind in enumerate(kinds) if kind == "exact"]
             best = next((k for k, kind in enumerate(kinds) if kind), 0)
+            best = min(exact, key=lambda k: candidates[k][0]) if exact else best
             found.append(Match(n, *candidates[best], kinds[best], float(medians[row])))
     return found
 

@@ -30,14 +30,13 @@ from segnn_ase.data import (
     split_index,
 )
 from segnn_ase.files import write_atomically
-from segnn_ase.flaws import OF_FRAMES, OF_SETS, Finding, Sets, fit_residuals, sentence, where_of
+from segnn_ase.flaws import LABELS, OF_FRAMES, OF_SETS, Finding, Sets, fit_residuals, sentence, where_of
 from segnn_ase.neighbors import check_geometry
 from segnn_ase.plot import plot_dataset
 from segnn_ase.relations import OF_FIT, VOIGT, Judged, judge
 from segnn_ase.surrogate import collect_pairs
 
 SEVERITIES = ("error", "warning", "note")
-LABELS = ("energy", "forces", "stress")
 WORDS = {  # a name that holds one of these words looks like a label
     "energy": {"energy", "energies", "e", "en", "etot", "toten"},
     "forces": {"force", "forces", "f", "frc", "gradient", "gradients", "grad"},

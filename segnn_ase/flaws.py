@@ -7,11 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
-from ase.units import GPa
+from ase.units import Bohr, GPa, Hartree
 
-from segnn_ase.copies import NEAR, Described, Match, displacement, groups_of, matches, prints_of
+from segnn_ase.copies import NEAR, Described, Match, displacement, groups_of, matches, prints_of, turn_onto
 from segnn_ase.data import Frame, is_isolated_atom, reference_energies, species_of
 from segnn_ase.surrogate import collect_pairs
+
+DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
+LABELS = ("energy", "forces", "stress")
+FEW = 0.05  # part of the frames that may be a mistake; more are meant
 
 
 class Finding(NamedTuple):
@@ -171,6 +175,50 @@ def shortest_distance(atoms: Atoms) -> float:
     return float(relative.min(initial=np.inf))
 
 
+def find_detached_atoms(frames: list[Frame]) -> list[Finding]:
+    """Atoms far from all others: torn molecules, whose labels are of whole ones, and atoms that really left."""
+    known = [f for f in frames if len(f.atoms) > 1]
+    alone = [detached_atoms(f.atoms) for f in known]
+    chosen = np.array([which.any() for which in alone], bool)
+    if not chosen.any():
+        return []
+    few = chosen.mean() < FEW
+    wrong = np.array([few and is_pulled(f, which) for f, which in zip(known, alone, strict=True)], bool)
+    findings = []
+    text = f"of {len(known)} frames have an atom without a neighbour within {DETACHED[0]:g} Å and "
+    text += f"{DETACHED[1]:g} times the sum of the covalent radii"
+    if wrong.any():
+        advice = "Broken coordinates, or a molecule cut by a box that the file has lost? Repair or drop them"
+        message = f"{wrong.sum()} {text}, and a force on it that nothing so far away can give"
+        findings.append(Finding("detached atoms", "error", message, sources_of(known, wrong), advice))
+    if (rest := chosen & ~wrong).any():
+        severity = "warning" if chosen.mean() < 0.5 else "note"
+        advice = "If that is not meant, drop them; if it is, the cutoff cannot join what is farther apart"
+        findings.append(Finding("detached atoms", severity, f"{rest.sum()} {text}", sources_of(known, rest), advice))
+    return findings
+
+
+def detached_atoms(atoms: Atoms) -> np.ndarray:
+    """Which atoms, (N,), are farther from all others and all images than both limits."""
+    alone = np.bincount(collect_pairs([atoms], DETACHED[0]).i, minlength=len(atoms)) == 0
+    if alone.any():
+        reach = DETACHED[1] * covalent_radii[atoms.numbers]
+        pairs = collect_pairs([atoms], max(DETACHED[0], 2 * reach.max()))
+        near = np.linalg.norm(pairs.vectors, axis=1) < reach[pairs.i] + reach[pairs.j]
+        alone[pairs.i[near]] = False
+    return alone
+
+
+def is_pulled(frame: Frame, alone: np.ndarray) -> bool:
+    """Is the force on a detached atom clearly larger than that between unit charges as far apart as its neighbour?"""
+    for n in np.flatnonzero(alone) if frame.forces is not None else ():
+        others = np.delete(np.arange(len(alone)), n)
+        r = frame.atoms.get_distances(n, others, mic=bool(frame.atoms.pbc.any())).min()
+        if np.linalg.norm(frame.forces[n]) > max(0.05, 1.2 * Hartree * Bohr / r**2):
+            return True
+    return False
+
+
 def find_large_stress(frames: list[Frame]) -> list[Finding]:
     known = [np.abs(f.stress).max() for f in frames if f.stress is not None]
     if known and np.median(known) > 0.6:
@@ -306,14 +354,15 @@ def find_copies(sets: Sets) -> list[Finding]:
 def copies_within(name: str, frames: list[Frame], found: list[Match]) -> list[Finding]:
     findings = []
     exact = [m for m in found if m.kind == "exact"]
-    same = {max(m.first, m.second) for m in exact if same_labels(frames[m.first], frames[m.second])}
-    differ = {n for m in exact if not same_labels(frames[m.first], frames[m.second]) for n in (m.first, m.second)}
+    agree = [same_labels(frames[m.first], frames[m.second]) for m in exact]
+    differ = {n for m, yes in zip(exact, agree, strict=True) if not yes for n in (m.first, m.second)}
+    same = {n for m, yes in zip(exact, agree, strict=True) if yes for n in superfluous(frames, m)} - differ
     if same:
-        text = f"{len(same)} frames of the {name} set repeat an earlier one"
+        text = f"{len(same)} frames of the {name} set repeat another one"
         findings.append(Finding("duplicates", "warning", text, numbered(frames, same), "Drop them", ("drop",)))
     if differ:
         text = f"{len(differ)} frames of the {name} set are the same structures with different labels"
-        advice = "Two levels of theory, or a calculation that did not converge? Keep one"
+        advice = "Two levels of theory, forces of another sign or orientation, or no convergence? Keep the right one"
         findings.append(Finding("contradiction", "error", text, numbered(frames, differ), advice))
     for kind, words in (
         ("symmetry", "equal another in energy and distances: copies by symmetry or another order of atoms"),
@@ -389,11 +438,20 @@ def numbered(frames: list[Frame], chosen: set[int]) -> tuple[str, ...]:
 
 
 def same_labels(a: Frame, b: Frame) -> bool:
-    """Labels that both have agree to 1 meV/atom and 10 meV/Å."""
-    energies = a.energy is None or b.energy is None or abs(a.energy - b.energy) < 1e-3 * len(a.atoms)
-    if a.forces is None or b.forces is None or a.atoms.pbc.any() != b.atoms.pbc.any():
-        return energies
-    return energies and np.allclose(np.linalg.norm(a.forces, axis=1), np.linalg.norm(b.forces, axis=1), atol=0.01)
+    """Labels that both of two copies have agree to 1 meV/atom, 10 meV/Å and 1 meV/Å^3, turned as the structures are."""
+    turn = turn_onto(a.atoms, b.atoms)
+    if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > 1e-3 * len(a.atoms):
+        return False
+    if a.forces is not None and b.forces is not None and not np.allclose(a.forces, b.forces @ turn, atol=0.01):
+        return False
+    return a.stress is None or b.stress is None or np.allclose(a.stress, turn.T @ b.stress @ turn, atol=1e-3)
+
+
+def superfluous(frames: list[Frame], match: Match) -> set[int]:
+    """Which of two copies that agree tells nothing more: the one with fewer labels, or the later one."""
+    labels = {n: {k for k in LABELS if getattr(frames[n], k) is not None} for n in (match.first, match.second)}
+    kept, other = sorted(labels, key=lambda n: (-len(labels[n]), n))
+    return {other} if labels[other] <= labels[kept] else set()
 
 
 OF_FRAMES = (
@@ -401,6 +459,7 @@ OF_FRAMES = (
     find_force_outliers,
     find_net_forces,
     find_short_distances,
+    find_detached_atoms,
     find_large_stress,
     find_lone_elements,
     find_mixed_periodicity,

@@ -11,6 +11,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.verlet import VelocityVerlet
+from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa, Hartree, fs, kB, kcal, mol
 from matplotlib.image import imread
 from systems import NAMED, rattled, rotation, transformed
@@ -253,6 +254,58 @@ def test_net_forces_and_periodicity():
     assert "mixed periodicity" in codes_in(findings_of(images))
 
 
+def torn(atoms: Atoms, away=(8.0, 8.0, 8.0), *, size: float = 1.0) -> Atoms:
+    """The last atom moved away, its force of `size` times what it was."""
+    out, forces = atoms.copy(), atoms.calc.results["forces"].copy()
+    out.positions[-1] += away
+    forces[-1] *= size
+    return labelled(out, atoms.calc.results, forces=forces - forces.mean(0))
+
+
+def detached(images) -> dict:
+    return {f.severity: f.frames for f in findings_of(images) if f.code == "detached atoms"}
+
+
+def test_a_torn_molecule_with_the_forces_of_the_whole_one():
+    images = list(molecules())
+    images[7] = torn(images[7])
+    assert detached(images) == {"error": ("x.xyz, frame 7",)}
+    images[7].set_cell([40.0] * 3)
+    assert detached(images) == {"error": ("x.xyz, frame 7",)}
+    images[7].pbc = True
+    assert detached(images) == {"error": ("x.xyz, frame 7",)}
+    images[7] = labelled(images[7], images[7].calc.results, forces=None)
+    assert detached(images) == {"warning": ("x.xyz, frame 7",)}
+
+
+def test_an_atom_that_left_is_looked_at_only():
+    """Its forces are those of an atom that is alone."""
+    images = list(molecules())
+    images[7] = torn(images[7])
+    images[7] = labelled(images[7])  # EMT has no forces so far away
+    assert detached(images) == {"warning": ("x.xyz, frame 7",)}
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_dissociation_curves_are_no_error(size):
+    images = [torn(a, (3.0 + 0.5 * n, 0, 0), size=size) if n < 20 else a for n, a in enumerate(molecules())]
+    assert set(detached(images)) == {"warning"}
+
+
+def test_atoms_far_apart_by_nature_are_no_detached_ones():
+    """Isolated atoms, ions far apart (forces of unit charges), argon and wide cells of a metal."""
+    alone = [labelled(Atoms(z, cell=[15.0] * 3, pbc=True), {"energy": 0.0, "forces": [[0.0] * 3]}) for z in "CHO"]
+    assert not detached([*molecules(), *alone])
+    pull = 14.39 / 7.0**2
+    ions = labelled(Atoms("NaCl", [[0, 0, 0], [7.0, 0, 0]]), {"energy": 0.0, "forces": [[pull, 0, 0], [-pull, 0, 0]]})
+    assert set(detached([*molecules(), ions])) == {"warning"}
+    for atoms in (bulk("Ar", a=5.3, cubic=True), bulk("Cs", a=6.5, cubic=True), bulk("Cu", a=4.5, cubic=True)):
+        frames = [rattled(atoms, seed=n) for n in range(20)]
+        assert not detached([labelled(a, {"energy": 0.0, "forces": np.ones((len(a), 3))}) for a in frames])
+    gas = [labelled(Atoms("He2", [[0, 0, 0], [9.0 + n, 0, 0]]), {"energy": 0.0}) for n in range(9)]
+    assert set(detached(gas)) == {"note"}
+
+
 def test_energies_of_few_digits():
     for spoil in (lambda e: round(e, 2), lambda e: float(np.float32(e - 30000))):
         images = [labelled(a, a.calc.results, energy=spoil(a.calc.results["energy"])) for a in molecules()]
@@ -373,6 +426,74 @@ def test_duplicates_and_contradictions_within_a_set():
     found = {f.code: f for f in findings_of(images)}
     assert found["duplicates"].frames == ("x.xyz, frame 80",) and found["duplicates"].severity == "warning"
     assert found["contradiction"].frames == ("x.xyz, frame 4", "x.xyz, frame 81")
+
+
+def turned_with_labels(atoms: Atoms, matrix: np.ndarray) -> Atoms:
+    """A turned copy, its forces and stress turned with it."""
+    results = dict(atoms.calc.results, forces=atoms.calc.results["forces"] @ matrix.T)
+    if "stress" in results:
+        results["stress"] = full_3x3_to_voigt_6_stress(matrix @ atoms.get_stress(voigt=False) @ matrix.T)
+    return labelled(transformed(atoms, matrix, (3.0, -2.0, 1.0)), results)
+
+
+CONTRADICTIONS = {
+    "forces negated": scaled(-1, "forces"),
+    "stress negated": scaled(-1, "stress"),
+    "structure turned, not its forces": lambda a: labelled(transformed(a, rotation(5)), a.calc.results, stress=None),
+    "forces turned, not the structure": lambda a: labelled(
+        a, a.calc.results, forces=a.calc.results["forces"] @ rotation(5)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("flaw", "data"), [(f, d) for f in CONTRADICTIONS for d in ("alloys", "molecules") if has_what_is_spoilt(f, d)]
+)
+def test_forces_of_copies_are_compared_as_vectors(flaw, data, tmp_path):
+    """Frame 6 is spoilt, the last one is the same structure with right labels: neither may be dropped unasked."""
+    images = list(SOUND[data]())
+    images[6], last = CONTRADICTIONS[flaw](images[6]), images[6]
+    ase.io.write(tmp_path / "x.xyz", [*images, last])
+    report = check(tmp_path / "x.xyz")
+    (finding,) = (f for f in report.findings if f.code == "contradiction")
+    assert finding.severity == "error" and len(finding.frames) == 2
+    assert [s.rpartition(" ")[2] for s in finding.frames] == ["6", str(len(images))]
+    assert "duplicates" not in codes_in(report.findings)
+    repair(report, tmp_path / "fixed.xyz")
+    assert len(ase.io.read(tmp_path / "fixed.xyz", ":")) == len(images) + 1
+
+
+@pytest.mark.parametrize("data", ["alloys", "molecules"])
+def test_turned_copies_with_turned_labels_are_duplicates(data):
+    images = SOUND[data]()
+    found = {f.code: f.frames for f in findings_of([*images, turned_with_labels(images[6], rotation(5))])}
+    assert found["duplicates"] == (f"x.xyz, frame {len(images)}",) and "contradiction" not in found
+
+
+def test_linear_molecules_that_repeat_are_duplicates():
+    """Their rotation is not determined, and forces across the axis are compared all the same."""
+    forces = np.random.default_rng(0).normal(size=(3, 3))
+    one = labelled(molecule("CO2"), {"energy": 1.0, "forces": forces})
+    other = labelled(molecule("CO2"), {"energy": 1.0, "forces": -forces})
+    assert "duplicates" in codes_in(findings_of([one, one]))
+    assert errors_in(findings_of([one, other])) == {"contradiction"}
+
+
+def test_two_copies_against_two_are_a_contradiction():
+    wrong = scaled(-1, "forces")(molecules()[5])
+    found = {f.code: f.frames for f in findings_of([*molecules(), wrong, molecules()[5], wrong])}
+    assert {"x.xyz, frame 5", "x.xyz, frame 80"} <= set(found["contradiction"])
+    assert "x.xyz, frame 80" not in found.get("duplicates", ())
+
+
+def test_of_two_copies_the_one_with_fewer_labels_is_dropped():
+    images = list(molecules())
+    full, images[6] = images[6], labelled(images[6], images[6].calc.results, forces=None)
+    found = {f.code: f.frames for f in findings_of([*images, full])}
+    assert found["duplicates"] == ("x.xyz, frame 6",)
+    images[6] = labelled(full, {"forces": full.calc.results["forces"]})
+    full = labelled(full, {"energy": full.calc.results["energy"]})
+    assert "duplicates" not in codes_in(findings_of([*images, full]))
 
 
 def test_a_trajectory_is_to_be_split_into_blocks():
