@@ -16,6 +16,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.certificate import Check
 from segnn_ase.config import SEGNNError
+from segnn_ase.domain import Outside
 from segnn_ase.ensembles import set_velocities
 from segnn_ase.graph import graph_from_arrays, within
 from segnn_ase.neighbors import Neighbors
@@ -69,6 +70,7 @@ class Subject(NamedTuple):
     here: State  # of the structure, by `calc`
     sizes: Sizes
     run: Run
+    outside: list[Outside] | None  # of the training data; None where they are not known
     seed: int
 
     @property

@@ -82,12 +82,13 @@ def verify(
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, masses=atoms.get_masses())
     calc = make()
     here = state_of(calc, bare)
+    outside = calc.results.get("outside_domain")
     double = calc if calc.potentials[0].dtype is torch.float64 else make(dtype="float64")
     steps = int(np.clip(60_000 // len(bare), 60, 400)) if steps is None else steps
     with progress_bar(shown=progress, total=len(CHECKS) + 1, unit="check") as bar:
         run = constant_energy_run(calc, bare, steps, seed)
         bar.update()
-        subject = Subject(bare, make, calc, double, here, sizes_of(calc, bare, here), run, seed)
+        subject = Subject(bare, make, calc, double, here, sizes_of(calc, bare, here), run, outside, seed)
         checks: list[Check] = []
         for check in CHECKS:
             try:
@@ -456,6 +457,15 @@ def speed(s: Subject) -> list[Check]:
     return [Check("time of a step", s.run.ms_per_step, None, "ms", None, "reported only")]
 
 
+def training_data(s: Subject) -> list[Check]:
+    """What is outside the domain may hold all of the above and still be wrong."""
+    ways = s.outside
+    if ways is None:
+        return [without("training data", "the model file does not tell what it was trained on")]
+    note = "; ".join(way.reason for way in ways) if ways else "the structure is inside"
+    return [Check("outside the training data", float(len(ways)), None, "ways", None, note)]
+
+
 CHECKS = (
     rotation,
     reflection,
@@ -477,4 +487,5 @@ CHECKS = (
     constant_energy,
     memory,
     speed,
+    training_data,
 )
