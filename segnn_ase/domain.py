@@ -198,7 +198,7 @@ class DomainCheck:
             return []
         e = int(ratio.argmin())
         i, j = int(graph.edge_dst[e]), int(graph.edge_src[e])
-        d, seen = float(edge_vectors(graph)[e].norm()), float(self.domain.closest[kind[i], kind[j]])
+        d, seen = float(edge_vectors(graph)[e].norm()), float(self.domain.closest[int(kind[i]), int(kind[j])])
         a, b = (chemical_symbols[int(graph.numbers[k])] for k in (i, j))
         before = "they never met in training" if math.isinf(seen) else f"the closest in training were {seen:.2f} Å"
         help = f"with {a}-{b} distances down to {d:.2f} Å, such as compressed cells or collisions"
