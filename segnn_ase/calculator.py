@@ -48,6 +48,7 @@ CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress")
 OUTSIDE = ("warn", "raise", "ignore")
+THREE = np.ones(3)  # components
 
 
 class SEGNNCalculator(Calculator):
@@ -198,11 +199,11 @@ class SEGNNCalculator(Calculator):
         """Add to the results how far they may be off and why, from one structure's graphs and predictions."""
         p, u, leverage = members[0], self._uncertainty, None
         if u is not None:
-            leverage = _numpy(u.leverage(p.features)).astype(float)
+            leverage, energy_std = u.of_structure(p.features)
             if len(members) == 1 and math.isfinite(u.alpha):
-                results["energy_std"] = float(u.energy_std(p.features.sum(0, keepdim=True)))
+                results["energy_std"] = energy_std
             if len(members) == 1 and p.forces is not None and math.isfinite(u.beta):
-                results["forces_std"] = np.repeat(u.force_std(leverage)[:, None], 3, axis=1)
+                results["forces_std"] = u.force_std(leverage)[:, None] * THREE
         if self._check is not None:
             results["outside_domain"] = self._check(graph, p, volume=volume, leverage=leverage)
 

@@ -162,9 +162,9 @@ class DomainCheck:
         found = []
         counts = neighbor_counts(graph, self.potential.cutoff) if p.neighbors is None else p.neighbors
         counts = counts.cpu().numpy()
-        if self.domain.lone_atoms and not counts.any():
+        if self.domain.lone_atoms and counts[0] == 0 and not counts.any():
             return []  # such atoms have exactly their reference energies
-        if (counts < fewest).any() or (counts > most).any():
+        if np.count_nonzero((counts < fewest) | (counts > most)):
             found.append(self._neighbors(numbers, counts, fewest, most))
         if p.close or p.close is None:
             found += self._distance(graph)
@@ -221,7 +221,7 @@ class DomainCheck:
 
     def _forces(self, numbers, forces: Tensor) -> list[Outside]:
         f = forces.cpu().numpy()
-        largest = float(np.abs(f).max())
+        largest = float(np.maximum.reduce(np.abs(f), axis=None))
         if largest <= FORCE * self.domain.max_force:
             return []
         atom = int(np.abs(f).max(axis=1).argmax())
@@ -230,7 +230,7 @@ class DomainCheck:
         return [Outside("forces", reason, "at higher temperature or with shorter distances")]
 
     def _leverage(self, numbers, leverage: np.ndarray) -> list[Outside]:
-        largest = float(leverage.max())
+        largest = float(np.maximum.reduce(leverage))
         if largest <= LEVERAGE * self.domain.max_leverage:
             return []
         atom = int(leverage.argmax())

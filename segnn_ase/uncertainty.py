@@ -11,6 +11,7 @@ Bigi, Chong, Ceriotti, Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024)):
 alpha, beta and gamma maximise the likelihood of the errors on frames that were not trained on.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,6 +51,14 @@ class Uncertainty(NamedTuple):
     def leverage(self, features: Tensor) -> Tensor:
         """h of each atom (N,), from its features (N, n); 1 is usual among the training frames."""
         return torch.linalg.vector_norm(features @ self.atoms, dim=1)
+
+    def of_structure(self, features: Tensor) -> tuple[np.ndarray, float]:
+        """Leverages (N,) and the standard deviation of the energy, eV, of one structure."""
+        if features.device.type != "cpu":
+            return self.leverage(features).double().cpu().numpy(), float(self.energy_std(features.sum(0)[None])[0])
+        x = features.numpy()  # numpy begins its work sooner, which counts in a step of a small molecule
+        h, s = x @ self.atoms.numpy(), np.add.reduce(x, 0) @ self.frames.numpy()
+        return np.sqrt(np.add.reduce(h * h, 1, dtype=float)), self.alpha * math.sqrt(np.dot(s, s))
 
     def force_std(self, leverage):
         """Standard deviation of a force component of each atom, (N,) eV/Å, from its leverage."""
