@@ -54,11 +54,10 @@ class Uncertainty(NamedTuple):
 
     def of_structure(self, features: Tensor) -> tuple[np.ndarray, float]:
         """Leverages (N,) and the standard deviation of the energy, eV, of one structure."""
-        if features.device.type != "cpu":
-            return self.leverage(features).double().cpu().numpy(), float(self.energy_std(features.sum(0)[None])[0])
-        x = features.numpy()  # numpy begins its work sooner, which counts in a step of a small molecule
-        h, s = x @ self.atoms.numpy(), np.add.reduce(x, 0) @ self.frames.numpy()
-        return np.sqrt(np.add.reduce(h * h, 1, dtype=float)), self.alpha * math.sqrt(np.dot(s, s))
+        # products by PyTorch: the threads of numpy's would wait for work while the network needs their cores
+        h, s = features @ self.atoms, features.sum(0) @ self.frames
+        h, s = h.cpu().numpy(), s.cpu().numpy()
+        return np.sqrt(np.add.reduce(h * h, 1, dtype=float)), self.alpha * math.sqrt(np.add.reduce(s * s, dtype=float))
 
     def force_std(self, leverage):
         """Standard deviation of a force component of each atom, (N,) eV/Å, from its leverage."""
