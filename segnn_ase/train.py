@@ -185,6 +185,8 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
     done = Progress()
     if files["resume"].is_file():
         done = load_state(files["resume"], job, potential, averaged, optimizer)
+    else:  # first of all files: wherever it is killed, there is a training to go on with
+        save_state(files["resume"], job, potential, averaged, optimizer, done)
     writer = tensorboard_writer(files["tensorboard"]) if settings.tensorboard else None
 
     bar = progress_bar(shown=progress, total=settings.epochs, bar_format=BAR)

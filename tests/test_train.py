@@ -332,6 +332,21 @@ with segnn_ase.cli.reported_errors():
     assert_identical(folder, uninterrupted)
 
 
+def test_killed_between_the_first_model_and_the_first_save_it_goes_on(tmp_path, monkeypatch):
+    config = configured(tmp_path, water_frames(8), save_minutes=60)
+
+    def dies(*_):
+        raise RuntimeError("power failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_history", dies)  # right after the first model is written
+        with pytest.raises(RuntimeError, match="power failure"):
+            train(config, progress=False)
+    assert Path(config.out).exists()
+    train(config, progress=False)
+    assert len(history(config.out)) == 2
+
+
 def test_signal_handlers_are_put_back():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     with training.stop_on_signal() as received:
