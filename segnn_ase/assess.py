@@ -35,8 +35,9 @@ def errors_of(collected: dict[str, np.ndarray]) -> dict:
         delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
         errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None
         errors[f"{name}_mae"] = float(np.mean(np.abs(delta))) if len(delta) else None
-    if np.isfinite(collected.get("forces_std", np.nan)).all():
-        errors["forces_std"] = float(np.sqrt(np.mean(collected["forces_std"] ** 2)))
+    std = collected.get("forces_std", np.zeros(0))
+    if len(std) and np.isfinite(std).all():
+        errors["forces_std"] = float(np.sqrt(np.mean(std**2)))
     return errors
 
 

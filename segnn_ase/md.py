@@ -85,11 +85,12 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     """Run molecular dynamics of `atoms` with their calculator; positions, momenta and cell are moved in place.
 
     If config.restart exists, the run goes on from there, whatever the positions of `atoms`; only `steps` may
-    have been raised. Otherwise a log or trajectory that exists is refused unless `overwrite`. SIGINT and
-    SIGTERM finish the step, write the restart file and raise KeyboardInterrupt.
+    have been raised, and limits (`restart.LIMITS`) changed. Otherwise a log or trajectory that exists is refused
+    unless `overwrite`. SIGINT and SIGTERM finish the step, write the restart file and raise KeyboardInterrupt, the
+    end of `max_minutes` OutOfTime.
 
     Raises ConfigError for what cannot be run, MDError when a guard stops the run: then `atoms`, and a file
-    beside the trajectory, hold the last good frame.
+    beside the trajectory, hold the last good frame, and another file the one that was refused.
     """
     check_run(atoms, config)
     deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes

@@ -67,10 +67,7 @@ from segnn_ase.data import (
 )
 from segnn_ase.doctor import Sets, warn_or_refuse
 from segnn_ase.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
-from segnn_ase.graph import (
-    collate,
-    edge_vectors,
-)
+from segnn_ase.graph import collate, edge_vectors
 from segnn_ase.items import (
     Item,
     asked_for,
@@ -226,8 +223,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
             if time.monotonic() - last_save > 60 * settings.save_minutes:
                 save_state(files["resume"], job, potential, averaged, optimizer, done)
                 last_save = time.monotonic()
-        if stopped or done.history:
-            save_state(files["resume"], job, potential, averaged, optimizer, done)
+        save_state(files["resume"], job, potential, averaged, optimizer, done)
         if stopped:  # in the last validation
             raise KeyboardInterrupt(f"stopped; the same command goes on from {files['resume']}")
     save_potential(files["last"], averaged, metadata={**job.metadata, "epoch": done.epoch})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from systems import CUTOFF, rattled
+from systems import CUTOFF, NAMED, rattled
 
 from segnn_ase import SEGNNCalculator, domain
 from segnn_ase.assess import characterize
@@ -137,6 +137,14 @@ def test_every_path_finds_the_same(known, mode, dtype):
         results = [calculator.results, exact.results]
         for name in ("energy_std", "forces_std"):
             np.testing.assert_allclose(results[0][name], results[1][name], rtol=1e-2 if dtype == "float32" else 1e-6)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_system_is_judged_alike_by_every_path(known, name):
+    atoms = NAMED[name]()
+    found = [kinds(SEGNNCalculator(known, accelerate=mode, domain="ignore"), atoms) for mode in ("auto", "off")]
+    assert found[0] == found[1]
+    assert SEGNNCalculator(known, domain="ignore").evaluate([atoms])[0]["outside_domain"] is not None
 
 
 def test_many_structures_at_once_are_judged_one_by_one(known):

@@ -160,6 +160,15 @@ def test_errors_are_those_of_evaluate_and_of_the_table(trained):
     )
 
 
+def test_a_set_without_forces_expects_none(trained, tmp_path):
+    frames = water_frames(2, seed=1)
+    for atoms in frames:
+        del atoms.calc.results["forces"]
+    ase.io.write(tmp_path / "energies.xyz", frames)
+    errors = evaluate_files(trained[0].out, [str(tmp_path / "energies.xyz")])[str(tmp_path / "energies.xyz")]
+    assert errors["forces_rmse"] is None and "forces_std" not in errors and errors["energy_rmse"] > 0
+
+
 def test_errors_are_those_of_the_calculator(trained):
     from segnn_ase.calculator import SEGNNCalculator
 
