@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
     "md_step": ["--calculators", "fast", "fast:torch", "--systems", "acetylacetone", "silicon8", "--rounds", "1"],
     "train_step": ["--presets", "fast", "--steps", "1", "--rounds", "1", "--batches", "acetylacetone"],
+    "conservation": ["--runs", "acetylacetone", "silicon-npt", "--scale", "0.003"],
     "trust": ["--systems", "acetylacetone", "silicon8", "--steps", "3"],
     "neighbors": ["--systems", "acetylacetone", "water24", "--repeats", "1"],
 }
