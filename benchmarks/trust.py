@@ -2,7 +2,7 @@
 
 python benchmarks/trust.py
 
-Timed inside the step, as the difference of two whole steps is smaller than their noise.
+Steps with neither, with the comparison alone, and with both take turns.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from report import plot_lines, print_table, save
 from systems import system
 
 from segnn_ase import SEGNNCalculator
+from segnn_ase.watch import Watch
 
 POTENTIALS = {"acetylacetone": "acetylacetone-pbe", "water": "water-pbe0", "silicon": "silicon-pbe"}
 
@@ -22,47 +23,43 @@ def potential_for(name: str) -> str:
     return next(model for prefix, model in POTENTIALS.items() if name.startswith(prefix))
 
 
-def times(calc: SEGNNCalculator, name: str, steps: int) -> dict:
-    """Median CPU times of a step, ms: in all, the domain's part, and that of both."""
-    atoms, rng = system(name), np.random.default_rng(0)
+def times(name: str, steps: int) -> dict[str, float]:
+    """Median time of a step with neither, ms, and what the comparison alone and both add, in percent of it."""
+    calc, atoms, rng = SEGNNCalculator(potential_for(name), domain="ignore"), system(name), np.random.default_rng(0)
     atoms.calc, start = calc, atoms.positions.copy()
-    spent: dict[str, list[float]] = {"step_ms": [], "domain_ms": [], "both_ms": []}
-
-    def timed(key: str, call):
-        def run(*arguments, **options):
+    atoms.get_forces()  # compiles
+    bare = calc.potentials[0]
+    both, bare.uncertainty = calc._watch, None
+    watches = {"step": lambda *given: {}, "domain": Watch(bare), "both": both}
+    spent: dict[str, list[float]] = {key: [] for key in watches}
+    for _ in range(steps):
+        for key, watch in watches.items():
+            calc._watch = watch
+            atoms.positions = start + rng.normal(scale=0.01, size=start.shape)
             begin = time.perf_counter()
-            result = call(*arguments, **options)
+            atoms.get_forces()
             spent[key].append(1e3 * (time.perf_counter() - begin))
-            return result
-
-        return run
-
-    calc._judge, calc._check = timed("both_ms", calc._judge), timed("domain_ms", calc._check)
-    for _ in range(steps + 3):
-        atoms.positions = start + rng.normal(scale=0.01, size=start.shape)
-        begin = time.perf_counter()
-        atoms.get_forces()
-        spent["step_ms"].append(1e3 * (time.perf_counter() - begin))
-    del calc._judge
-    return {key: float(np.median(values[3:])) for key, values in spent.items()}
+    step = float(np.median(spent["step"]))
+    more = {key: float(np.median(np.subtract(spent[key], spent["step"]))) for key in ("domain", "both")}
+    return {"step_ms": step, **{f"{key}_percent": 100 * ms / step for key, ms in more.items()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--systems", nargs="+", default=["acetylacetone", "silicon64", "water192", "water1536"])
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each system, about")
     parser.add_argument("--out", default="trust")
     a = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name in a.systems:
-        calc = SEGNNCalculator(potential_for(name), domain="ignore")
-        row = {"system": name, "atoms": len(system(name)), **times(calc, name, a.steps)}
-        rows.append({**row, "percent": 100 * row["both_ms"] / row["step_ms"]})
-    columns = {"system": "", "atoms": "d", "step_ms": ".2f", "domain_ms": ".4f", "both_ms": ".4f", "percent": ".2f"}
+        step = times(name, 5)["step_ms"]
+        rounds = max(5, int(1e3 * a.seconds / (3 * step)))
+        rows.append({"system": name, "atoms": len(system(name)), **times(name, rounds)})
+    columns = {"system": "", "atoms": "d", "step_ms": ".3f", "domain_percent": ".2f", "both_percent": ".2f"}
     print_table(rows, columns)
-    lines = [{**row, "part": part, "ms": row[f"{part}_ms"]} for row in rows for part in ("step", "domain", "both")]
-    plot_lines(a.out, lines, group="part", x="atoms", y="ms", labels=("atoms", "time [ms]"))
+    lines = [{**row, "part": part, "percent": row[f"{part}_percent"]} for row in rows for part in ("domain", "both")]
+    plot_lines(a.out, lines, group="part", x="atoms", y="percent", labels=("atoms", "of a step [%]"))
     save(a.out, rows, vars(a))
 
 

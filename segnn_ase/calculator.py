@@ -3,7 +3,6 @@
 import copy
 import difflib
 import importlib.util
-import math
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,6 @@ from segnn_ase.config import (
     expect,
 )
 from segnn_ase.device_engine import DeviceEngine
-from segnn_ase.domain import DomainCheck
 from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
 from segnn_ase.neighbors import BACKENDS, Neighbors
 from segnn_ase.potential import (
@@ -43,12 +41,12 @@ from segnn_ase.potential import (
     resolve_device,
     resolve_dtype,
 )
+from segnn_ase.watch import Watch
 
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress")
 OUTSIDE = ("warn", "raise", "ignore")
-THREE = np.ones(3)  # components
 
 
 class SEGNNCalculator(Calculator):
@@ -112,8 +110,7 @@ class SEGNNCalculator(Calculator):
         self._tables = tables
         self._domain, self._warned = domain, set()
         first = self.potentials[0]
-        self._check = None if first.domain is None else DomainCheck(first)
-        self._uncertainty = None if first.uncertainty is None else first.uncertainty.to(first.readout.last.last.weight)
+        self._watch = Watch(first)
         self._accelerate, self._settled = accelerate, False
         self._captured: list[CapturedPredict | None] = [None] * len(self.potentials)
         elements = {tuple(p.symbols) for p in self.potentials}
@@ -154,9 +151,7 @@ class SEGNNCalculator(Calculator):
             self._predict(k, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
             for k, p in enumerate(self.potentials)
         ]
-        results = _results(members, self._factors)
-        volume = float(atoms.cell.volume) if periodic else None
-        self._judge(results, graphs[self.potentials[0].cutoff], members, volume)
+        results = self._watched(atoms, graphs[self.potentials[0].cutoff], members)
         self._report(results)  # what is refused here must not be found in the cache
         self.results = results
 
@@ -189,23 +184,15 @@ class SEGNNCalculator(Calculator):
             members = [predict(p, graphs[p.cutoff], forces=derivatives, stress=stress) for p in self.potentials]
             apart = list(zip(*(_apart(m, batch) for m in members), strict=True))
             for n, (atoms, one) in enumerate(zip(batch, apart, strict=True), first):
-                results.append(_results(one, self._factors))
-                graph = alone[self.potentials[0].cutoff][n - first]
-                self._judge(results[-1], graph, one, float(atoms.cell.volume) if atoms.pbc.all() else None)
+                results.append(self._watched(atoms, alone[self.potentials[0].cutoff][n - first], one))
                 self._report(results[-1], f"structure {n}: ")
         return results
 
-    def _judge(self, results: dict, graph: Graph, members: Sequence[Prediction], volume) -> None:
-        """Add to the results how far they may be off and why, from one structure's graphs and predictions."""
-        p, u, leverage = members[0], self._uncertainty, None
-        if u is not None:
-            leverage, energy_std = u.of_structure(p.features)
-            if len(members) == 1 and math.isfinite(u.alpha):
-                results["energy_std"] = energy_std
-            if len(members) == 1 and p.forces is not None and math.isfinite(u.beta):
-                results["forces_std"] = u.force_std(leverage)[:, None] * THREE
-        if self._check is not None:
-            results["outside_domain"] = self._check(graph, p, volume=volume, leverage=leverage)
+    def _watched(self, atoms: Atoms, graph: Graph, members: Sequence[Prediction]) -> dict:
+        """Results of one structure; deviations are those of the committee, where there is one."""
+        results = _results(members, self._factors)
+        volume = float(atoms.cell.volume) if atoms.pbc.all() else None
+        return {**self._watch(graph, members[0], volume), **results}
 
     def _report(self, results: dict, where: str = "") -> None:
         for outside in results.get("outside_domain", ()):
@@ -371,25 +358,30 @@ def _apart(batch: Prediction, structures: list[Atoms]) -> list[Prediction]:
 
 def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
     """Mean over the committee in ASE's names; where there is more than one, standard deviations too, times factors."""
-    energies = np.array([_numpy(m.energies) for m in members])
-    total = np.array([float(m.energy[0]) for m in members])
+    found = [_results_of(m) for m in members]
+    if len(found) == 1:
+        return found[0]
+    stacks = {name: np.array([one[name] for one in found]) for name in found[0]}
+    results = {name: stack.mean(axis=0) for name, stack in stacks.items()}
+    for name in ("energy", "forces", "stress"):
+        if name in stacks:
+            results[f"{name}_std"] = factors.get(name, 1.0) * stacks[name].std(axis=0, ddof=1)
+    return results
+
+
+def _results_of(p: Prediction) -> dict:
+    energies, energy = _numpy(p.energies), p.energy.item()
     if not np.isfinite(energies).all():
-        atom = int(np.flatnonzero(~np.isfinite(energies).all(axis=0))[0])
+        atom = int(np.flatnonzero(~np.isfinite(energies))[0])
         raise StructureError(
-            f"the energy of atom {atom} is {energies[:, atom].tolist()} eV: the structure is far from all that the "
-            "potential was trained on, or its weights are broken"
+            f"the energy of atom {atom} is {energies[atom]} eV: the structure is far from all that the potential was "
+            "trained on, or its weights are broken"
         )
-    results = {"energy": float(total.mean()), "free_energy": float(total.mean()), "energies": energies.mean(axis=0)}
-    stacks = {}
-    if members[0].forces is not None:
-        stacks["forces"] = np.array([_numpy(m.forces) for m in members])
-    if members[0].stress is not None:
-        stacks["stress"] = np.array([full_3x3_to_voigt_6_stress(_numpy(m.stress[0])) for m in members])
-    results.update({name: stack.mean(axis=0) for name, stack in stacks.items()})
-    if len(members) > 1:
-        results["energy_std"] = factors.get("energy", 1.0) * float(total.std(ddof=1))
-        for name, stack in stacks.items():
-            results[f"{name}_std"] = factors.get(name, 1.0) * stack.std(axis=0, ddof=1)
+    results = {"energy": energy, "free_energy": energy, "energies": energies}
+    if p.forces is not None:
+        results["forces"] = _numpy(p.forces)
+    if p.stress is not None:
+        results["stress"] = full_3x3_to_voigt_6_stress(_numpy(p.stress[0]))
     return results
 
 

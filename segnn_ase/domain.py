@@ -131,52 +131,70 @@ def density_of(numbers: np.ndarray, volume: float) -> float:
     return float(atomic_masses[numbers].sum() / volume)
 
 
+class Limits(NamedTuple):
+    """What a structure of certain atoms must keep to."""
+
+    neighbors: np.ndarray  # (2, N) float64, fewest and most
+    energy: tuple[float, float]  # eV
+    volume: float  # Å^3, the smallest
+    force: float  # eV/Å
+    leverage: float
+
+
 class DomainCheck:
-    """Compares structures with a potential's domain, at the cost of a few passes over its atoms."""
+    """Compares structures with a potential's domain, at the cost of a few passes over their atoms."""
 
     def __init__(self, potential: Potential):
-        self.potential, domain = potential, potential.domain
-        self.domain = domain
-        lowest, most = domain.neighbors.double().numpy().T
+        self.potential, self.domain = potential, potential.domain
+        lowest, most = self.domain.neighbors.double().numpy().T
         slack = np.maximum(NEIGHBORS[0], NEIGHBORS[1] * most)
-        self._fewest, self._most = lowest - slack, np.where(lowest > most, -1.0, most + slack)
-        width = domain.binding[1] - domain.binding[0]
-        self._binding = (
-            domain.binding[0] - width - BINDING[0],
-            domain.binding[1] + max(0.5 * width, BINDING[1]),
-        )
+        self._neighbor_limits = np.stack([lowest - slack, np.where(lowest > most, -1.0, most + slack)])
         self._index = potential.species_index.cpu().numpy()
         self._references = np.array(potential.reference_energies)
-        self._last: tuple = (None,)  # what does not change from one step of dynamics to the next
+        self._last: tuple[Tensor, Limits] | None = None  # limits of what was met last
+
+    def limits(self, numbers: Tensor) -> Limits:
+        """The limits of atoms with these atomic numbers (N,); the same for the same tensor."""
+        if self._last is None or self._last[0] is not numbers:
+            domain, n = self.domain, numbers.cpu().numpy()
+            kind, (low, high) = self._index[n], domain.binding
+            reference, width = float(self._references[kind].sum()), high - low
+            most = math.inf if domain.density is None else (1 + DENSITY) * domain.density[1]
+            limits = Limits(
+                neighbors=np.ascontiguousarray(self._neighbor_limits[:, kind]),
+                energy=(
+                    reference + len(n) * (low - width - BINDING[0]),
+                    reference + len(n) * (high + max(0.5 * width, BINDING[1])),
+                ),
+                volume=density_of(n, most),
+                force=FORCE * domain.max_force,
+                leverage=LEVERAGE * domain.max_leverage,
+            )
+            self._last = (numbers, limits)
+        return self._last[1]
 
     def __call__(
         self, graph: Graph, p: Prediction, *, volume: float | None, leverage: np.ndarray | None
     ) -> list[Outside]:
         """Every way in which one structure is outside; empty inside. volume: Å^3 where it is defined."""
-        numbers = graph.numbers
-        if self._last[0] is not numbers:
-            n = numbers.cpu().numpy()
-            kind = self._index[n]
-            self._last = (numbers, n, float(self._references[kind].sum()), self._fewest[kind], self._most[kind])
-        _, numbers, reference, fewest, most = self._last
-        found = []
+        limits, numbers = self.limits(graph.numbers), graph.numbers.cpu().numpy()
         counts = neighbor_counts(graph, self.potential.cutoff) if p.neighbors is None else p.neighbors
         counts = counts.cpu().numpy()
-        if self.domain.lone_atoms and counts[0] == 0 and not counts.any():
+        if self.domain.lone_atoms and not counts.any():
             return []  # such atoms have exactly their reference energies
-        if np.count_nonzero((counts < fewest) | (counts > most)):
-            found.append(self._neighbors(numbers, counts, fewest, most))
+        found = []
+        if ((counts < limits.neighbors[0]) | (counts > limits.neighbors[1])).any():
+            found.append(self._neighbors(numbers, counts, *limits.neighbors))
         if p.close or p.close is None:
             found += self._distance(graph)
-        if volume is not None and self.domain.density is not None:
-            found += self._density(density_of(numbers, volume))
-        binding = (float(p.energy[0]) - reference) / len(numbers)
-        if not self._binding[0] <= binding <= self._binding[1]:
-            found.append(self._energy(binding))
-        if p.forces is not None:
-            found += self._forces(numbers, p.forces)
-        if leverage is not None:
-            found += self._leverage(numbers, leverage)
+        if volume is not None and volume < limits.volume:
+            found.append(self._density(density_of(numbers, volume)))
+        if not limits.energy[0] <= p.energy.item() <= limits.energy[1]:
+            found.append(self._energy(binding_energy(self.potential, graph.numbers, p)))
+        if p.forces is not None and not float(p.forces.abs().max()) <= limits.force:
+            found.append(self._forces(numbers, p.forces))
+        if leverage is not None and not leverage.max() <= limits.leverage:
+            found.append(self._leverage(numbers, leverage))
         return found
 
     def _neighbors(self, numbers, counts, fewest, most) -> Outside:
@@ -204,12 +222,10 @@ class DomainCheck:
         help = f"with {a}-{b} distances down to {d:.2f} Å, such as compressed cells or collisions"
         return [Outside("distance", f"{a} {i} and {b} {j} are {d:.2f} Å apart; {before}", help)]
 
-    def _density(self, density: float) -> list[Outside]:
+    def _density(self, density: float) -> Outside:  # too low may be a vacuum in the cell: the neighbours tell
         low, high = self.domain.density
-        if density <= (1 + DENSITY) * high:  # too low may be a vacuum in the cell: the neighbours tell
-            return []
         reason = f"the density is {density:.4g} amu/Å^3; in training it was {low:.4g} to {high:.4g}"
-        return [Outside("density", reason, f"of cells compressed to {density:.2g} amu/Å^3")]
+        return Outside("density", reason, f"of cells compressed to {density:.2g} amu/Å^3")
 
     def _energy(self, binding: float) -> Outside:
         low, high = self.domain.binding
@@ -219,25 +235,20 @@ class DomainCheck:
         )
         return Outside("energy", reason, where)
 
-    def _forces(self, numbers, forces: Tensor) -> list[Outside]:
-        f = forces.cpu().numpy()
-        largest = float(np.maximum.reduce(np.abs(f), axis=None))
-        if largest <= FORCE * self.domain.max_force:
-            return []
-        atom = int(np.abs(f).max(axis=1).argmax())
+    def _forces(self, numbers, forces: Tensor) -> Outside:
+        each = forces.abs().amax(1).cpu().numpy()
+        atom = int(each.argmax())
         who = f"{chemical_symbols[numbers[atom]]} {atom}"
-        reason = f"a force on {who} is {largest:.3g} eV/Å; the largest in training was {self.domain.max_force:.3g}"
-        return [Outside("forces", reason, "at higher temperature or with shorter distances")]
+        seen = self.domain.max_force
+        reason = f"a force on {who} is {each[atom]:.3g} eV/Å; the largest in training was {seen:.3g}"
+        return Outside("forces", reason, "at higher temperature or with shorter distances")
 
-    def _leverage(self, numbers, leverage: np.ndarray) -> list[Outside]:
-        largest = float(np.maximum.reduce(leverage))
-        if largest <= LEVERAGE * self.domain.max_leverage:
-            return []
+    def _leverage(self, numbers, leverage: np.ndarray) -> Outside:
         atom = int(leverage.argmax())
         who = f"{chemical_symbols[numbers[atom]]} {atom}"
         seen = self.domain.max_leverage
-        reason = f"the surroundings of {who} are new: leverage {largest:.3g}, in training at most {seen:.3g}"
-        return [Outside("features", reason, f"with surroundings like those of {who}")]
+        reason = f"the surroundings of {who} are new: leverage {leverage[atom]:.3g}, in training at most {seen:.3g}"
+        return Outside("features", reason, f"with surroundings like those of {who}")
 
 
 def parse(values: dict, n_species: int) -> Domain:

@@ -7,17 +7,16 @@ stays in the cache; several threads share the chunks, and the edges of a message
 import ctypes
 import itertools
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segnn_ase.codegen import Expr, Formula, prelude
 from segnn_ase.graph import Graph
-from segnn_ase.kernels import Kernel, Topology, load_library
+from segnn_ase.kernels import Topology, load_libraries, load_library
 from segnn_ase.o3 import raise_degree
 from segnn_ase.plan import Buffer, Product, Rows, make_plan, on_edges
 
@@ -41,10 +40,6 @@ class _Step(ctypes.Structure):
         ("slots", _Slot * SLOTS),
         ("matrix", ctypes.c_int64 * 9),
     ]
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Edges(NamedTuple):
@@ -74,6 +69,7 @@ class Engine:
         self.plan = make_plan(potential)
         self.library = load_library(_source(self.dtype, potential.config.lmax_attr))
         self.library.edges.restype = ctypes.c_int64
+        self.library.watch.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * 8
         self.width = self.library.width()
         self.capacity = (-1, -1, 0)
         self._rows = self._compile()
@@ -117,6 +113,22 @@ class Engine:
             _pointers([forces, virial]),
         )
         return forces, virial
+
+    def watch(
+        self, given: "list[Tensor | None]", forms: Tensor | None, limits: int, numbers: ctypes.Array
+    ) -> tuple[bool, np.ndarray]:
+        """Whether atoms are within their limits, and how far predictions may be off, in one pass; see `watch.py`.
+
+        given: numbers of neighbours (N,) int64, energy and forces (N, 3) float64, features (N, n); forms (2, n, n):
+        `Uncertainty.atoms` and `.frames`; limits: address of fewest and most neighbours (2, N) float64; numbers: seven
+        doubles, alpha, beta, gamma, lowest and highest energy, largest force and leverage. The second result has
+        leverages (N), sigma_E, and sigma of forces (N, 3); it is empty without forms.
+        """
+        n, k = len(given[0]), 0 if forms is None else forms.shape[-1]
+        out = np.empty(4 * n + 1 if k else 0)
+        addresses = [None if x is None else x.data_ptr() for x in (*given, forms)]
+        inside = self.library.watch(n, k, *addresses, limits, numbers, out.ctypes.data)
+        return bool(inside), out
 
     def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, first: Tensor, weight: Tensor | None):
         """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
@@ -210,9 +222,8 @@ class Engine:
         """The functions of all row operations, compiled side by side where they are not in the cache."""
         steps = itertools.chain(*self.plan.segments)
         wanted = {(step.operation, step.order) for step in steps if isinstance(step, Rows)}
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            libraries = pool.map(lambda key: Kernel(key[0]).library(key[1], self.dtype), wanted)
-            return {key: library.rows for key, library in zip(wanted, libraries, strict=True)}
+        libraries = load_libraries(wanted, self.dtype)
+        return {key: library.rows for key, library in zip(wanted, libraries, strict=True)}
 
     def _product(self, step: Product, matrix) -> list[_Slot]:
         weight, bias = self._pack(step)
@@ -307,8 +318,10 @@ typedef struct { rows_function rows; int64_t n_in, n_out; Slot slots[SLOTS]; int
 #define UNROLL _Pragma("GCC unroll 16")
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)")
+#define SIMD _Pragma("omp simd")
 #else
 #define PARALLEL
+#define SIMD
 #endif
 
 int width(void) { return W; }
@@ -509,6 +522,40 @@ void gather(int64_t n, int64_t **links, T **in, double **out) {
     if (virial)
       for (int k = 0; k < 9; k++) virial[9 * links[0][i] + k] += w[k];
   }
+}
+
+/* see `Engine.watch`; NaN is outside, and so are atoms without any neighbours among them, for which there are rules */
+int watch(int64_t n, int64_t k, const int64_t *counts, const double *energy, const double *forces, const T *features,
+          const T *forms, const double *limits, const double *numbers, double *out) {
+  T sum[k + 1], to[k + 1];
+  int inside = *energy >= numbers[3] && *energy <= numbers[4];
+  int64_t neighbors = 0;
+  for (int64_t i = 0; i < n; i++) {
+    neighbors += counts[i];
+    inside &= counts[i] >= limits[i] && counts[i] <= limits[n + i];
+  }
+  for (int64_t q = 0; forces && q < 3 * n; q++) inside &= __builtin_fabs(forces[q]) <= numbers[5];
+  inside &= neighbors > 0;
+  if (!k) return inside;
+  memset(sum, 0, sizeof sum);
+  for (int64_t i = 0; i <= n; i++) { /* at last the sum of all */
+    const T *x = i < n ? features + i * k : sum, *form = forms + (i < n ? 0 : k * k);
+    double square = 0;
+    memset(to, 0, sizeof to);
+    for (int64_t r = 0; r < k; r++) {
+      const T factor = x[r];
+      SIMD for (int64_t q = 0; q < k; q++) to[q] += factor * form[r * k + q];
+    }
+    for (int64_t q = 0; q < k; q++) square += (double)to[q] * to[q];
+    out[i] = __builtin_sqrt(square);
+    if (i == n) break;
+    SIMD for (int64_t q = 0; q < k; q++) sum[q] += x[q];
+    inside &= out[i] <= numbers[6];
+    const double force = numbers[1] * __builtin_pow(out[i], numbers[2]);
+    for (int64_t q = 0; q < 3; q++) out[n + 1 + 3 * i + q] = force;
+  }
+  out[n] *= numbers[0];
+  return inside;
 }
 
 /* unit vectors of n <= W edges, and their lengths; two atoms on one spot have no direction, see `make_edges` */

@@ -15,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -89,12 +91,27 @@ def load_library(source: str) -> ctypes.CDLL:
         raise CompilerError(f"compiled code cannot be kept or loaded: {error}") from error
 
 
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_libraries(wanted: Iterable[tuple[Operation, "int | str"]], dtype: torch.dtype) -> list[ctypes.CDLL]:
+    """The libraries of operations and orders of derivative, compiled side by side where they are not in the cache.
+
+    Only the compiler runs in threads: in a process that was forked, PyTorch fails when two new threads enter it at
+    once, and the sources are derived with it.
+    """
+    sources = (codegen.c_source(operation, order, dtype) for operation, order in wanted)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return list(pool.map(load_library, sources))
+
+
 def _compile(source: str, folder: Path) -> Path:
     code, compiled, library = (folder / name for name in ("kernel.c", "kernel.o", "kernel.so"))
     code.write_text(source)
     messages = []
     for flags in _ATTEMPTS:
-        steps = [["-c", str(code), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(library)]]
+        steps = [["-c", str(code), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(library), "-lm"]]
         for options in ([*_COMMON, *flags, *steps[0]], steps[1]):
             done = subprocess.run([*compiler(), *options], capture_output=True, text=True)
             if done.returncode:

@@ -340,15 +340,15 @@ def _by_autograd(potential: Potential, graph: Graph, vectors: Tensor, wanted: bo
 
 def check_species(potential: Potential, numbers: np.ndarray) -> None:
     """Raise StructureError naming the first atom whose element the potential does not know."""
-    unknown = ~np.isin(numbers, potential.species)
-    if unknown.any():
-        atom = int(np.flatnonzero(unknown)[0])
-        if not 0 <= numbers[atom] < len(chemical_symbols):
-            raise StructureError(f"atom {atom} has the atomic number {numbers[atom]}; expected an element")
-        raise StructureError(
-            f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this potential does not know; "
-            f"it was trained for {', '.join(potential.symbols)}. Train or fine-tune one with that element."
-        )
+    if set(potential.species).issuperset(numbers.tolist()):
+        return
+    atom = int(np.flatnonzero(~np.isin(numbers, potential.species))[0])
+    if not 0 <= numbers[atom] < len(chemical_symbols):
+        raise StructureError(f"atom {atom} has the atomic number {numbers[atom]}; expected an element")
+    raise StructureError(
+        f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this potential does not know; "
+        f"it was trained for {', '.join(potential.symbols)}. Train or fine-tune one with that element."
+    )
 
 
 def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Tensor:

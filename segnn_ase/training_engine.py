@@ -12,15 +12,14 @@ go back: forward over reverse, without a second graph.
 import ctypes
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from segnn_ase.engine import SLOTS, _pointers, _Slot, _source, _Step, usable_cores
+from segnn_ase.engine import SLOTS, _pointers, _Slot, _source, _Step
 from segnn_ase.graph import Graph, edge_vectors
-from segnn_ase.kernels import Kernel, load_library
+from segnn_ase.kernels import load_libraries, load_library
 from segnn_ase.layers import first_edges
 from segnn_ase.program import Array, Product, Rows, View, Weight, make_program
 
@@ -55,9 +54,8 @@ class TrainingEngine:
                 fixed = replace(op, inputs=tuple(replace(o, constant=o.constant or o.weight) for o in op.inputs))
                 for order in (0, 1, "tangent", "dual"):
                     wanted[op, order] = fixed if order == 1 else op
-        with ThreadPoolExecutor(usable_cores()) as pool:
-            libraries = pool.map(lambda item: Kernel(item[1]).library(item[0][1], self.dtype), wanted.items())
-            return {key: library for key, library in zip(wanted, libraries, strict=True)}
+        libraries = load_libraries([(operation, order) for (_, order), operation in wanted.items()], self.dtype)
+        return dict(zip(wanted, libraries, strict=True))
 
     def _collect(self):
         arrays: dict[Array, None] = {}

@@ -11,7 +11,6 @@ Bigi, Chong, Ceriotti, Grasselli, Mach. Learn.: Sci. Technol. 5, 045018 (2024)):
 alpha, beta and gamma maximise the likelihood of the errors on frames that were not trained on.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,10 +53,8 @@ class Uncertainty(NamedTuple):
 
     def of_structure(self, features: Tensor) -> tuple[np.ndarray, float]:
         """Leverages (N,) and the standard deviation of the energy, eV, of one structure."""
-        # products by PyTorch: the threads of numpy's would wait for work while the network needs their cores
-        h, s = features @ self.atoms, features.sum(0) @ self.frames
-        h, s = h.cpu().numpy(), s.cpu().numpy()
-        return np.sqrt(np.add.reduce(h * h, 1, dtype=float)), self.alpha * math.sqrt(np.add.reduce(s * s, dtype=float))
+        leverage, energy_std = self.leverage(features), self.energy_std(features.sum(0, keepdim=True))
+        return leverage.double().cpu().numpy(), float(energy_std)
 
     def force_std(self, leverage):
         """Standard deviation of a force component of each atom, (N,) eV/Å, from its leverage."""

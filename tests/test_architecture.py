@@ -21,7 +21,7 @@ LEVELS = (
     {"training_engine"},
     {"potential"},
     {"domain", "accelerate", "captured", "items"},
-    {"checkpoint"},
+    {"checkpoint", "watch"},
     {"calculator", "certificate", "assess"},
     {"stability"},
     {"train", "md", "lammps", "torchsim"},

@@ -1,5 +1,6 @@
 """The fused kernels against plain PyTorch (T16), their cache, and the guard that switches them on."""
 
+import threading
 import warnings
 
 import pytest
@@ -7,15 +8,17 @@ import torch
 from conftest import VARIANTS
 from systems import NAMED
 
-from segnn_ase import SEGNNCalculator, kernels
+from segnn_ase import SEGNNCalculator, codegen, kernels
 from segnn_ase.accelerate import accelerate
 from segnn_ase.config import AccelerationError, AccelerationWarning, ConfigError
+from segnn_ase.engine import Engine
 from segnn_ase.graph import Graph, collate, fragment, graph_from_atoms, with_pairs
 from segnn_ase.kernels import CompilerError, Topology, load_library, message_kernel, self_product_kernel
 from segnn_ase.layers import Message, SelfProduct, make_edges, sorted_edges
 from segnn_ase.o3 import parse_irreps
 from segnn_ase.potential import predict
 from segnn_ase.tables import DEGREE, spline_pieces, tabulate
+from segnn_ase.training_engine import TrainingEngine
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 IRREPS = ["16x0e+16x1o", "5x0e+5x1o+5x2e", "7x0e+4x1o+2x2e+1x3o", "20x0e+3x0o+4x1e+6x1o", "33x0e"]
@@ -286,6 +289,15 @@ def test_cache_survives_damage_and_missing_rights(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGNN_ASE_CACHE", str(tmp_path / next(tmp_path.glob("*.so")).name / "below"))
     with pytest.raises(CompilerError, match="cannot be kept"):
         load_library("int answer(void) { return 42; }")
+
+
+@pytest.mark.parametrize("engine", [Engine, TrainingEngine])
+def test_only_the_compiler_runs_in_threads(engine, new_potential, monkeypatch):
+    """In a process that was forked, PyTorch fails when two new threads enter it at once."""
+    threads, derive = set(), codegen.derive
+    monkeypatch.setattr(codegen, "derive", lambda *given: threads.add(threading.get_ident()) or derive(*given))
+    engine(new_potential("segnn"))
+    assert threads == {threading.get_ident()}
 
 
 def test_moving_a_potential_switches_the_kernels_off(new_potential):
