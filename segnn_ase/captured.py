@@ -145,5 +145,13 @@ def _without_padding(p: Prediction, n: int, n_graphs: int) -> Prediction:
     def first(x: Tensor | None, count: int) -> Tensor | None:
         return None if x is None else x[:count].clone()
 
-    energy, stress = first(p.energy, n_graphs), first(p.stress, n_graphs)
-    return Prediction(energy, first(p.energies, n), first(p.forces, n), stress, None, first(p.features, n))
+    return Prediction(
+        energy=first(p.energy, n_graphs),
+        energies=first(p.energies, n),
+        forces=first(p.forces, n),
+        stress=first(p.stress, n_graphs),
+        edge_gradients=None,
+        features=first(p.features, n),
+        neighbors=first(p.neighbors, n),
+        close=p.close.clone(),
+    )

@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
     edge_gradients: Tensor | None  # (E, 3) dE/dr_ij, eV/Å
     features: Tensor | None  # (N, d) invariant descriptors
     neighbors: Tensor | None = None  # (N,) atoms within the cutoff, where they were counted on the way
-    close: bool | None = None  # whether atoms are closer than their core radius, likewise
+    close: bool | Tensor | None = None  # whether atoms are closer than their core radius, likewise; () on a GPU
 
 
 class Potential(nn.Module):
@@ -296,13 +296,18 @@ def _by_device_engine(potential: Potential, graph: Graph, kind: Tensor, gradient
     """Without a look at any number, so that it can be captured (`captured.py`)."""
     engine, vectors = potential.engine, edge_vectors(graph).detach()
     weight = potential.per_species(kind)[1].to(potential.dtype) if gradient else None
+    squares, ends = vectors.square().sum(1), (kind[graph.edge_dst], kind[graph.edge_src])
+    neighbors = torch.zeros_like(kind).index_add(0, graph.edge_dst, (squares < potential.cutoff**2).long())
+    close = (squares < potential.core_radii[ends].square()).any()
     epsilon, features, g = engine(kind, vectors, graph.edge_src, graph.edge_dst, weight)
     energies = potential.in_eV(kind, epsilon, engine.isolated)
     energies, repulsion = potential.with_repulsion(graph, kind, vectors, energies, gradient=gradient)
-    if not gradient:
-        return Prediction(sum_over_atoms(energies, graph), energies, None, None, None, features)
-    g = g if repulsion is None else g + repulsion
-    return assemble(graph, vectors, energies, g, features, forces=True, stress=stress)
+    if gradient:
+        g = g if repulsion is None else g + repulsion
+        found = assemble(graph, vectors, energies, g, features, forces=True, stress=stress)
+    else:
+        found = Prediction(sum_over_atoms(energies, graph), energies, None, None, None, features)
+    return found._replace(neighbors=neighbors, close=close)
 
 
 def assemble(

@@ -4,7 +4,7 @@ The surrogate fitted to the forces says what energies and stress to expect; stra
 the stress is, from energies alone.
 """
 
-from itertools import combinations, permutations
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from ase.units import Bohr, GPa, Hartree, Rydberg, kcal, kJ, mol
 from segnn_ase.copies import groups_of
 from segnn_ase.data import Frame, species_of
 from segnn_ase.flaws import Finding, sources_of
+from segnn_ase.strains import strained_pairs, stress_offset
 from segnn_ase.surrogate import Equations, Fit, equations_of, fit_folds, predict, with_energies, without_forces
 
 FORCE_FACTORS = {  # forces over forces in the units of the energies
@@ -34,8 +35,7 @@ LEAST_FRAMES = 8
 MOST_SPECIES = 12
 MOST_NUMBERS = 120_000_000  # features kept; of larger sets every second, third, ... frame is judged
 TRUSTED = 0.25  # part of the forces that the surrogate must explain before it is believed; of sound ones over 0.85
-STRAINS = (1e-4, 0.06)
-MOST_STRAINED = 100  # structures of one composition that are compared in pairs
+OFFSET = (0.1, 5)  # GPa, and so many times its standard error
 
 
 class Judged(NamedTuple):
@@ -201,7 +201,21 @@ def find_stress_problems(judged: Judged) -> list[Finding]:
         ratio, agreement = _ratio(x.ravel(), y.ravel())
         source = "a potential fitted to energies and forces"
     findings = stress_scale(ratio, agreement, source)
-    return findings or shear_order(x[:, 3:], y[:, 3:])
+    return findings or [*shear_order(x[:, 3:], y[:, 3:]), *find_offset(judged.frames)]
+
+
+def find_offset(frames: list[Frame]) -> list[Finding]:
+    """A constant pressure between the stress and the energies of strained structures."""
+    found = stress_offset(frames)
+    if found is None or abs(found.pressure) < max(OFFSET[0] * GPa, OFFSET[1] * found.error):
+        return []
+    pressure, error = found.pressure / GPa, max(found.error / GPa, 0.005)
+    where = "above" if pressure > 0 else "below"
+    text = f"the diagonal of the stress is {abs(pressure):.2f} ± {error:.2f} GPa {where} what the energies of "
+    text += f"{len(found.frames)} strained structures in {found.series} series give"
+    used = np.isin(np.arange(len(frames)), found.frames)
+    advice = "A basis of plane waves too small for changing cells does that (Pulay stress); compute with more of them"
+    return [Finding("offset of stress", "warning", text, sources_of(frames, used), advice)]
 
 
 def _ratio(expected: np.ndarray, given: np.ndarray) -> tuple[float, float]:
@@ -247,35 +261,6 @@ def shear_order(x: np.ndarray, y: np.ndarray) -> list[Finding]:
     text = f"the shears come as {given} instead of yz xz xy: correlation with those expected {orders[best]:.2f}"
     text += f" instead of {orders[0, 1, 2]:.2f}"
     return [Finding("order of stress", "error", text, (), "Write it in Voigt order xx yy zz yz xz xy")]
-
-
-def strained_pairs(frames: list[Frame]) -> np.ndarray:
-    """Energy differences that strain makes, and what the stress says they are, (n, 2) eV/atom.
-
-    Pairs of one structure that differ by a small symmetric strain e and displacements below 0.03 Å. By the trapezoidal
-    rule dE + F.d = V s:e with the means of forces and of V s, right to third order. (Too coarse to see an offset
-    below 1 GPa.)
-    """
-    frames = [f for f in frames if f.stress is not None and f.energy is not None and f.forces is not None]
-    rows = []
-    for members in groups_of([f.atoms for f in frames]).values():
-        chosen = [frames[n] for n in members[:: -(-len(members) // MOST_STRAINED)]]
-        cells = np.array([f.atoms.cell.array for f in chosen])
-        fractions = np.array([f.atoms.cell.scaled_positions(f.atoms.positions) for f in chosen])
-        for n, m in combinations(range(len(chosen)), 2):
-            a, b, middle = chosen[n], chosen[m], (cells[n] + cells[m]) / 2
-            strain = np.linalg.solve(middle, cells[m] - cells[n])
-            if not STRAINS[0] < np.abs(strain).max() < STRAINS[1] or np.abs(strain - strain.T).max() > 2e-3:
-                continue
-            shift = fractions[m] - fractions[n]
-            shift = shift - shift[0] - np.round(shift - shift[0])
-            moved = (shift - shift.mean(0)) @ middle
-            if not np.array_equal(a.atoms.numbers, b.atoms.numbers) or (moved**2).mean() > 0.03**2:
-                continue
-            work = (a.atoms.cell.volume * a.stress + b.atoms.cell.volume * b.stress) / 2
-            rows.append((b.energy - a.energy + ((a.forces + b.forces) * moved).sum() / 2, (work * strain).sum()))
-            rows[-1] = tuple(value / len(a.atoms) for value in rows[-1])
-    return np.array(rows).reshape(-1, 2)
 
 
 OF_FIT = (find_unrelated_forces, find_odd_forces, find_units, find_levels, find_stress_problems)

@@ -14,7 +14,7 @@ LEVELS = (
     {"config", "files", "o3", "neighbors", "plot", "codegen", "tables", "uncertainty"},
     {"graph", "operations", "triton_codegen", "archive", "surrogate", "ensembles", "analysis"},
     {"kernels", "data", "copies", "restart"},
-    {"layers", "flaws"},
+    {"layers", "flaws", "strains"},
     {"model", "program", "relations"},
     {"plan", "doctor"},
     {"engine", "device_engine"},

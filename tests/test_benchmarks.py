@@ -13,7 +13,7 @@ SMALL = {
     "md_step": ["--calculators", "fast", "fast:torch", "--systems", "acetylacetone", "silicon8", "--rounds", "1"],
     "train_step": ["--presets", "fast", "--steps", "1", "--rounds", "1", "--batches", "acetylacetone"],
     "conservation": ["--runs", "acetylacetone", "silicon-npt", "--scale", "0.003"],
-    "trust": ["--systems", "acetylacetone", "silicon8", "--steps", "3"],
+    "trust": ["--systems", "acetylacetone", "silicon8", "--seconds", "0.01"],
     "neighbors": ["--systems", "acetylacetone", "water24", "--repeats", "1"],
 }
 

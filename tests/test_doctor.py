@@ -1,5 +1,6 @@
 """The doctor: each kind of spoilt data is named, and sound data are left in peace."""
 
+import re
 from collections import Counter
 from functools import cache
 
@@ -24,6 +25,7 @@ from segnn_ase.data import frame_from_atoms
 from segnn_ase.doctor import Sets, check, check_frames, check_judged, looks_like, repair
 from segnn_ase.flaws import where_of
 from segnn_ase.relations import judge
+from segnn_ase.strains import stress_offset
 from segnn_ase.surrogate import features_of
 from segnn_ase.train import train
 
@@ -176,6 +178,38 @@ def test_stress_is_judged_by_energies_of_strained_cells():
     assert not errors_in(findings_of(images))
     (finding,) = (f for f in findings_of([scaled(-1, "stress")(a) for a in images]) if f.code == "sign of stress")
     assert "pairs of strained structures" in finding.message
+
+
+def stretched(pressure: float) -> list[Atoms]:
+    """Copper pulled along x and y by up to 8 % in nine steps each, every atom displaced; too large a pressure."""
+    images = []
+    for axis in (0, 1):
+        for n, strain in enumerate(np.linspace(-0.08, 0.08, 9)):
+            atoms = bulk("Cu", cubic=True)
+            cell = atoms.cell.array.copy()
+            cell[axis] *= 1 + strain
+            atoms.set_cell(cell, scale_atoms=True)
+            atoms.rattle(0.01, rng=np.random.default_rng(10 * axis + n))
+            atoms = labelled(atoms)
+            images.append(
+                labelled(atoms, atoms.calc.results, stress=atoms.get_stress() + pressure * np.repeat([1, 0], 3))
+            )
+    return images
+
+
+@pytest.mark.parametrize("pressure", [0.0, 0.05, -0.2, 0.3])
+def test_a_constant_pressure_in_the_stress(pressure):
+    """As of plane waves too few for changing cells; found from the energies of series of strained structures."""
+    found = [f for f in findings_of([*stretched(pressure * GPa), *trajectory()]) if f.code == "offset of stress"]
+    offset = stress_offset([frame_from_atoms(a) for a in stretched(pressure * GPa)])
+    assert offset.pressure / GPa == pytest.approx(pressure, abs=0.05)
+    assert (offset.series, len(offset.frames)) == (2, 17)
+    if abs(pressure) < 0.1:
+        assert not found
+    else:
+        assert found[0].severity == "warning" and re.search(r"is 0\.\d\d ± 0\.0\d GPa", found[0].message)
+        assert ("above" in found[0].message) == (pressure > 0)
+        assert set(found[0].frames) <= {f"x.xyz, frame {n}" for n in range(18)}
 
 
 @pytest.mark.parametrize("shift", [0.1, -0.3])

@@ -501,7 +501,9 @@ def test_weights_that_are_huge_give_an_error_and_no_nan(model, tmp_path):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", AccelerationWarning)
             atoms.calc = SEGNNCalculator(tmp_path / "huge.pt", accelerate=mode)
-            with pytest.raises(StructureError, match=r"the energy of atom 0 is \[.*\] eV: .* its weights are broken"):
+            with pytest.raises(
+                StructureError, match=r"the energy of atom 0 is (nan|-?inf) eV: .* its weights are broken"
+            ):
                 atoms.get_forces()
 
 

@@ -294,9 +294,12 @@ def test_cache_survives_damage_and_missing_rights(monkeypatch, tmp_path):
 @pytest.mark.parametrize("engine", [Engine, TrainingEngine])
 def test_only_the_compiler_runs_in_threads(engine, new_potential, monkeypatch):
     """In a process that was forked, PyTorch fails when two new threads enter it at once."""
+    potential = new_potential("segnn")
+    potential.segnn.accelerate()
+    potential.segnn.tabulate()
     threads, derive = set(), codegen.derive
     monkeypatch.setattr(codegen, "derive", lambda *given: threads.add(threading.get_ident()) or derive(*given))
-    engine(new_potential("segnn"))
+    engine(potential)
     assert threads == {threading.get_ident()}
 
 

@@ -129,7 +129,8 @@ def test_engine_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(device
         for cutoff in (SHORT, 1.3 * SHORT):
             graph = batch(*names, cutoff=cutoff).to(device)
             found = predict(model, graph, stress=True)
-            for name in ("energy", "energies", "forces", "stress", "features"):
+            assert bool(found.close) == expected.close
+            for name in ("energy", "energies", "forces", "stress", "features", "neighbors"):
                 a, b = getattr(found, name).cpu(), getattr(expected, name)
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)
             alone = predict(model, graph, forces=False)
@@ -156,7 +157,7 @@ def test_what_is_recorded_serves_other_structures(device, monkeypatch):
         graph = graph_from_atoms(atoms, 2.6 if k == 3 else 1.2).to(device)  # k = 3: more pairs than there is room for
         wanted = {"forces": k != 8, "stress": k in (4, 5, 6, 7)}
         found, expected = step(graph, **wanted), predict(model, graph, **wanted)
-        for name in ("energy", "energies", "forces", "stress", "features"):
+        for name in ("energy", "energies", "forces", "stress", "features", "neighbors", "close"):
             a, b = getattr(found, name), getattr(expected, name)
             assert (a is None) == (b is None), name
             if a is not None:
