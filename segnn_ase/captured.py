@@ -153,5 +153,5 @@ def _without_padding(p: Prediction, n: int, n_graphs: int) -> Prediction:
         edge_gradients=None,
         features=first(p.features, n),
         neighbors=first(p.neighbors, n),
-        close=p.close.clone(),
+        close=p.close.clone() if isinstance(p.close, Tensor) else p.close,
     )

@@ -240,7 +240,8 @@ def _build(content: dict) -> Potential:
     )
     potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
     potential.domain = content["domain"] and domain.parse(content["domain"], len(potential.species))
-    potential.uncertainty = content["uncertainty"] and uncertainty.parse(content["uncertainty"])
+    width = potential.readout.width
+    potential.uncertainty = content["uncertainty"] and uncertainty.parse(content["uncertainty"], width)
     return potential.eval()
 
 

@@ -155,7 +155,8 @@ class DomainCheck:
 
     def limits(self, numbers: Tensor) -> Limits:
         """The limits of atoms with these atomic numbers (N,); the same for the same tensor."""
-        if self._last is None or self._last[0] is not numbers:
+        last = self._last
+        if last is None or last[0] is not numbers:
             domain, n = self.domain, numbers.cpu().numpy()
             kind, (low, high) = self._index[n], domain.binding
             reference, width = float(self._references[kind].sum()), high - low
@@ -170,8 +171,8 @@ class DomainCheck:
                 force=FORCE * domain.max_force,
                 leverage=LEVERAGE * domain.max_leverage,
             )
-            self._last = (numbers, limits)
-        return self._last[1]
+            last = self._last = (numbers, limits)
+        return last[1]
 
     def __call__(
         self, graph: Graph, p: Prediction, *, volume: float | None, leverage: np.ndarray | None

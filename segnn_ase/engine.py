@@ -124,7 +124,11 @@ class Engine:
         doubles, alpha, beta, gamma, lowest and highest energy, largest force and leverage. The second result has
         leverages (N), sigma_E, and sigma of forces (N, 3); it is empty without forms.
         """
-        n, k = len(given[0]), 0 if forms is None else forms.shape[-1]
+        n, k, features = len(given[0]), 0, given[3]
+        if forms is not None:
+            k = features.shape[1]
+            if forms.shape != (2, k, k) or not forms.dtype == features.dtype == self.dtype:
+                raise ValueError(f"forms are {forms.dtype} {tuple(forms.shape)} for {k} features of {features.dtype}")
         out = np.empty(4 * n + 1 if k else 0)
         addresses = [None if x is None else x.data_ptr() for x in (*given, forms)]
         inside = self.library.watch(n, k, *addresses, limits, numbers, out.ctypes.data)

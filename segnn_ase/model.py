@@ -219,7 +219,7 @@ class EnergyReadout(nn.Module):
         super().__init__()
         irreps = parse_irreps(config.hidden_irreps)
         self.scalar = kinds(irreps).index(SCALAR)
-        width = multiplicities(irreps)[self.scalar]
+        self.width = width = multiplicities(irreps)[self.scalar]
         self.linear = nn.ModuleList(Dense(width, 1) for _ in range(config.interactions - 1))
         self.last = MLP(width, config.readout_hidden, 1)
 

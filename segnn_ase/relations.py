@@ -4,11 +4,13 @@ The surrogate fitted to the forces says what energies and stress to expect; stra
 the stress is, from energies alone.
 """
 
+import math
 from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
 from ase.units import Bohr, GPa, Hartree, Rydberg, kcal, kJ, mol
+from scipy.stats import t
 
 from segnn_ase.copies import groups_of
 from segnn_ase.data import Frame, species_of
@@ -35,7 +37,7 @@ LEAST_FRAMES = 8
 MOST_SPECIES = 12
 MOST_NUMBERS = 120_000_000  # features kept; of larger sets every second, third, ... frame is judged
 TRUSTED = 0.25  # part of the forces that the surrogate must explain before it is believed; of sound ones over 0.85
-OFFSET = (0.1, 5)  # GPa, and so many times its standard error
+OFFSET = (0.1, 1e-4)  # GPa, and the probability to find as much by chance
 
 
 class Judged(NamedTuple):
@@ -207,14 +209,18 @@ def find_stress_problems(judged: Judged) -> list[Finding]:
 def find_offset(frames: list[Frame]) -> list[Finding]:
     """A constant pressure between the stress and the energies of strained structures."""
     found = stress_offset(frames)
-    if found is None or abs(found.pressure) < max(OFFSET[0] * GPa, OFFSET[1] * found.error):
+    if found is None:
         return []
-    pressure, error = found.pressure / GPa, max(found.error / GPa, 0.005)
+    chance = t.isf(OFFSET[1] / 2, found.freedom) * found.error
+    if abs(found.pressure) < max(OFFSET[0] * GPa, chance + 2 * found.doubt):
+        return []
+    pressure, error = found.pressure / GPa, max(math.hypot(found.error, found.doubt) / GPa, 0.005)
     where = "above" if pressure > 0 else "below"
     text = f"the diagonal of the stress is {abs(pressure):.2f} ± {error:.2f} GPa {where} what the energies of "
     text += f"{len(found.frames)} strained structures in {found.series} series give"
     used = np.isin(np.arange(len(frames)), found.frames)
-    advice = "A basis of plane waves too small for changing cells does that (Pulay stress); compute with more of them"
+    advice = "A basis of plane waves too small for changing cells does that (Pulay stress), or energies without the "
+    advice += "smearing's entropy: take more plane waves, and the energy that the stress belongs to"
     return [Finding("offset of stress", "warning", text, sources_of(frames, used), advice)]
 
 

@@ -126,11 +126,10 @@ def fit_power(x: np.ndarray, errors: np.ndarray, powers: Sequence[float] = POWER
     return float(np.sqrt(c2)), float(p)
 
 
-def parse(values: dict) -> Uncertainty:
-    """The uncertainty of a file. Raises TypeError, ValueError for what is none."""
+def parse(values: dict, width: int) -> Uncertainty:
+    """The uncertainty of a file, of so many features. Raises TypeError, ValueError for what is none."""
     u = Uncertainty(**values)
-    n = len(u.atoms)
     numbers = all(isinstance(x, float) for x in (u.alpha, u.beta, u.gamma)) and isinstance(u.calibrated_on, str)
-    if not numbers or not all(x.shape == (n, n) and torch.isfinite(x).all() for x in (u.atoms, u.frames)):
-        raise ValueError("uncertainty has matrices of other shapes, or what should be numbers is not")
+    if not numbers or not all(x.shape == (width, width) and torch.isfinite(x).all() for x in (u.atoms, u.frames)):
+        raise ValueError(f"uncertainty has no matrices for {width} features, or what should be numbers is not")
     return u

@@ -29,6 +29,10 @@ class Watch:
         self._calibrated = (u is not None and math.isfinite(u.alpha), u is not None and math.isfinite(u.beta))
         self._last: tuple = (None, None, None)
 
+    def __getstate__(self) -> dict:
+        # an address is of one process and of one array, and neither is that of a copy
+        return {**self.__dict__, "_last": (None, None, None)}
+
     def __call__(self, graph: Graph, p: Prediction, volume: float | None) -> dict:
         """What there is of energy_std (eV), forces_std (N, 3) eV/Å and outside_domain of one structure.
 
@@ -48,14 +52,14 @@ class Watch:
         engine = self.potential.engine
         if p.neighbors is None or self.check is None or not isinstance(engine, Engine):
             return None
-        limits = self.check.limits(graph.numbers)
-        if self._last[0] is not limits:
+        limits, last = self.check.limits(graph.numbers), self._last
+        if last[0] is not limits:
             u = self.uncertainty
             powers = (0.0,) * 3 if u is None else (u.alpha, u.beta, u.gamma)
             numbers = (ctypes.c_double * 7)(*powers, *limits.energy, limits.force, limits.leverage)
-            self._last = (limits, limits.neighbors.ctypes.data, numbers)
+            last = self._last = (limits, limits.neighbors.ctypes.data, numbers)
         given = [p.neighbors, p.energy, p.forces, p.features]
-        inside, out = engine.watch(given, self._forms, *self._last[1:])
+        inside, out = engine.watch(given, self._forms, *last[1:])
         inside = inside and p.close is False and (volume is None or volume >= limits.volume)
         n = len(p.neighbors)
         return (inside, out[:n], float(out[n]), out[n + 1 :].reshape(n, 3)) if len(out) else (inside, None, None, None)

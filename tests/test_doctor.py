@@ -11,7 +11,9 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa, Hartree, fs, kB, kcal, mol
 from matplotlib.image import imread
@@ -24,7 +26,7 @@ from segnn_ase.copies import SAME, compare, displacement, prints_of
 from segnn_ase.data import frame_from_atoms
 from segnn_ase.doctor import Sets, check, check_frames, check_judged, looks_like, repair
 from segnn_ase.flaws import where_of
-from segnn_ase.relations import judge
+from segnn_ase.relations import find_offset, judge
 from segnn_ase.strains import stress_offset
 from segnn_ase.surrogate import features_of
 from segnn_ase.train import train
@@ -210,6 +212,61 @@ def test_a_constant_pressure_in_the_stress(pressure):
         assert found[0].severity == "warning" and re.search(r"is 0\.\d\d ± 0\.0\d GPa", found[0].message)
         assert ("above" in found[0].message) == (pressure > 0)
         assert set(found[0].frames) <= {f"x.xyz, frame {n}" for n in range(18)}
+
+
+def scaled_cells(atoms: Atoms, strains) -> list[Atoms]:
+    images = []
+    for strain in strains:
+        image = atoms.copy()
+        image.set_cell(atoms.cell.array * (1 + strain), scale_atoms=True)
+        images.append(labelled(image))
+    return images
+
+
+def relaxation() -> list[Atoms]:
+    """Atoms that move with the cell, from a rattled and stretched structure."""
+    atoms, images = bulk("Cu", cubic=True, a=3.75), []
+    atoms.symbols[::2] = "Au"
+    atoms.rattle(0.03, rng=np.random.default_rng(0))
+    atoms.calc = EMT()
+    run = BFGS(FrechetCellFilter(atoms), logfile=None, maxstep=0.02)
+    run.attach(lambda: images.append(labelled(atoms)))
+    run.run(fmax=0.002, steps=200)
+    return images
+
+
+def rigid_dimers() -> list[Atoms]:
+    """Only the distances between molecules follow the cell."""
+    images = []
+    for strain in np.linspace(-0.02, 0.02, 9):
+        atoms = Atoms("Cu2", [[0, 0, 0], [0, 0, 2.1]], cell=[3.2 * (1 + strain)] * 2 + [5.6 * (1 + strain)], pbc=True)
+        images.append(labelled(atoms))
+    return images
+
+
+LEFT_HANDED = Atoms("Cu", cell=[[0, 2, 2], [2, 2, 0], [2, 0, 2]], pbc=True)
+SOUND_SERIES = {
+    "relaxation": relaxation,
+    "rigid dimers": rigid_dimers,
+    "wide": lambda: scaled_cells(bulk("Al", cubic=True), np.linspace(-0.3, 0.3, 9)),
+    "few": lambda: scaled_cells(bulk("Al", cubic=True), np.linspace(-0.15, 0.15, 6)),
+    "left-handed": lambda: scaled_cells(
+        Atoms("Cu", cell=[[0, 2, 2], [2, 2, 0], [2, 0, 2]], pbc=True), np.linspace(-0.1, 0, 8)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOUND_SERIES)
+def test_sound_series_have_no_pressure_too_much(name):
+    frames = [frame_from_atoms(a) for a in SOUND_SERIES[name]()]
+    assert find_offset(frames) == []
+
+
+@pytest.mark.parametrize("number", [8, 121])
+def test_a_pressure_is_found_in_few_and_in_many(number):
+    frames = [frame_from_atoms(a) for a in scaled_cells(bulk("Cu"), np.linspace(-0.03, 0.03, number))]
+    (finding,) = find_offset([f._replace(stress=f.stress + GPa * np.eye(3)) for f in frames])
+    assert "is 1.00 ± 0.0" in finding.message and not find_offset(frames)
 
 
 @pytest.mark.parametrize("shift", [0.1, -0.3])

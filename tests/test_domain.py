@@ -180,6 +180,29 @@ def test_the_file_keeps_it_and_a_copy_too(known, tmp_path):
     assert kinds(calculator, contact())[0] == kinds(SEGNNCalculator(known, domain="ignore"), contact())[0]
 
 
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda calc: pickle.loads(pickle.dumps(calc))])
+def test_a_copy_of_a_calculator_that_was_used_goes_its_own_way(known, duplicate):
+    calculator, atoms = SEGNNCalculator(known, domain="ignore"), copper(1)
+    assert kinds(calculator, atoms) == []
+    other = duplicate(calculator)
+    calculator._watch.check._last[1].neighbors[:] = -1.0  # its own, not those of the copy
+    atoms.positions[0] += 1e-4
+    assert kinds(other, atoms) == []
+    assert kinds(calculator, atoms) == ["neighbors"]
+
+
+def test_another_precision_is_refused_by_compiled_code(known):
+    calculator = SEGNNCalculator(known, dtype="float32", domain="ignore")
+    kinds(calculator, copper(1))
+    watch = calculator._watch
+    watch._forms = watch._forms.double()
+    with pytest.raises(ValueError, match=r"forms are torch.float64 .* features of torch.float32"):
+        kinds(calculator, copper(2))
+    watch._forms = watch._forms.float()[:, :-1]
+    with pytest.raises(ValueError, match="forms are"):
+        kinds(calculator, copper(3))
+
+
 def test_lone_atoms_are_inside_only_where_their_energies_are_known(new_potential):
     fitted = characterized(new_potential("segnn"), training_set(), lone_atoms=False)
     assert "neighbors" in kinds(SEGNNCalculator(fitted, domain="ignore"), Atoms("Cu"))

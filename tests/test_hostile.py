@@ -425,6 +425,11 @@ def setting(content: dict, **changes) -> dict:
     return {"config": {**content["config"], **changes}}
 
 
+def uncertainty(width: int) -> dict:
+    forms, numbers = {"atoms": torch.eye(width), "frames": torch.eye(width)}, {"alpha": 1.0, "beta": 1.0, "gamma": 1.0}
+    return {**forms, **numbers, "calibrated_on": "validation", "counts": (3, 1)}
+
+
 LAST = "readout.last.last.weight"
 TAMPERED = {
     "nan weight": (lambda c: weight(c, **{LAST: c["weights"][LAST] * float("nan")}), "readout.last.last.weight.*NaN"),
@@ -475,6 +480,11 @@ TAMPERED = {
     "metadata as list": (lambda c: {"metadata": [1]}, "does not describe a model"),
     "metadata as text": (lambda c: {"metadata": "trained well"}, "does not describe a model"),
     "errors as text": (lambda c: {"metadata": {"errors": "small"}}, "does not describe a model"),
+    "uncertainty of other features": (lambda c: {"uncertainty": uncertainty(64)}, "uncertainty has no matrices for"),
+    "uncertainty of words": (
+        lambda c: {"uncertainty": {**uncertainty(8), "alpha": "large"}},
+        "should be numbers is not",
+    ),
     "an error as text": (lambda c: {"metadata": {"errors": {"valid": {"energy_rmse": "low"}}}}, "expected numbers"),
 }
 
