@@ -131,7 +131,7 @@ class Engine:
                 raise ValueError(f"forms are {forms.dtype} {tuple(forms.shape)} for {k} features of {features.dtype}")
         out = np.empty(4 * n + 1 if k else 0)
         addresses = [None if x is None else x.data_ptr() for x in (*given, forms)]
-        inside = self.library.watch(n, k, *addresses, limits, numbers, out.ctypes.data)
+        inside = self.library.watch(n, k, *addresses, limits, numbers, out.__array_interface__["data"][0])
         return bool(inside), out
 
     def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, first: Tensor, weight: Tensor | None):

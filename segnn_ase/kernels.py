@@ -35,6 +35,11 @@ MAX_PARTS = 16  # of a receiver's edges, on a GPU
 WORK_PER_THREAD = 30_000  # rows times channels below which another thread costs more than it saves
 
 
+# threads of OpenMP do not follow into a forked process, which would wait for them for ever
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
 class CompilerError(RuntimeError):
     """There is no working C compiler here, or no folder to keep compiled code in."""
 

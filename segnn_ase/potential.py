@@ -88,9 +88,10 @@ class Potential(nn.Module):
         """The network in compiled code, where `compiled` is set and it has been tabulated for evaluation."""
         if self.training or not self.compiled or self.segnn.table_step is None:
             return None
-        with self._making:
-            if self._engine is None:
-                self._engine = DeviceEngine(self) if runs_on_triton(self.device) else Engine(self)
+        if self._engine is None:
+            with self._making:
+                if self._engine is None:
+                    self._engine = DeviceEngine(self) if runs_on_triton(self.device) else Engine(self)
         return self._engine
 
     def compile_network(self, on: bool = True) -> bool:

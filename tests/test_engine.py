@@ -1,7 +1,10 @@
 """The network in compiled code against the same network layer by layer (T16), with the same radial tables."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -301,3 +304,31 @@ def test_pairs_at_the_cutoff_do_not_upset_the_check():
     for k in range(6):
         atoms.rotate(7.0 * (k + 1), (1, 2, 3 + k), rotate_cell=True)
         assert accelerate(potential, graph_from_atoms(atoms, CUTOFF), "require", tables=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("accelerate", ["auto", "off"])
+def test_a_calculator_works_in_forked_processes(accelerate):
+    """Threads of the parent do not follow there, and OpenMP would wait for them for ever."""
+    code = f"""
+import multiprocessing, torch
+from ase.build import bulk
+from segnn_ase import SEGNNCalculator
+torch.set_num_threads(2)
+calculator = SEGNNCalculator("silicon-pbe", accelerate={accelerate!r}, domain="ignore")
+
+def energy(seed):
+    atoms = bulk("Si", cubic=True, a=5.47).repeat(2)
+    atoms.rattle(0.02, seed=seed)
+    atoms.calc = calculator
+    return atoms.get_potential_energy() + abs(atoms.get_forces()).sum()
+
+here = [energy(seed) for seed in range(3)]
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    there = pool.map(energy, range(3))
+print(max(abs(a - b) for a, b in zip(here, there)))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1e-3
