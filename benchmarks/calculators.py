@@ -18,7 +18,7 @@ def build(name: str, dtype: str, device: str):
         return PEERS[name](dtype, device)
     model, _, mode = name.partition(":")
     from segnn_ase import SEGNNCalculator
-    from segnn_ase.config import PRESETS
+    from segnn_ase.model.settings import PRESETS
 
     options = {"": {}, "layers": {"tables": False}, "torch": {"accelerate": "off"}}
     if mode not in options:
@@ -33,9 +33,9 @@ def random_potential(preset: str):
     import torch
     from systems import system
 
-    from segnn_ase.config import model_config
-    from segnn_ase.graph import collate, graph_from_atoms
-    from segnn_ase.potential import Potential
+    from segnn_ase.model.potential import Potential
+    from segnn_ase.model.settings import model_config
+    from segnn_ase.structure.graph import collate, graph_from_atoms
 
     torch.manual_seed(0)
     potential = Potential(model_config(preset, cutoff=CUTOFF), ELEMENTS)

@@ -21,8 +21,9 @@ from ase.optimize import FIRE
 from report import plot_lines, print_table, save
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.checkpoint import find_model
-from segnn_ase.md import MDConfig, MDResult, run_md
+from segnn_ase.md.run import MDResult, run_md
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.store.shipped import find_model
 
 POTENTIALS = Path(__file__).parent.parent / "potentials"
 

@@ -12,7 +12,8 @@ import torch
 from report import plot_lines, print_table, save
 from systems import system
 
-from segnn_ase.neighbors import SkinNeighbors, device_neighbor_list, neighbor_list
+from segnn_ase.structure.neighbors import device_neighbor_list, neighbor_list
+from segnn_ase.structure.skin import SkinNeighbors
 
 CUTOFF = 5.0  # Å
 

@@ -17,9 +17,9 @@ from calculators import random_potential
 from report import plot_lines, print_table, save
 from systems import system
 
-from segnn_ase.graph import collate, edge_vectors, graph_from_atoms, with_pairs
-from segnn_ase.potential import assemble, predict
-from segnn_ase.training_engine import TrainingEngine
+from segnn_ase.compiled.cpu_training import TrainingEngine
+from segnn_ase.model.predict import assemble, predict
+from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
 
 BATCHES = {"acetylacetone": 5, "water192": 1}
 

@@ -14,7 +14,7 @@ from report import plot_lines, print_table, save
 from systems import system
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.watch import Watch
+from segnn_ase.trust.monitor import Watch
 
 POTENTIALS = {"acetylacetone": "acetylacetone-pbe", "water": "water-pbe0", "silicon": "silicon-pbe"}
 

@@ -9,9 +9,10 @@ import os
 import ase.io
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.checkpoint import find_model
-from segnn_ase.md import MDConfig, run_md
-from segnn_ase.plot import plot_energy_drift
+from segnn_ase.base.figures import plot_energy_drift
+from segnn_ase.md.run import run_md
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.store.shipped import find_model
 
 steps = int(os.environ.get("SEGNN_STEPS", 4000))
 atoms = ase.io.read(find_model("acetylacetone-pbe").parent / "reference.xyz", "0")

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.analysis import radial_distribution
-from segnn_ase.checkpoint import find_model
-from segnn_ase.md import MDConfig, run_md
-from segnn_ase.plot import plot_energy_drift, plot_rdf
+from segnn_ase.base.figures import plot_energy_drift, plot_rdf
+from segnn_ase.md.analysis import radial_distribution
+from segnn_ase.md.run import run_md
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.store.shipped import find_model
 
 out = Path("md_water")
 steps = int(os.environ.get("SEGNN_STEPS", 1200))

@@ -15,7 +15,8 @@ import numpy as np
 from ase.build import bulk
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.md import MDConfig, run_md
+from segnn_ase.md.run import run_md
+from segnn_ase.md.settings import MDConfig
 
 steps = int(os.environ.get("SEGNN_STEPS", 1500))
 calculator = SEGNNCalculator("silicon-pbe")

@@ -12,7 +12,7 @@ from ase.optimize import BFGS
 from ase.vibrations import VibrationsData
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.checkpoint import find_model
+from segnn_ase.store.shipped import find_model
 
 atoms = ase.io.read(find_model("acetylacetone-pbe").parent / "reference.xyz", "0")
 atoms.calc = SEGNNCalculator("acetylacetone-pbe", dtype="float64")

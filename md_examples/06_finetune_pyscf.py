@@ -14,10 +14,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree
 from pyscf import dft, gto
 
-from segnn_ase.assess import error_table, evaluate_files
-from segnn_ase.config import TrainConfig
-from segnn_ase.data import read_frames
-from segnn_ase.train import finetune
+from segnn_ase.data.frames import read_frames
+from segnn_ase.train.evaluation import evaluate_files
+from segnn_ase.train.report import error_table
+from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.start import finetune
 
 count = int(os.environ.get("SEGNN_STEPS", 60))
 

@@ -29,11 +29,13 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.analysis import radial_distribution
-from segnn_ase.assess import characterize, speed_up
-from segnn_ase.checkpoint import describe, load_committee, load_with_metadata, save_potential
-from segnn_ase.config import TrainConfig, read_toml
-from segnn_ase.train import prepare
+from segnn_ase.base.settings import read_toml
+from segnn_ase.md.analysis import radial_distribution
+from segnn_ase.store.model_file import describe, load_committee, load_with_metadata, save_potential
+from segnn_ase.train.characterize import characterize
+from segnn_ase.train.evaluation import speed_up
+from segnn_ase.train.prepare import prepare
+from segnn_ase.train.settings import TrainConfig
 
 HERE = Path(__file__).parent
 

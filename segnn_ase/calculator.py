@@ -17,10 +17,8 @@ from ase.data import chemical_symbols
 from ase.outputs import Properties
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from segnn_ase.accelerate import MODES, accelerate
-from segnn_ase.captured import CapturedPredict
-from segnn_ase.checkpoint import Committee, load_committee
-from segnn_ase.config import (
+from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.base.errors import (
     AccelerationError,
     AccelerationWarning,
     ConfigError,
@@ -29,19 +27,16 @@ from segnn_ase.config import (
     StructureError,
     expect,
 )
-from segnn_ase.device_engine import DeviceEngine
-from segnn_ase.graph import Graph, SkinGraphs, collate, edge_vectors, within
-from segnn_ase.neighbors import BACKENDS, Neighbors
-from segnn_ase.potential import (
-    Potential,
-    Prediction,
-    check_species,
-    hessian,
-    predict,
-    resolve_device,
-    resolve_dtype,
-)
-from segnn_ase.watch import Watch
+from segnn_ase.compiled.choose import MODES, accelerate
+from segnn_ase.compiled.gpu import DeviceEngine
+from segnn_ase.compiled.gpu_recording import CapturedPredict
+from segnn_ase.model.potential import Potential, check_species
+from segnn_ase.model.predict import Prediction, hessian, predict
+from segnn_ase.store.model_file import Committee, load_committee
+from segnn_ase.structure.graph import Graph, collate, edge_vectors, within
+from segnn_ase.structure.neighbors import BACKENDS, Neighbors
+from segnn_ase.structure.skin import SkinGraphs
+from segnn_ase.trust.monitor import Watch
 
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 BATCH_ATOMS = 2048  # in one pass of `evaluate`

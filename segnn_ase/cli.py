@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from segnn_ase.config import OutOfTime, SEGNNError
+from segnn_ase.base.errors import OutOfTime, SEGNNError
 
 app = typer.Typer(
     add_completion=False,
@@ -16,9 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="SEGNN interatomic potentials: train, fine-tune, evaluate and run molecular dynamics.",
 )
-
 OUT_OF_TIME = 75  # exit status: sysexits.h calls it a temporary failure, try again
-
 Paths = Annotated[list[str] | None, typer.Option(help="frames that ASE reads; may be repeated")]
 Text = Annotated[str | None, typer.Option()]
 Number = Annotated[float | None, typer.Option()]
@@ -59,7 +57,7 @@ def train(
     """Train a potential; options override the TOML file. The same command goes on where it was stopped."""
     given = {name: value for name, value in locals().items() if value is not None}
     with reported_errors():
-        from segnn_ase.train import train as run
+        from segnn_ase.train.start import train as run
 
         _prepare_process(threads)
         run(_train_config(given))
@@ -88,7 +86,7 @@ def finetune(
     """Go on from a trained model on new frames, also of another level of theory."""
     given = {name: value for name, value in locals().items() if value is not None and name != "model"}
     with reported_errors():
-        from segnn_ase.train import finetune as run
+        from segnn_ase.train.start import finetune as run
 
         _prepare_process(threads)
         run(model, _train_config(given))
@@ -106,8 +104,9 @@ def evaluate(
 ):
     """Print the errors of a model on labelled frames."""
     with reported_errors():
-        from segnn_ase.assess import error_table, evaluate_files
-        from segnn_ase.data import LabelKeys
+        from segnn_ase.data.frames import LabelKeys
+        from segnn_ase.train.evaluation import evaluate_files
+        from segnn_ase.train.report import error_table
 
         _prepare_process(threads)
         keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)
@@ -128,9 +127,10 @@ def check(
 ):
     """Find what would spoil a training: labels, units, signs, copies, outliers. Exit status 1 if there is an error."""
     with reported_errors():
-        from segnn_ase.data import LabelKeys
-        from segnn_ase.doctor import check as run
-        from segnn_ase.doctor import repair, write_report
+        from segnn_ase.check.doctor import check as run
+        from segnn_ase.check.repair import repair
+        from segnn_ase.check.report import write_report
+        from segnn_ase.data.frames import LabelKeys
 
         keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)
         report = run(frames, valid=valid or (), test=test or (), isolated_atoms=isolated_atoms, keys=keys)
@@ -146,7 +146,7 @@ def check(
 def info(model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")]):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():
-        from segnn_ase.checkpoint import describe, load_committee
+        from segnn_ase.store.model_file import describe, load_committee
 
         typer.echo(describe(load_committee(model)))
 
@@ -169,10 +169,10 @@ def verify(
     """Check symmetries, derivatives, smoothness and more on a structure; exit status 1 where one does not hold."""
     given = {name: value for name, value in locals().items() if name in VERIFY_OPTIONS}
     with reported_errors():
-        from segnn_ase.certificate import table, write
-        from segnn_ase.checkpoint import load_with_metadata
-        from segnn_ase.md import read_structure
-        from segnn_ase.verify import verify as run
+        from segnn_ase.md.outputs import read_structure
+        from segnn_ase.store.model_file import load_with_metadata
+        from segnn_ase.verify.certificate import table, write
+        from segnn_ase.verify.run import verify as run
 
         _prepare_process(threads)
         if store:
@@ -213,10 +213,11 @@ def md(
     """Run molecular dynamics; the same command goes on where it was stopped."""
     given = {name: value for name, value in locals().items() if name in MD_OPTIONS}
     with reported_errors():
-        from segnn_ase.analysis import check_pairs
         from segnn_ase.calculator import SEGNNCalculator
-        from segnn_ase.ensembles import MDConfig
-        from segnn_ase.md import plot_run, read_structure, run_md
+        from segnn_ase.md.analysis import check_pairs
+        from segnn_ase.md.outputs import plot_run, read_structure
+        from segnn_ase.md.run import run_md
+        from segnn_ase.md.settings import MDConfig
 
         _prepare_process(threads)
         files = {"trajectory": f"{out}.xyz", "log": f"{out}.csv", "restart": f"{out}.npz"}
@@ -283,7 +284,8 @@ TRAINING_OPTIONS = (
 
 def _train_config(given: dict):
     """Merge TOML file and options, which go first."""
-    from segnn_ase.config import TrainConfig, read_toml
+    from segnn_ase.base.settings import read_toml
+    from segnn_ase.train.settings import TrainConfig
 
     values = read_toml(given["config"]) if "config" in given else {}
     sections = {

@@ -12,9 +12,9 @@ if not torch.cuda.is_available():  # before anything imports Triton
 
 from systems import CUTOFF, NAMED, SPECIES
 
-from segnn_ase.config import PRESETS, model_config
-from segnn_ase.graph import collate, graph_from_atoms
-from segnn_ase.potential import Potential
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.settings import PRESETS, model_config
+from segnn_ase.structure.graph import collate, graph_from_atoms
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("seeded", derandomize=True, deadline=None, database=None, max_examples=60)

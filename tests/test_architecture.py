@@ -1,59 +1,56 @@
-"""The house: imports run one way, importing costs nothing, and the public names are there."""
+"""The house: imports run from floor to floor downwards, importing costs nothing, and the public names are there."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 import segnn_ase
 
 PACKAGE = Path(segnn_ase.__file__).parent
-LEVELS = (
-    {"config", "files", "o3", "neighbors", "plot", "codegen", "tables", "uncertainty"},
-    {"graph", "operations", "triton_codegen", "archive", "surrogate", "ensembles", "analysis"},
-    {"kernels", "data", "copies", "restart"},
-    {"layers", "flaws", "strains"},
-    {"model", "program", "relations"},
-    {"plan", "doctor"},
-    {"engine", "device_engine"},
-    {"training_engine"},
-    {"potential"},
-    {"domain", "accelerate", "captured", "items"},
-    {"checkpoint", "watch"},
-    {"calculator", "certificate", "assess"},
-    {"stability"},
-    {"train", "md", "lammps", "torchsim"},
-    {"subject"},
-    {"verify"},
-    {"cli", "__init__"},
-    {"__main__"},
+FLOORS = (
+    "base",
+    "structure",
+    "model data md",
+    "compiled trust check",
+    "store",
+    "calculator",
+    "train verify",
+    "cli",
+    "__main__",
 )
-LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-SIDEWAYS = {  # the only imports within a level
-    ("config", "o3"),  # irreps in settings are checked by the one parser of irreps
-    ("files", "config"),  # typed errors
-    ("neighbors", "config"),  # typed errors
-    ("plot", "config"),  # typed errors
-    ("plot", "files"),  # figures are written atomically
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+MODULES = {
+    ".".join(["segnn_ase", *path.relative_to(PACKAGE).with_suffix("").parts]): path for path in PACKAGE.rglob("*.py")
 }
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 
-def imported_modules(source: str) -> set[str]:
-    """Modules of the package that a source imports, anywhere in it."""
+class Import(NamedTuple):
+    module: str  # that is imported
+    name: str  # from it
+
+
+def imports_of(source: str) -> set[Import]:
+    """What a source imports from the package, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("segnn_ase.")}
+            found |= {Import(a.name, "") for a in node.names if a.name.startswith("segnn_ase.")}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "segnn_ase":
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found.add(Import(inner, "") if inner in MODULES else Import(node.module, alias.name))
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative import"
-            if node.module == "segnn_ase":
-                found |= {alias.name if alias.name in LEVEL else "__init__" for alias in node.names}
-            elif (node.module or "").startswith("segnn_ase."):
-                found.add(node.module.split(".")[1])
     return found
+
+
+def room_of(module: str) -> str:
+    """The folder of a module, or its own name where it lies on the top level."""
+    return [*module.split("."), "__init__"][1]
 
 
 def run_python(code: str) -> str:
@@ -64,40 +61,60 @@ def run_python(code: str) -> str:
 
 def test_the_parser_sees_every_kind_of_import():
     source = """
-import segnn_ase.o3
+import segnn_ase.cli
 import numpy
-from segnn_ase import plot, __version__
+from segnn_ase import cli, __version__
+from segnn_ase.base import files
 def f():
-    from segnn_ase.md import run_md
+    from segnn_ase.base.files import append
 """
-    assert imported_modules(source) == {"o3", "plot", "__init__", "md"}
+    assert imports_of(source) == {
+        Import("segnn_ase.cli", ""),
+        Import("segnn_ase", "__version__"),
+        Import("segnn_ase.base.files", ""),
+        Import("segnn_ase.base.files", "append"),
+    }
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_lower_levels(module):
-    assert module in LEVEL, f"{module}.py has no place in the table of levels"
-    for other in imported_modules((PACKAGE / f"{module}.py").read_text()):
-        assert LEVEL[other] < LEVEL[module] or (module, other) in SIDEWAYS, f"{module} imports {other}"
+def test_every_room_has_a_floor():
+    assert {room_of(module) for module in MODULES} - {"__init__"} == set(FLOOR)
 
 
-def test_no_exception_is_left_over():
-    for module, other in SIDEWAYS:
-        assert other in imported_modules((PACKAGE / f"{module}.py").read_text())
-        assert (other, module) not in SIDEWAYS
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_imports_run_downwards(module):
+    here = room_of(module)
+    for other, name in imports_of(MODULES[module].read_text()):
+        there = room_of(other)
+        if there == here or other == "segnn_ase":
+            continue
+        assert here != "__init__" or there == "base", f"{module} imports {other}"
+        assert FLOOR[there] < FLOOR.get(here, 99), f"{module} imports {other} of the same floor or one above"
+        assert not name.startswith("_"), f"{module} imports the private name {name} of {other}"
+        assert not other.rpartition(".")[2].startswith("_"), f"{module} imports the private module {other}"
 
 
-@pytest.mark.parametrize("module", ["segnn_ase", "segnn_ase.config", "segnn_ase.cli"])
+def test_no_folder_has_a_circle():
+    graph = {m: {i.module for i in imports_of(path.read_text())} & set(MODULES) for m, path in MODULES.items()}
+    done: set[str] = set()
+    while len(done) < len(graph):
+        free = {module for module, others in graph.items() if module not in done and others <= done}
+        assert free, f"a circle among {sorted(set(graph) - done)}"
+        done |= free
+
+
+@pytest.mark.parametrize("module", ["segnn_ase", "segnn_ase.train.settings", "segnn_ase.md.settings", "segnn_ase.cli"])
 def test_importing_is_cheap_and_silent(module):
     code = f"import sys, {module}; print(*sorted({{'torch', 'e3nn', 'ase', 'matplotlib'}} & set(sys.modules)))"
     assert run_python(code).strip() == ""
 
 
 def test_importing_everything_prints_nothing_and_changes_no_global():
-    names = ", ".join(f"segnn_ase.{module}" for module in MODULES if module != "__init__")
+    names = ", ".join(sorted(module for module in MODULES if not module.endswith("__init__")))
     code = f"""
 import os, signal, torch
 state = lambda: (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), dict(os.environ),
-                 torch.backends.cuda.matmul.allow_tf32, signal.getsignal(signal.SIGINT), torch.random.initial_seed())
+                 torch.backends.cuda.matmul.allow_tf32, signal.getsignal(signal.SIGINT), torch.random.initial_seed(),
+                 torch.random.get_rng_state().sum())
 before = state()
 import {names}
 assert state() == before
@@ -105,9 +122,9 @@ assert state() == before
     assert run_python(code) == ""
 
 
-def test_no_public_name_is_that_of_a_module():
+def test_no_public_name_is_that_of_a_room():
     """Importing the module would replace the name: `from segnn_ase import train` gives one or the other."""
-    assert not set(segnn_ase.__all__) & set(MODULES)
+    assert not set(segnn_ase.__all__) & {room_of(module) for module in MODULES}
 
 
 def test_public_names():

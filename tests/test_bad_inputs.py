@@ -22,29 +22,21 @@ from test_data import emt_atoms
 from test_md import Morse, crystal
 
 from segnn_ase import Potential, SEGNNCalculator, load_potential, save_potential
-from segnn_ase.analysis import radial_distribution
-from segnn_ase.assess import evaluate_files
-from segnn_ase.config import (
-    ConfigError,
-    DataConfig,
-    DataError,
-    DeviceError,
-    ModelConfig,
-    ModelFileError,
-    OptimConfig,
-    OutputError,
-    StructureError,
-    TrainConfig,
-    model_config,
-    read_toml,
-)
-from segnn_ase.data import LabelKeys, read_frames
-from segnn_ase.ensembles import MDConfig
-from segnn_ase.md import read_structure, run_md
-from segnn_ase.neighbors import SkinNeighbors, neighbor_list
-from segnn_ase.plot import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
-from segnn_ase.potential import parse_species
-from segnn_ase.train import finetune, train
+from segnn_ase.base.errors import ConfigError, DataError, DeviceError, ModelFileError, OutputError, StructureError
+from segnn_ase.base.figures import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
+from segnn_ase.base.settings import read_toml
+from segnn_ase.data.frames import LabelKeys, read_frames
+from segnn_ase.md.analysis import radial_distribution
+from segnn_ase.md.outputs import read_structure
+from segnn_ase.md.run import run_md
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.model.potential import parse_species
+from segnn_ase.model.settings import ModelConfig, model_config
+from segnn_ase.structure.neighbors import neighbor_list
+from segnn_ase.structure.skin import SkinNeighbors
+from segnn_ase.train.evaluation import evaluate_files
+from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.start import finetune, train
 
 NAN, INF = math.nan, math.inf
 

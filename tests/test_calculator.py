@@ -18,11 +18,12 @@ from ase.neighborlist import neighbor_list
 from systems import NAMED, PERFECT, left_handed, rattled, rotation, transformed, triclinic
 
 from segnn_ase import calculator
+from segnn_ase.base.errors import ConfigError, DeviceError, StructureError
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.checkpoint import save_potential
-from segnn_ase.config import ConfigError, DeviceError, StructureError, model_config
-from segnn_ase.graph import collate, graph_from_atoms
-from segnn_ase.potential import Potential
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.settings import model_config
+from segnn_ase.store.model_file import save_potential
+from segnn_ase.structure.graph import collate, graph_from_atoms
 
 TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": (8,)}
 SPECIES = {1: -0.5, 6: -1.25, 8: 0.75, 29: 2.0}

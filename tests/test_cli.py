@@ -12,9 +12,10 @@ from test_data import emt_atoms
 from typer.testing import CliRunner
 
 from segnn_ase import cli
-from segnn_ase import train as training
-from segnn_ase.checkpoint import load_with_metadata
-from segnn_ase.config import DataConfig, OptimConfig, TrainConfig
+from segnn_ase.base import figures
+from segnn_ase.store.model_file import load_with_metadata
+from segnn_ase.train import loop, start
+from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 
 TOML = """
 out = "model.pt"
@@ -47,7 +48,7 @@ def assert_one_line_error(result, message: str) -> None:
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
     for name in ("plot_parity", "plot_learning_curve"):
-        monkeypatch.setattr(training.plot, name, lambda *_, **__: None)
+        monkeypatch.setattr(figures, name, lambda *_, **__: None)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_train_from_a_file_with_options_on_top(work):
 
 
 def test_the_same_command_goes_on(work, monkeypatch):
-    monkeypatch.setattr(training, "training_step", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(loop, "training_step", lambda *_: pytest.fail("a step was made"))
     assert segnn("train", "config.toml", "--test", "test.xyz", "--seed", 7).exit_code == 0
     result = segnn("train", "config.toml", "--test", "test.xyz", "--seed", 8)
     assert_one_line_error(result, "training.seed = 7 (now 8)")
@@ -111,7 +112,7 @@ def test_finetune(work, tmp_path):
     assert "shift of E0" in result.stderr
     settings = load_with_metadata(out)[1]["training"]["training"]
     assert settings["freeze"] == ["segnn.messages.0", "segnn.embedding"] and settings["epochs"] == 2
-    assert settings["learning_rate"] == training.FINETUNE_DEFAULTS["learning_rate"]
+    assert settings["learning_rate"] == FINETUNE_DEFAULTS["learning_rate"]
 
 
 def test_evaluate_prints_the_table_of_the_training(work):
@@ -181,27 +182,27 @@ ONLY_TRAIN = (
 @pytest.mark.parametrize("command", ["train", "finetune"])
 def test_every_option_arrives(command, monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "train", lambda config: seen.append(config))
-    monkeypatch.setattr(training, "finetune", lambda model, config: seen.append(config))
-    start = ["train", "--train", "a.xyz"] if command == "train" else ["finetune", "m.pt", "--train", "a.xyz"]
+    monkeypatch.setattr(start, "train", lambda config: seen.append(config))
+    monkeypatch.setattr(start, "finetune", lambda model, config: seen.append(config))
+    command_line = ["train", "--train", "a.xyz"] if command == "train" else ["finetune", "m.pt", "--train", "a.xyz"]
     left_out = {"--freeze"} if command == "train" else set(ONLY_TRAIN)
-    assert segnn(*start).exit_code == 0
+    assert segnn(*command_line).exit_code == 0
     (plain,) = seen
     for option, (text, section, field, value) in OPTIONS.items():
         if option in left_out:
             continue
-        result = segnn(*start, option, text)
+        result = segnn(*command_line, option, text)
         assert result.exit_code == 0, result.output
         found, before = (getattr(getattr(config, section), field) for config in (seen[-1], plain))
         assert found == (("a.xyz", "b.xyz") if option == "--train" else value) != before, option
-    assert segnn(*start, "--out", "other.pt").exit_code == 0 and seen[-1].out == "other.pt"
+    assert segnn(*command_line, "--out", "other.pt").exit_code == 0 and seen[-1].out == "other.pt"
 
 
 def test_flags_and_model_options_arrive(monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "train", lambda config: seen.append(config))
-    start = ["train", "--train", "a.xyz"]
-    assert segnn(*start, "--tensorboard", "--preset", "fast", "--cutoff", "4").exit_code == 0
+    monkeypatch.setattr(start, "train", lambda config: seen.append(config))
+    command_line = ["train", "--train", "a.xyz"]
+    assert segnn(*command_line, "--tensorboard", "--preset", "fast", "--cutoff", "4").exit_code == 0
     assert seen[-1].training.tensorboard and seen[-1].model == {"preset": "fast", "cutoff": 4.0}
 
 
@@ -212,7 +213,7 @@ def test_the_lists_of_options_are_fields_of_the_settings():
 
 def test_ranks_option_before_file_before_default(work, monkeypatch):
     seen = []
-    monkeypatch.setattr(training, "finetune", lambda model, config: seen.append(config))
+    monkeypatch.setattr(start, "finetune", lambda model, config: seen.append(config))
     (work / "tune.toml").write_text('[data]\ntrain = "a.xyz"\n[training]\nepochs = 4\nseed = 3\n')
     assert segnn("finetune", "m.pt", "--config", "tune.toml", "--seed", 5).exit_code == 0
     assert (seen[0].training.epochs, seen[0].training.seed, seen[0].data.train) == (4, 5, ("a.xyz",))
@@ -224,7 +225,7 @@ def test_a_bug_keeps_its_traceback(work, monkeypatch):
     def bug(config):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(training, "train", bug)
+    monkeypatch.setattr(start, "train", bug)
     result = segnn("train", "config.toml")
     assert isinstance(result.exception, ZeroDivisionError)
 
@@ -233,7 +234,7 @@ def test_an_interruption_says_how_to_go_on(work, monkeypatch):
     def interrupted(config):
         raise KeyboardInterrupt("stopped; the same command goes on from model.resume.pt")
 
-    monkeypatch.setattr(training, "train", interrupted)
+    monkeypatch.setattr(start, "train", interrupted)
     result = segnn("train", "config.toml")
     assert result.exit_code == 130 and "the same command goes on" in result.stderr
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
-from test_checkpoint import METADATA, tiny_potential
 from test_cli import assert_one_line_error, segnn
 from test_md import config, contents, crystal, run, state
+from test_model_file import METADATA, tiny_potential
 from test_train import configured, water_frames
 
-from segnn_ase import SEGNNCalculator, files
-from segnn_ase.checkpoint import checksum, load_tensors, load_with_metadata, save_potential, save_tensors
-from segnn_ase.config import (
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base import files
+from segnn_ase.base.errors import (
     AccelerationWarning,
     DataError,
     MDError,
@@ -32,10 +32,13 @@ from segnn_ase.config import (
     SEGNNError,
     StructureError,
 )
-from segnn_ase.data import read_frames
-from segnn_ase.files import append, write_atomically
-from segnn_ase.restart import read_restart
-from segnn_ase.train import decisive_settings, train
+from segnn_ase.base.files import append, write_atomically
+from segnn_ase.data.frames import read_frames
+from segnn_ase.md.restart import read_restart
+from segnn_ase.store.model_file import load_with_metadata, save_potential
+from segnn_ase.store.tensors import checksum, load_tensors, save_tensors
+from segnn_ase.train.resume import decisive_settings
+from segnn_ase.train.start import train
 
 CORRUPTIONS = 1000
 
@@ -934,7 +937,7 @@ def test_dynamics_whose_restart_file_cannot_be_written(tmp_path, monkeypatch, wh
 
 def test_a_guard_that_cannot_save_the_last_good_frame_still_gives_its_reason(tmp_path, monkeypatch):
     settings = config(tmp_path, steps=50, max_temperature=1.0, timestep=0.5)
-    monkeypatch.setattr("segnn_ase.md.write_atomically", lambda path, _: write_or_fail(path, _))
+    monkeypatch.setattr("segnn_ase.md.run.write_atomically", lambda path, _: write_or_fail(path, _))
 
     def write_or_fail(path, content):
         if "last_good" in str(path):

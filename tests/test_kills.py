@@ -18,14 +18,15 @@ from systems import rattled
 from test_train import configured, history, water_frames, weights
 
 from segnn_ase import SEGNNCalculator, save_potential
-from segnn_ase.checkpoint import checksum
-from segnn_ase.md import MDConfig, run_md
-from segnn_ase.train import train
+from segnn_ase.md.run import run_md
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.store.tensors import checksum
+from segnn_ase.train.start import train
 
 KILLS = 50
 LIVES = """
 import os, random, signal, sys, threading
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch, test_kills
 torch.set_num_threads(1)
 
@@ -52,7 +53,7 @@ print(deaths)
 
 def lives(job: str, folder: Path, *, most: int, delay: float) -> int:
     """Do a job in as many lives as it takes; returns the number of kills."""
-    tests = str(Path(__file__).parent)
+    tests = sys.path
     code = LIVES.format(tests=tests, folder=str(folder), job=job, most=most, delay=delay, kills=KILLS)
     # fork wants a single thread
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -95,7 +96,8 @@ def test_dynamics_killed_fifty_times(tmp_path, new_potential):
 
 
 def training(folder: Path, count=lambda: None) -> None:
-    from segnn_ase import train as module
+    from segnn_ase.base import figures
+    from segnn_ase.train import loop as module
 
     def counted(*arguments, step=module.training_step):
         count()
@@ -104,7 +106,7 @@ def training(folder: Path, count=lambda: None) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "training_step", counted)
         for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-            patch.setattr(module.plot, name, lambda *_, **__: None)
+            patch.setattr(figures, name, lambda *_, **__: None)
         settings = {"epochs": 100, "batch_size": 2, "save_minutes": 0.0005, "rollout_steps": 4, "rollout_every": 20}
         train(configured(folder, **settings), progress=False)
 

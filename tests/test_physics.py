@@ -28,13 +28,17 @@ from systems import (
     water,
 )
 
+from segnn_ase.base.errors import StructureError
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.checkpoint import save_potential
-from segnn_ase.config import OptimConfig, StructureError, model_config
-from segnn_ase.graph import collate, edge_vectors, graph_from_atoms
-from segnn_ase.items import Item, Labels, loss_and_prediction
-from segnn_ase.neighbors import BACKENDS
-from segnn_ase.potential import Potential, predict
+from segnn_ase.data.batches import Item, Labels
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import predict
+from segnn_ase.model.settings import model_config
+from segnn_ase.store.model_file import save_potential
+from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms
+from segnn_ase.structure.neighbors import BACKENDS
+from segnn_ase.train.loss import loss_and_prediction
+from segnn_ase.train.settings import OptimConfig
 
 SMALL = [name for name in VARIANTS if name != "default"]
 SMOOTH = [name for name in SMALL if name != "segnn2022"]

@@ -8,10 +8,12 @@ from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 
 from segnn_ase import SEGNNCalculator, load_potential
-from segnn_ase.checkpoint import find_model, load_with_metadata, shipped_potentials
-from segnn_ase.config import DomainError, MDError
-from segnn_ase.ensembles import MDConfig, set_velocities
-from segnn_ase.md import run_md
+from segnn_ase.base.errors import DomainError, MDError
+from segnn_ase.md.run import run_md
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.md.velocities import set_velocities
+from segnn_ase.store.model_file import load_with_metadata
+from segnn_ase.store.shipped import find_model, shipped_potentials
 
 NAMES = ("acetylacetone-pbe", "silicon-pbe", "water-pbe0")
 

@@ -1,0 +1,65 @@
+"""Validated settings and the typed errors of the package. Unknown keys are errors."""
+
+
+class SEGNNError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class ConfigError(SEGNNError, ValueError):
+    """A setting is unknown, missing or out of range."""
+
+
+class StructureError(SEGNNError, ValueError):
+    """A structure cannot be evaluated: unknown element, NaN position, overlapping atoms, bad cell."""
+
+
+class DataError(SEGNNError, ValueError):
+    """Labelled frames are missing, inconsistent or useless."""
+
+
+class ModelFileError(SEGNNError, ValueError):
+    """A file is not a readable model of this package."""
+
+
+class OutputError(SEGNNError, OSError):
+    """A file cannot be written: no space, no permission, no such folder. What was there before is intact."""
+
+
+class DeviceError(SEGNNError, RuntimeError):
+    """The requested device does not exist here."""
+
+
+class MDError(SEGNNError, RuntimeError):
+    """A simulation was stopped by a guard, or cannot be resumed from its restart file."""
+
+
+class OutOfTime(SEGNNError, RuntimeError):
+    """`max_minutes` are over: everything is saved, and the same call goes on."""
+
+
+class AccelerationError(SEGNNError, RuntimeError):
+    """Fused kernels were required but cannot be compiled here, or do not reproduce plain PyTorch."""
+
+
+class DomainError(SEGNNError, ValueError):
+    """A structure is outside what the potential was trained on."""
+
+
+class DomainWarning(UserWarning):
+    """A structure is outside what the potential was trained on: its results may be worth nothing."""
+
+
+class AccelerationWarning(UserWarning):
+    """Plain PyTorch is used where fused kernels were expected: slower, the same numbers."""
+
+
+def expect(good: bool, argument: str, value, expected: str) -> None:
+    """Raise ConfigError with the argument, its value and what is expected, unless it is good."""
+    if not good:
+        raise ConfigError(f"{argument} is {in_short(value)}; expected {expected}")
+
+
+def in_short(value) -> str:
+    """The value on one line, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -1,0 +1,105 @@
+"""Files that are never torn, signals that are waited for, progress that does not fill a log."""
+
+import glob
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from segnn_ase.base.errors import OutputError, expect
+
+
+def existing_file(path: "str | Path", argument: str) -> Path:
+    """Return the path if it is a file. Raises FileNotFoundError naming the argument."""
+    expect(isinstance(path, str | os.PathLike), argument, path, "a path")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a folder; expected a file")
+    if not path.is_file():
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file (working folder {Path.cwd()})")
+    return path
+
+
+@contextmanager
+def writing(path: "str | Path", consequence: str = "") -> Iterator[None]:
+    """Turn the system's error into an OutputError that names the file and what it means."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {str(path)!r}: {reason}{consequence and '; '}{consequence}") from error
+
+
+def write_atomically(path: "str | Path", content: bytes) -> None:
+    """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn.
+
+    Raises OutputError when it cannot be written; then the old file is intact, and no other is left.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with writing(path, "what was there before is intact"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def append(path: "str | Path", content: bytes) -> None:
+    """Append all of it or, where there is no space, nothing: then raises OutputError."""
+    with writing(path), open(path, "ab", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        rest = memoryview(content)
+        try:
+            while rest:  # a full disk takes a part without a word
+                rest = rest[file.write(rest) :]
+        except OSError:
+            if os.path.isfile(path):
+                file.truncate(size)
+            raise
+
+
+def clear_leftovers(paths: Iterable["str | Path"]) -> None:
+    """Remove the temporary files that a killed process left beside its outputs; no other may be writing them."""
+    for path in map(Path, paths):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}"):
+            left.unlink(missing_ok=True)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second one acts at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
+        yield received
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def progress_bar(*, shown: bool, **options) -> tqdm:
+    """A bar on standard error: live on a terminal, a line every ten seconds where it goes to a file."""
+    live = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    return tqdm(file=sys.stderr, disable=not shown or sys.stderr is None, mininterval=0.1 if live else 10.0, **options)

@@ -1,0 +1,57 @@
+"""Validated settings and the typed errors of the package. Unknown keys are errors."""
+
+import difflib
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segnn_ase.base.errors import ConfigError, in_short
+from segnn_ase.base.files import existing_file
+
+
+class Settings(BaseModel):
+    """Frozen settings; any mistake is a `ConfigError` that names the key and the remedy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def __init__(self, **values):
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(type(self), item, "") for item in error.errors())) from None
+
+    __init__.__pydantic_base_init__ = True  # pydantic makes settings within settings without it, to name their section
+
+    @classmethod
+    def parse(cls, values: dict, *, section: str = ""):
+        """Validate a plain dict. Raises ConfigError listing every wrong key with what was expected."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError("; ".join(_explain(cls, item, section) for item in error.errors())) from None
+
+
+def _explain(cls: type[BaseModel], item: dict, section: str) -> str:
+    location = [str(part) for part in item["loc"]]
+    name = ".".join([section, *location] if section else location)
+    if item["type"] == "missing":
+        return f"setting {name!r} is missing"
+    if item["type"] == "extra_forbidden":
+        for part in item["loc"][:-1]:
+            cls = cls.model_fields[part].annotation
+        known = list(cls.model_fields)
+        close = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
+        return f"unknown setting {name!r}: {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"setting {name!r} is {in_short(item['input'])}: {message}" if location else message
+
+
+def read_toml(path: "str | Path") -> dict:
+    """Read a TOML file. Raises FileNotFoundError, or ConfigError with the line of a mistake."""
+    path = existing_file(path, "config")
+    try:
+        return tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {str(path)!r} is not valid TOML: {error}") from None

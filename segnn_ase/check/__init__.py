@@ -1,0 +1,1 @@
+"""The dataset doctor: what would spoil a training."""

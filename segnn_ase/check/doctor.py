@@ -1,0 +1,108 @@
+"""What in a dataset would spoil a training: unread labels, units and signs, copies, leaks, outliers, absurd E0.
+
+`check` reads files and looks at everything; `check_frames` looks at frames. Each kind of flaw is one function that
+returns findings. Whether forces and stress belong to the energies is judged by the crude potential of `surrogate`.
+"""
+
+import re
+from pathlib import Path
+
+from ase import Atoms
+
+from segnn_ase.base.errors import DataError, StructureError
+from segnn_ase.check.consistency import OF_FIT, Judged, judge
+from segnn_ase.check.findings import LABELS, Finding, Sets, sentence
+from segnn_ase.check.labels import find_unread_labels, readable_part
+from segnn_ase.check.report import SEVERITIES, Report
+from segnn_ase.check.sets_of_frames import OF_SETS
+from segnn_ase.check.single_frames import OF_FRAMES
+from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms, read_images
+from segnn_ase.structure.neighbors import check_geometry
+
+
+def check(
+    paths: "str | Path | list",
+    *,
+    valid: tuple = (),
+    test: tuple = (),
+    isolated_atoms: str | None = None,
+    keys: LabelKeys | None = None,
+) -> Report:
+    """Read the files of a training and look for everything that is wrong; frames that cannot be used are findings.
+
+    Raises FileNotFoundError for files that are not there.
+    """
+    keys, findings, sets, images = keys or LabelKeys(), [], [], {}
+    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    for name, files in (("train", paths), ("valid", valid), ("test", test)):
+        pairs, found = read_all([str(p) for p in files], keys)
+        sets.append([frame for frame, _ in pairs])
+        findings += found + find_unread_labels(pairs)
+        if name == "train":
+            images = {frame.source: atoms for frame, atoms in pairs}
+    isolated = None
+    if isolated_atoms is not None:
+        pairs, found = read_all([isolated_atoms], LabelKeys(energy=keys.energy))
+        isolated = [frame for frame, _ in pairs]
+        findings += found
+    sets = Sets(*sets, isolated)
+    judged = judge(sets.all)
+    findings += check_frames(sets) + check_judged(sets.all, judged)
+    order = sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
+    return Report(order, sets, judged, images)
+
+
+def check_frames(sets: Sets) -> list[Finding]:
+    """The quick checks, of frames that have been read: a second or two for some thousand small ones."""
+    if not sets.all:
+        return [Finding("empty", "error", "there are no usable frames")]
+    findings = [finding for find in OF_FRAMES for finding in find(sets.all)]
+    return findings + [finding for find in OF_SETS for finding in find(sets)]
+
+
+def check_judged(frames: list[Frame], judged: Judged | None) -> list[Finding]:
+    """The checks that need the surrogate."""
+    if judged is None:
+        return [Finding("not judged", "note", "too few frames with energies and forces to judge units and signs")]
+    return [finding for find in OF_FIT for finding in find(judged)]
+
+
+def read_all(paths: list[str], keys: LabelKeys) -> tuple[list[tuple[Frame, Atoms]], list[Finding]]:
+    """Every usable frame with the structure it came from, and findings about the others."""
+    good, findings, bad = [], [], {}
+    for path in paths:
+        try:
+            images = read_images(path)
+        except DataError as error:
+            images = readable_part(path)
+            rest = f"; the first {len(images)} frames can be read" if images else ""
+            findings.append(
+                Finding("unreadable file", "error", f"{error}{rest}", (), "Write the file again", ("drop",))
+            )
+        for source, atoms in images:
+            try:
+                check_geometry(atoms.positions, atoms.cell.array, atoms.pbc)
+                good.append((frame_from_atoms(atoms, keys, source=source), atoms))
+            except (DataError, StructureError) as error:
+                text = str(error).replace(f" of {source}", "")
+                bad.setdefault(re.sub(r"-?\d[\d.e+-]*", "#", text), (text, []))[1].append(source)
+    for text, sources in bad.values():
+        findings.append(Finding("bad labels", "error", text, tuple(sources), "Drop or repair these frames", ("drop",)))
+    for position, name in enumerate(LABELS):
+        if getattr(keys, name) and good and not any(frame.origins[position] for frame, _ in good):
+            findings.append(Finding("labels", "error", f"no frame has the {name} key {getattr(keys, name)!r}"))
+    return good, findings
+
+
+def warn_or_refuse(sets: Sets, report, *, refuse: bool = True) -> None:
+    """Before a training: tell warnings by `report`, a function of text. Raises DataError for what would spoil it.
+
+    Without `refuse` that is only told, too.
+    """
+    findings = check_frames(sets)
+    errors = [sentence(f) for f in findings if f.severity == "error"]
+    if errors and refuse:
+        raise DataError(f"{' '.join(errors)} To train all the same, set refuse_flaws = false under [data]")
+    for finding in findings:
+        if finding.severity != "note":
+            report(f"{finding.severity}: {finding.code}: {sentence(finding)}")

@@ -1,0 +1,185 @@
+"""Structures that are the same or nearly so: in the same order, permuted, shifted, rotated or mirrored.
+
+A fingerprint holds, for each element and each element of the neighbours, the distances to the nearest of them, in
+ascending order over the atoms. It changes by no more than the structure does: close structures have close ones.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from segnn_ase.check.linear_model import CHUNK, CUTOFF, collect_pairs
+
+NEAR = 0.05  # Å, rms of the components of the atoms' displacements
+SAME = 1e-3  # Å, likewise, of structures that count as equal
+SAME_ENERGY = 2e-5  # eV/atom
+CANDIDATES = 3  # nearest fingerprints that are looked at
+BLOCK = 1000  # rows of a distance matrix at a time
+
+
+class Match(NamedTuple):
+    """A structure and the nearest other one."""
+
+    first: int
+    second: int
+    distance: float  # rms difference of the fingerprints, Å
+    kind: str  # exact, symmetry, near, or "" for neither
+    typical: float  # median distance to all of this composition, Å
+
+
+def groups_of(structures: list[Atoms]) -> dict[tuple, list[int]]:
+    """Indices of the structures with the same numbers of each element and the same periodicity."""
+    groups: dict[tuple, list[int]] = {}
+    for n, atoms in enumerate(structures):
+        groups.setdefault((*np.sort(atoms.numbers).tolist(), *atoms.pbc.tolist()), []).append(n)
+    return groups
+
+
+def fingerprints(structures: list[Atoms]) -> np.ndarray:
+    """Sorted distances, Å, (n, D), of structures of one group; what is farther than the cutoff counts as there."""
+    numbers = np.sort(structures[0].numbers)
+    species, size = np.unique(numbers), len(numbers)
+    nearest = max(4, 16 // len(species))
+    step, rows = max(1, CHUNK // size), []
+    for start in range(0, len(structures), step):
+        chunk = structures[start : start + step]
+        pairs = collect_pairs(chunk)
+        r = np.linalg.norm(pairs.vectors, axis=1)
+        shell = pairs.i * len(species) + np.searchsorted(species, pairs.numbers[pairs.j])
+        order = np.lexsort((r, shell))
+        counts = np.bincount(shell, minlength=len(pairs.numbers) * len(species))
+        rank = np.arange(len(r)) - np.repeat(np.cumsum(counts) - counts, counts)
+        table = np.full((len(counts), nearest), CUTOFF)
+        kept = rank < nearest
+        table[shell[order][kept], rank[kept]] = r[order][kept]
+        table = table.reshape(len(chunk), size, -1)
+        by_element = np.argsort([atoms.numbers for atoms in chunk], axis=1, kind="stable")
+        table = np.take_along_axis(table, by_element[:, :, None], axis=1)
+        for z in species:
+            table[:, numbers == z] = np.sort(table[:, numbers == z], axis=1)
+        rows.append(table.reshape(len(chunk), -1))
+    return np.concatenate(rows)
+
+
+def nearest(a: np.ndarray, b: np.ndarray, *, skip_own: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each row of a the nearest rows of b, (n, CANDIDATES), their rms differences, and the median to all of b.
+
+    skip_own: a is b, and no row is its own neighbour.
+    """
+    middle = b.mean(0)
+    x, y = (a - middle).astype("f4"), (b - middle).astype("f4")
+    kept, found = min(CANDIDATES, len(b) - skip_own), []
+    for start in range(0, len(x), BLOCK):
+        part = x[start : start + BLOCK]
+        square = (part**2).sum(1)[:, None] - 2 * part @ y.T + (y**2).sum(1)
+        if skip_own:
+            square[np.arange(len(part)), start + np.arange(len(part))] = np.inf
+        columns = np.argpartition(square, kept - 1, axis=1)[:, :kept]
+        exact = ((a[start : start + BLOCK][:, None] - b[columns]) ** 2).mean(2)
+        found.append((columns, exact, np.median(square, axis=1) / a.shape[1]))
+    columns, exact, typical = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.argsort(exact, axis=1, kind="stable")
+    columns, exact = (np.take_along_axis(values, order, axis=1) for values in (columns, exact))
+    return columns, np.sqrt(exact), np.sqrt(np.maximum(typical, 0))
+
+
+def displacement(a: Atoms, b: Atoms) -> float:
+    """Rms component of displacements after shift and rotation, Å; infinite if the order of atoms is another."""
+    if not np.array_equal(a.numbers, b.numbers):
+        return np.inf
+    (old, new), turn = frames_of(a, b), turn_onto(a, b)
+    new = new @ turn
+    if not a.pbc.any():
+        return float(np.sqrt(((old - new) ** 2).mean()))
+    shift = b.cell.scaled_positions(b.positions) - a.cell.scaled_positions(a.positions) if a.pbc.all() else None
+    if shift is None:
+        shift = np.linalg.solve(old.T, (b.positions - a.positions).T).T
+    shift = shift - shift[0]
+    shift[:, a.pbc] -= np.round(shift[:, a.pbc])
+    moved = (shift - shift.mean(0)) @ ((old + new) / 2)
+    strained = ((new - old)[a.pbc] ** 2).sum() / 12  # mean over the cell of the square of s (new - old), |s| < 1/2
+    return float(np.sqrt((moved**2).mean() + strained / 3))
+
+
+def frames_of(a: Atoms, b: Atoms) -> list[np.ndarray]:
+    """What orients each of two structures, as rows, Å: the cell if there is one, or the positions about their mean."""
+    if a.pbc.any():
+        return [atoms.cell.complete().array for atoms in (a, b)]
+    return [atoms.positions - atoms.positions.mean(0) for atoms in (a, b)]
+
+
+def turn_onto(a: Atoms, b: Atoms) -> np.ndarray:
+    """The rotation R, (3, 3), without a reflection, after which vectors of b, as rows v R, are oriented as those of a.
+
+    The identity if they are already: a linear molecule determines no rotation about its axis.
+    """
+    x, y = frames_of(a, b)
+    if np.sqrt(((x - y) ** 2).mean()) < SAME:
+        return np.eye(3)
+    u, _, v = np.linalg.svd(y.T @ x)
+    u[:, -1] *= np.sign(np.linalg.det(u @ v))
+    return u @ v
+
+
+def compare(a: Atoms, b: Atoms, distance: float, same_energy: bool) -> str:
+    """What two structures are to each other whose fingerprints differ by so much: exact, symmetry, near or ""."""
+    if distance > 2 * NEAR:
+        return ""
+    moved = displacement(a, b)
+    if moved < SAME:
+        return "exact"
+    if distance < SAME and same_energy and (a.pbc.any() or _all_distances(a, b) < SAME):
+        return "symmetry"
+    return "near" if moved < NEAR else ""
+
+
+def _all_distances(a: Atoms, b: Atoms) -> float:
+    x, y = (np.sort(atoms.get_all_distances(), axis=None) for atoms in (a, b))
+    return float(np.sqrt(np.mean((x - y) ** 2)))
+
+
+def prints_of(structures: list[Atoms]) -> list[np.ndarray]:
+    """The fingerprint of every structure."""
+    prints = [np.zeros(0)] * len(structures)
+    for members in groups_of(structures).values():
+        for n, row in zip(members, fingerprints([structures[n] for n in members]), strict=True):
+            prints[n] = row
+    return prints
+
+
+class Described(NamedTuple):
+    """Structures with what they are compared by."""
+
+    structures: list[Atoms]
+    prints: list[np.ndarray]
+    energies: np.ndarray  # eV/atom, NaN where unknown
+
+
+def matches(first: Described, second: Described) -> list[Match]:
+    """For each structure of `first` the closest of `second`, if one of the same composition is there.
+
+    Of several that are exactly it the first is taken, so that all copies are compared with the same one.
+    With one and the same set for both no structure is its own match.
+    """
+    found, others = [], groups_of(second.structures)
+    for key, mine in groups_of(first.structures).items():
+        theirs = others.get(key, [])
+        if len(theirs) < 1 + (first is second) or (len(key) == 4 and not any(key[1:])):
+            continue
+        b = np.array([second.prints[n] for n in theirs])
+        a = np.array([first.prints[n] for n in mine])
+        columns, distances, medians = nearest(a, b, skip_own=first is second)
+        for row, n in enumerate(mine):
+            candidates = [(theirs[c], float(d)) for c, d in zip(columns[row], distances[row], strict=True)]
+            kinds = [_kind(first, n, second, m, distance) for m, distance in candidates]
+            exact = [k for k, kind in enumerate(kinds) if kind == "exact"]
+            best = next((k for k, kind in enumerate(kinds) if kind), 0)
+            best = min(exact, key=lambda k: candidates[k][0]) if exact else best
+            found.append(Match(n, *candidates[best], kinds[best], float(medians[row])))
+    return found
+
+
+def _kind(first: Described, n: int, second: Described, m: int, distance: float) -> str:
+    same_energy = not abs(first.energies[n] - second.energies[m]) > SAME_ENERGY
+    return compare(first.structures[n], second.structures[m], distance, same_energy)

@@ -1,0 +1,62 @@
+"""What in a dataset would spoil a training: unread labels, units and signs, copies, leaks, outliers, absurd E0.
+
+`check` reads files and looks at everything; `check_frames` looks at frames. Each kind of flaw is one function that
+returns findings. Whether forces and stress belong to the energies is judged by the crude potential of `surrogate`.
+"""
+
+import io
+from pathlib import Path
+
+import ase.io
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from segnn_ase.base.errors import ConfigError, DataError
+from segnn_ase.base.files import write_atomically
+from segnn_ase.check.consistency import VOIGT
+from segnn_ase.check.findings import where_of
+from segnn_ase.check.labels import USUAL
+from segnn_ase.check.report import Report
+from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms, split_index
+
+
+def repair(report: Report, out: "str | Path", keys: LabelKeys | None = None) -> list[str]:
+    """Write the training frames with what can be repaired safely; returns what was done, line by line.
+
+    Frames that cannot be read and repeated ones are left out, a stress of known unit and sign is converted, labels
+    get the names that ASE reads. Raises ConfigError if `out` is one of the files that were read.
+    """
+    inputs = {Path(split_index(source.rpartition(", frame ")[0])[0]).resolve() for source in report.images}
+    if Path(out).expanduser().resolve() in inputs:
+        raise ConfigError(f"fixed frames would overwrite {str(out)!r}; give another name")
+    keys, done = keys or LabelKeys(), []
+    drop = {source for f in report.findings if f.repair[:1] == ("drop",) for source in f.frames}
+    renamed = {f.repair[1]: f.repair[2] for f in report.findings if f.repair[:1] == ("key",)}
+    factor = next((f.repair[1] for f in report.findings if f.repair[:1] == ("scale stress",)), 1.0)
+    for f in report.findings:
+        if f.repair[:1] == ("drop",):
+            done.append(f"left out: {f.message}" + (f" [{where_of(f.frames)}]" if f.frames else ""))
+    done += [f"read {kind} from {name!r}" for kind, name in renamed.items()]
+    done += [f"multiplied the stress by {factor:.6g}"] if factor != 1.0 else []
+    keys = keys.model_copy(update=renamed)
+    kept = [
+        relabelled(a, frame_from_atoms(a, keys, source=s), factor) for s, a in report.images.items() if s not in drop
+    ]
+    if not kept:
+        raise DataError("nothing is left to write: no training frame can be used")
+    text = io.StringIO()
+    ase.io.write(text, kept, format="extxyz")
+    write_atomically(out, text.getvalue().encode())
+    return [*done, f"wrote {len(kept)} frames to {out}"]
+
+
+def relabelled(atoms: Atoms, frame: Frame, factor: float) -> Atoms:
+    """The structure with all it had, its labels under the names that ASE reads."""
+    out = atoms.copy()
+    for name in (*frame.origins, *(x for names in USUAL.values() for x in names)):
+        out.info.pop(name, None)
+        out.arrays.pop(name, None)
+    results = {"energy": frame.energy, "forces": frame.forces}
+    results["stress"] = None if frame.stress is None else factor * frame.stress.ravel()[VOIGT]
+    out.calc = SinglePointCalculator(out, **{name: value for name, value in results.items() if value is not None})
+    return out

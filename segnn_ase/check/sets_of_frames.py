@@ -1,0 +1,241 @@
+"""Flaws of frames and of sets of frames, each found by one function."""
+
+from collections import Counter
+
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from segnn_ase.check.findings import LABELS, Finding, Sets, energies_per_atom, numbered
+from segnn_ase.check.matching import NEAR, Described, Match, displacement, groups_of, matches, prints_of, turn_onto
+from segnn_ase.data.frames import Frame, is_isolated_atom, species_of
+from segnn_ase.data.references import reference_energies
+
+
+def find_lone_elements(frames: list[Frame]) -> list[Finding]:
+    """Elements and compositions of a frame or two that look like a mistake among many alike."""
+    big = [f for f in frames if len(f.atoms) > 1]
+    if len(big) < 10:
+        return []
+    where = {z: [f for f in big if z in f.atoms.numbers] for z in species_of(big)}
+    findings, told = [], set()
+    for z, holders in where.items():
+        if len(holders) <= max(1, len(big) // 100):
+            text = f"{chemical_symbols[z]} occurs in {len(holders)} of {len(big)} frames only: too few to learn it"
+            advice = "Is the element right? If it is, add frames"
+            findings.append(Finding("lone element", "warning", text, tuple(f.source for f in holders), advice))
+            told |= {f.source for f in holders}
+    formulas = Counter(f.atoms.get_chemical_formula() for f in big)
+    common = {(tuple(np.sort(f.atoms.numbers)), n) for f in big if (n := formulas[f.atoms.get_chemical_formula()]) > 9}
+    for frame in big:
+        name = frame.atoms.get_chemical_formula()
+        if formulas[name] > max(1, len(big) // 100) or len(formulas) > len(big) // 5 or frame.source in told:
+            continue
+        for numbers, n in common:
+            swapped = Counter(numbers) - Counter(frame.atoms.numbers.tolist())
+            if len(numbers) == len(frame.atoms) and sum(swapped.values()) == 1:
+                text = f"one frame is {name}, {n} others with as many atoms are {_formula(numbers)}"
+                findings.append(Finding("lone composition", "warning", text, (frame.source,), "Is an element wrong?"))
+                break
+    return findings
+
+
+def _formula(numbers: tuple) -> str:
+    return Atoms(numbers=numbers).get_chemical_formula()
+
+
+def find_mixed_periodicity(frames: list[Frame]) -> list[Finding]:
+    kinds: dict[str, Counter] = {}
+    for f in frames:
+        if len(f.atoms) > 1:
+            kinds.setdefault(f.atoms.get_chemical_formula(), Counter())["".join("FT"[int(b)] for b in f.atoms.pbc)] += 1
+    mixed = {name: dict(c) for name, c in kinds.items() if len(c) > 1}
+    if not mixed:
+        return []
+    name, counts = next(iter(mixed.items()))
+    text = f"the periodicity differs between frames of one composition ({name}: {counts})"
+    return [Finding("mixed periodicity", "warning", text, (), "Set pbc alike, or make sure that both are meant")]
+
+
+def find_coarse_energies(frames: list[Frame]) -> list[Finding]:
+    """Energies that are rounded to few digits, or were once stored in float32."""
+    known = [f for f in frames if f.energy is not None and len(f.atoms) > 1]
+    energies = np.array([f.energy for f in known])
+    if len(np.unique(energies)) < 10:
+        return []
+    step = next((q for q in (1.0, 0.1, 0.01, 1e-3) if (np.abs(energies / q - np.round(energies / q)) < 1e-6).all()), 0)
+    grid = np.spacing(np.abs(energies).astype("f4")).astype(float)
+    if not step and np.median(grid) > 1e-4 and (np.abs(energies - energies.astype("f4")) < 0.1 * grid).all():
+        step = float(np.median(grid))
+    per_atom = step / np.median([len(f.atoms) for f in known])
+    if not step:
+        return []
+    text = f"energies are multiples of {1e3 * step:.2g} meV ({1e3 * per_atom:.2g} meV/atom): rounded or once in float32"
+    return [Finding("coarse energies", "warning" if per_atom > 2e-3 else "note", text)]
+
+
+def find_reference_problems(sets: Sets) -> list[Finding]:
+    """E0 that are missing, undetermined, or give absurd atomisation energies."""
+    species = species_of(sets.all)
+    lonely = [f for f in (*sets.train, *(sets.isolated or ())) if is_isolated_atom(f) and f.energy is not None]
+    known = {int(f.atoms.numbers[0]) for f in lonely}
+    missing = ", ".join(chemical_symbols[z] for z in species if z not in known)
+    bound = [f for f in sets.all if f.energy is not None and not is_isolated_atom(f)]
+    if sets.isolated is not None and missing:
+        text = f"isolated atoms lack an energy of {missing}"
+        return [Finding("missing E0", "error", text, (), "Add one frame of one atom for each")]
+    if not bound:
+        return []
+    fit = reference_energies([f for f in sets.train if not is_isolated_atom(f)] or bound, species)
+    if missing:
+        text = "there are no isolated atoms: E0 will come from least squares"
+        if fit.rank is not None and fit.rank < len(species):
+            text += f", and the compositions determine {fit.rank} of {len(species)}"
+        return [Finding("E0", "note", text, (), "Compute one atom of each element at the same level, if you can")]
+    values = {int(f.atoms.numbers[0]): f.energy for f in lonely}
+    per_atom = np.array([(f.energy - sum(values[z] for z in f.atoms.numbers.tolist())) / len(f.atoms) for f in bound])
+    middle = float(np.median(per_atom))
+    if -15 < middle < 0.5:
+        return []
+    text = f"with the isolated atoms given, half of the frames are bound by more than {-middle:.1f} eV/atom"
+    if middle > 0:
+        text = (
+            f"with the isolated atoms given, half of the frames lie more than {middle:.1f} eV/atom above separate atoms"
+        )
+    advice = "Are atoms and frames of one level of theory, with the same pseudopotentials and units?"
+    return [Finding("absurd E0", "error" if not -15 < middle < 5 else "warning", text, (), advice)]
+
+
+def find_unseen_elements(sets: Sets) -> list[Finding]:
+    if not sets.train:
+        return []
+    known, findings = set(species_of(sets.train)), []
+    for name in ("validation", "test"):
+        frames = [f for f in (sets.valid if name == "validation" else sets.test) if set(f.atoms.numbers) - known]
+        if frames:
+            extra = ", ".join(chemical_symbols[z] for z in species_of(frames) if z not in known)
+            text = f"the {name} set has {extra}, which no training frame has"
+            findings.append(Finding("unseen elements", "error", text, tuple(f.source for f in frames)))
+    return findings
+
+
+def find_copies(sets: Sets) -> list[Finding]:
+    """Structures that occur twice or nearly so, within a set and across sets, and splits that cut trajectories."""
+    described = {}
+    for name, frames in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
+        structures = [f.atoms for f in frames]
+        described[name] = frames, Described(structures, prints_of(structures), energies_per_atom(frames))
+    findings = [f for name, (frames, own) in described.items() for f in copies_within(name, frames, matches(own, own))]
+    for name in ("validation", "test"):
+        frames, own = described[name]
+        found = matches(own, described["training"][1])
+        findings += copies_across(name, frames, found) + interleaved(name, found)
+    if not sets.valid:
+        findings += alike_in_sequence(sets.train)
+    return findings
+
+
+def copies_within(name: str, frames: list[Frame], found: list[Match]) -> list[Finding]:
+    findings = []
+    exact = [m for m in found if m.kind == "exact"]
+    agree = [same_labels(frames[m.first], frames[m.second]) for m in exact]
+    differ = {n for m, yes in zip(exact, agree, strict=True) if not yes for n in (m.first, m.second)}
+    same = {n for m, yes in zip(exact, agree, strict=True) if yes for n in superfluous(frames, m)} - differ
+    if same:
+        text = f"{len(same)} frames of the {name} set repeat another one"
+        findings.append(Finding("duplicates", "warning", text, numbered(frames, same), "Drop them", ("drop",)))
+    if differ:
+        text = f"{len(differ)} frames of the {name} set are the same structures with different labels"
+        advice = "Two levels of theory, forces of another sign or orientation, or no convergence? Keep the right one"
+        findings.append(Finding("contradiction", "error", text, numbered(frames, differ), advice))
+    for kind, words in (
+        ("symmetry", "equal another in energy and distances: copies by symmetry or another order of atoms"),
+        ("near", f"lie within {NEAR} Å (rms of the components) of another"),
+    ):
+        chosen = {max(m.first, m.second) for m in found if m.kind == kind}
+        if chosen:
+            severity = "warning" if len(chosen) > 0.3 * len(frames) else "note"
+            text = f"{len(chosen)} of {len(frames)} frames of the {name} set {words}"
+            findings.append(Finding(f"{kind} copies", severity, text, numbered(frames, chosen)))
+    return findings
+
+
+def copies_across(name: str, frames: list[Frame], found: list[Match]) -> list[Finding]:
+    """Frames of validation and test that are in the training set, or nearly."""
+    findings = []
+    for kind, words, limit, advice in (
+        ("exact", "are in the training set", 0.2, "Take them out of one of the two"),
+        ("symmetry", "are copies of training frames by symmetry or order", 0.3, "Take them out of one of the two"),
+        (
+            "near",
+            f"lie within {NEAR} Å (rms of the components) of a training frame",
+            1.0,
+            "Split a trajectory into blocks, not at random",
+        ),
+    ):
+        chosen = {m.first for m in found if m.kind == kind}
+        if chosen:
+            severity = "error" if len(chosen) > limit * len(frames) else "warning"
+            text = f"{len(chosen)} of {len(frames)} {name} frames {words}: errors on them say nothing of new structures"
+            findings.append(Finding(f"{kind} copies across sets", severity, text, numbered(frames, chosen), advice))
+    return findings
+
+
+def interleaved(name: str, found: list[Match]) -> list[Finding]:
+    """Frames that lie between training frames of one trajectory: close to one each, in the same order."""
+    found = sorted(m for m in found if m.typical > 0)
+    if len(found) < 5:
+        return []
+    steps = np.diff([m.second for m in found])
+    close = np.median([m.distance / m.typical for m in found])
+    if (steps >= 0).mean() < 0.9 or (steps > 0).mean() < 0.5 or close > 0.8:
+        return []
+    text = f"the {name} frames lie between training frames of one trajectory, in the same order"
+    advice = "Take a block of the trajectory for each set: the errors will be honest"
+    return [Finding("interleaved split", "warning", text, (), advice)]
+
+
+def alike_in_sequence(frames: list[Frame]) -> list[Finding]:
+    """Trajectories whose consecutive frames are alike: a random split would test on what was learnt by heart."""
+    groups = [[frames[n].atoms for n in members] for members in groups_of([f.atoms for f in frames]).values()]
+    alike = sum(len(g) for g in groups if steps_are_alike(g))
+    if alike <= 0.5 * len(frames):
+        return []
+    text = f"{alike} of {len(frames)} frames are of trajectories whose consecutive frames are alike"
+    advice = "Give the last part of each as validation set: a random one would be of near copies"
+    return [Finding("trajectory", "warning", text, (), advice)]
+
+
+def steps_are_alike(structures: list[Atoms]) -> bool:
+    """Are consecutive structures much closer than those five and half the list apart?"""
+    if len(structures) < 20:
+        return False
+    lags = (1, 5, len(structures) // 2)
+    near, *apart = (
+        np.median([displacement(a, b) for a, b in zip(structures, structures[lag:], strict=False)]) for lag in lags
+    )
+    return bool(near < 0.6 * min(apart) < np.inf)
+
+
+def same_labels(a: Frame, b: Frame) -> bool:
+    """Labels that both of two copies have agree to 1 meV/atom, 10 meV/Å and 1 meV/Å^3, turned as the structures are."""
+    turn = turn_onto(a.atoms, b.atoms)
+    if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > 1e-3 * len(a.atoms):
+        return False
+    if a.forces is not None and b.forces is not None and not np.allclose(a.forces, b.forces @ turn, atol=0.01):
+        return False
+    return a.stress is None or b.stress is None or np.allclose(a.stress, turn.T @ b.stress @ turn, atol=1e-3)
+
+
+def superfluous(frames: list[Frame], match: Match) -> set[int]:
+    """Which of two copies that agree tells nothing more: the one with fewer labels, or the later one."""
+    labels = {n: {k for k in LABELS if getattr(frames[n], k) is not None} for n in (match.first, match.second)}
+    kept, other = sorted(labels, key=lambda n: (-len(labels[n]), n))
+    return {other} if labels[other] <= labels[kept] else set()
+
+
+OF_SETS = (
+    find_reference_problems,
+    find_unseen_elements,
+    find_copies,
+)

@@ -1,0 +1,162 @@
+"""Flaws of frames and of sets of frames, each found by one function."""
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.units import Bohr, GPa, Hartree
+
+from segnn_ase.check.findings import FEW, Finding, fit_residuals, robust_score, sources_of
+from segnn_ase.check.linear_model import collect_pairs
+from segnn_ase.check.sets_of_frames import find_coarse_energies, find_lone_elements, find_mixed_periodicity
+from segnn_ase.data.frames import Frame, is_isolated_atom
+
+DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
+
+
+def find_energy_outliers(frames: list[Frame]) -> list[Finding]:
+    known = [f for f in frames if f.energy is not None and not is_isolated_atom(f)]
+    if len(known) < 10:
+        return []
+    residuals = fit_residuals(known)
+    score, away = robust_score(residuals, 1e-3), np.abs(residuals - np.median(residuals))
+    findings = []
+    for severity, chosen in (
+        ("error", (score > 50) & (away > 5)),
+        ("warning", (score > 20) & (away > 0.2) & ~((score > 50) & (away > 5))),
+    ):
+        if chosen.any() and chosen.mean() < 0.1:
+            text = f"{chosen.sum()} energies lie up to {away[chosen].max():.2f} eV/atom from those of the other frames"
+            advice = "Look for calculations that did not converge, another level of theory or a wrong element"
+            findings.append(Finding("energy outliers", severity, text, sources_of(known, chosen), advice))
+    return findings
+
+
+def find_force_outliers(frames: list[Frame]) -> list[Finding]:
+    known = [f for f in frames if f.forces is not None and len(f.atoms) > 1]
+    if not known:
+        return []
+    largest = np.array([np.linalg.norm(f.forces, axis=1).max() for f in known])
+    rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
+    findings = []
+    if rms > 8:
+        text = f"the forces' rms is {rms:.1f} eV/Å, far more than in a solid or liquid"
+        findings.append(Finding("large forces", "warning", text, (), "Make sure that forces are in eV/Å"))
+    chosen = (largest > 30) & (largest > 10 * np.median(largest))
+    if chosen.any():
+        text = f"{chosen.sum()} frames have forces up to {largest.max():.0f} eV/Å; half of the frames stay below "
+        text += f"{np.median(largest):.1f}"
+        findings.append(Finding("force outliers", "warning", text, sources_of(known, chosen), "Drop them if unwanted"))
+    return findings
+
+
+def find_net_forces(frames: list[Frame]) -> list[Finding]:
+    """Forces that do not sum to zero, which no energy of positions alone can give, and forces set to zero."""
+    known = [f for f in frames if f.forces is not None and len(f.atoms) > 1 and f.forces.any()]
+    if not known:
+        return []
+    rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
+    net = np.array([np.linalg.norm(f.forces.sum(0)) for f in known])
+    per_atom = net / [len(f.atoms) for f in known]
+    zero = np.array([(~f.forces.any(axis=1)).mean() for f in known])
+    findings = []
+    held = (zero > 0) & (per_atom > 1e-3 * rms)
+    if held.any():
+        text = f"{held.sum()} frames have atoms with forces of exactly zero, and forces that do not sum to zero"
+        advice = "Constraints set them to zero when the file was written: write them with apply_constraint=False"
+        findings.append(Finding("constrained forces", "warning", text, sources_of(known, held), advice))
+    chosen = (net > 0.01) & (per_atom > 1e-4 * rms) & ~held
+    if chosen.any():
+        severity = "warning" if (per_atom[chosen] > 0.03 * rms).any() else "note"
+        text = f"forces sum to up to {net[chosen].max():.2f} eV/Å a frame ({per_atom[chosen].max():.4f} an atom) in "
+        text += f"{chosen.sum()} frames; a potential's always sum to zero"
+        findings.append(Finding("net forces", severity, text, sources_of(known, chosen) if severity != "note" else ()))
+    return findings
+
+
+def find_short_distances(frames: list[Frame]) -> list[Finding]:
+    shortest = np.array([shortest_distance(f.atoms) for f in frames])
+    findings = []
+    for severity, low, high, text in (
+        ("error", -1.0, 0.1, "lie on one another"),  # collisions in radiation damage are wider
+        ("warning", 0.1, 0.6, "are unusually close"),
+    ):
+        chosen = (shortest > low) & (shortest <= high)
+        if chosen.any():
+            text = f"atoms {text} in {chosen.sum()} frames: {shortest[chosen].min():.2f} of the sum of covalent radii"
+            advice = "Look at these frames; are coordinates in Å?"
+            findings.append(Finding("short distances", severity, text, sources_of(frames, chosen), advice))
+    return findings
+
+
+def shortest_distance(atoms: Atoms) -> float:
+    """The smallest distance over the sum of the two covalent radii, or infinity."""
+    pairs = collect_pairs([atoms], 2.5)
+    radii = covalent_radii[atoms.numbers]
+    relative = np.linalg.norm(pairs.vectors, axis=1) / (radii[pairs.i] + radii[pairs.j])
+    return float(relative.min(initial=np.inf))
+
+
+def find_detached_atoms(frames: list[Frame]) -> list[Finding]:
+    """Atoms far from all others: torn molecules, whose labels are of whole ones, and atoms that really left."""
+    known = [f for f in frames if len(f.atoms) > 1]
+    alone = [detached_atoms(f.atoms) for f in known]
+    chosen = np.array([which.any() for which in alone], bool)
+    if not chosen.any():
+        return []
+    few = chosen.mean() < FEW
+    wrong = np.array([few and is_pulled(f, which) for f, which in zip(known, alone, strict=True)], bool)
+    findings = []
+    text = f"of {len(known)} frames have an atom without a neighbour within {DETACHED[0]:g} Å and "
+    text += f"{DETACHED[1]:g} times the sum of the covalent radii"
+    if wrong.any():
+        advice = "Broken coordinates, or a molecule cut by a box that the file has lost? Repair or drop them"
+        message = f"{wrong.sum()} {text}, and a force on it that nothing so far away can give"
+        findings.append(Finding("detached atoms", "error", message, sources_of(known, wrong), advice))
+    if (rest := chosen & ~wrong).any():
+        severity = "warning" if chosen.mean() < 0.5 else "note"
+        advice = "If that is not meant, drop them; if it is, the cutoff cannot join what is farther apart"
+        findings.append(Finding("detached atoms", severity, f"{rest.sum()} {text}", sources_of(known, rest), advice))
+    return findings
+
+
+def detached_atoms(atoms: Atoms) -> np.ndarray:
+    """Which atoms, (N,), are farther from all others and all images than both limits."""
+    alone = np.bincount(collect_pairs([atoms], DETACHED[0]).i, minlength=len(atoms)) == 0
+    if alone.any():
+        reach = DETACHED[1] * covalent_radii[atoms.numbers]
+        pairs = collect_pairs([atoms], max(DETACHED[0], 2 * reach.max()))
+        near = np.linalg.norm(pairs.vectors, axis=1) < reach[pairs.i] + reach[pairs.j]
+        alone[pairs.i[near]] = False
+    return alone
+
+
+def is_pulled(frame: Frame, alone: np.ndarray) -> bool:
+    """Is the force on a detached atom clearly larger than that between unit charges as far apart as its neighbour?"""
+    for n in np.flatnonzero(alone) if frame.forces is not None else ():
+        others = np.delete(np.arange(len(alone)), n)
+        r = frame.atoms.get_distances(n, others, mic=bool(frame.atoms.pbc.any())).min()
+        if np.linalg.norm(frame.forces[n]) > max(0.05, 1.2 * Hartree * Bohr / r**2):
+            return True
+    return False
+
+
+def find_large_stress(frames: list[Frame]) -> list[Finding]:
+    known = [np.abs(f.stress).max() for f in frames if f.stress is not None]
+    if known and np.median(known) > 0.6:
+        half = np.median(known)
+        text = f"half of the frames have a stress of more than {half:.3g} eV/Å^3 ({half / GPa:.0f} GPa)"
+        return [Finding("large stress", "warning", text, (), "It may be in kbar, GPa or eV; ASE's unit is eV/Å^3")]
+    return []
+
+
+OF_FRAMES = (
+    find_energy_outliers,
+    find_force_outliers,
+    find_net_forces,
+    find_short_distances,
+    find_detached_atoms,
+    find_large_stress,
+    find_lone_elements,
+    find_mixed_periodicity,
+    find_coarse_energies,
+)

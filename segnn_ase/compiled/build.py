@@ -1,0 +1,141 @@
+"""Fused kernels: operations compiled for the machine they run on, with first and second derivatives.
+
+On the CPU the C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
+cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase); on a GPU Triton does the same
+(`triton_codegen.py`). The layers in plain torch are the slow twin; without a compiler and when a check fails, they do
+the work.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segnn_ase.base.devices import usable_cores
+from segnn_ase.compiled.c_code import c_source
+from segnn_ase.compiled.derivatives import Operation
+
+
+class CompilerError(RuntimeError):
+    """There is no working C compiler here, or no folder to keep compiled code in."""
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SEGNN_ASE_CACHE") or Path(base) / "segnn_ase")
+
+
+def compiler() -> list[str]:
+    """Command of the C compiler: $CC, cc, gcc or clang. Raises CompilerError when there is none."""
+    chosen = os.environ.get("CC", "").strip()
+    for candidate in [chosen] if chosen else ["cc", "gcc", "clang"]:
+        if shutil.which(candidate.split()[0]):
+            return candidate.split()
+    if chosen:
+        raise CompilerError(f"CC is {chosen!r}, which is no command")
+    raise CompilerError("no C compiler found; install gcc or clang, or set CC")
+
+
+@cache
+def _processor() -> str:
+    """Model and instruction set of this machine: compiled code runs only on the like of it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().split("\n\n")[0].splitlines() if info.is_file() else []
+    kept = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
+    return "\n".join([platform.machine(), platform.processor(), *kept])
+
+
+_COMMON = ["-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11", "-w"]
+# OpenMP is compiled in but not linked: it comes from the runtime that PyTorch has loaded, with its threads
+# what these passes would keep does not fit into the registers; to combine more than two takes minutes
+_GCC = ["-fno-gcse", "-fno-tree-pre", "--param=max-combine-insns=2"]
+_ATTEMPTS = [[*_GCC, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"], ["-march=native"], []]
+
+
+def load_library(source: str) -> ctypes.CDLL:
+    """Compile C code, or find it compiled in the cache. Raises CompilerError when that cannot be done here."""
+    digest = hashlib.sha256(f"{source}{_COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
+    try:
+        folder = cache_folder()
+        target = folder / f"{digest}.so"
+        if target.is_file():
+            try:
+                return ctypes.CDLL(str(target))
+            except OSError:  # of another system that shares this folder: made again
+                target.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            library = _compile(source, Path(work))
+            os.replace(library, target)
+        return ctypes.CDLL(str(target))
+    except OSError as error:
+        raise CompilerError(f"compiled code cannot be kept or loaded: {error}") from error
+
+
+def load_libraries(wanted: Iterable[tuple[Operation, "int | str"]], dtype: torch.dtype) -> list[ctypes.CDLL]:
+    """The libraries of operations and orders of derivative, compiled side by side where they are not in the cache.
+
+    Only the compiler runs in threads: in a process that was forked, PyTorch fails when two new threads enter it at
+    once, and the sources are derived with it.
+    """
+    sources = (c_source(operation, order, dtype) for operation, order in wanted)
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        return list(pool.map(load_library, sources))
+
+
+def _compile(source: str, folder: Path) -> Path:
+    code, compiled, library = (folder / name for name in ("kernel.c", "kernel.o", "kernel.so"))
+    code.write_text(source)
+    messages = []
+    for flags in _ATTEMPTS:
+        steps = [["-c", str(code), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(library), "-lm"]]
+        for options in ([*_COMMON, *flags, *steps[0]], steps[1]):
+            done = subprocess.run([*compiler(), *options], capture_output=True, text=True)
+            if done.returncode:
+                messages.append(done.stderr[-500:])
+                break
+        else:
+            try:
+                ctypes.CDLL(str(library))
+                return library
+            except OSError as error:
+                messages.append(str(error))
+    raise CompilerError(f"{compiler()[0]} does not compile the kernels: {messages[-1]}")
+
+
+def runs_on_triton(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def load_triton(source: str) -> Any:
+    """Import generated code; Triton reads it from a file, kept in the cache folder. Raises CompilerError."""
+    if importlib.util.find_spec("triton") is None:
+        raise CompilerError("Triton is not installed; it comes with the CUDA builds of PyTorch")
+    name = f"segnn_ase_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
+    if name not in sys.modules:
+        path = cache_folder() / f"{name}.py"
+        try:
+            if not path.is_file() or path.read_text() != source:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".py", delete=False) as new:
+                    new.write(source)
+                os.replace(new.name, path)
+        except OSError as error:
+            raise CompilerError(f"compiled code cannot be kept: {error}") from error
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
+    return sys.modules[name].rows

@@ -1,0 +1,141 @@
+"""Formulas of fused operations, their derivatives, and the C code that evaluates them.
+
+An operation is written once, as the formula of one row (an edge or a node) in terms of `Expr`. Its first
+and second derivatives are derived from that formula, and all three are printed as C. Channels are the
+vector lanes: everything in between stays in registers or on the stack, and no tensor of edges x paths x
+channels reaches memory.
+
+Three kinds of values appear in a row: "S" scalars shared by all channels (harmonics, envelope), "V" one
+number per channel, and "R" sums over channels still spread over the lanes (gradients of S). The code runs
+in three phases: S values, a loop over channels for V, then R values, whose lanes are added up last.
+"""
+
+from typing import NamedTuple
+
+
+class Expr(NamedTuple):
+    """A node of the formula: constant, input, sum, product or logistic function of earlier nodes."""
+
+    index: int
+    level: str  # "S", "V" or "R"
+    op: str  # "const", "in", "add", "mul", "sigmoid", "sum"
+    args: tuple
+
+
+class Formula:
+    """Builds expressions, each distinct one once, in an order in which they can be evaluated."""
+
+    def __init__(self):
+        self.nodes: list[Expr] = []
+        self._known: dict = {}
+
+    def _node(self, op: str, level: str, *args) -> Expr:
+        key = (op, level, *(a.index if isinstance(a, Expr) else ("raw", a) for a in args))
+        if key not in self._known:
+            self._known[key] = Expr(len(self.nodes), level, op, args)
+            self.nodes.append(self._known[key])
+        return self._known[key]
+
+    def const(self, value: float) -> Expr:
+        return self._node("const", "S", float(value))
+
+    def input(self, operand: str, component: int, level: str) -> Expr:
+        return self._node("in", level, operand, component)
+
+    def add(self, *terms: "Expr | None") -> "Expr | None":
+        """Sum of the terms; None stands for zero."""
+        present = [t for t in terms if t is not None]
+        if not present:
+            return None
+        total = present[0]
+        for term in present[1:]:
+            total = self._node("add", max(total.level, term.level, key="SVR".index), total, term)
+        return total
+
+    def mul(self, *factors: "Expr | None") -> "Expr | None":
+        if any(f is None for f in factors):
+            return None
+        value = 1.0
+        rest = []
+        for f in factors:
+            if f.op == "const":
+                value *= f.args[0]
+            else:
+                rest.append(f)
+        if value == 0.0:
+            return None
+        if not rest:
+            return self.const(value)
+        product = rest[0]
+        for f in rest[1:]:
+            product = self._node("mul", max(product.level, f.level, key="SVR".index), product, f)
+        return product if value == 1.0 else self._node("mul", product.level, self.const(value), product)
+
+    def sigmoid(self, x: Expr) -> Expr:
+        return self._node("sigmoid", x.level, x)
+
+    def tangents(self, wanted: list[Expr], seeds: "dict[int, Expr | None]") -> "list[Expr | None]":
+        """Derivatives of the wanted nodes along a direction: seeds[index] is the tangent of an input."""
+        tangent: dict[int, Expr | None] = {}
+        for node in self.needed(wanted):
+            if node.op in ("const", "in"):
+                d = seeds.get(node.index)
+            elif node.op == "add":
+                d = self.add(*(tangent[a.index] for a in node.args))
+            elif node.op == "mul":
+                a, b = node.args
+                d = self.add(self.mul(tangent[a.index], b), self.mul(a, tangent[b.index]))
+            else:  # sigmoid' = s (1 - s)
+                slope = self.add(node, self.mul(self.const(-1.0), node, node))
+                d = self.mul(slope, tangent[node.args[0].index])
+            tangent[node.index] = d
+        return [tangent[w.index] for w in wanted]
+
+    def gradients(self, outputs: list[tuple[Expr, Expr]], wanted: list[Expr]) -> "list[Expr | None]":
+        """Gradient of sum(seed * output) over the pairs (output, seed) with respect to the wanted inputs."""
+        order = self.needed([out for out, _ in outputs])
+        leads = {w.index for w in wanted}
+        for node in order:
+            if any(isinstance(a, Expr) and a.index in leads for a in node.args):
+                leads.add(node.index)
+        adjoints: dict[int, Expr] = {}  # of V nodes, added up as terms come: few values are alive at a time
+        summed: dict[int, list[Expr]] = {}  # V terms of the adjoints of S nodes, to be summed over channels
+
+        def send(node: Expr, term: Expr) -> None:
+            if node.index in leads:
+                if node.level == "S" and term.level == "V":
+                    summed.setdefault(node.index, []).append(term)
+                else:
+                    adjoints[node.index] = self.add(adjoints.get(node.index), term)
+
+        for out, seed in outputs:
+            send(out, seed)
+        for node in reversed(order):
+            if node.index in summed:
+                total = self._node("sum", "R", *summed.pop(node.index))
+                adjoints[node.index] = self.add(total, adjoints.get(node.index))
+            if node.index not in adjoints:
+                continue
+            adjoint = adjoints[node.index]
+            if node.op == "add":
+                for argument in node.args:
+                    send(argument, adjoint)
+            elif node.op == "mul":
+                a, b = node.args
+                send(a, self.mul(adjoint, b))
+                send(b, self.mul(adjoint, a))
+            elif node.op == "sigmoid":
+                slope = self.add(node, self.mul(self.const(-1.0), node, node))
+                send(node.args[0], self.mul(adjoint, slope))
+        return [adjoints.get(w.index) for w in wanted]
+
+    def needed(self, wanted: list[Expr]) -> list[Expr]:
+        """The nodes that the wanted ones are made of, in order."""
+        seen: set[int] = set()
+        stack = [w.index for w in wanted]
+        while stack:
+            index = stack.pop()
+            if index not in seen:
+                seen.add(index)
+                stack.extend(a.index for a in self.nodes[index].args if isinstance(a, Expr))
+        return [self.nodes[i] for i in sorted(seen)]

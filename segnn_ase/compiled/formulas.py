@@ -1,0 +1,327 @@
+"""What the fused kernels compute: the row formulas of the layers in `layers.py`, term by term.
+
+Each function returns the `Operation` of one layer for one `Coupling` and number of channels.
+"""
+
+from dataclasses import replace
+
+from segnn_ase.compiled.derivatives import Operand, Operation
+from segnn_ase.compiled.expressions import Expr, Formula
+from segnn_ase.compiled.splines import DEGREE, spline_pieces
+from segnn_ase.model.irreps import SCALAR
+
+
+def _coupled(f: Formula, coupling, left: int, right: list[Expr]) -> list[list["Expr | None"]]:
+    """Entries (2 l_left + 1, columns) of the matrix of one left kind, from the right factor's components."""
+    table = coupling.tables[left].table  # (right dim, 2l+1, columns)
+    return [
+        [
+            f.add(*(f.mul(f.const(c), right[r]) for r, c in enumerate(table[:, m, q].tolist()) if abs(c) > 1e-12))
+            for q in range(table.shape[2])
+        ]
+        for m in range(table.shape[1])
+    ]
+
+
+def _path_columns(coupling) -> list[list[int]]:
+    """For each path, the columns of its left kind's matrix."""
+    used = [0] * len(coupling.left)
+    columns = []
+    for path in coupling.paths:
+        width = coupling.out[path.out].dim
+        columns.append(list(range(used[path.left], used[path.left] + width)))
+        used[path.left] += width
+    return columns
+
+
+def _paths_out(name: str, coupling, channels: int, where: str) -> tuple[Operand, ...]:
+    """Outputs (n, 2l+1, paths, channels), one tensor for each out kind."""
+    operands = []
+    for k, kind in enumerate(coupling.out):
+        n = coupling.paths_into(k)
+        operands.append(
+            Operand(
+                f"{name}{k}", k, "V", where, kind.dim * n * channels, tuple(q * channels for q in range(kind.dim * n))
+            )
+        )
+    return tuple(operands)
+
+
+def _radial(tensor: int, n_paths: int, channels: int, tabulated: bool) -> list[Operand]:
+    """Where rho comes from: (pairs, paths, channels), or a table (knots, paths, channels) and places (E, 1)."""
+    size = n_paths * channels
+    if not tabulated:
+        return [Operand("rho", tensor, "V", "pair", size, tuple(p * channels for p in range(n_paths)))]
+    # a row of the table and those that follow it
+    offsets = tuple(q * size + p * channels for q in range(DEGREE + 1) for p in range(n_paths))
+    return [
+        Operand("table", tensor, "V", "knot", size, offsets, constant=True),
+        Operand("fraction", tensor + 1, "S", "row", 1, (0,)),
+    ]
+
+
+def _rho(f: Formula, x: dict, n_paths: int) -> list[Expr]:
+    """rho of each path, given or by the splines of `tables`."""
+    if "rho" in x:
+        return x["rho"]
+    weights = []
+    for piece in spline_pieces():
+        weight = None
+        for coefficient in piece[::-1].tolist():  # Horner
+            weight = f.add(f.mul(weight, x["fraction"][0]), f.const(coefficient) if coefficient else None)
+        weights.append(weight)
+    return [f.add(*(f.mul(w, x["table"][q * n_paths + p]) for q, w in enumerate(weights))) for p in range(n_paths)]
+
+
+def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: bool = False) -> Operation:
+    """The steerable message of `Message` on one block of channels, envelope and sum over neighbours included.
+
+    Inputs: for each kind (N, 2l+1, 2 channels), receiver's part first; rho (pairs, paths, channels); harmonics
+    (E, (lmax+1)^2); envelope (E, 1); mix (outputs, scalars, channels); bias (outputs, channels).
+    With `tabulated`, for evaluation only, rho is a table of spline coefficients (rows, paths, channels) and
+    the fraction of the way to the next knot (E, 1), and there are no gradients of table, mix and bias.
+    Outputs: for each kind (N, 2l+1, paths, channels).
+    """
+    kinds_ = coupling.left
+    scalar = kinds_.index(SCALAR)
+    n_scalars, n_out, n_paths = coupling.paths_into(scalar), len(kinds_), len(coupling.paths)
+    inputs = []
+    for k, kind in enumerate(kinds_):
+        for half, where in enumerate(("receiver", "sender")):
+            offsets = tuple((2 * m + half) * channels for m in range(kind.dim))
+            inputs.append(Operand(f"{where}{k}", k, "V", where, 2 * kind.dim * channels, offsets))
+    n = len(kinds_)
+    y_dim = sum(kind.dim for kind in coupling.right)
+
+    def strided(count):
+        return tuple(q * channels for q in range(count))
+
+    inputs += _radial(n, n_paths, channels, tabulated)
+    n_used = n + 1 + tabulated
+    inputs += [
+        Operand("harmonics", n_used, "S", "row", y_dim, tuple(range(y_dim))),
+        Operand("envelope", n_used + 1, "S", "row", 1, (0,)),
+        Operand("mix", n_used + 2, "V", "shared", 0, strided(n_out * n_scalars), constant=tabulated),
+        Operand("bias", n_used + 3, "V", "shared", 0, strided(n_out), constant=tabulated),
+    ]
+
+    def build(f: Formula, x: dict) -> dict:
+        matrices = [_coupled(f, coupling, k, x["harmonics"]) for k in range(n)]
+        columns = _path_columns(coupling)
+        rho = _rho(f, x, n_paths)
+        half = f.const(0.5**0.5)
+        both = [
+            [f.mul(half, f.add(a, b)) for a, b in zip(x[f"receiver{k}"], x[f"sender{k}"], strict=True)]
+            for k in range(n)
+        ]
+        # rho weighs what goes into a path: its products then add up to the kind's sum at once
+        weighed = [[f.mul(rho[p], v) for v in both[path.left]] for p, path in enumerate(coupling.paths)]
+        scalars = [
+            f.add(*(f.mul(row[columns[p][0]], v) for row, v in zip(matrices[path.left], weighed[p], strict=True)))
+            for p, path in enumerate(coupling.paths)
+            if path.out == scalar
+        ]
+        mixed = [
+            f.add(x["bias"][o], *(f.mul(x["mix"][o * n_scalars + s], t) for s, t in enumerate(scalars)))
+            for o in range(n_out)
+        ]
+        gates = iter(mixed[1:])
+        u = x["envelope"][0]
+        h = []
+        for k, kind in enumerate(kinds_):
+            if k == scalar:
+                h.append([f.mul(f.const(silu), mixed[0], f.sigmoid(mixed[0]))])
+                continue
+            gate = f.mul(f.const(sigmoid), f.sigmoid(next(gates)))
+            into = [p for p, path in enumerate(coupling.paths) if path.out == k]
+            sums = [
+                f.add(
+                    *(
+                        f.mul(row[columns[p][m]], v)
+                        for p in into
+                        for row, v in zip(matrices[coupling.paths[p].left], weighed[p], strict=True)
+                    )
+                )
+                for m in range(kind.dim)
+            ]
+            h.append([f.mul(gate, v) for v in sums])
+        h = [[f.mul(u, v) for v in row] for row in h]
+        return _sent_out(f, coupling, columns, matrices, h)
+
+    return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "receiver"), build, edges=True)
+
+
+def linear_message(coupling, channels: int, *, tabulated: bool = False) -> Operation:
+    """The linear message of `Message` on one block: inputs (N, 2l+1, channels) of senders for each kind, rho,
+    harmonics and envelope as in `message`; outputs (N, 2l+1, channels) for each kind."""
+    n, n_paths = len(coupling.left), len(coupling.paths)
+    dim = sum(kind.dim for kind in coupling.right)
+
+    def of_kinds(name, where):
+        return [
+            Operand(f"{name}{k}", k, "V", where, kind.dim * channels, tuple(m * channels for m in range(kind.dim)))
+            for k, kind in enumerate(coupling.left)
+        ]
+
+    inputs = [
+        *of_kinds("sender", "sender"),
+        *_radial(n, n_paths, channels, tabulated),
+        Operand("harmonics", n + 1 + tabulated, "S", "row", dim, tuple(range(dim))),
+        Operand("envelope", n + 2 + tabulated, "S", "row", 1, (0,)),
+    ]
+
+    def build(f: Formula, x: dict) -> dict:
+        matrices = [_coupled(f, coupling, k, x["harmonics"]) for k in range(n)]
+        columns = _path_columns(coupling)
+        rho = _rho(f, x, n_paths)
+        sums: list[list[list]] = [[[] for _ in range(kind.dim)] for kind in coupling.out]
+        for p, path in enumerate(coupling.paths):
+            for mo, q in enumerate(columns[p]):
+                rows = zip(matrices[path.left], x[f"sender{path.left}"], strict=True)
+                sums[path.out][mo].append(f.mul(rho[p], f.add(*(f.mul(row[q], v) for row, v in rows))))
+        u = x["envelope"][0]
+        return {f"out{k}": [f.mul(u, f.add(*terms)) for terms in kind] for k, kind in enumerate(sums)}
+
+    return Operation(channels, tuple(inputs), tuple(of_kinds("out", "receiver")), build, edges=True)
+
+
+def _sent_out(f: Formula, coupling, columns, matrices, h) -> dict:
+    """Every path of a product apart, laid out as (2l+1, paths) for each out kind."""
+    out = {}
+    for k, kind in enumerate(coupling.out):
+        into = [(p, path.left) for p, path in enumerate(coupling.paths) if path.out == k]
+        out[f"out{k}"] = [
+            f.add(*(f.mul(row[columns[p][m]], v) for row, v in zip(matrices[left], h[left], strict=True)))
+            for m in range(kind.dim)
+            for p, left in into
+        ]
+    return out
+
+
+def product(coupling, channels: int) -> Operation:
+    """f (x) a on nodes, every path apart: inputs (n, 2l+1, channels) for each kind and a (n, dim)."""
+    n = len(coupling.left)
+    inputs = [
+        Operand(f"f{k}", k, "V", "row", kind.dim * channels, tuple(m * channels for m in range(kind.dim)))
+        for k, kind in enumerate(coupling.left)
+    ]
+    dim = sum(kind.dim for kind in coupling.right)
+    inputs.append(Operand("a", n, "S", "row", dim, tuple(range(dim))))
+
+    def build(f: Formula, x: dict) -> dict:
+        matrices = [_coupled(f, coupling, k, x["a"]) for k in range(n)]
+        return _sent_out(f, coupling, _path_columns(coupling), matrices, [x[f"f{k}"] for k in range(n)])
+
+    return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "row"), build, edges=False)
+
+
+def embedding(coupling, channels: int) -> Operation:
+    """Species features (x) a: inputs for each kind reached (species, channels) at the atom's knot, the bias of 0e, a
+    (n, dim); outputs (n, 2l+1, channels) for each kind, zero for those that no path reaches."""
+    reached = [k for k in range(len(coupling.out)) if coupling.paths_into(k)]
+    dim = sum(kind.dim for kind in coupling.right)
+    inputs = [Operand(f"w{k}", q, "V", "knot", channels, (0,), constant=True) for q, k in enumerate(reached)]
+    inputs += [
+        Operand("bias", len(reached), "V", "shared", 0, (0,), constant=True),
+        Operand("a", len(reached) + 1, "S", "row", dim, tuple(range(dim))),
+    ]
+    outputs = tuple(
+        Operand(f"out{k}", k, "V", "row", kind.dim * channels, tuple(m * channels for m in range(kind.dim)))
+        for k, kind in enumerate(coupling.out)
+    )
+
+    def build(f: Formula, x: dict) -> dict:
+        (matrix,) = _coupled(f, coupling, 0, x["a"])
+        columns = dict(zip((path.out for path in coupling.paths), _path_columns(coupling), strict=True))
+        out: dict = {}
+        for k, kind in enumerate(coupling.out):
+            out[f"out{k}"] = [f.mul(matrix[column], x[f"w{k}"][0]) for column in columns.get(k, ())]
+            out[f"out{k}"] = out[f"out{k}"] or [None] * kind.dim
+            if kind == SCALAR:
+                out[f"out{k}"] = [f.add(out[f"out{k}"][0], x["bias"][0])]
+        return out
+
+    return Operation(channels, tuple(inputs), outputs, build, edges=False)
+
+
+def gate(kinds_, channels: int, silu: float, sigmoid: float) -> Operation:
+    """`Gate`: inputs (n, 2l+1, channels) for each kind, with the gates of the others beside 0e's own channels."""
+    scalar = kinds_.index(SCALAR)
+    others = [k for k in range(len(kinds_)) if k != scalar]
+    width = len(kinds_) * channels
+
+    def plain(name, k):
+        dim = kinds_[k].dim
+        return Operand(f"{name}{k}", k, "V", "row", dim * channels, tuple(m * channels for m in range(dim)))
+
+    inputs = [plain("x", k) for k in others]
+    inputs.append(Operand("scalars", scalar, "V", "row", width, tuple(q * channels for q in range(len(kinds_)))))
+
+    def build(f: Formula, x: dict) -> dict:
+        own, *gates = x["scalars"]
+        out = {f"out{scalar}": [f.mul(f.const(silu), own, f.sigmoid(own))]}
+        for k, g in zip(others, gates, strict=True):
+            opened = f.mul(f.const(sigmoid), f.sigmoid(g))
+            out[f"out{k}"] = [f.mul(opened, v) for v in x[f"x{k}"]]
+        return out
+
+    outputs = tuple(plain("out", k) for k in range(len(kinds_)))
+    return Operation(channels, tuple(inputs), outputs, build, edges=False)
+
+
+def activation(channels: int, silu: float) -> Operation:
+    """Scaled silu on (n, channels)."""
+
+    def build(f: Formula, x: dict) -> dict:
+        return {"y": [f.mul(f.const(silu), x["x"][0], f.sigmoid(x["x"][0]))]}
+
+    one = Operand("x", 0, "V", "row", channels, (0,))
+    return Operation(channels, (one,), (replace(one, name="y"),), build, edges=False)
+
+
+def self_product(couplings, channels: int, scales) -> Operation:
+    """Powers 2 ... of m with a weight per path: inputs m (n, 2l+1, channels) for each kind, weights (paths, channels)
+    for each power; outputs for each power and kind (n, 2l+1, channels)."""
+    kinds_ = couplings[0].left
+    n = len(kinds_)
+
+    def of_kinds(name, first, where):
+        return [
+            Operand(
+                f"{name}{k}", first + k, "V", where, kind.dim * channels, tuple(m * channels for m in range(kind.dim))
+            )
+            for k, kind in enumerate(kinds_)
+        ]
+
+    inputs = of_kinds("m", 0, "row")
+    outputs = []
+    for q, coupling in enumerate(couplings):
+        size = len(coupling.paths)
+        inputs.append(Operand(f"w{q}", n + q, "V", "shared", 0, tuple(p * channels for p in range(size))))
+        outputs += of_kinds(f"power{q}_", q * n, "row")
+
+    def build(f: Formula, x: dict) -> dict:
+        m = [x[f"m{k}"] for k in range(n)]
+        flat = [v for row in m for v in row]
+        current, out = m, {}
+        for q, (coupling, scale) in enumerate(zip(couplings, scales, strict=True)):
+            columns = _path_columns(coupling)
+            sums: list[list[list[Expr]]] = [[[] for _ in range(kind.dim)] for kind in kinds_]
+            for p, path in enumerate(coupling.paths):
+                table = coupling.tables[path.left].table
+                weight = f.mul(f.const(scale), x[f"w{q}"][p])
+                for mo, column in enumerate(columns[p]):
+                    part = table[:, :, column]
+                    entries = [(r, c, part[r, c].item()) for r, c in part.nonzero().tolist() if abs(part[r, c]) > 1e-12]
+                    terms = [f.mul(f.const(v), f.mul(*_ordered(current[path.left][c], flat[r]))) for r, c, v in entries]
+                    sums[path.out][mo].append(f.mul(weight, f.add(*terms)))
+            current = [[f.add(*terms) for terms in kind] for kind in sums]
+            for k in range(n):
+                out[f"power{q}_{k}"] = current[k]
+        return out
+
+    return Operation(channels, tuple(inputs), tuple(outputs), build, edges=False)
+
+
+def _ordered(a: Expr, b: Expr) -> tuple[Expr, Expr]:
+    return (a, b) if a.index <= b.index else (b, a)

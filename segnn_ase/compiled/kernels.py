@@ -1,0 +1,196 @@
+"""Fused kernels: operations compiled for the machine they run on, with first and second derivatives.
+
+On the CPU the C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
+cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase); on a GPU Triton does the same
+(`triton_codegen.py`). The layers in plain torch are the slow twin; without a compiler and when a check fails, they do
+the work.
+"""
+
+import ctypes
+from contextlib import nullcontext
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from segnn_ase.compiled import formulas
+from segnn_ase.compiled.build import CompilerError, load_library, load_triton, runs_on_triton
+from segnn_ase.compiled.c_code import c_source
+from segnn_ase.compiled.derivatives import Operation
+from segnn_ase.compiled.triton_code import block_size, triton_source
+from segnn_ase.model.irreps import Coupling
+
+PROGRAMS = 4096  # that a large GPU can hold at a time
+MAX_PARTS = 16  # of a receiver's edges, on a GPU
+WORK_PER_THREAD = 30_000  # rows times channels below which another thread costs more than it saves
+
+
+class Topology(NamedTuple):
+    """Rows of an operation: for nodes only their number n. Edges are sorted by receiver: those of receiver i are
+    first[i] ... first[i + 1] - 1 (N + 1,), with sender src, number of their pair of atoms, and place in a radial
+    table, (E,) each; pair or knot may be missing where it is not used."""
+
+    n: int
+    first: Tensor | None = None
+    src: Tensor | None = None
+    pair: Tensor | None = None
+    knot: Tensor | None = None
+
+    def parts(self, edges: bool, work: int) -> list[int]:
+        """Cut the receivers into one range per thread, of equal numbers of edges."""
+        total = int(self.first[-1]) if edges else self.n
+        threads = min(torch.get_num_threads(), 1 + total * work // WORK_PER_THREAD)
+        if threads <= 1 or self.n == 0:
+            return [0, self.n]
+        if not edges:
+            return [self.n * t // threads for t in range(threads + 1)]
+        targets = torch.tensor([total * t // threads for t in range(1, threads)])
+        cuts = torch.searchsorted(self.first, targets).tolist()
+        return [0, *cuts, self.n]
+
+
+class Place(NamedTuple):
+    """A tensor to be written: its shape, and where its rows go (see `Operand`)."""
+
+    shape: tuple[int, ...]
+    where: str
+
+
+class Kernel:
+    """An operation that runs: compiled on demand for each dtype and order of derivative."""
+
+    def __init__(self, operation: Operation):
+        self.operation = operation
+        self._libraries: dict = {}
+        self._where: dict[int, str] = {}  # where the gradient of each input goes
+        for o in operation.inputs:
+            if not o.constant:
+                # a tensor read by receivers and by senders is written by both
+                self._where[o.tensor] = "sender" if "sender" in (o.where, self._where.get(o.tensor)) else o.where
+
+    def library(self, order: "int | str", dtype: torch.dtype) -> ctypes.CDLL:
+        if (order, dtype) not in self._libraries:
+            library = load_library(c_source(self.operation, order, dtype))
+            library.run.restype = None
+            self._libraries[order, dtype] = library
+        return self._libraries[order, dtype]
+
+    def launch(self, order: int, topology: Topology, tensors, outputs: list[Tensor | None]) -> None:
+        """Run on a GPU into tensors that are there; what is added to must be zero, or what it is to be added to."""
+        if topology.n == 0:
+            return
+        if (order, "triton") not in self._libraries:
+            self._libraries[order, "triton"] = load_triton(triton_source(self.operation, order))
+        kernel, parts = self._libraries[order, "triton"], 1
+        grid: tuple[int, ...] = (min(topology.n, PROGRAMS),)
+        if self.operation.edges:
+            while parts < MAX_PARTS and topology.n * parts < PROGRAMS:
+                parts *= 2
+            grid = (topology.n, parts)
+        links = (topology.first, topology.src, topology.pair, topology.knot)
+        options = {"num_warps": max(1, block_size(self.operation.channels) // 32), "enable_fp_fusion": True}
+        device = next(t.device for t in tensors if t is not None)
+        try:
+            with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+                kernel[grid](topology.n, *links, *tensors, *outputs, ALONE=parts == 1, **options)
+        except Exception as error:  # Triton's have no common base
+            raise CompilerError(f"Triton does not compile or run a kernel: {type(error).__name__}: {error}") from error
+
+    def __call__(self, topology: Topology, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return _Forward.apply(self, topology, *tensors)
+
+    def run(self, order: int, topology: Topology, tensors, outputs: list[Place | None]) -> tuple[Tensor | None, ...]:
+        """Call the compiled code; outputs: shape of each written tensor and where its rows go, None for none."""
+        operation, dtype, device = self.operation, tensors[0].dtype, tensors[0].device
+        tensors = [None if t is None else t.contiguous() for t in tensors]
+        if any(t is not None and (t.dtype is not dtype or t.device != device) for t in tensors):
+            raise TypeError(f"fused kernels need tensors of one dtype and device, not {[t.dtype for t in tensors]}")
+        if runs_on_triton(device):
+            zeros = [None if p is None else torch.zeros(p.shape, dtype=dtype, device=device) for p in outputs]
+            self.launch(order, topology, tensors, zeros)
+            return tuple(zeros)
+        bounds = topology.parts(operation.edges, operation.channels)
+        parts = len(bounds) - 1
+        written: list[Tensor | None] = []
+        addresses: list[tuple[int | None, int]] = []  # of each output, and the distance to the next thread's
+        for place in outputs:
+            if place is None:
+                written.append(None)
+                addresses.append((None, 0))
+                continue
+            # several threads would add to one row: each has its own, added up at the end
+            private = parts > 1 and place.where in ("sender", "pair", "knot", "shared")
+            new = torch.empty if place.where == "row" else torch.zeros
+            w = new((parts, *place.shape) if private else place.shape, dtype=dtype)
+            written.append(w)
+            addresses.append((w.data_ptr(), w.stride(0) * w.element_size() if private else 0))
+        pointers = [a if a is None else a + t * step for t in range(parts) for a, step in addresses]
+        links = (topology.first, topology.src, topology.pair, topology.knot)
+        self.library(order, dtype).run(
+            ctypes.c_int64(parts),
+            (ctypes.c_int64 * len(bounds))(*bounds),
+            (ctypes.c_void_p * 4)(*(None if x is None else x.data_ptr() for x in links)),
+            (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors)),
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            ctypes.c_int64(len(written)),
+        )
+        return tuple(w.sum(0) if step else w for w, (_, step) in zip(written, addresses, strict=True))
+
+    def input_places(self, tensors) -> list[Place | None]:
+        """Shapes and destinations of gradients with respect to the inputs; None for constants."""
+        return [Place(t.shape, self._where[k]) if k in self._where else None for k, t in enumerate(tensors)]
+
+    def output_places(self, topology: Topology) -> list[Place | None]:
+        return [Place((topology.n, o.size), o.where) for o in self.operation.outputs]
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernel: Kernel, topology: Topology, *tensors):
+        ctx.kernel, ctx.topology = kernel, topology
+        ctx.save_for_backward(*tensors)
+        return kernel.run(0, topology, tensors, kernel.output_places(topology))
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        out = _Backward.apply(ctx.kernel, ctx.topology, len(gradients), *gradients, *ctx.saved_tensors)
+        return (None, None, *out)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernel: Kernel, topology: Topology, n: int, *tensors):
+        ctx.kernel, ctx.topology, ctx.n = kernel, topology, n
+        ctx.save_for_backward(*tensors)
+        gradients, inputs = tensors[:n], tensors[n:]
+        return kernel.run(1, topology, (*inputs, *gradients), kernel.input_places(inputs))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *directions):
+        kernel, topology, n = ctx.kernel, ctx.topology, ctx.n
+        gradients, inputs = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
+        places = [*kernel.input_places(inputs), *kernel.output_places(topology)]
+        out = kernel.run(2, topology, (*inputs, *gradients, *directions), places)
+        return (None, None, None, *out[len(inputs) :], *out[: len(inputs)])
+
+
+@cache
+def message_kernel(coupling: Coupling, channels: int, silu: float, sigmoid: float, tabulated: bool = False) -> Kernel:
+    return Kernel(formulas.message(coupling, channels, silu, sigmoid, tabulated=tabulated))
+
+
+@cache
+def linear_message_kernel(coupling: Coupling, channels: int, tabulated: bool = False) -> Kernel:
+    return Kernel(formulas.linear_message(coupling, channels, tabulated=tabulated))
+
+
+@cache
+def product_kernel(coupling: Coupling, channels: int) -> Kernel:
+    return Kernel(formulas.product(coupling, channels))
+
+
+@cache
+def self_product_kernel(couplings: tuple[Coupling, ...], channels: int, scales: tuple) -> Kernel:
+    return Kernel(formulas.self_product(couplings, channels, scales))

@@ -1,0 +1,1 @@
+"""Labelled frames: reading them, reference energies, batches."""

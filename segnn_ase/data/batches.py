@@ -1,0 +1,67 @@
+"""Labelled structures as tensors, and the loss of a prediction on them."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from ase import Atoms
+from torch import Tensor
+
+from segnn_ase.base.errors import DataError, StructureError
+from segnn_ase.data.frames import Frame
+from segnn_ase.structure.graph import Graph, collate, edge_vectors, graph_from_atoms, with_pairs
+
+
+class Labels(NamedTuple):
+    """Labels of a batch; NaN where a structure has none."""
+
+    energy: Tensor  # (B,) eV
+    forces: Tensor  # (N, 3) eV/Å
+    stress: Tensor  # (B, 3, 3) eV/Å^3
+
+
+class Item(NamedTuple):
+    """A structure or a batch of them with its labels."""
+
+    graph: Graph
+    labels: Labels
+    atoms: Atoms | None = None  # of one structure
+
+
+def make_item(frame: Frame, cutoff: float) -> Item:
+    n = len(frame.atoms)
+    nan = float("nan")
+    labels = Labels(
+        energy=torch.tensor([nan if frame.energy is None else frame.energy], dtype=torch.float64),
+        forces=torch.full((n, 3), nan, dtype=torch.float64) if frame.forces is None else torch.tensor(frame.forces),
+        stress=torch.full((1, 3, 3), nan, dtype=torch.float64)
+        if frame.stress is None
+        else torch.tensor(frame.stress)[None],
+    )
+    atoms = frame.atoms
+    try:
+        return Item(with_pairs(graph_from_atoms(atoms, cutoff)), labels, atoms)
+    except StructureError as error:
+        raise DataError(f"{frame.source}: {error}") from error
+
+
+def collate_items(items: list[Item]) -> Item:
+    labels = Labels(*(torch.cat(x) for x in zip(*(item.labels for item in items), strict=True)))
+    return Item(collate([item.graph for item in items]), labels)
+
+
+def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:
+    """The shortest distance of each pair of elements, Å."""
+    smallest: dict[tuple[int, int], float] = {}
+    for graph, *_ in items:
+        distance = edge_vectors(graph).norm(dim=1)
+        pairs = torch.stack([graph.numbers[graph.edge_src], graph.numbers[graph.edge_dst]]).sort(dim=0).values
+        for pair in torch.unique(pairs, dim=1).T:
+            d = float(distance[(pairs == pair[:, None]).all(dim=0)].min())
+            key = tuple(pair.tolist())
+            smallest[key] = min(d, smallest.get(key, math.inf))
+    return smallest
+
+
+def asked_for(labels: Labels) -> dict[str, bool]:
+    return {name: bool(torch.isfinite(getattr(labels, name)).any()) for name in ("forces", "stress")}

@@ -1,0 +1,76 @@
+"""What is read out of trajectories: radial distribution functions, slopes, speeds."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from ase import Atoms
+
+from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.structure.neighbors import neighbor_list
+
+
+def nanoseconds_per_day(timestep: float, ms_per_step: float) -> float:
+    """Convert a time step in fs and its cost in ms."""
+    return timestep * 86.4 / ms_per_step
+
+
+def energy_slope(time_fs, energy_per_atom) -> float:
+    """Return the slope in eV/atom/ps of a line fitted to energies at times in fs; NaN for fewer than two."""
+    time_ps, energy = np.asarray(time_fs, dtype=float) / 1000, np.asarray(energy_per_atom, dtype=float)
+    if len(time_ps) < 2:
+        return math.nan
+    centred = time_ps - time_ps.mean()
+    return float(centred @ (energy - energy.mean()) / (centred @ centred))
+
+
+def check_pairs(pairs: Sequence[str], frame: Atoms | None = None, n: int = 0) -> None:
+    """Raise ConfigError for pairs that are none, and where the n-th frame has no radial distribution of them."""
+    expect(isinstance(pairs, Sequence) and not isinstance(pairs, str), "pairs", pairs, "a list such as ['O-H']")
+    for pair in pairs:
+        if not isinstance(pair, str) or len(pair.split("-")) != 2 or not all(pair.split("-")):
+            raise ConfigError(f"pair {pair!r} was given; expected two elements such as 'O-H'")
+    if frame is None:
+        return
+    expect(isinstance(frame, Atoms), f"frame {n}", frame, "Atoms")
+    if not frame.pbc.all():
+        raise ConfigError(f"pbc of frame {n} is {frame.pbc.tolist()}; g(r) needs three periodic directions")
+    for pair in pairs:
+        if not set(pair.split("-")) <= set(frame.get_chemical_symbols()):
+            raise ConfigError(f"pair {pair!r} is not in a frame of {frame.get_chemical_formula()}")
+
+
+def radial_distribution(
+    frames: Iterable[Atoms], pairs: Sequence[str], r_max: float, bins: int = 200
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Average the partial radial distribution functions of pairs such as "O-H" over periodic frames.
+
+    g_AB(r) = <n_B(r)> V / (N_B 4 pi r^2 dr), n_B the B atoms in a shell around an A atom. All periodic images
+    are counted, also those of the atom itself, so r_max (Å) may exceed the cell, and the integral of
+    N_B/V g 4 pi r^2 dr is the coordination number; for like pairs a fluid levels off at 1 - 1/N within half
+    the cell. Returns {pair: (centres of the bins in Å, g)}.
+    """
+    check_pairs(pairs)
+    good = isinstance(r_max, int | float | np.number) and 0 < r_max < math.inf
+    expect(good, "r_max", r_max, "a positive number of Å")
+    expect(isinstance(bins, int | np.integer) and bins > 0, "bins", bins, "a positive integer")
+    frames = [frames] if isinstance(frames, Atoms) else frames
+    expect(isinstance(frames, Iterable) and not isinstance(frames, str), "frames", frames, "Atoms, or several of them")
+    edges = np.linspace(0.0, r_max, bins + 1)
+    shells = 4 / 3 * np.pi * np.diff(edges**3)  # Å^3
+    sums, count = {pair: np.zeros(bins) for pair in pairs}, 0
+    for frame in frames:
+        check_pairs(pairs, frame, count)
+        count += 1
+        i, j, S = neighbor_list(frame.positions, frame.cell.array, frame.pbc, r_max)
+        distances = np.linalg.norm(frame.positions[j] - frame.positions[i] + S @ frame.cell.array, axis=1)
+        symbols = np.array(frame.get_chemical_symbols())
+        for pair in pairs:
+            a, b = pair.split("-")
+            number = (symbols == a).sum() * (symbols == b).sum()
+            chosen = distances[(symbols[i] == a) & (symbols[j] == b)]
+            sums[pair] += np.histogram(chosen, edges)[0] * frame.get_volume() / (number * shells)
+    if not count:
+        raise ConfigError("frames is empty: there is nothing to average")
+    r = (edges[1:] + edges[:-1]) / 2
+    return {pair: (r, total / count) for pair, total in sums.items()}

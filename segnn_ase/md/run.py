@@ -1,0 +1,408 @@
+"""Molecular dynamics on ASE's integrators: log, trajectory, guards, and a restart that goes on bit for bit.
+
+Every output is appended in whole records. The restart file holds the state of the dynamics together with the
+lengths that log and trajectory had; resuming first cuts both back to these lengths. So wherever a run was
+killed, the same call ends with the same files as if it never had been.
+"""
+
+import io
+import json
+import math
+import operator
+import time
+from array import array
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.md import MolecularDynamics
+
+from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, SEGNNError, expect
+from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically, writing
+from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
+from segnn_ase.md.ensembles import make_dynamics, state_names
+from segnn_ase.md.restart import (
+    COLUMNS,
+    FORMAT,
+    OUTPUTS,
+    Mark,
+    append_frame,
+    append_row,
+    check_marked,
+    check_same_run,
+    cut,
+    extxyz,
+    generator,
+    mark,
+    read_restart,
+    read_rows,
+    set_state,
+)
+from segnn_ase.md.settings import GUARDED, SUFFIXES, MDConfig
+from segnn_ase.md.velocities import degrees_of_freedom, set_velocities
+
+SAVED = ("energy", "free_energy", "forces", "stress")  # in the trajectory, where the calculator has them at hand
+
+
+class MDResult(NamedTuple):
+    """What a run gave; the final structure is in the `atoms` that were passed."""
+
+    steps: int  # in total
+    ms_per_step: float  # of this call; NaN if there was nothing left to do
+    ns_per_day: float
+    mean_temperature: float  # K, over the log
+    energy_slope: float  # eV/atom/ps of the conserved energy, NaN without one
+    log: dict[str, np.ndarray]  # by `COLUMNS`; from this call only if it resumed without a log file
+    trajectory: Path | None
+    log_path: Path | None
+    restart: Path | None
+
+
+class Run(NamedTuple):
+    """A simulation under way."""
+
+    atoms: Atoms
+    config: MDConfig
+    dynamics: MolecularDynamics
+    rng: np.random.Generator
+    dof: int  # degrees of freedom that share the thermal energy
+    rows: array  # log so far, flat
+
+
+def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: bool = False) -> MDResult:
+    """Run molecular dynamics of `atoms` with their calculator; positions, momenta and cell are moved in place.
+
+    If config.restart exists, the run goes on from there, whatever the positions of `atoms`; only `steps` may
+    have been raised, and limits (`restart.LIMITS`) changed. Otherwise a log or trajectory that exists is refused
+    unless `overwrite`. SIGINT and SIGTERM finish the step, write the restart file and raise KeyboardInterrupt, the
+    end of `max_minutes` OutOfTime.
+
+    Raises ConfigError for what cannot be run, MDError when a guard stops the run: then `atoms`, and a file
+    beside the trajectory, hold the last good frame, and another file the one that was refused.
+    """
+    check_run(atoms, config)
+    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
+    resumed = "restart" in paths and paths["restart"].is_file()
+    if not resumed and not overwrite:
+        refuse_existing(paths)
+    for path in paths.values():
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(paths.values())
+    try:
+        run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
+        seconds = advance(run, first, progress, deadline)
+    except OutputError as error:
+        further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+        raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
+    return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
+
+
+def check_run(atoms: Atoms, config: MDConfig) -> None:
+    """Raise ConfigError where structure, calculator and settings do not fit together."""
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
+    expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
+    if atoms.calc is None or not len(atoms):
+        raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")
+    if not (atoms.get_masses() > 0).all():
+        raise ConfigError(f"masses of atoms {np.flatnonzero(atoms.get_masses() <= 0).tolist()} are zero; set_masses")
+    if not np.isfinite(atoms.get_momenta()).all():
+        atom = int(np.flatnonzero(~np.isfinite(atoms.get_momenta()).all(axis=1))[0])
+        raise ConfigError(f"momenta of atom {atom} are {atoms.get_momenta()[atom].tolist()}; expected finite numbers")
+    if config.ensemble in ("nhc", "npt") and atoms.constraints:
+        raise ConfigError(f"ensemble {config.ensemble!r} cannot hold constraints: remove them, or use 'langevin'")
+    if config.ensemble == "npt" and not atoms.pbc.all():
+        raise ConfigError(f"ensemble 'npt' needs pbc in three directions, not {atoms.pbc.tolist()}: use 'nhc'")
+    if config.ensemble == "npt" and not implements(atoms, "stress"):
+        raise ConfigError(f"ensemble 'npt' needs the stress, which {type(atoms.calc).__name__} does not implement")
+    if config.max_energy_drift is not None and not implements(atoms, "free_energy"):
+        raise ConfigError(f"max_energy_drift needs the free_energy; {type(atoms.calc).__name__} does not implement it")
+
+
+def implements(atoms: Atoms, name: str) -> bool:
+    return name in atoms.calc.implemented_properties
+
+
+def refuse_existing(paths: dict[str, Path]) -> None:
+    for name, path in paths.items():
+        if path.exists():
+            raise ConfigError(
+                f"{name} is {str(path)!r}, which exists, and there is no restart file to go on from: "
+                "rename or remove it, or pass overwrite=True"
+            )
+
+
+def start(atoms: Atoms, config: MDConfig) -> Run:
+    """Prepare step 0. The restart file comes first, so that a run killed while it opens its files goes on too."""
+    rng = np.random.default_rng(config.seed)
+    if config.velocities == "maxwell" or (config.velocities == "auto" and not atoms.get_momenta().any()):
+        set_velocities(atoms, config.temperature, rng)
+    dof = degrees_of_freedom(atoms, config.ensemble)
+    run = Run(atoms, config, make_dynamics(atoms, config, rng, dof), rng, dof, array("d"))
+    refresh(run)
+    if reason := distrust(run):
+        raise MDError(f"the run does not start: {reason}")
+    for name in OUTPUTS:
+        if getattr(config, name) is not None:
+            Path(getattr(config, name)).unlink(missing_ok=True)
+    checkpoint(run, 0)
+    observe(run, 0)
+    return run
+
+
+def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
+    """Do the steps after `first`, with output, guards and restart files; returns the seconds they took."""
+    config, good = run.config, snapshot(run.atoms)
+    bar = progress_bar(shown=progress, total=config.steps, initial=first, unit="step")
+    begin = time.perf_counter()
+    with bar, stop_on_signal() as stopped:
+        for step in range(first + 1, config.steps + 1):
+            try:
+                run.dynamics.step()
+            except (SEGNNError, np.linalg.LinAlgError) as error:
+                stop(run, good, step, str(error), error)
+            reason = violation(run) or distrust(run) or observe(run, step)
+            if reason is not None:
+                stop(run, good, step, reason)
+            good = snapshot(run.atoms)
+            bar.update()
+            if step % config.log_every == 0:
+                speed = nanoseconds_per_day(config.timestep, 1e3 * (time.perf_counter() - begin) / (step - first))
+                bar.set_postfix_str(describe(run, speed), refresh=False)
+            late = time.monotonic() > deadline
+            if stopped or late or step % config.checkpoint_every == 0 or step == config.steps:
+                checkpoint(run, step)
+            if (stopped or late) and step < config.steps:
+                where = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+                reason = KeyboardInterrupt if stopped else OutOfTime
+                raise reason(f"stopped after step {step} of {config.steps}; {where}")
+    return time.perf_counter() - begin
+
+
+def refresh(run: Run) -> None:
+    """Ask the calculator what a step asks last: a resumed run then goes on with a cache that is the same to the bit.
+
+    A calculator may round forces otherwise when it is asked for the stress as well.
+    """
+    run.atoms.get_forces(md=True)
+    if run.config.ensemble == "npt":
+        run.atoms.get_stress()
+    results = run.atoms.calc.results
+    if run.config.max_forces_std is not None and "forces_std" not in results:
+        raise ConfigError(
+            "max_forces_std is set, but the calculator gives no 'forces_std': it is neither a committee nor a "
+            "potential with a calibrated uncertainty"
+        )
+    if run.config.stop_outside_domain and "outside_domain" not in results:
+        raise ConfigError("stop_outside_domain is set, but the calculator's potential has no domain to compare with")
+
+
+def violation(run: Run) -> str | None:
+    """Return why the state is not acceptable, or None."""
+    config, temperature = run.config, temperature_of(run)
+    if not math.isfinite(temperature):
+        return f"the temperature is {temperature}"
+    if config.max_temperature is not None and temperature > config.max_temperature:
+        return (
+            f"the temperature is {temperature:.0f} K, above max_temperature = {config.max_temperature:g} K. A smaller "
+            "timestep, a relaxed starting structure or a potential trained on such structures may help"
+        )
+    return None
+
+
+def distrust(run: Run) -> str | None:
+    """Return why the potential is not to be trusted here, or None."""
+    config = run.config
+    if config.max_forces_std is not None:
+        spread = uncertainty_of(run)
+        if not spread <= config.max_forces_std:
+            return (
+                f"the forces are uncertain by {spread:.3g} eV/Å, above max_forces_std = {config.max_forces_std:g} eV/Å"
+            )
+    if config.stop_outside_domain and run.atoms.calc.results["outside_domain"]:
+        ways = run.atoms.calc.results["outside_domain"]
+        return (
+            f"this is outside what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would "
+            f"help: labels for the refused frame, and frames {'; '.join(way.help for way in ways)}"
+        )
+    return None
+
+
+def uncertainty_of(run: Run) -> float:
+    """Return the largest standard deviation of a force component, eV/Å; NaN where the calculator gives none."""
+    return float(np.max(run.atoms.calc.results.get("forces_std", math.nan)))
+
+
+def observe(run: Run, step: int) -> str | None:
+    """Append to log and trajectory what is due; returns why the energy is not acceptable, or None."""
+    config, reason = run.config, None
+    if step % config.log_every == 0:
+        run.rows.extend(log_row(run, step))
+        append_row(config.log, run.rows[-len(COLUMNS) :])
+        reason = drift(run)
+    if reason is None and config.trajectory is not None and step % config.save_every == 0:
+        append_frame(config.trajectory, make_frame(run, step))
+    return reason
+
+
+def log_row(run: Run, step: int) -> tuple[float, ...]:
+    """Return the values of `COLUMNS`; NaN for what is not defined."""
+    atoms = run.atoms
+    potential, kinetic = float(atoms.get_potential_energy()), float(atoms.get_kinetic_energy())
+    volume = float(atoms.get_volume()) if atoms.pbc.all() else math.nan
+    pressure = math.nan
+    if atoms.pbc.all() and implements(atoms, "stress"):
+        pressure = -float(np.mean(atoms.get_stress(include_ideal_gas=True)[:3])) / units.GPa
+    conserved = math.nan
+    if run.config.ensemble == "nve":
+        conserved = potential + kinetic
+    elif run.config.ensemble in GUARDED and implements(atoms, "free_energy"):
+        conserved = run.dynamics.get_conserved_energy()
+    time_fs = step * run.config.timestep
+    total = potential + kinetic
+    ways = atoms.calc.results.get("outside_domain")
+    outside = math.nan if ways is None else len(ways)
+    state = (potential, kinetic, total, temperature_of(run), volume, pressure)
+    return (step, time_fs, *state, uncertainty_of(run), outside, conserved)
+
+
+def drift(run: Run) -> str | None:
+    limit, n = run.config.max_energy_drift, len(run.atoms)
+    if limit is None:
+        return None
+    moved = abs(run.rows[-1] - run.rows[len(COLUMNS) - 1]) / n
+    if moved <= limit:
+        return None
+    return f"the conserved energy has moved by {moved:.3g} eV/atom, above max_energy_drift = {limit:g} eV/atom"
+
+
+def temperature_of(run: Run) -> float:
+    """Return the temperature in K of the degrees of freedom that share the heat."""
+    return 2 * float(run.atoms.get_kinetic_energy()) / (run.dof * units.kB)
+
+
+def describe(run: Run, speed: float) -> str:
+    row = dict(zip(COLUMNS, run.rows[-len(COLUMNS) :], strict=True))
+    return f"{speed:.3g} ns/day, {row['temperature']:.0f} K, {row['total'] / len(run.atoms):.5f} eV/atom"
+
+
+class Snapshot(NamedTuple):
+    """A state to go back to."""
+
+    positions: np.ndarray  # (N, 3) Å
+    momenta: np.ndarray  # (N, 3)
+    cell: np.ndarray  # (3, 3) Å
+
+
+def snapshot(atoms: Atoms) -> Snapshot:
+    return Snapshot(atoms.get_positions(), atoms.get_momenta(), atoms.cell.array.copy())
+
+
+def restore(atoms: Atoms, state: Snapshot) -> None:
+    atoms.set_cell(state.cell, scale_atoms=False, apply_constraint=False)
+    atoms.set_positions(state.positions, apply_constraint=False)
+    atoms.set_momenta(state.momenta, apply_constraint=False)
+
+
+def stop(run: Run, good: Snapshot, step: int, reason: str, cause: Exception | None = None) -> NoReturn:
+    """Go back to the last good frame, save it and the refused one beside the other files, and raise MDError."""
+    config, refused = run.config, make_frame(run, step, results=False)
+    restore(run.atoms, good)
+    beside = config.trajectory or config.restart or config.log
+    where = "is in atoms"
+    if beside is not None:
+        path, other = (
+            Path(beside).with_name(f"{Path(beside).stem}_{name}.extxyz") for name in ("last_good", "refused")
+        )
+        try:
+            write_atomically(path, extxyz(make_frame(run, step - 1, results=False)))
+            where = f"is in atoms and in {path}"
+            if np.isfinite(refused.positions).all():
+                refused.info["reason"] = reason
+                write_atomically(other, extxyz(refused))
+                where += f", the refused one in {other}"
+        except OutputError as error:
+            where += f" ({error})"
+    raise MDError(
+        f"stopped at step {step} ({step * config.timestep:g} fs): {reason}. The frame before {where}."
+    ) from cause
+
+
+def make_frame(run: Run, step: int, *, results: bool = True) -> Atoms:
+    """Return a copy of the atoms with step, time and the results that the calculator has at hand."""
+    frame = run.atoms.copy()
+    for name in all_properties:  # labels of the file that the atoms came from
+        frame.info.pop(name, None)
+        frame.arrays.pop(name, None)
+    frame.info.update(step=step, time_fs=step * run.config.timestep)
+    if results:
+        run.atoms.get_potential_energy()
+        known = run.atoms.calc.results
+        frame.calc = SinglePointCalculator(frame, **{name: known[name] for name in SAVED if name in known})
+    return frame
+
+
+def checkpoint(run: Run, step: int) -> None:
+    """Write the restart file, if there is one: arrays and JSON, nothing that could be executed."""
+    if run.config.restart is None:
+        return
+    atoms = run.atoms
+    header = {
+        "format": FORMAT,
+        "step": step,
+        "config": run.config.model_dump(),
+        "dof": run.dof,
+        "rng": run.rng.bit_generator.state,
+        "marks": {name: mark(getattr(run.config, name)) for name in OUTPUTS},
+        "pbc": atoms.pbc.tolist(),
+    }
+    arrays = {name: operator.attrgetter(name)(run.dynamics) for name in state_names(run.config)}
+    arrays |= snapshot(atoms)._asdict() | {"numbers": atoms.numbers, "masses": atoms.get_masses()}
+    arrays["first_row"] = np.array(run.rows[: len(COLUMNS)])
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.array(json.dumps(header)), **arrays)
+    write_atomically(run.config.restart, buffer.getvalue())
+
+
+def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
+    """Put everything back to where the restart file was written; returns the run and its step."""
+    header, arrays = read_restart(config.restart)
+    check_same_run(header, arrays, atoms, config)
+    ends = {name: Mark(*header["marks"][name]) for name in OUTPUTS}
+    for name, end in ends.items():
+        check_marked(getattr(config, name), end)
+    step, rows = header["step"], read_rows(config, header["step"], ends["log"], arrays["first_row"])
+    rng = generator(header["rng"], config)
+    set_state(make_dynamics(atoms.copy(), config, rng, header["dof"]), config, arrays)  # refuses before it moves atoms
+    for name, end in ends.items():
+        cut(getattr(config, name), end)
+    restore(atoms, Snapshot(*(arrays[name] for name in Snapshot._fields)))
+    dynamics = make_dynamics(atoms, config, rng, header["dof"])
+    set_state(dynamics, config, arrays)
+    run = Run(atoms, config, dynamics, rng, header["dof"], rows)
+    refresh(run)
+    if step == 0:
+        observe(run, 0)
+    elif step % config.log_every == 0:
+        log_row(run, step)
+    return run, step
+
+
+def summarize(run: Run, ms_per_step: float) -> MDResult:
+    config = run.config
+    table = np.array(run.rows).reshape(-1, len(COLUMNS))
+    log = dict(zip(COLUMNS, table.T, strict=True))
+    paths = [None if path is None else Path(path) for path in (config.trajectory, config.log, config.restart)]
+    return MDResult(
+        config.steps,
+        ms_per_step,
+        nanoseconds_per_day(config.timestep, ms_per_step),
+        float(log["temperature"].mean()),
+        energy_slope(log["time_fs"], log["conserved"] / len(run.atoms)),
+        log,
+        *paths,
+    )

@@ -1,0 +1,219 @@
+"""Steerable layers in plain torch: the clear, slow twin of any faster path, with the same parameters.
+
+Notation: f steerable features of nodes, a steerable attributes (spherical harmonics), (x) the
+Clebsch-Gordan product. Weights are drawn from N(0, 1) and divided by the square root of the fan-in
+when they are used (e3nn's "element" normalisation), so that one learning rate suits every layer.
+"""
+
+import torch
+from e3nn.o3 import Irreps
+from torch import Tensor, nn
+
+from segnn_ase.compiled.kernels import Topology, linear_message_kernel, message_kernel, self_product_kernel
+from segnn_ase.model.edges import Edges, SortedEdges
+from segnn_ase.model.irreps import SCALAR, Coupling, Features, multiplicities, spherical_kinds
+from segnn_ase.model.layers import ChannelBlocks, Gate, SteerableLinear, by_component, side_by_side
+from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense, sigmoid, silu
+
+
+class Message(nn.Module):
+    """M_i: what the neighbours send to atom i, with a non-linear steerable message.
+
+    h_ij = Gate( rho(d_ij) * [ (W^r f_i + W^s f_j) (x) a_ij ] )      rho: a factor per channel and path
+    m_i = W sum_j u(d_ij) ( h_ij (x) a_ij )
+    Both products go channel by channel; all weights act on nodes: W commutes with the Clebsch-Gordan
+    coefficients, and the last W with the sum. With `linear` the gate and the second product are left
+    out: m_i = W sum_j u rho * [ (W^s f_j) (x) a_ij ] (tensor field networks, NequIP).
+    """
+
+    def __init__(self, irreps: Irreps, lmax: int, *, linear: bool, n_radial: int, hidden: tuple[int, ...]):
+        super().__init__()
+        self.linear = linear
+        self.blocks = ChannelBlocks(irreps)
+        mul = multiplicities(irreps)
+        blocks = range(len(self.blocks.ranges))
+        self.couplings = message_couplings(self.blocks, lmax)
+        self.pair = nn.ModuleList(Dense(m, m if linear else 2 * m) for m in mul)
+        self.n_factors = [len(c.paths) * self.blocks.width(b) for b, c in enumerate(self.couplings)]
+        self.radial = MLP(n_radial, *hidden, sum(self.n_factors))
+        self.tables: list[Tensor] | None = None
+        if not linear:
+            # the paths from one left kind into 0e are one scalar: there is one path from each kind
+            scalars = [c.paths_into(c.out.index(SCALAR)) for c in self.couplings]
+            outputs = [len(self.blocks.members[b]) for b in blocks]  # the 0e channel and a gate per other kind
+            widths = [self.blocks.width(b) for b in blocks]
+            self.mix = nn.ParameterList(torch.randn(o, s, w) for o, s, w in zip(outputs, scalars, widths, strict=True))
+            self.bias = nn.ParameterList(torch.zeros(o, w) for o, w in zip(outputs, widths, strict=True))
+        fan_in = [0] * len(mul)
+        for b, members in enumerate(self.blocks.members):
+            for position, k in enumerate(members):
+                paths = 1 if linear else self.couplings[b].paths_into(position)
+                fan_in[k] += paths * self.blocks.width(b)
+        self.out = nn.ModuleList(Dense(f, m) for f, m in zip(fan_in, mul, strict=True))
+
+    def forward(self, f: Features, edges: Edges | SortedEdges, steering: list[list[Tensor]] | None) -> Features:
+        """f as irreps; steering: for each block the matrices of its coupling with a_ij, `Coupling.matrices`."""
+        pair = tuple(dense(x) for dense, x in zip(self.pair, f, strict=True))
+        if isinstance(edges, SortedEdges):
+            received = self._fused(pair, edges)
+        else:
+            received = self._by_steps(pair, edges, steering)
+        joined = self.blocks.join(received)
+        return tuple(dense(x) for dense, x in zip(self.out, joined, strict=True))
+
+    def tabulate(self, coefficients: Tensor | None) -> None:
+        """Take rho from a table, (rows, factors), or with None from the MLP again; see `tables.tabulate`."""
+        split = None if coefficients is None else coefficients.to(self.pair[0].weight).split(self.n_factors, dim=1)
+        self.tables = None if split is None else [x.contiguous() for x in split]
+
+    def _fused(self, pair: Features, edges: SortedEdges) -> list[Features]:
+        tabulated = edges.radial is None
+        radial = (
+            [[table, edges.fraction] for table in self.tables] if tabulated else [[x] for x in self._factors(edges)]
+        )
+        received = []
+        for b, coupling in enumerate(self.couplings):
+            width = self.blocks.width(b)
+            tensors = [*self._pair_block(pair, b), *radial[b], edges.harmonics, edges.envelope]
+            if self.linear:
+                message = linear_message_kernel(coupling, width, tabulated)
+            else:
+                message = message_kernel(coupling, width, SILU_SCALE, SIGMOID_SCALE, tabulated)
+                tensors += [self.mix[b], self.bias[b]]
+            received.append(by_component(message(edges.topology, *tensors), coupling.out))
+        return received
+
+    def _pair_block(self, pair: Features, b: int) -> Features:
+        """The channels of one block, receiver's and sender's side by side."""
+        if len(self.blocks.ranges) == 1:
+            return pair
+        halves = [pair] if self.linear else zip(*(x.chunk(2, dim=2) for x in pair), strict=True)
+        return tuple(torch.cat(x, dim=2) for x in zip(*(self.blocks.split(half)[b] for half in halves), strict=True))
+
+    def _factors(self, edges: Edges | SortedEdges) -> tuple[Tensor, ...]:
+        """rho on every edge, or on every pair, for each block."""
+        rho = self.radial(edges.radial)
+        return (rho,) if len(self.n_factors) == 1 else rho.split(self.n_factors, dim=1)
+
+    def _by_steps(self, pair: Features, edges: Edges, steering: list[list[Tensor]]) -> list[Features]:
+        factors = self._factors(edges)
+        received = []
+        for b, (coupling, x) in enumerate(zip(self.couplings, self._sent(pair, edges), strict=True)):
+            rho = factors[b].unflatten(1, (len(coupling.paths), -1))
+            paths = coupling.weigh_paths(coupling.products(x, steering[b]), rho)
+            if self.linear:
+                received.append(tuple(edges.sum_neighbors(sum(p) * edges.envelope[:, :, None]) for p in paths))
+            else:
+                h = self._gate(b, paths)
+                received.append(self._second_product(coupling, steering[b], h, edges))
+        return received
+
+    def _sent(self, pair: Features, edges: Edges) -> list[Features]:
+        """W^r f_i + W^s f_j on every edge, or W^s f_j for the linear message, for each block."""
+        if self.linear:
+            return [tuple(x[edges.src] for x in block) for block in self.blocks.split(pair)]
+        receivers, senders = zip(*((x * 0.5**0.5).chunk(2, dim=2) for x in pair), strict=True)
+        ends = zip(self.blocks.split(receivers), self.blocks.split(senders), strict=True)
+        return [
+            tuple(edges.from_pairs(r, s) for r, s in zip(receiver, sender, strict=True)) for receiver, sender in ends
+        ]
+
+    def _gate(self, b: int, paths: list[list[Tensor]]) -> Features:
+        """Sum the paths of each kind; 0e passes silu, the others a sigmoid of a mixture of the scalar paths."""
+        position = self.couplings[b].out.index(SCALAR)
+        mixed = sum(x * w for x, w in zip(paths[position], self.mix[b].unbind(1), strict=True)) + self.bias[b]
+        scalars, *gates = mixed.split(1, dim=1)  # (E, 1, c) each
+        gates = iter(gates)
+        return tuple(silu(scalars) if k == position else sum(x) * sigmoid(next(gates)) for k, x in enumerate(paths))
+
+    def _second_product(self, coupling: Coupling, steering: list[Tensor], h: Features, edges: Edges) -> Features:
+        """sum_j u h_ij (x) a_ij, every path apart: one matrix product per atom over its neighbours' components."""
+        totals = []
+        for x, matrix in zip(h, steering, strict=True):
+            enveloped = x * edges.envelope[:, :, None]
+            left = matrix.reshape(edges.n_atoms, edges.width * matrix.shape[1], matrix.shape[2])
+            totals.append(left.mT @ enveloped.reshape(edges.n_atoms, edges.width * x.shape[1], x.shape[2]))
+        return side_by_side(coupling, totals)
+
+
+def message_couplings(blocks: ChannelBlocks, lmax: int) -> list[Coupling]:
+    members = [blocks.kinds_of(b) for b in range(len(blocks.ranges))]
+    return [Coupling(kinds, spherical_kinds(lmax), kinds, normalize=True) for kinds in members]
+
+
+class SelfProduct(nn.Module):
+    """V_1 m + V_2 (m (x) m) + V_3 ((m (x) m) (x) m), channel by channel with a weight per path.
+
+    The message steers itself: the body order grows at the cost of an operation on nodes (MACE's idea).
+    """
+
+    def __init__(self, irreps: Irreps, order: int):
+        super().__init__()
+        self.order = order
+        # E[z^4] = 3 and E[z^6] = 15 for z ~ N(0, 1): the scales keep every power at unit variance
+        self.scales = (3**-0.5, 5**-0.5)[: order - 1]
+        self.blocks = ChannelBlocks(irreps)
+        members = [self.blocks.kinds_of(b) for b in range(len(self.blocks.ranges))]
+        widths = [self.blocks.width(b) for b in range(len(members))]
+        self.square = [Coupling(k, k, k, normalize=True, symmetric=True) for k in members]
+        self.cube = [Coupling(k, k, k, normalize=True) for k in members]
+        powers = [self.square, self.cube][: order - 1]
+        self.weights = nn.ModuleList(
+            nn.ParameterList(torch.randn(1, len(c.paths), w) for c, w in zip(power, widths, strict=True))
+            for power in powers
+        )
+        self.linear = nn.ModuleList(Dense(order * m, m) for m in multiplicities(irreps))
+        self.fused = False
+
+    def forward(self, m: Features) -> Features:
+        powers = [m, *(self._fused(m) if self.fused else self._by_steps(m))]
+        return tuple(
+            dense(torch.cat(x, dim=2)) for dense, x in zip(self.linear, zip(*powers, strict=True), strict=True)
+        )
+
+    def _fused(self, m: Features) -> list[Features]:
+        results = []
+        for b, block in enumerate(self.blocks.split(m)):
+            weights = [w[b][0] for w in self.weights]
+            couplings = tuple(power[b] for power in [self.square, self.cube][: self.order - 1])
+            power_kernel = self_product_kernel(couplings, self.blocks.width(b), self.scales)
+            rows = power_kernel(Topology(len(m[0])), *block, *weights)
+            results.append(by_component(rows, self.blocks.kinds_of(b) * (self.order - 1)))
+        powers = []
+        for q in range(self.order - 1):
+            blocks = []
+            for r, members in zip(results, self.blocks.members, strict=True):
+                blocks.append(tuple(r[q * len(members) : (q + 1) * len(members)]))
+            powers.append(self.blocks.join(blocks))
+        return powers
+
+    def _by_steps(self, m: Features) -> list[Features]:
+        powers = []
+        current = blocks = self.blocks.split(m)
+        vectors = [torch.cat(x, dim=1) for x in blocks]
+        for couplings, weights, scale in zip([self.square, self.cube], self.weights, self.scales, strict=False):
+            current = [
+                tuple(sum(paths) for paths in c.weigh_paths(c.channelwise(x, y), w * scale))
+                for c, x, y, w in zip(couplings, current, vectors, weights, strict=True)
+            ]
+            powers.append(self.blocks.join(current))
+        return powers
+
+
+class Update(nn.Module):
+    """f <- f + TP( Gate( TP(f + M; a) ); a ) / sqrt(2), f + M side by side (SEGNN paper, eq. 7).
+
+    The change has about the variance of f: the factor keeps many interactions from doubling it each.
+    """
+
+    def __init__(self, irreps: Irreps, lmax: int):
+        super().__init__()
+        attr = spherical_kinds(lmax)
+        self.gate = Gate(irreps)
+        self.first = SteerableLinear(Irreps([(2 * mul, ir) for mul, ir in irreps]), attr, self.gate.irreps_in)
+        self.second = SteerableLinear(irreps, attr, irreps)
+
+    def forward(self, f: Features, message: Features, a: Tensor) -> Features:
+        both = tuple(torch.cat(x, dim=2) for x in zip(f, message, strict=True))
+        change = self.second(self.gate(self.first(both, a)), a)
+        return tuple(x + y * 0.5**0.5 for x, y in zip(f, change, strict=True))

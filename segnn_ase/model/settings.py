@@ -1,0 +1,74 @@
+"""Validated settings and the typed errors of the package. Unknown keys are errors."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from segnn_ase.base.errors import expect
+from segnn_ase.base.settings import Settings
+
+MOST_CHANNELS = 4096  # of one irrep
+
+
+class ModelConfig(Settings):
+    """Architecture of the potential; see DESIGN notes in the README for the equations.
+
+    The published variants are values of these settings, not other classes: see `PRESETS`.
+    """
+
+    cutoff: float = Field(5.0, gt=0.5, le=20, description="Å")
+    hidden_irreps: str = "32x0e+32x1o+32x2e"
+    lmax_attr: int = Field(3, ge=0, le=8, description="degree of the spherical harmonics in edge and node attributes")
+    interactions: int = Field(2, ge=1, le=8)
+    message: Literal["steerable", "linear", "published"] = "steerable"
+    smooth: bool = Field(True, description="envelope on messages and smooth node attributes; False is the paper's")
+    n_radial: int = Field(8, ge=1, le=64, description="Bessel functions")
+    radial_hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((64, 64), max_length=8)
+    body_order: int = Field(3, ge=1, le=3, description="highest power of the node's own message in self-products")
+    readout_hidden: int = Field(16, ge=1, le=4096)
+    core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
+
+    @field_validator("hidden_irreps")
+    @classmethod
+    def _hidden(cls, value: str) -> str:
+        from segnn_ase.model.irreps import SCALAR, kinds, multiplicities, parse_irreps
+
+        irreps = parse_irreps(value)
+        counts = dict(zip(kinds(irreps), multiplicities(irreps), strict=True))
+        if SCALAR not in counts:
+            raise ValueError("expected some 0e channels: they carry the energy and drive the gates")
+        if max(counts.values()) > MOST_CHANNELS or max(kind.l for kind in counts) > 8:
+            raise ValueError(f"expected at most {MOST_CHANNELS} channels of an irrep, and degrees up to 8")
+        if max(counts.values()) > counts[SCALAR]:
+            raise ValueError("expected no irrep with more channels than 0e: each channel is gated by its own scalar")
+        return str(irreps)
+
+    @model_validator(mode="after")
+    def _variants(self):
+        if self.message != "published" and not self.smooth:
+            raise ValueError("smooth = false is only meaningful with message = 'published'")
+        if self.message == "published" and self.body_order != 1:
+            raise ValueError("message = 'published' has no self-products: set body_order = 1")
+        return self
+
+
+PRESETS: dict[str, dict] = {
+    "segnn": {},
+    "fast": {"hidden_irreps": "64x0e+64x1o", "lmax_attr": 2},
+    "segnn2022": {
+        "message": "published",
+        "smooth": False,
+        "body_order": 1,
+        "lmax_attr": 2,
+        "core_repulsion": False,
+    },
+    "tfn": {"message": "linear", "body_order": 1},
+    "egnn": {"hidden_irreps": "64x0e", "lmax_attr": 0, "body_order": 1},
+    "schnet": {"hidden_irreps": "64x0e", "lmax_attr": 0, "message": "linear", "body_order": 1},
+}
+
+
+def model_config(preset: str = "segnn", **overrides) -> ModelConfig:
+    """Return the settings of a preset with some replaced. Raises ConfigError for unknown names and values."""
+    expect(isinstance(preset, str) and preset in PRESETS, "preset", preset, f"one of {', '.join(PRESETS)}")
+    return ModelConfig.parse({**PRESETS[preset], **overrides}, section="model")

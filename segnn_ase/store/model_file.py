@@ -1,0 +1,243 @@
+"""The model file: tensors and plain values only, versioned, checked, written atomically.
+
+Loading never runs code: `torch.load(weights_only=True)` reads tensors, dicts, lists, strings and numbers.
+A checksum over the whole content refuses what is bit-flipped or spliced.
+"""
+
+import copy
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from ase.data import chemical_symbols
+
+from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.base.errors import ConfigError, ModelFileError, expect
+from segnn_ase.model.irreps import CONVENTION, multiplicities, parse_irreps
+from segnn_ase.model.potential import Potential, parse_species
+from segnn_ase.model.settings import ModelConfig
+from segnn_ase.store.shipped import find_model
+from segnn_ase.store.tensors import load_tensors, save_tensors
+from segnn_ase.trust import domain, uncertainty
+
+FORMAT = "segnn_ase potential"
+COMMITTEE = "segnn_ase committee"
+VERSION = 3
+UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
+
+
+def _without_core(content: dict) -> dict:
+    """Version 1 had no core radii; its `zbl` had another switch, which is gone."""
+    config = dict(content["config"])
+    if config.pop("zbl", False):
+        raise ConfigError("its repulsion (zbl = true) is no longer there: train it again")
+    n = len(content["species"])
+    weights = {**content["weights"], "core_radii": torch.zeros(n, n)}
+    return {**content, "version": 2, "config": {**config, "core_repulsion": False}, "weights": weights}
+
+
+def _without_domain(content: dict) -> dict:
+    """Version 2 had a summary of the training data that nothing was compared with, and no uncertainty."""
+    metadata = {name: value for name, value in content["metadata"].items() if name != "domain"}
+    return {**content, "version": 3, "domain": None, "uncertainty": None, "metadata": metadata}
+
+
+WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # from content of any kind
+# functions that turn a file of version n into one of version n + 1
+UPGRADES = {1: _without_core, 2: _without_domain}
+
+
+def save_potential(path: "str | Path", potential: Potential, *, metadata: dict | None = None) -> None:
+    """Write a potential with its provenance; metadata holds plain values (training settings, errors)."""
+    expect(isinstance(potential, Potential), "potential", potential, "a Potential")
+    expect(isinstance(path, str | os.PathLike), "path", path, "a path")
+    expect(metadata is None or isinstance(metadata, dict), "metadata", metadata, "a dict of plain values")
+    save_tensors(path, _content(potential, metadata))
+
+
+class Committee(NamedTuple):
+    """Potentials of one system and level of theory, and by how much their spread underestimates their errors."""
+
+    potentials: list[Potential]
+    factors: dict[str, float]  # "energy", "forces", "stress"
+    metadata: dict
+
+
+def save_committee(path: "str | Path", committee: Committee) -> None:
+    """Write the members of a committee to one file, which `SEGNNCalculator` takes like that of a potential.
+
+    Raises ConfigError for members with other elements or another cutoff than the first.
+    """
+    kinds = {(tuple(p.species), p.cutoff) for p in committee.potentials}
+    expect(len(kinds) == 1, "potentials", sorted(kinds), "members with the same elements and cutoff")
+    content = {
+        "format": COMMITTEE,
+        "version": VERSION,
+        "members": [_content(p, None) for p in committee.potentials],
+        "factors": dict(committee.factors),
+        "metadata": copy.deepcopy(committee.metadata),
+    }
+    save_tensors(path, content)
+
+
+def _content(potential: Potential, metadata: dict | None) -> dict:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "convention": CONVENTION,
+        "units": UNITS,
+        "config": potential.config.model_dump(mode="json"),
+        "species": potential.symbols,
+        "reference_energies": list(potential.reference_energies),
+        "scales": list(potential.scales),
+        "weights": {k: v.detach().cpu().clone() for k, v in potential.state_dict().items()},
+        "domain": potential.domain and potential.domain._asdict(),
+        "uncertainty": potential.uncertainty and potential.uncertainty._asdict(),
+        "metadata": copy.deepcopy(metadata or {}),
+    }
+
+
+def load_potential(
+    model: "str | Path", *, device: "str | torch.device" = "cpu", dtype: "str | torch.dtype | None" = None
+) -> Potential:
+    """Load a potential from a file, or a shipped one by name ("water-pbe0"), ready for evaluation.
+
+    dtype None keeps the precision of the training. Raises FileNotFoundError, and ModelFileError for files
+    that are truncated, damaged, foreign or written by a newer version.
+    """
+    device, dtype = resolve_device(device), resolve_dtype(dtype)
+    potential, _ = load_with_metadata(model)
+    return potential.to(device=device, dtype=dtype or potential.dtype).eval()
+
+
+def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
+    """Load a potential on the CPU in its own precision, and the metadata stored with it."""
+    committee = load_committee(model)
+    if len(committee.potentials) > 1:
+        raise ModelFileError(
+            f"{model} is a committee of {len(committee.potentials)} potentials; expected one, such as a member's file"
+        )
+    return committee.potentials[0], committee.metadata
+
+
+def load_committee(model: "str | Path") -> Committee:
+    """Load a committee; the file of one potential is a committee of one. Raises like `load_potential`."""
+    path = find_model(model)
+    content = load_tensors(path)
+    if content.get("format") == COMMITTEE:
+        _check_version(path, content)
+        try:
+            potentials = [_read(path, member)[0] for member in content["members"]]
+            factors = {name: float(value) for name, value in content["factors"].items()}
+            committee = Committee(potentials, factors, dict(content["metadata"]))
+        except WRONG as error:
+            if isinstance(error, ModelFileError):
+                raise
+            raise ModelFileError(f"{path} does not describe a committee: {error}") from error
+        if len({(tuple(p.species), p.cutoff) for p in potentials}) != 1:
+            raise ModelFileError(f"{path} is a committee without members, or of members with other elements or cutoffs")
+        return committee
+    potential, metadata = _read(path, content)
+    return Committee([potential], {}, metadata)
+
+
+def _check_version(path: Path, content: dict) -> None:
+    version = content.get("version")
+    if type(version) is not int or version not in (*UPGRADES, VERSION):
+        raise ModelFileError(
+            f"{path} has format version {version!r}, but this segnn_ase reads up to {VERSION}: upgrade it"
+        )
+
+
+def _read(path: Path, content: dict) -> tuple[Potential, dict]:
+    if content.get("format") != FORMAT:
+        raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}")
+    _check_version(path, content)
+    version = content["version"]
+    try:
+        while content["version"] < VERSION:
+            content = UPGRADES[content["version"]](content)
+    except WRONG as error:
+        raise ModelFileError(f"{path}, of format version {version}, cannot be read: {error}") from error
+    if content.get("convention") != CONVENTION:
+        raise ModelFileError(f"{path} has the convention {content.get('convention')!r}; expected {CONVENTION!r}")
+    try:
+        return _build(content), _checked_metadata(content["metadata"])
+    except WRONG as error:
+        raise ModelFileError(f"{path} does not describe a model: {' '.join(str(error).split())}") from error
+
+
+def _build(content: dict) -> Potential:
+    config, weights = ModelConfig.parse(content["config"], section="model"), content["weights"]
+    if content["units"] != UNITS:
+        raise ConfigError(f"units are {content['units']}; expected {UNITS}")
+    _check_weights(weights, config)
+    potential = Potential(
+        config,
+        parse_species(content["species"]),
+        reference_energies=content["reference_energies"],
+        scales=content["scales"],
+    )
+    potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
+    potential.domain = content["domain"] and domain.parse(content["domain"], len(potential.species))
+    width = potential.readout.width
+    potential.uncertainty = content["uncertainty"] and uncertainty.parse(content["uncertainty"], width)
+    return potential.eval()
+
+
+def _check_weights(weights: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    """Before a network is made of them: are they numbers, and as many as one linear layer of it needs at least?"""
+    wrong = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if wrong:
+        raise ConfigError(f"weights {', '.join(wrong[:3])} have NaN or infinite values")
+    if weights["readout.last.last.weight"].dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"weights are {weights['readout.last.last.weight'].dtype}; expected float32 or float64")
+    needed = sum(n * n for n in multiplicities(parse_irreps(config.hidden_irreps)))
+    if needed > sum(value.numel() for value in weights.values()):
+        raise ConfigError(f"there are fewer weights than hidden_irreps {config.hidden_irreps!r} needs")
+
+
+def _checked_metadata(metadata: dict) -> dict:
+    """Metadata may hold any plain values, but what is printed must be what it seems."""
+    for name, errors in metadata.get("errors", {}).items():
+        if not all(value is None or isinstance(value, int | float) for value in errors.values()):
+            raise ConfigError(f"metadata of the errors on {name!r} is {errors}; expected numbers")
+    return metadata
+
+
+def describe(committee: Committee) -> str:
+    """A page about a model: elements, settings, reference energies, size, measured errors."""
+    potential, metadata = committee.potentials[0], committee.metadata
+    references = ", ".join(
+        f"{chemical_symbols[z]} {e:.4f}" for z, e in zip(potential.species, potential.reference_energies, strict=True)
+    )
+    config = potential.config
+    hops = config.interactions + (config.lmax_attr > 0)  # the node attributes of the neighbours reach one further
+    lines = [
+        f"elements    {' '.join(potential.symbols)}",
+        f"E0          {references} eV",
+        f"irreps      {config.hidden_irreps}, attributes to l = {config.lmax_attr}, {config.interactions} interactions",
+        f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
+        f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
+    ]
+    if len(committee.potentials) > 1:
+        factors = ", ".join(f"{name} {factor:.3g}" for name, factor in committee.factors.items())
+        lines.insert(0, f"committee   {len(committee.potentials)} potentials like this one; spread times {factors}")
+    if potential.domain is not None:
+        lines.append(f"domain      {domain.describe(potential.domain, potential.symbols)}")
+    u = potential.uncertainty
+    if len(committee.potentials) == 1 and u is not None and math.isfinite(u.beta):
+        lines.append(
+            f"uncertainty of a usual force {1e3 * u.beta:.3g} meV/Å, growing with the leverage to the power of "
+            f"{u.gamma:.2g}; calibrated on {u.calibrated_on} frames"
+        )
+    for name, errors in metadata.get("errors", {}).items():
+        lines.append(f"errors      {name}: " + ", ".join(f"{k} {v:.3g}" for k, v in errors.items() if v is not None))
+    for on, found in metadata.get("verified", {}).items():
+        judged = [check for check in found["checks"] if check["passed"] is not None]
+        failed = [check["name"] for check in judged if not check["passed"]]
+        verdict = f"fails {'; '.join(failed)}" if failed else f"all {len(judged)} checks hold"
+        lines.append(f"verified    {found['date'][:10]} on {on}: {verdict}")
+    return "\n".join(lines)

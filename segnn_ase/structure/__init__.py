@@ -1,0 +1,1 @@
+"""Atoms as tensors: neighbour lists, graphs, the Verlet skin."""

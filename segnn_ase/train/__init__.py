@@ -1,0 +1,8 @@
+"""Training, fine-tuning and evaluation."""
+
+from segnn_ase.base.lazy import lazy_names
+
+__all__ = ["TrainConfig", "evaluate_files", "finetune", "train"]
+__getattr__ = lazy_names(
+    __name__, {"TrainConfig": "settings", "finetune": "start", "train": "start", "evaluate_files": "evaluation"}
+)

@@ -1,0 +1,97 @@
+"""`verify`: what must hold for a potential, measured on the user's own model, structure, device and precision.
+
+Everything goes through `SEGNNCalculator`, as it does in a simulation. A check is a function that returns its lines;
+`CHECKS` is the list of them. Differences are judged by the size of the terms that energy, forces and stress are sums
+of, since rounding goes with them: a hot melt has larger errors than a crystal at rest. Derivatives are taken in float64
+by the same kind of code, where differences of energies are sharp; float32 is then held against float64.
+"""
+
+import platform
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import ase
+import numpy as np
+import torch
+from ase import Atoms
+
+import segnn_ase
+from segnn_ase.base.errors import ConfigError, SEGNNError
+from segnn_ase.base.files import progress_bar
+from segnn_ase.calculator import SEGNNCalculator, members_of
+from segnn_ase.model.potential import Potential
+from segnn_ase.verify.certificate import Certificate, Check
+from segnn_ase.verify.checks import BLOCKS, CHECKS
+from segnn_ase.verify.states import Subject, sizes_of, state_of
+from segnn_ase.verify.trajectory import constant_energy_run
+
+
+def verify(
+    model: "str | Path | Potential | list",
+    atoms: Atoms,
+    *,
+    device: str = "auto",
+    dtype: "str | torch.dtype | None" = None,
+    accelerate: str = "auto",
+    neighbor_backend: str = "auto",
+    steps: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Certificate:
+    """Check on a structure of the user's own that a potential is what it should be; see `CHECKS`.
+
+    model, device, dtype, accelerate, neighbor_backend: as for `SEGNNCalculator`. steps: of the trajectory at constant
+    energy; by default fewer for larger structures. Raises what the calculator raises for models and structures that
+    cannot be evaluated; what goes wrong later is a line that fails.
+    """
+    if steps is not None and steps < 2 * BLOCKS:
+        raise ConfigError(f"steps is {steps}; expected at least {2 * BLOCKS}")
+    models = members_of(model).potentials
+    options = {"device": device, "dtype": dtype, "accelerate": accelerate, "neighbor_backend": neighbor_backend}
+    make = partial(SEGNNCalculator, models, domain="ignore", allow_nonsmooth=True, **options)
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, masses=atoms.get_masses())
+    calc = make()
+    here = state_of(calc, bare)
+    outside = calc.results.get("outside_domain")
+    double = calc if calc.potentials[0].dtype is torch.float64 else make(dtype="float64")
+    steps = int(np.clip(60_000 // len(bare), 60, 400)) if steps is None else steps
+    with progress_bar(shown=progress, total=len(CHECKS) + 1, unit="check") as bar:
+        run = constant_energy_run(calc, bare, steps, seed)
+        bar.update()
+        subject = Subject(bare, make, calc, double, here, sizes_of(calc, bare, here), run, outside, seed)
+        checks: list[Check] = []
+        for check in CHECKS:
+            try:
+                checks += check(subject)
+            except SEGNNError as error:
+                checks.append(Check(check.__name__.replace("_", " "), None, None, "", False, str(error)))
+            bar.update()
+    times = run.timestep * np.arange(len(run.energy))
+    return Certificate(tuple(checks), _context(model, subject), times, run.energy / len(bare))
+
+
+def _context(model, s: Subject) -> dict:
+    potential = s.calc.potentials[0]
+    code = "plain PyTorch"
+    if potential.engine is not None:
+        code = f"compiled network ({type(potential.engine).__name__})"
+    elif potential.segnn.fused:
+        code = "compiled layers"
+    given = model if isinstance(model, list | tuple) else [model]
+    named = [str(m) if isinstance(m, str | Path) else "a Potential" for m in given]
+    return {
+        "model": ", ".join(named),
+        "structure": f"{s.atoms.get_chemical_formula()}, pbc {''.join('FT'[int(p)] for p in s.atoms.pbc)}",
+        "device": str(s.calc.device),
+        "dtype": str(s.dtype).removeprefix("torch."),
+        "code": code,
+        "neighbors": s.calc.neighbor_backend,
+        "threads": torch.get_num_threads(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {
+            **{module.__name__: str(module.__version__) for module in (segnn_ase, torch, ase, np)},
+            "python": platform.python_version(),
+        },
+        "ms_per_step": s.run.ms_per_step,
+    }

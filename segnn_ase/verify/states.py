@@ -1,0 +1,143 @@
+"""What `verify` works on: a structure with its calculators, the sizes of its terms, and a short trajectory."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
+
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.model.predict import Prediction, predict
+from segnn_ase.structure.graph import graph_from_arrays, within
+from segnn_ase.structure.neighbors import Neighbors
+from segnn_ase.trust.domain import Outside
+from segnn_ase.verify.certificate import Check
+from segnn_ase.verify.trajectory import Run
+
+
+class Sizes(NamedTuple):
+    """Something for each of energy (eV), forces (eV/Å) and stress (eV/Å^3)."""
+
+    energy: float
+    forces: float
+    stress: float
+
+    def times(self, other: "Sizes") -> "Sizes":
+        return Sizes(*(a * b for a, b in zip(self, other, strict=True)))
+
+
+UNITS = Sizes("eV", "eV/Å", "eV/Å³")
+RELATIVE = {torch.float64: Sizes(1e-11, 1e-9, 1e-10), torch.float32: Sizes(3e-6, 1e-4, 1e-5)}
+
+
+class State(NamedTuple):
+    energy: float  # eV
+    energies: np.ndarray  # (N,) eV
+    forces: np.ndarray  # (N, 3) eV/Å
+    stress: np.ndarray | None  # (3, 3) eV/Å^3
+
+
+class Subject(NamedTuple):
+    """What is verified: a structure, the calculator in use, and its twin in float64."""
+
+    atoms: Atoms
+    make: Callable[..., SEGNNCalculator]
+    calc: SEGNNCalculator
+    double: SEGNNCalculator
+    here: State  # of the structure, by `calc`
+    sizes: Sizes
+    run: Run
+    outside: list[Outside] | None  # of the training data; None where they are not known
+    seed: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.calc.potentials[0].dtype
+
+    @property
+    def tolerance(self) -> Sizes:
+        return self.sizes.times(RELATIVE[self.dtype])
+
+    @property
+    def rng(self) -> np.random.Generator:
+        return np.random.default_rng(self.seed)
+
+    def some(self, most: int, least: int = 2) -> int:
+        """How many samples a structure of this size gets."""
+        return int(np.clip(1600 // len(self.atoms), least, most))
+
+
+def state_of(calc: SEGNNCalculator, atoms: Atoms) -> State:
+    atoms = atoms.copy()
+    atoms.calc = calc
+    forces = atoms.get_forces()
+    stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None
+    return State(atoms.get_potential_energy(), atoms.get_potential_energies(), forces, stress)
+
+
+def states_of(calc: SEGNNCalculator, structures: Sequence[Atoms]) -> list[State]:
+    """The same by `evaluate`: without skin and cache."""
+    out = []
+    for results in calc.evaluate(structures, ("energy", "forces", "stress")):
+        stress = voigt_6_to_full_3x3_stress(results["stress"]) if "stress" in results else None
+        out.append(State(results["energy"], results["energies"], results["forces"], stress))
+    return out
+
+
+def energies_of(calc: SEGNNCalculator, atoms: Atoms) -> np.ndarray:
+    atoms.calc = calc
+    return atoms.get_potential_energies()
+
+
+def predicted(calc: SEGNNCalculator, atoms: Atoms, pairs: Neighbors) -> list[Prediction]:
+    """Every member's prediction with given pairs."""
+    graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, pairs).to(calc.device)
+    stress = bool(atoms.pbc.all())
+    return [predict(p, within(graph, p.cutoff), forces=True, stress=stress) for p in calc.potentials]
+
+
+def sizes_of(calc: SEGNNCalculator, atoms: Atoms, here: State) -> Sizes:
+    pairs = calc.get_pairs(atoms)
+    predictions = predicted(calc, atoms, pairs)
+    scale = max(max(p.scales) for p in calc.potentials)
+    push = max([scale, *(float(p.edge_gradients.abs().max()) for p in predictions if len(p.edge_gradients))])
+    network = max(scale, float(np.abs(here.energies - references(calc, atoms.numbers)).max()))
+    volume = atoms.get_volume() if atoms.pbc.all() else math.nan
+    stress = push * calc.potentials[0].cutoff * max(len(pairs.i), 1) ** 0.5 / volume
+    return Sizes(network * len(atoms), push, stress)
+
+
+def references(calc: SEGNNCalculator, numbers: np.ndarray) -> np.ndarray:
+    """E0 of atoms, (N,) eV, mean of the members."""
+    tables = [dict(zip(p.species, p.reference_energies, strict=True)) for p in calc.potentials]
+    return np.array([np.mean([table[z] for table in tables]) for z in numbers.tolist()])
+
+
+def judged(name: str, value: float, tolerance: float, unit: str, note: str = "") -> Check:
+    return Check(name, float(value), float(tolerance), unit, bool(value <= tolerance), note)
+
+
+def without(name: str, note: str) -> Check:
+    return Check(name, None, None, "", None, note)
+
+
+def compared(name: str, pairs: Iterable[tuple[State, State]], tolerance: Sizes, note: str = "") -> list[Check]:
+    """Largest differences of energies, forces and, where it is defined, stress."""
+    pairs, lines = list(pairs), []
+    for quantity, limit, unit in zip(Sizes._fields, tolerance, UNITS, strict=True):
+        ends = [(getattr(a, quantity), getattr(b, quantity)) for a, b in pairs]
+        values = [np.abs(np.subtract(a, b)).max() for a, b in ends if a is not None and b is not None]
+        if values:
+            lines.append(judged(f"{name}, {quantity}", np.max(values), limit, unit, note))
+    return lines
+
+
+def moved(atoms: Atoms, matrix: np.ndarray, shift=(0.0, 0.0, 0.0)) -> Atoms:
+    """r -> matrix r + shift, the lattice too."""
+    atoms = atoms.copy()
+    atoms.set_cell(atoms.cell.array @ matrix.T)
+    atoms.positions = atoms.positions @ matrix.T + np.asarray(shift)
+    return atoms

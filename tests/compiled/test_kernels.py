@@ -1,0 +1,312 @@
+"""The fused kernels against plain PyTorch (T16), their cache, and the guard that switches them on."""
+
+import threading
+import warnings
+
+import pytest
+import torch
+from conftest import VARIANTS
+from systems import NAMED
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.errors import AccelerationError, AccelerationWarning, ConfigError
+from segnn_ase.compiled import build, c_code, kernels
+from segnn_ase.compiled.build import CompilerError, load_library
+from segnn_ase.compiled.choose import accelerate
+from segnn_ase.compiled.cpu import Engine
+from segnn_ase.compiled.cpu_training import TrainingEngine
+from segnn_ase.compiled.kernels import Topology, message_kernel, self_product_kernel
+from segnn_ase.compiled.splines import DEGREE, spline_pieces, tabulate
+from segnn_ase.model.edges import make_edges, sorted_edges
+from segnn_ase.model.interactions import Message, SelfProduct
+from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.model.predict import predict
+from segnn_ase.structure.graph import Graph, collate, fragment, graph_from_atoms, with_pairs
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+IRREPS = ["16x0e+16x1o", "5x0e+5x1o+5x2e", "7x0e+4x1o+2x2e+1x3o", "20x0e+3x0o+4x1e+6x1o", "33x0e"]
+
+
+def everything(potential, graph: Graph) -> dict[str, torch.Tensor]:
+    """Energies, forces, stress and the gradient of a loss on all of them with respect to every weight."""
+    potential.train()
+    potential.requires_grad_(True)
+    p = predict(potential, graph, forces=True, stress=True)
+    loss = p.energies.square().sum() + p.forces.square().sum() + p.stress.nan_to_num().square().sum()
+    gradients = torch.autograd.grad(loss, list(potential.parameters()), allow_unused=True)
+    return {
+        "energies": p.energies.detach(),
+        "forces": p.forces.detach(),
+        "stress": p.stress.detach().nan_to_num(),
+        "gradient": torch.cat([g.flatten().double() for g in gradients if g is not None]),
+    }
+
+
+def assert_close(found, expected, tolerance: float) -> None:
+    for name, right in expected.items():
+        size = float(right.abs().max()) if right.numel() else 0.0
+        assert float((found[name] - right).abs().max()) <= tolerance * max(size, 1e-3), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_T16_fast_path_equals_slow_twin(variant, dtype, new_potential):
+    potential = new_potential(variant, dtype)
+    graph = collate([with_pairs(graph_from_atoms(make(), potential.cutoff)) for make in NAMED.values()])
+    expected = everything(potential, graph)
+    potential.segnn.accelerate()
+    # a sum of many squares of forces of 1e3 eV/Å: the gradient loses two digits more in float32
+    found = everything(potential, graph)
+    gradient = {"gradient": found.pop("gradient")}, {"gradient": expected.pop("gradient")}
+    assert_close(found, expected, TOLERANCE[dtype])
+    assert_close(*gradient, TOLERANCE[dtype] * 10)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_agree(threads, new_potential, monkeypatch):
+    potential = new_potential("uneven")
+    graph = collate([with_pairs(graph_from_atoms(make(), potential.cutoff)) for make in NAMED.values()])
+    expected = everything(potential, graph)
+    potential.segnn.accelerate()
+    monkeypatch.setattr(kernels, "WORK_PER_THREAD", 1)
+    torch.set_num_threads(threads)
+    try:
+        assert_close(everything(potential, graph), expected, 1e-10)
+    finally:
+        torch.set_num_threads(1)
+
+
+def random_edges(n_atoms: int, n_edges: int, *, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(n_atoms + n_edges)
+    vectors = torch.randn(n_edges, 3, generator=generator, dtype=torch.float64).to(dtype)
+    ends = torch.randint(0, max(n_atoms, 1), (2, n_edges), generator=generator)
+    return vectors, ends[0], ends[1]
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["steerable", "linear"])
+@pytest.mark.parametrize("irreps", IRREPS)
+@pytest.mark.parametrize(("n_atoms", "n_edges"), [(6, 25), (3, 1), (4, 0), (0, 0)])
+def test_message_unsorted_few_or_no_edges(irreps, linear, n_atoms, n_edges):
+    assert_fused_message_is_the_slow_one(irreps, n_atoms, n_edges, linear=linear)
+
+
+def assert_fused_message_is_the_slow_one(irreps: str, n_atoms: int, n_edges: int, *, linear=False, device="cpu"):
+    torch.manual_seed(0)
+    layer = Message(parse_irreps(irreps), 2, linear=linear, n_radial=4, hidden=(8,)).double().to(device)
+    vectors, src, dst = (x.to(device) for x in random_edges(n_atoms, n_edges))
+    f = tuple(torch.randn(n_atoms, ir.dim, m, dtype=torch.float64, device=device) for m, ir in parse_irreps(irreps))
+    basis = {"cutoff": 4.0, "lmax": 2, "n_radial": 4}
+    table = make_edges(vectors, src, dst, n_atoms, **basis)
+    slow = layer(f, table, [c.matrices(table.harmonics) for c in layer.couplings])
+    fast = layer(f, sorted_edges(vectors, src, dst, n_atoms, **basis), None)
+    for a, b in zip(fast, slow, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_message_first_and_second_derivatives():
+    torch.manual_seed(0)
+    layer = Message(parse_irreps("3x0e+3x1o"), 1, linear=False, n_radial=2, hidden=(3,)).double()
+    vectors, src, dst = random_edges(3, 5)
+    edges = sorted_edges(vectors, src, dst, 3, cutoff=4.0, lmax=1, n_radial=2)
+    c = layer.couplings[0]
+    shapes = [(3, 1, 6), (3, 3, 6), (5, len(c.paths), 3), (5, 4), (5, 1), (2, c.paths_into(0), 3), (2, 3)]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    run = message_kernel(c, 3, 1.3, 1.2)
+
+    def function(*tensors):
+        return run(edges.topology, *tensors)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+def test_self_product_first_and_second_derivatives():
+    torch.manual_seed(0)
+    layer = SelfProduct(parse_irreps("2x0e+2x1o"), 3).double()
+    couplings = (layer.square[0], layer.cube[0])
+    shapes = [(2, 1, 2), (2, 3, 2), *((len(c.paths), 2) for c in couplings)]
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    run = self_product_kernel(couplings, 2, layer.scales)
+
+    def function(*tensors):
+        return run(Topology(2), *tensors)
+
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_gate_is_accurate_and_finite_for_any_argument(dtype):
+    """The kernels' own logistic function, through a message whose bias is the argument."""
+    c = Message(parse_irreps("8x0e"), 0, linear=False, n_radial=1, hidden=(1,)).couplings[0]
+    run = message_kernel(c, 8, 1.0, 1.0)
+    topology = Topology(1, torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([0]))
+    one = torch.ones(1, 1, dtype=dtype)
+    zero = torch.zeros(1, 1, 16, dtype=dtype)
+    for x in (0.0, 1e-30, 0.3, -0.3, 5.0, -5.0, 19.0, -19.0, 90.0, -90.0, 1e4, -1e4):
+        bias = torch.full((1, 8), x, dtype=dtype)
+        (y,) = run(topology, zero, one[:, :, None].expand(1, 1, 8), one, one, one.expand(1, 8)[:, None], bias)
+        expected = torch.nn.functional.silu(bias.double())
+        assert float((y.double() - expected).abs().max()) <= 4 * torch.finfo(dtype).eps * max(
+            float(expected.abs().max()), 1e-3
+        )
+
+
+def test_tables_reproduce_the_radial_functions_and_their_slopes():
+    def rough(d):
+        return torch.sin(torch.cat([3 * d, 20 * d], 1)) + torch.exp(-d)
+
+    tables = tabulate([rough], 5.0, 1e-8)
+    (c,) = tables.coefficients
+    assert tables.error <= 1e-8
+    d = torch.linspace(0, 5 - 1e-9, 999, dtype=torch.float64)[:, None].requires_grad_()
+    place = (d.detach() / tables.step).long()
+    t = d / tables.step - place
+    powers = torch.cat([t**n for n in range(DEGREE + 1)], 1)
+    weights = powers @ torch.from_numpy(spline_pieces()).T
+    found = sum(weights[:, q, None] * c[place[:, 0] + q] for q in range(DEGREE + 1))
+    torch.testing.assert_close(found, rough(d), rtol=0, atol=1e-8)
+    for k in range(2):
+        (slope,) = torch.autograd.grad(found[:, k].sum(), d, retain_graph=True)
+        (expected,) = torch.autograd.grad(rough(d)[:, k].sum(), d)
+        torch.testing.assert_close(slope, expected, rtol=0, atol=2e-7)
+
+
+def test_functions_too_rough_for_a_table_are_refused():
+    with pytest.raises(ValueError, match="too rough"):
+        tabulate([lambda d: torch.sin(1e4 * d)], 5.0, 1e-8)
+
+
+@pytest.mark.parametrize("variant", ["segnn", "uneven", "tfn", "schnet"])
+def test_tables_change_little_and_forces_stay_the_gradient(variant, new_potential):
+    potential = new_potential(variant).requires_grad_(False)
+    graph = graph_from_atoms(NAMED["triclinic"](), potential.cutoff)
+    expected = predict(potential, graph, stress=True)
+    potential.segnn.accelerate()
+    potential.segnn.tabulate()
+    found = predict(potential, graph, stress=True)
+    size = float(expected.forces.abs().max())
+    assert float((found.forces - expected.forces).abs().max()) < 1e-7 * size
+    assert float((found.energies - expected.energies).abs().max()) < 1e-8
+    # the tabulated energy has exactly the forces that are given: central differences
+    h = 1e-5
+    for atom, axis in ((0, 0), (1, 2)):
+        shifted = []
+        for sign in (1, -1):
+            positions = graph.positions.clone()
+            positions[atom, axis] += sign * h
+            shifted.append(float(predict(potential, graph._replace(positions=positions), forces=False).energy[0]))
+        force = -(shifted[0] - shifted[1]) / (2 * h)
+        assert abs(force - float(found.forces[atom, axis])) < 1e-6 * max(size, 1.0)
+    potential.train()
+    assert potential.segnn.table_step is None  # a training never sees a table
+
+
+def test_pairs_join_both_directions(small_potential):
+    for make in NAMED.values():
+        graph = with_pairs(graph_from_atoms(make(), 4.0))
+        i, j, s, pair = graph.edge_dst, graph.edge_src, graph.edge_shift, graph.edge_pair
+        other = (i == j[pair]) & (j == i[pair]) & (s == -s[pair]).all(1)
+        same = (i == i[pair]) & (j == j[pair]) & (s == s[pair]).all(1)
+        assert bool((same | other).all())
+        assert len(torch.unique(pair)) * 2 == len(pair)
+
+
+def test_fragment_is_a_connected_part_of_the_structure():
+    graph = graph_from_atoms(NAMED["diamond"]().repeat((2, 2, 2)), 4.0)
+    part = fragment(graph, 10)
+    assert len(part.numbers) == min(10, len(graph.numbers))
+    assert len(part.edge_src) > 0
+    assert int(part.edge_src.max()) < len(part.numbers)
+
+
+def test_guard_falls_back_and_says_what_differs(new_potential, monkeypatch):
+    potential = new_potential("segnn")
+    graph = graph_from_atoms(NAMED["ethanol"](), potential.cutoff)
+    original = kernels.Kernel.run
+
+    def wrong(self, *arguments):
+        first, *others = original(self, *arguments)
+        return (first * 1.001, *others)
+
+    monkeypatch.setattr(kernels.Kernel, "run", wrong)
+    with pytest.warns(AccelerationWarning, match="differ by"):
+        assert not accelerate(potential, graph)
+    assert not potential.segnn.fused
+    with pytest.raises(AccelerationError, match="differ by"):
+        accelerate(potential, graph, "require")
+
+
+def test_without_a_compiler_plain_torch_does_the_work(new_potential, monkeypatch, tmp_path):
+    potential = new_potential("uneven", torch.float64, 1)
+    atoms = NAMED["ethanol"]()
+    atoms.calc = SEGNNCalculator(potential, accelerate="off")
+    expected = atoms.get_potential_energy()
+    monkeypatch.setenv("SEGNN_ASE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    for cached in (kernels.message_kernel, kernels.product_kernel, kernels.self_product_kernel):
+        cached.cache_clear()
+    atoms.calc = SEGNNCalculator(potential)
+    with pytest.warns(AccelerationWarning, match="no C compiler"):
+        assert atoms.get_potential_energy() == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        atoms.rattle(0.01)
+        atoms.get_potential_energy()
+    atoms.calc = SEGNNCalculator(potential, accelerate="require")
+    with pytest.raises(AccelerationError, match="no C compiler"):
+        atoms.get_potential_energy()
+
+
+def test_a_compiler_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv("CC", "/no/such/cc -m64")
+    with pytest.raises(CompilerError, match="CC is '/no/such/cc -m64'"):
+        build.compiler()
+
+
+def test_overlapping_atoms_do_not_fool_the_guard(new_potential):
+    """Energies of thousands of eV differ by more than those of a sound structure, not relative to their size."""
+    atoms = NAMED["ethanol"]()
+    atoms.positions[1] = atoms.positions[0] + [0.4, 0, 0]
+    potential = new_potential("segnn", torch.float32)
+    assert accelerate(potential, graph_from_atoms(atoms, potential.cutoff), "require", tables=True)
+
+
+def test_bad_mode_is_refused(new_potential):
+    with pytest.raises(ConfigError, match="accelerate is 'always'"):
+        SEGNNCalculator(new_potential("segnn"), accelerate="always")
+
+
+def test_cache_survives_damage_and_missing_rights(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGNN_ASE_CACHE", str(tmp_path))
+    assert load_library("int answer(void) { return 41; }").answer() == 41
+    (library,) = tmp_path.glob("*.so")
+    content = library.read_bytes()
+    library.unlink()
+    library.write_bytes(content[:100])
+    assert load_library("int answer(void) { return 41; }").answer() == 41
+    with pytest.raises(CompilerError, match="does not compile"):
+        load_library("int answer(void) { return }")
+    assert [p.suffix for p in tmp_path.iterdir()] == [".so"]
+    monkeypatch.setenv("SEGNN_ASE_CACHE", str(tmp_path / next(tmp_path.glob("*.so")).name / "below"))
+    with pytest.raises(CompilerError, match="cannot be kept"):
+        load_library("int answer(void) { return 42; }")
+
+
+@pytest.mark.parametrize("engine", [Engine, TrainingEngine])
+def test_only_the_compiler_runs_in_threads(engine, new_potential, monkeypatch):
+    """In a process that was forked, PyTorch fails when two new threads enter it at once."""
+    potential = new_potential("segnn")
+    potential.segnn.accelerate()
+    potential.segnn.tabulate()
+    threads, derive = set(), c_code.derive
+    monkeypatch.setattr(c_code, "derive", lambda *given: threads.add(threading.get_ident()) or derive(*given))
+    engine(potential)
+    assert threads == {threading.get_ident()}
+
+
+def test_moving_a_potential_switches_the_kernels_off(new_potential):
+    potential = new_potential("segnn")
+    potential.segnn.accelerate()
+    assert not potential.to(torch.float32).segnn.fused

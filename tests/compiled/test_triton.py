@@ -1,0 +1,313 @@
+"""The Triton kernels against plain PyTorch (T16), on a GPU where there is one and in Triton's interpreter elsewhere."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from ase import units
+from ase.md.verlet import VelocityVerlet
+from conftest import SPECIES
+from systems import NAMED, ethanol, tiny_cell, water
+from test_kernels import (
+    IRREPS,
+    TOLERANCE,
+    assert_close,
+    assert_fused_message_is_the_slow_one,
+    everything,
+    random_edges,
+)
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.errors import AccelerationError, AccelerationWarning
+from segnn_ase.compiled import gpu_recording, kernels
+from segnn_ase.compiled.choose import accelerate
+from segnn_ase.compiled.gpu import DeviceEngine
+from segnn_ase.compiled.gpu_recording import CapturedPredict
+from segnn_ase.compiled.kernels import message_kernel
+from segnn_ase.model import potential
+from segnn_ase.model.edges import sorted_edges
+from segnn_ase.model.interactions import Message
+from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import predict
+from segnn_ase.model.settings import model_config
+from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
+
+pytest.importorskip("triton")
+SHORT = 2.0  # Å: few edges, as the interpreter takes milliseconds for each
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A GPU, or the CPU made to use Triton's interpreter."""
+    monkeypatch.setattr(kernels, "PROGRAMS", 4)  # one program for the edges of a receiver, a few for atoms
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    for module in (kernels, potential):
+        monkeypatch.setattr(module, "runs_on_triton", lambda device: True)
+    return torch.device("cpu")
+
+
+def small(hidden: str = "3x0e+3x1o", dtype=torch.float64, **settings) -> Potential:
+    torch.manual_seed(0)
+    config = model_config(cutoff=SHORT, hidden_irreps=hidden, lmax_attr=2, radial_hidden=(4,), **settings)
+    made = Potential(config, SPECIES, reference_energies=[-0.5, -1.25, 0.75, 2.0], scales=[1.0, 1.1, 0.9, 1.2])
+    return made.to(dtype).eval()
+
+
+def batch(*names: str, cutoff: float = SHORT):
+    return collate([with_pairs(graph_from_atoms(NAMED[name](), cutoff)) for name in names])
+
+
+@pytest.mark.parametrize(
+    ("hidden", "settings", "dtype"),
+    [
+        ("3x0e+3x1o", {}, torch.float64),
+        ("3x0e+3x1o", {}, torch.float32),
+        ("2x0e+2x1o+2x2e", {"body_order": 2}, torch.float64),
+        ("4x0e+2x1o", {}, torch.float32),
+        ("3x0e+3x1o", {"message": "linear", "body_order": 1}, torch.float64),
+    ],
+)
+def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, device):
+    model = small(hidden, dtype, **settings).to(device)
+    graph = batch("water", "one_atom", "tiny_cell").to(device)
+    expected = everything(model, graph)
+    model.segnn.accelerate()
+    assert_close(everything(model, graph), expected, TOLERANCE[dtype] * 10)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize("irreps", [irreps for irreps in IRREPS if "33" not in irreps and "20" not in irreps])
+@pytest.mark.parametrize(("n_atoms", "n_edges"), [(4, 9), (3, 1), (2, 0), (0, 0)])
+def test_message_unsorted_few_or_no_edges(irreps, n_atoms, n_edges, parts, device, monkeypatch):
+    monkeypatch.setattr(kernels, "PROGRAMS", n_atoms * parts)
+    assert_fused_message_is_the_slow_one(irreps, n_atoms, n_edges, device=device)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_first_and_second_derivatives_are_those_of_the_c_kernels(parts, device, monkeypatch):
+    torch.manual_seed(0)
+    layer = Message(parse_irreps("3x0e+3x1o"), 1, linear=False, n_radial=2, hidden=(3,)).double()
+    vectors, src, dst = random_edges(3, 5)
+    topology = sorted_edges(vectors, src, dst, 3, cutoff=4.0, lmax=1, n_radial=2).topology
+    c = layer.couplings[0]
+    shapes = [(3, 1, 6), (3, 3, 6), (5, len(c.paths), 3), (5, 4), (5, 1), (2, c.paths_into(0), 3), (2, 3)]
+    inputs = [torch.randn(s, dtype=torch.float64) for s in shapes]
+    run = message_kernel(c, 3, 1.3, 1.2)
+
+    def derivatives(where):
+        there = [x.to(where).requires_grad_() for x in inputs]
+        out = run(type(topology)(*(x.to(where) if isinstance(x, torch.Tensor) else x for x in topology)), *there)
+        first = torch.autograd.grad(sum(o.sin().sum() for o in out), there, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), there)
+        return [x.detach().cpu() for x in (*out, *first, *second)]
+
+    monkeypatch.setattr(kernels, "PROGRAMS", 3 * parts)
+    found = derivatives(device)
+    monkeypatch.setattr(kernels, "runs_on_triton", lambda device: False)
+    for a, b in zip(found, derivatives("cpu"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def engines(model: Potential, device, monkeypatch):
+    """The same network by the engine for the CPU and by that for the device."""
+    reference, found = small(), model.to(device)
+    reference.load_state_dict(found.state_dict())
+    for m, on_triton in ((reference, False), (found, True)):
+        monkeypatch.setattr(potential, "runs_on_triton", lambda device, on=on_triton: on)
+        m.segnn.accelerate()
+        m.segnn.tabulate()
+        assert m.compile_network()
+        assert isinstance(m.engine, DeviceEngine) is on_triton
+    return reference, found
+
+
+def test_engine_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(device, monkeypatch):
+    reference, model = engines(small(), device, monkeypatch)
+    for names in (("water", "one_atom", "tiny_cell"), ("one_atom",)):
+        expected = predict(reference, batch(*names), stress=True)
+        for cutoff in (SHORT, 1.3 * SHORT):
+            graph = batch(*names, cutoff=cutoff).to(device)
+            found = predict(model, graph, stress=True)
+            assert bool(found.close) == expected.close
+            for name in ("energy", "energies", "forces", "stress", "features", "neighbors"):
+                a, b = getattr(found, name).cpu(), getattr(expected, name)
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)
+            alone = predict(model, graph, forces=False)
+            assert alone.forces is None
+            torch.testing.assert_close(alone.energies.cpu(), expected.energies, rtol=1e-10, atol=1e-10)
+
+
+def test_what_is_recorded_serves_other_structures(device, monkeypatch):
+    """Moving atoms, other pairs, other elements, more pairs than there is room for, other numbers of atoms."""
+    _, model = engines(small(), device, monkeypatch)
+    step = CapturedPredict(model)
+    recordings = []
+    monkeypatch.setattr(gpu_recording, "HEADROOM", 1.0)
+    record = step._record
+    monkeypatch.setattr(step, "_record", lambda *wanted: recordings.append(wanted) or record(*wanted))
+    rng = np.random.default_rng(0)
+    atoms = water()
+    for k, n_recordings in enumerate((0, 1, 1, 2, 2, 3, 3, 4, 4, 4)):
+        atoms.positions += rng.normal(0, 0.02, (len(atoms), 3))
+        if k == 2:
+            atoms.numbers[0] = 6
+        if k == 6:
+            atoms = tiny_cell()
+        graph = graph_from_atoms(atoms, 2.6 if k == 3 else 1.2).to(device)  # k = 3: more pairs than there is room for
+        wanted = {"forces": k != 8, "stress": k in (4, 5, 6, 7)}
+        found, expected = step(graph, **wanted), predict(model, graph, **wanted)
+        for name in ("energy", "energies", "forces", "stress", "features", "neighbors", "close"):
+            a, b = getattr(found, name), getattr(expected, name)
+            assert (a is None) == (b is None), name
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)
+        assert len(recordings) == n_recordings, k
+    step(graph, **wanted)
+    with pytest.raises(ValueError, match="not of"):
+        step(graph._replace(numbers=graph.numbers + 40), **wanted)
+
+
+def test_a_recording_that_was_interrupted_is_not_used(device, monkeypatch):
+    _, model = engines(small(), device, monkeypatch)
+    step, record = CapturedPredict(model), CapturedPredict._record
+
+    def graph(shift: float):
+        atoms = water()
+        atoms.positions[0, 0] += shift
+        return graph_from_atoms(atoms, 1.8).to(device)
+
+    for _ in range(2):
+        step(graph(0.0))
+    monkeypatch.setattr(CapturedPredict, "_record", lambda *wanted: 1 / 0)
+    step(graph(0.0), forces=False)
+    with pytest.raises(ZeroDivisionError):
+        step(graph(0.0), forces=False)
+    monkeypatch.setattr(CapturedPredict, "_record", record)
+    for shift in (0.1, 0.2):
+        torch.testing.assert_close(step(graph(shift)).forces, predict(model, graph(shift)).forces, rtol=0, atol=1e-10)
+
+
+def test_dynamics_is_that_of_the_cpu(device, monkeypatch):
+    model, paths = small(), []
+    for on in (False, True):
+        monkeypatch.setattr(potential, "runs_on_triton", lambda device, on=on: on)
+        monkeypatch.setattr(kernels, "runs_on_triton", lambda device, on=on: on)
+        atoms = water()
+        where = str(device) if on else "cpu"
+        atoms.calc = SEGNNCalculator(model, device=where, accelerate="require", neighbor_backend="matscipy")
+        atoms.set_velocities(np.random.default_rng(0).normal(0, 0.05, (len(atoms), 3)))
+        VelocityVerlet(atoms, 0.5 * units.fs).run(5)
+        assert isinstance(atoms.calc.potentials[0].engine, DeviceEngine) is on
+        assert (atoms.calc._captured[0] is not None) is on
+        paths.append(np.concatenate([atoms.positions, atoms.get_forces()]))
+    np.testing.assert_allclose(*paths, rtol=0, atol=1e-9)
+
+
+def test_a_recording_that_fails_is_left_out(device, monkeypatch):
+    def fails(*args, **keywords):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(gpu_recording.CapturedPredict, "_record", fails)
+    atoms = water()
+    atoms.calc = SEGNNCalculator(small(), device=str(device), accelerate="require")
+    atoms.get_forces()
+    atoms.positions[0, 0] += 0.01
+    with pytest.raises(AccelerationError, match=r"cannot be recorded.*stream is capturing"):
+        atoms.get_forces()
+    atoms.calc = SEGNNCalculator(small(), device=str(device))
+    atoms.get_forces()
+    atoms.positions[0, 0] += 0.01
+    with pytest.warns(AccelerationWarning, match=r"started one by one.*stream is capturing"):
+        assert np.isfinite(atoms.get_forces()).all()
+
+
+@pytest.mark.parametrize("what", ["sign", "absent"])
+def test_a_broken_or_missing_kernel_falls_back(what, device, monkeypatch):
+    model, graph = small().to(device), batch("water").to(device)
+    expected = predict(model, graph).forces
+    if what == "sign":
+        write = kernels.triton_source
+
+        def flipped(operation, order):
+            source = write(operation, order)
+            return source.replace(" * in", " * -in").replace(" + r", " - r", 1).replace(" + v", " - v", 1)
+
+        monkeypatch.setattr(kernels, "triton_source", flipped)
+        message = "differ by"
+    else:
+        monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+        message = "Triton is not installed"
+    for cached in (kernels.message_kernel, kernels.product_kernel, kernels.self_product_kernel):
+        cached.cache_clear()
+    with pytest.warns(AccelerationWarning, match=message):
+        assert not accelerate(model, graph)
+    assert not model.segnn.fused
+    torch.testing.assert_close(predict(model, graph).forces, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not accelerate(model, graph, "off")
+    for cached in (kernels.message_kernel, kernels.product_kernel, kernels.self_product_kernel):
+        cached.cache_clear()
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from segnn_ase.compiled import formulas
+from segnn_ase.compiled.build import load_triton
+from segnn_ase.model.interactions import Message, SelfProduct
+from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.compiled.triton_code import triton_source
+
+irreps = parse_irreps("3x0e+3x1o")
+coupling = Message(irreps, 2, linear=False, n_radial=2, hidden=(3,)).couplings[0]
+product = SelfProduct(irreps, 3)
+made = [
+    formulas.message(coupling, 3, 1.3, 1.2, tabulated=True),
+    formulas.message(coupling, 3, 1.3, 1.2),
+    formulas.self_product((product.square[0], product.cube[0]), 3, product.scales),
+]
+for operation in made:
+    for order in range(2 if operation is made[0] else 3):
+        kernel = load_triton(triton_source(operation, order))
+        for number in ("*fp32", "*fp64"):
+            types = {"n": "i32", "ALONE": "constexpr", **dict.fromkeys(("first", "src", "pair", "knot"), "*i64")}
+            signature = {name: types.get(name, number) for name in kernel.arg_names}
+            place = (kernel.arg_names.index("ALONE"),)
+            source = ASTSource(fn=kernel, signature=signature, constexprs={place: order == 1})
+            compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 1})
+            assert ".visible .entry rows" in compiled.asm["ptx"]
+"""
+
+
+def test_the_compiler_takes_what_the_interpreter_takes(tmp_path):
+    """Compiled for a GPU that need not be there: the interpreter is not strict about types."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "SEGNN_ASE_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", ["water-pbe0", "acetylacetone-pbe"])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_500_replayed_steps_are_those_without_recording(name, dtype):
+    paths = []
+    for captured_steps in (True, False):
+        atoms = ethanol() if name == "acetylacetone-pbe" else NAMED["water"]()
+        atoms.calc = SEGNNCalculator(name, device="cuda", dtype=dtype, accelerate="require")
+        atoms.get_forces()
+        if not captured_steps:
+            atoms.calc._captured = [None]
+        atoms.set_velocities(np.random.default_rng(0).normal(0, 0.01, (len(atoms), 3)))
+        VelocityVerlet(atoms, 0.5 * units.fs).run(500)
+        paths.append(atoms.positions)
+    np.testing.assert_allclose(*paths, rtol=0, atol=1e-8 if dtype == "float64" else 1e-3)

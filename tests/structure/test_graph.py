@@ -1,0 +1,157 @@
+"""Graphs: batches, edge vectors, volumes, sums."""
+
+import numpy as np
+import pytest
+import torch
+from ase.neighborlist import neighbor_list as ase_neighbor_list
+from systems import CUTOFF, NAMED, WITH_VOLUME, left_handed, triclinic
+
+from segnn_ase.base.errors import StructureError
+from segnn_ase.structure.graph import (
+    Graph,
+    collate,
+    edge_vectors,
+    graph_from_atoms,
+    sum_over_atoms,
+    sum_over_structure_edges,
+    volume,
+    with_pairs,
+    within,
+)
+from segnn_ase.structure.skin import DeviceNeighbors, SkinGraphs
+
+
+def graphs(*names: str) -> list[Graph]:
+    return [with_pairs(graph_from_atoms(NAMED[name](), CUTOFF)) for name in names or NAMED]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name != "dimer_at_cutoff"])
+def test_edge_vectors_equal_ase(name):
+    graph = graph_from_atoms(NAMED[name](), CUTOFF)
+    i, j, S, D = ase_neighbor_list("ijSD", NAMED[name](), CUTOFF)
+    ours = np.column_stack([graph.edge_dst, graph.edge_src, graph.edge_shift, edge_vectors(graph)])
+    theirs = np.column_stack([i, j, S, D])
+    by_pair = [x[np.lexsort(x[:, :5].T)] for x in (ours, theirs)]
+    np.testing.assert_allclose(*by_pair, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_graph_made_on_the_device_is_the_same(name):
+    pytest.importorskip("torch_cluster")
+    atoms = NAMED[name]()
+    expected = graph_from_atoms(atoms, CUTOFF, "torch_cluster")
+    graphs = SkinGraphs(CUTOFF, 0.0, "torch_cluster", torch.device("cpu"))
+    graphs.neighbors = DeviceNeighbors(CUTOFF, 0.0, torch.device("cpu"))
+    made = graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    pairs = [np.column_stack([g.edge_dst, g.edge_src, g.edge_shift]) for g in (made, expected)]
+    np.testing.assert_array_equal(*(x[np.lexsort(x.T)] for x in pairs))
+    for field in ("numbers", "positions", "cell", "batch"):
+        assert torch.equal(getattr(made, field), getattr(expected, field))
+    assert [x.dtype for x in made[:7]] == [x.dtype for x in expected[:7]]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_graphs_with_a_skin_have_all_pairs_and_know_how_near_atoms_can_be(name):
+    atoms, graphs = NAMED[name](), SkinGraphs(CUTOFF, 0.6, "matscipy", torch.device("cpu"))
+    rng = np.random.default_rng(0)
+    for _ in range(15):
+        geometry = atoms.positions, atoms.cell.array, atoms.pbc
+        graph = graphs(atoms.numbers, *geometry)
+        found, expected = within(graph, CUTOFF), graph_from_atoms(atoms, CUTOFF)
+        for a, b in zip(found[:7], expected[:7], strict=True):
+            assert torch.equal(a, b)
+        distances = edge_vectors(expected).norm(dim=1)
+        closest = float(distances.min()) if len(distances) else CUTOFF
+        assert not graphs.apart(closest + 1e-9, atoms.cell.array)
+        assert graphs.apart(closest - 1.3, atoms.cell.array)
+        atoms.positions += rng.normal(0, 0.04, (len(atoms), 3))
+    atoms.cell *= 1.01
+    graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    assert graphs.apart(0.0, np.eye(3)) is False
+    atoms.numbers[0] += 1
+    assert int(graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc).numbers[0]) == atoms.numbers[0]
+
+
+def test_collate_puts_structures_side_by_side():
+    parts = graphs()
+    batch = collate(parts)
+    assert batch.n_graphs == len(parts)
+    assert torch.equal(edge_vectors(batch), torch.cat([edge_vectors(g) for g in parts]))
+    assert torch.equal(batch.batch[batch.edge_src], batch.batch[batch.edge_dst])
+    assert torch.equal(batch.numbers[batch.edge_src], torch.cat([g.numbers[g.edge_src] for g in parts]))
+    assert torch.bincount(batch.batch, minlength=batch.n_graphs).tolist() == [len(g.numbers) for g in parts]
+
+
+def test_collate_of_batches_is_the_batch_of_all():
+    parts = graphs()
+    nested = collate([collate(parts[:3]), parts[3], collate(parts[4:])])
+    for ours, expected in zip(nested, collate(parts), strict=True):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(expected))
+
+
+def test_collate_of_one_is_that_one():
+    (graph,) = graphs("triclinic")
+    for ours, expected in zip(collate([graph]), graph, strict=True):
+        assert torch.equal(torch.as_tensor(ours), torch.as_tensor(expected))
+
+
+def test_edge_vectors_are_differentiable_in_positions_and_cell():
+    graph = collate(graphs("wire", "triclinic", "left_handed"))
+
+    def vectors(positions, cell):
+        return edge_vectors(graph._replace(positions=positions, cell=cell))
+
+    assert torch.autograd.gradcheck(vectors, (graph.positions.requires_grad_(), graph.cell.requires_grad_()))
+
+
+def test_volume_is_positive_for_left_handed_cells():
+    right, left = graph_from_atoms(triclinic(), CUTOFF), graph_from_atoms(left_handed(), CUTOFF)
+    assert torch.linalg.det(left.cell) < 0
+    torch.testing.assert_close(volume(left), volume(right))
+
+
+def test_volume_equals_ase():
+    expected = torch.tensor([abs(NAMED[name]().get_volume()) for name in WITH_VOLUME], dtype=torch.float64)
+    torch.testing.assert_close(volume(collate(graphs(*WITH_VOLUME))), expected)
+
+
+def test_sums_over_atoms_and_edges_go_by_structure():
+    parts = graphs("one_atom", "water", "wire")
+    batch = collate(parts)
+    atoms, edges = torch.ones(len(batch.numbers), 2), torch.ones(len(batch.edge_src))
+    assert sum_over_atoms(atoms, batch).tolist() == [[len(g.numbers)] * 2 for g in parts]
+    assert sum_over_structure_edges(edges, batch).tolist() == [len(g.edge_src) for g in parts]
+
+
+def test_graph_owns_its_numbers_and_leaves_the_atoms_alone():
+    atoms = NAMED["outside"]()
+    graph = graph_from_atoms(atoms, CUTOFF)
+    graph.positions.zero_()
+    graph.cell.zero_()
+    graph.numbers.zero_()
+    assert atoms == NAMED["outside"]()
+
+
+def test_graph_keeps_float64_and_moves_as_a_whole():
+    (graph,) = graphs("triclinic")
+    assert graph.positions.dtype == graph.cell.dtype == graph.edge_shift.dtype == torch.float64
+    moved = graph.to("meta")
+    assert moved.n_graphs == 1
+    assert {x.device.type for x in moved if isinstance(x, torch.Tensor)} == {"meta"}
+
+
+def test_structures_without_a_neighbor_list_are_refused():
+    atoms = NAMED["water"]()
+    atoms.pbc = True
+    with pytest.raises(StructureError, match="span no volume"):
+        graph_from_atoms(atoms, CUTOFF)
+
+
+def test_what_is_known_of_distances_survives_new_elements():
+    """The atoms may have moved by half the skin since the pairs were found, whatever they are called meanwhile."""
+    graphs = SkinGraphs(CUTOFF, 1.0, "matscipy", torch.device("cpu"))
+    cell, pbc = np.zeros((3, 3)), np.zeros(3, bool)
+    for numbers, distance in (([6, 6], 1.0), ([6, 8], 1.98), ([6, 8], 0.02)):
+        graphs(np.array(numbers), np.array([[0, 0, -distance / 2], [0, 0, distance / 2]]), cell, pbc)
+    assert graphs.neighbors.rebuilds == 1
+    assert not graphs.apart(0.05, cell)
