@@ -107,10 +107,13 @@ class CpuPasses:
 
     def reserve(self, counts: dict[str, int], threads: int = 1) -> bool:
         """Make room for so many nodes, pairs, edges and threads; whether anything was moved."""
-        wanted = {**counts, "threads": threads}
-        if all(n <= self.capacity[k] for k, n in wanted.items()):
+        room, wanted = self.capacity, {**counts, "threads": threads}
+        for kind, n in wanted.items():
+            if n > room[kind]:
+                break
+        else:
             return False
-        grown = {k: max(self.capacity[k], n if k == "threads" else 1 + int(HEADROOM * n)) for k, n in wanted.items()}
+        grown = {k: max(room[k], n if k == "threads" else 1 + int(HEADROOM * n)) for k, n in wanted.items()}
         self.capacity = dict.fromkeys(self.capacity, 0)  # until all is there: what is half made must not be used
         with torch.inference_mode(False):  # the memory outlives this call
             self._memory = {}
@@ -193,7 +196,7 @@ class CpuPasses:
     def run(self, name: str, counts: dict[str, int], cuts: list[int], on_edges, on_nodes) -> None:
         """Run a pass: cuts of the receivers for each thread; addresses of links (`Topology`) of edges and nodes."""
         threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
-        rows = (ctypes.c_int64 * 3)(*(counts[kind] for kind in KINDS))
+        rows = (ctypes.c_int64 * 3)(counts["node"], counts["pair"], counts["edge"])  # as in KINDS
         for where, steps, n_steps in self._segments[name]:
             if where == "edge":
                 self.runtime.run_edges(steps, threads, bounds, on_edges, rows)

@@ -55,7 +55,7 @@ class CpuEvaluator(Evaluator):
         self._runtime = self._passes.runtime
         knots = round(self._cutoff / tables.step)
         self._numbers = (ctypes.c_double * 3)(self._cutoff, tables.step, knots)
-        self._links, self._lock = _room_for(0, 0, self._dtype), Lock()
+        self._links, self._addresses, self._lock = _room_for(0, 0, self._dtype), None, Lock()
         self.elements = potential.elements(self._lonely(len(potential.species)))
 
     def _lonely(self, n: int) -> Tensor:
@@ -110,6 +110,7 @@ class CpuEvaluator(Evaluator):
         if n > nodes or n_pairs > pairs:
             with torch.inference_mode(False):
                 self._links = _room_for(max(n, nodes), max(int(HEADROOM * n_pairs), pairs), self._dtype)
+                self._addresses = None
 
     def _find_edges(self, graph: Graph, kind: Tensor) -> tuple[int, bool]:
         """Put the pairs within the cutoff into `_links`: how many, and whether there are any within a core radius."""
@@ -126,14 +127,13 @@ class CpuEvaluator(Evaluator):
     def _run(self, kind: Tensor, n_edges: int, weight: Tensor | None) -> None:
         """The network on `_links`; weight (N,): of epsilon in the sum whose gradient goes to `_edge_gradient`."""
         n, passes, runtime = len(kind), self._passes, self._runtime
-        vectors, src, knot, first = self._links
+        _, src, _, first = self._links
         cuts = receiver_ranges(first, n, n_edges, EDGE_WORK)
         threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
         counts = {"node": n, "pair": 0, "edge": n_edges}
-        passes.reserve(counts, threads)
-        links = pointers([first, src, src, knot])
-        values = pointers([vectors, *map(passes.at, self._values)])
-        gradients = pointers(map(passes.at, self._gradients))
+        if passes.reserve(counts, threads) or self._addresses is None:
+            self._addresses = self._find_addresses()
+        links, values, gradients = self._addresses
         runtime.geometry(threads, bounds, links, self._numbers, values, gradients)
         if weight is not None:
             passes.at(self._weight)[:n, 0] = weight
@@ -142,6 +142,12 @@ class CpuEvaluator(Evaluator):
             self._edge_gradient = torch.empty(n_edges, 3, dtype=self._dtype)
             out = pointers([self._edge_gradient])
             runtime.geometry_gradient(threads, bounds, links, self._numbers, values, gradients, out)
+
+    def _find_addresses(self) -> tuple[ctypes.Array, ...]:
+        """Links of the edges, geometry and its gradients; until something is moved."""
+        vectors, src, knot, first = self._links
+        values, gradients = ([self._passes.at(x) for x in places] for places in (self._values, self._gradients))
+        return pointers([first, src, src, knot]), pointers([vectors, *values]), pointers(gradients)
 
     def _gather(self, graph: Graph, n: int, g: Tensor, stress: bool) -> tuple[Tensor, Tensor | None]:
         """Forces (N, 3) and, with `stress`, virials sum r (x) g (B, 3, 3), float64, from g = dE/dr_ij."""
@@ -161,7 +167,7 @@ class CpuEvaluator(Evaluator):
             if forms.shape != (2, k, k) or not forms.dtype == features.dtype == self._dtype:
                 raise ValueError(f"forms are {forms.dtype} {tuple(forms.shape)} for {k} features of {features.dtype}")
         out = np.empty(4 * n + 1 if k else 0)
-        addresses = [None if x is None else x.data_ptr() for x in (*given, forms)]
+        addresses = pointers([*given, forms])
         inside = self._runtime.watch(n, k, *addresses, limits, numbers, out.__array_interface__["data"][0])
         return bool(inside), out
 

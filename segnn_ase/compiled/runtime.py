@@ -3,7 +3,7 @@ sides mean the same."""
 
 import ctypes
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from ctypes import c_double, c_int, c_int64, c_void_p
 from enum import IntEnum
 from functools import cache
@@ -118,11 +118,14 @@ def _structure(name: str, structure: type[ctypes.Structure]) -> str:
     return f"typedef struct {{ {' '.join(fields)} }} {name};"
 
 
-def pointers(tensors: "Iterable[Tensor | None]") -> ctypes.Array:
+def pointers(tensors: "Sequence[Tensor | None]") -> ctypes.Array:
     """Addresses of contiguous tensors, which live as long as the array of their addresses."""
-    tensors = [None if t is None else t.contiguous() for t in tensors]
-    array = (c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors))
-    array.kept = tensors
+    array = (c_void_p * len(tensors))()
+    array.kept = kept = []  # a copy that is made here must not be freed before it is read
+    for k, t in enumerate(tensors):
+        if t is not None:
+            kept.append(t := t.contiguous())
+            array[k] = t.data_ptr()
     return array
 
 
