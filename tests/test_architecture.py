@@ -1,6 +1,7 @@
 """The house: imports run from floor to floor downwards, importing costs nothing, and the public names are there."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,15 @@ import {names}
 assert state() == before
 """
     assert run_python(code) == ""
+
+
+def test_no_test_module_imports_another_one():
+    """What two of them need is in tests/helpers."""
+    tests = Path(__file__).parent
+    modules = {path.stem for path in tests.rglob("*.py") if path.parent.name != "helpers"}
+    for path in tests.rglob("*.py"):
+        found = re.findall(r"^ *(?:from|import) (.*)", path.read_text(), flags=re.MULTILINE)
+        assert not modules & set(re.findall(r"\w+", " ".join(line.partition(" import ")[0] for line in found))), path
 
 
 def test_no_public_name_is_that_of_a_room():
