@@ -96,7 +96,7 @@ def plot_run(result: MDResult, prefix: "str | Path", *, pairs: Sequence[str] = (
     curves = {}
     if pairs:
         expect(result.trajectory is not None, "pairs", pairs, "none for a run without a trajectory")
-        curves = radial_distribution(ase.io.iread(result.trajectory), pairs, r_max=6.0)
+        curves = radial_distribution(ase.io.iread(str(result.trajectory)), pairs, r_max=6.0)
     log = result.log
     energy = log["conserved"] if np.isfinite(log["conserved"]).all() else log["total"]
     written = [Path(f"{prefix}_energy.png")]

@@ -114,7 +114,8 @@ def mark(path: str | None) -> Mark:
         if Path(path).suffix != ".traj":
             return Mark(size, probe=probe)
         file.seek(32)
-        return Mark(size, *struct.unpack("<2q", file.read(16)), probe)
+        items, table = struct.unpack("<2q", file.read(16))
+        return Mark(size, items, table, probe)
 
 
 def probe_of(file, size: int) -> int:

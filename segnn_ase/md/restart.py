@@ -8,6 +8,7 @@ import json
 import operator
 from array import array
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
@@ -24,8 +25,9 @@ LIMITS = ("max_minutes", "max_temperature", "max_energy_drift", "max_forces_std"
 
 
 def write_restart(path: str, header: dict, arrays: dict[str, np.ndarray]) -> None:
+    content: dict[str, Any] = {"header": np.array(json.dumps({"format": FORMAT, **header})), **arrays}
     buffer = io.BytesIO()
-    np.savez(buffer, header=np.array(json.dumps({"format": FORMAT, **header})), **arrays)
+    np.savez(buffer, **content)
     write_atomically(path, buffer.getvalue())
 
 
@@ -52,7 +54,7 @@ def read_restart(path: str) -> tuple[dict, dict[str, np.ndarray]]:
     return header, arrays
 
 
-def unreadable(path: str, reason: str) -> MDError:
+def unreadable(path: str | None, reason: str) -> MDError:
     return MDError(f"restart is {path!r}, which cannot be read: {' '.join(reason.split())}. Remove it to start anew.")
 
 

@@ -188,7 +188,7 @@ def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
 def guarded_step(run: Run, good: Snapshot, step: int) -> Snapshot:
     """Do a step and return the state after it; raises MDError, the atoms back at `good`, where it is not acceptable."""
     try:
-        run.dynamics.step()
+        run.dynamics.step()  # type: ignore[attr-defined] # of every integrator
     except (SEGNNError, np.linalg.LinAlgError) as error:
         stop(run, good, step, str(error), error)
     reason = violation(run) or distrust(run) or observe(run, step)
@@ -360,7 +360,7 @@ def checkpoint(run: Run, step: int) -> None:
 
 def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
     """Put everything back to where the restart file was written; returns the run and its step."""
-    header, arrays = read_restart(config.restart)
+    header, arrays = read_restart(str(config.restart))
     check_same_run(header, arrays, atoms, config)
     ends = {name: Mark(*header["marks"][name]) for name in OUTPUTS}
     for name, end in ends.items():
