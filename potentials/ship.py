@@ -124,8 +124,8 @@ def measure_again(name: str, folder: str) -> None:
         settings = read_toml(HERE / name / "train.toml")
         # a name of its own: no training is to be gone on with
         job = prepare(TrainConfig.parse({**settings, "out": "measured_again.pt"}), report=print)
-    speed_up(potential, job.train)
-    characterize(potential, job.train, job.valid, job.closest, lone_atoms=job.lone_atoms)
+    data, evaluate = job.data, speed_up(potential, job.data.train)
+    characterize(potential, data.train, data.valid, data.closest, lone_atoms=job.lone_atoms, evaluate=evaluate)
     save_potential(path, potential, metadata=metadata)
     print(describe(load_committee(path)))
 

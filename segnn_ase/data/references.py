@@ -45,51 +45,34 @@ def reference_energies(
     isolated: frames read for this purpose only; those among the frames are used, too.
     Raises DataError when the table or `isolated` lacks an element, or where two of them contradict one another.
     """
-    atoms = [*frames, *(isolated or ())]
-    lonely = energies_of_isolated_atoms(atoms)
-    if table is not None:
-        if missing := names_of_missing(species, table):
-            raise DataError(f"reference energies lack {missing}; give one for every element or none at all")
-        refuse_contradiction(table, atoms)
-        return ReferenceEnergies({z: float(table[z]) for z in species}, "a table", None, None, True)
-    missing = names_of_missing(species, lonely)
+    lonely = energies_of_isolated_atoms([*frames, *(isolated or ())], table)
+    known, method = (lonely, "isolated atoms") if table is None else (table, "a table")
+    missing = ", ".join(chemical_symbols[z] for z in species if z not in known)
     if not missing:
-        return ReferenceEnergies({z: lonely[z] for z in species}, "isolated atoms", None, None, True)
+        return ReferenceEnergies({z: float(known[z]) for z in species}, method, None, None, True)
+    if table is not None:
+        raise DataError(f"reference energies lack {missing}; give one for every element or none at all")
     if isolated is not None:
         raise DataError(f"isolated atoms lack an energy of {missing}; add one frame of one atom for each")
     return fitted_energies([f for f in frames if f.energy is not None], species, ridge)
 
 
-def names_of_missing(species: list[int], known: dict[int, float]) -> str:
-    return ", ".join(chemical_symbols[z] for z in species if z not in known)
+def energies_of_isolated_atoms(frames: list[Frame], table: dict[int, float] | None = None) -> dict[int, float]:
+    """Energies, eV, of a table and of isolated atoms. Raises DataError where two of one element differ.
 
-
-def energies_of_isolated_atoms(frames: list[Frame]) -> dict[int, float]:
-    """Energies, eV, of the isolated atoms among the frames. Raises DataError where those of an element differ."""
-    found: dict[int, Frame] = {}
-    for frame in filter(is_labelled_atom, frames):
-        first = found.setdefault(int(frame.atoms.numbers[0]), frame)
-        if abs(frame.energy - first.energy) > SAME:
-            raise DataError(
-                f"isolated atoms of {frame.atoms.symbols} have different energies: {first.energy} eV ({first.source}) "
-                f"and {frame.energy} eV ({frame.source}); keep the one that is to be E0"
-            )
-    return {z: frame.energy for z, frame in found.items()}
-
-
-def refuse_contradiction(table: dict[int, float], frames: list[Frame]) -> None:
-    """Raise DataError for an isolated atom whose energy is not that of the table, which the potential would give it."""
-    for frame in filter(is_labelled_atom, frames):
-        z = int(frame.atoms.numbers[0])
-        if abs(frame.energy - table.get(z, frame.energy)) > AS_TYPED:
-            raise DataError(
-                f"reference_energies has {table[z]} eV for {chemical_symbols[z]}, but its isolated atom "
-                f"({frame.source}) has {frame.energy} eV; leave out the one that is not to be E0"
-            )
-
-
-def is_labelled_atom(frame: Frame) -> bool:
-    return is_isolated_atom(frame) and frame.energy is not None
+    The potential gives an isolated atom exactly E0, so that frames with another energy could never be learned.
+    """
+    found = {z: (energy, "reference_energies", AS_TYPED) for z, energy in (table or {}).items()}
+    for frame in frames:
+        if is_isolated_atom(frame) and frame.energy is not None:
+            here = frame.energy, frame.source, SAME
+            energy, source, tolerance = found.setdefault(int(frame.atoms.numbers[0]), here)
+            if abs(frame.energy - energy) > tolerance:
+                raise DataError(
+                    f"an isolated atom of {frame.atoms.symbols} has different energies: {energy} eV ({source}) and "
+                    f"{frame.energy} eV ({frame.source}); keep the one that is to be E0"
+                )
+    return {z: energy for z, (energy, *_) in found.items()}
 
 
 def fitted_energies(frames: list[Frame], species: list[int], ridge: float) -> ReferenceEnergies:

@@ -9,7 +9,7 @@ from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.store.model_file import COMMITTEE, Committee, load_with_metadata, save_committee
 from segnn_ase.store.tensors import load_tensors
 from segnn_ase.train.evaluation import QUANTITIES, committee_residuals, speed_up
-from segnn_ase.train.job import TrainingData, output_files
+from segnn_ase.train.job import TrainingData, output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import error_table, measure_sets, printer
@@ -22,8 +22,10 @@ def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> 
     The frames for validation are drawn by the first seed. The spread is too small by a factor that is measured on them
     and kept with the members.
     """
-    refuse_all_but_committees(config.out)
     report, members = printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
+    refuse_all_but_committees(config.out)
+    for member in members:
+        refuse_overwriting(member.out)
     data = read_data(config, report)
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")

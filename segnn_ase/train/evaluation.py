@@ -114,14 +114,14 @@ def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = Non
     committee = load_committee(model)
     first, settings = committee.potentials[0], OptimConfig()
     sets = {path: labelled_items(path, keys, first) for path in paths}
-    evaluators = [speed_up(p.to(device).eval(), sets[paths[0]]) for p in committee.potentials]
-    if len(evaluators) > 1:
-        found = {
-            path: committee_residuals(evaluators, items, settings, committee.factors) for path, items in sets.items()
-        }
-    else:
-        found = {path: residuals(evaluators[0], items, settings, first.uncertainty) for path, items in sets.items()}
-    return {path: errors_of(values) for path, values in found.items()}
+    evaluators = [speed_up(p.to(device), sets[paths[0]]) for p in committee.potentials]
+
+    def measured(items: list[Item]) -> dict[str, np.ndarray]:
+        if len(evaluators) > 1:
+            return committee_residuals(evaluators, items, settings, committee.factors)
+        return residuals(evaluators[0], items, settings, first.uncertainty)
+
+    return {path: errors_of(measured(items)) for path, items in sets.items()}
 
 
 def labelled_items(path: str, keys: LabelKeys | None, potential: Potential) -> list[Item]:

@@ -60,14 +60,8 @@ def output_files(out: str) -> dict[str, Path]:
     path = Path(out)
     if path.suffix != ".pt":
         raise ConfigError(f"out is {out!r}; expected a name that ends in .pt")
-    names = {
-        "last": "last.pt",
-        "resume": "resume.pt",
-        "csv": "csv",
-        "curve": "learning_curve.png",
-        "tensorboard": "tensorboard",
-    }
-    return {kind: path.with_suffix(f".{ending}") for kind, ending in names.items()}
+    endings = {"last": "last.pt", "resume": "resume.pt", "csv": "csv", "curve": "learning_curve.png"}
+    return {kind: path.with_suffix(f".{end}") for kind, end in (endings | {"tensorboard": "tensorboard"}).items()}
 
 
 def refuse_overwriting(out: str) -> None:

@@ -102,8 +102,8 @@ def make_learner(job: Training, settings: OptimConfig) -> Learner:
     loss_gradient = choose_loss_gradient(potential, job.data.train, settings.accelerate)
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights, means = trainable(potential, settings.freeze), dict(averaged.named_parameters())
-    parameters = list(weights.values())
-    optimizer = make_optimizer(parameters, settings)
+    parameters, betas = list(weights.values()), (0.9, settings.beta2)
+    optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True)
     return Learner(potential, averaged, parameters, [means[name] for name in weights], optimizer, loss_gradient)
 
 
@@ -112,22 +112,16 @@ def choose_loss_gradient(potential: Potential, items: list[Item], mode: str) -> 
     smallest = min(items, key=lambda item: len(item.graph.edge_src) or math.inf)
     engine = accelerate_training(potential, smallest.graph.to(potential.device), mode)
 
-    def by_engine(graph: Graph, loss: Callable[[Prediction], Tensor], *, forces: bool, stress: bool) -> Tensor:
-        if not (forces or stress):
-            return by_autograd(graph, loss, forces=forces, stress=stress)
-        vectors = edge_vectors(graph)
-
-        def of_edges(energies: Tensor, g: Tensor) -> Tensor:
-            return loss(assemble(graph, vectors, energies, g, None, forces=forces, stress=stress))
-
-        return engine.step(graph, of_edges)
-
-    def by_autograd(graph: Graph, loss: Callable[[Prediction], Tensor], *, forces: bool, stress: bool) -> Tensor:
-        value = loss(predict(potential, graph, forces=forces, stress=stress))
+    def loss_gradient(graph: Graph, loss: Callable[[Prediction], Tensor], *, forces: bool, stress: bool) -> Tensor:
+        asked = {"forces": forces, "stress": stress}
+        if engine is not None and (forces or stress):
+            vectors = edge_vectors(graph)
+            return engine.step(graph, lambda energies, g: loss(assemble(graph, vectors, energies, g, None, **asked)))
+        value = loss(predict(potential, graph, **asked))
         value.backward()
         return value.detach()
 
-    return by_autograd if engine is None else by_engine
+    return loss_gradient
 
 
 def training_step(learner: Learner, batch: Item, settings: OptimConfig, rate: float) -> float:
@@ -153,13 +147,6 @@ def learning_rate(step: int, fraction: float, settings: OptimConfig) -> float:
 def update_average(means: list[Tensor], parameters: list[Tensor], step: int, decay: float) -> None:
     """Exponential moving average of the weights, shorter at the start."""
     torch._foreach_lerp_(means, parameters, 1.0 - min(decay, (1 + step) / (10 + step)))
-
-
-def make_optimizer(parameters: list, settings: OptimConfig) -> torch.optim.Optimizer:
-    options = {"lr": settings.learning_rate, "betas": (0.9, settings.beta2), "fused": True}
-    if settings.weight_decay > 0:
-        return torch.optim.AdamW(parameters, **options, weight_decay=settings.weight_decay)
-    return torch.optim.Adam(parameters, **options)
 
 
 def trainable(potential: Potential, freeze: tuple[str, ...]) -> dict[str, Tensor]:

@@ -19,12 +19,7 @@ from segnn_ase.data.frames import (
     species_of,
     split_frames,
 )
-from segnn_ase.data.references import (
-    ReferenceEnergies,
-    energies_of_isolated_atoms,
-    energy_scale,
-    reference_energies,
-)
+from segnn_ase.data.references import ReferenceEnergies, energies_of_isolated_atoms, energy_scale, reference_energies
 from segnn_ase.model.potential import Potential, parse_species
 from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
@@ -63,7 +58,9 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     warn_or_refuse(sets, report, refuse=config.data.refuse_flaws)
     references = scale = None
     if known is None:
-        references = reference_energies(frames, species, table=table_of(config.data), isolated=isolated)
+        table = config.data.reference_energies
+        table = table and dict(zip(parse_species(list(table)), table.values(), strict=True))
+        references = reference_energies(frames, species, table=table, isolated=isolated)
         scale = energy_scale(frames, references.values)
         report(references.report())
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])
@@ -86,21 +83,12 @@ def read_sets(data: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], di
     return frames, valid, tests, isolated
 
 
-def table_of(data: DataConfig) -> dict[int, float] | None:
-    """E0 that are given, eV, by atomic number."""
-    if data.reference_energies is None:
-        return None
-    return dict(zip(parse_species(list(data.reference_energies)), data.reference_energies.values(), strict=True))
-
-
 def from_scratch(config: TrainConfig, data: TrainingData, report) -> Training:
     """A training of a potential with random weights."""
-    refuse_overwriting(config.out)
     potential = fresh_potential(config, data)
-    report(
-        f"energy scale {data.scale:.3f} eV; {sum(p.numel() for p in potential.parameters())} parameters; "
-        f"{np.mean([len(item.graph.edge_src) / len(item.graph.numbers) for item in data.train]):.1f} neighbours per atom"
-    )
+    size = sum(p.numel() for p in potential.parameters())
+    neighbors = np.mean([len(item.graph.edge_src) / len(item.graph.numbers) for item in data.train])
+    report(f"energy scale {data.scale:.3f} eV; {size} parameters; {neighbors:.1f} neighbours per atom")
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": None}
     return Training(potential, data, data.references.of_atoms, None, metadata, fingerprint(config, data, None))
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
+from ase import Atoms
 
 from segnn_ase.base.errors import ConfigError, ModelFileError, SEGNNError
 from segnn_ase.data.batches import Item
@@ -74,12 +76,11 @@ def decisive_settings(config: TrainConfig) -> dict:
 
 def checksum_of_items(sets: list[list[Item]]) -> str:
     """Of structures and labels as they were read."""
-    return checksum([[[*structure_of(item), *item.labels] for item in items] for items in sets])
+    return checksum([[[*map(torch.tensor, arrays_of(item.atoms)), *item.labels] for item in items] for items in sets])
 
 
-def structure_of(item: Item) -> list[torch.Tensor]:
-    atoms = item.atoms
-    return [torch.tensor(x) for x in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)]
+def arrays_of(atoms: Atoms) -> tuple[np.ndarray, ...]:
+    return atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
 
 
 def save_state(path: Path, job: Training, learner: Learner, done: Progress) -> None:

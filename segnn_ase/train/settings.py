@@ -49,27 +49,21 @@ class OptimConfig(Settings):
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")
     rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: five in all")
-    rollout_temperature: float = Field(
-        300.0, gt=0, le=10_000, description="temperature of the short dynamics, K; a second run is twice as hot"
-    )
+    rollout_temperature: float = Field(300.0, gt=0, le=10_000, description="of short dynamics, K; then twice as hot")
     select: Literal["loss", "stability"] = Field(
         "loss", description="keep the lowest validation loss, or that among the longest short dynamics"
     )
     save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
-    max_minutes: float | None = Field(
-        None, gt=0, description="minutes of wall-clock time after which it stops, to be gone on with"
-    )
+    max_minutes: float | None = Field(None, gt=0, description="minutes after which it stops; the same call goes on")
     seed: int = Field(0, ge=0, description="of the first weights, the batches and the frames drawn for validation")
     committee: int = Field(1, ge=1, le=100, description="potentials that differ in their seeds, for uncertainties")
     device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:0")
-    dtype: Literal["float32", "float64"] = Field(
-        "float32", description="precision of the weights; fine-tuning keeps that of its start"
-    )
-    freeze: tuple[str, ...] = Field(
-        (), description="parts to keep as they are when fine-tuning, such as segnn.messages.0"
-    )
+    dtype: Literal["float32", "float64"] = Field("float32", description="of the weights; fine-tuning: of its start")
+    freeze: tuple[str, ...] = Field((), description="parts kept as they are when fine-tuning, as segnn.messages.0")
     tensorboard: bool = Field(False, description="write the learning curves for TensorBoard, too")
-    accelerate: Literal["auto", "off", "require"] = Field("auto", description="compiled code")
+    accelerate: Literal["auto", "off", "require"] = Field(
+        "auto", description="compiled code: where it is right, never, or an error without it"
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self):

@@ -25,7 +25,7 @@ FRAMES = [
 
 def test_two_energies_of_one_isolated_atom_are_refused():
     other = frame(Atoms("H"), -1.25, "train.xyz, frame 7")
-    told = r"isolated atoms of H have different energies: -1.5 eV \(train.xyz, frame 1\) and -1.25 eV "
+    told = r"an isolated atom of H has different energies: -1.5 eV \(train.xyz, frame 1\) and -1.25 eV "
     with pytest.raises(DataError, match=told + r"\(train.xyz, frame 7\)"):
         reference_energies([*FRAMES, other], WATER)
 
@@ -39,7 +39,7 @@ def test_an_isolated_atom_among_the_frames_that_is_not_that_of_the_file_is_refus
 @pytest.mark.parametrize("place", ["frames", "isolated"])
 def test_a_table_that_is_not_what_the_isolated_atoms_say_is_refused(place):
     frames, isolated = (FRAMES, None) if place == "frames" else (FRAMES[:1], FRAMES[1:])
-    told = r"reference_energies has -1.6 eV for H, but its isolated atom \(train.xyz, frame 1\) has -1.5 eV"
+    told = r"of H has different energies: -1.6 eV \(reference_energies\) and -1.5 eV \(train.xyz, frame 1\)"
     with pytest.raises(DataError, match=told):
         reference_energies(frames, WATER, table={1: -1.6, 8: -2.5}, isolated=isolated)
 
