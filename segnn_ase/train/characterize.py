@@ -5,7 +5,7 @@ from ase import Atoms
 from segnn_ase.data.batches import Item
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
-from segnn_ase.train.evaluation import Evaluator, evaluator_of
+from segnn_ase.train.evaluation import Evaluate, evaluator_of
 from segnn_ase.trust import domain, uncertainty
 
 
@@ -17,14 +17,14 @@ def characterize(
     *,
     lone_atoms: bool,
     before: Potential | None = None,
-    evaluate: Evaluator | None = None,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Store in the potential what its training structures covered, and how far its predictions may be off.
 
     closest: see `smallest_distances`; lone_atoms: whether E0 are energies of lone atoms; before: the potential that
     was fine-tuned; evaluate: a faster way to evaluate this one.
     """
-    evaluate = evaluate or evaluator_of(potential)
+    evaluate = evaluate or evaluator_of(potential, train)
     predictions, errors = see(evaluate, train)
     known = None if before is None else before.uncertainty
     potential.uncertainty = uncertainty.measure(errors, see(evaluate, valid)[1], known)
@@ -36,7 +36,7 @@ def characterize(
     potential.domain = domain.merged(found, known) if found and known else found or known
 
 
-def see(evaluate: Evaluator, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
+def see(evaluate: Evaluate, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
     """What a potential makes of each structure, and its errors."""
     predictions = [evaluate(item.graph) for item in items]
     residuals = [

@@ -8,7 +8,7 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.store.model_file import COMMITTEE, Committee, load_with_metadata, save_committee
 from segnn_ase.store.tensors import load_tensors
-from segnn_ase.train.evaluation import QUANTITIES, committee_residuals, speed_up
+from segnn_ase.train.evaluation import QUANTITIES, committee_residuals, evaluator_of
 from segnn_ase.train.job import TrainingData, output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import from_scratch, read_data
@@ -56,7 +56,7 @@ def finish_committee(config: TrainConfig, members: list[TrainConfig], data: Trai
     """Measure the spread of the members against their errors, and write the committee's file."""
     settings, device = config.training, resolve_device(config.training.device)
     potentials = [load_with_metadata(member.out)[0].to(device) for member in members]
-    evaluators = [speed_up(potential, data.train, settings.accelerate) for potential in potentials]
+    evaluators = [evaluator_of(potential, data.train, settings.accelerate) for potential in potentials]
     values = committee_residuals(evaluators, data.chosen_by, settings)
     factors = {name: spread_factor(values, name) for name in QUANTITIES}
     sets = {"valid": data.valid, **data.test}

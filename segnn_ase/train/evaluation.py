@@ -9,11 +9,11 @@ from torch import Tensor
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
-from segnn_ase.compiled.choose import accelerate
+from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.data.batches import Item, collate_items, make_item
 from segnn_ase.data.frames import LabelKeys, as_paths, check_labels, check_species, read_frames
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Prediction, predict
+from segnn_ase.model.predict import Prediction
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.structure.graph import Graph, sum_over_atoms
 from segnn_ase.train.loss import loss_and_prediction
@@ -21,22 +21,19 @@ from segnn_ase.train.settings import OptimConfig
 from segnn_ase.trust.uncertainty import Uncertainty
 
 QUANTITIES = ("energy", "forces", "stress")
-Evaluator = Callable[..., Prediction]  # (graph, *, forces, stress): graph and prediction on the CPU
+Evaluate = Callable[..., Prediction]  # (graph, *, forces, stress), all on the CPU
 
 
-def speed_up(potential: Potential, items: list[Item], mode: str = "auto") -> Evaluator:
-    """Let compiled code evaluate a potential whose weights stay; it is checked on the largest structure."""
-    largest = max(items, key=lambda item: len(item.graph.edge_src))
-    accelerate(potential, largest.graph.to(potential.device), mode, tables=True)
-    return evaluator_of(potential)
+def evaluator_of(potential: Potential, items: list[Item], mode: str = "auto", *, tables: bool = True) -> Evaluate:
+    """The fastest way to evaluate a potential with its present weights that is right on the largest of structures.
 
-
-def evaluator_of(potential: Potential) -> Evaluator:
-    """Evaluate by the potential as it is, whatever its device."""
-    potential.eval()
+    tables: whether it may take the time to fit splines.
+    """
+    device, largest = potential.device, max(items, key=lambda item: len(item.graph.edge_src))
+    evaluator = choose_evaluator(potential, largest.graph.to(device), mode, tables=tables)
 
     def evaluate(graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
-        found = predict(potential, graph.to(potential.device), forces=forces, stress=stress)
+        found = evaluator(graph.to(device), forces=forces, stress=stress)
         found = found._replace(edge_gradients=None)  # large, and nothing that is measured
         return Prediction(*(x.cpu() if isinstance(x, Tensor) else x for x in found))
 
@@ -44,7 +41,7 @@ def evaluator_of(potential: Potential) -> Evaluator:
 
 
 def residuals(
-    evaluate: Evaluator, items: list[Item], settings: OptimConfig, uncertainty: Uncertainty | None = None
+    evaluate: Evaluate, items: list[Item], settings: OptimConfig, uncertainty: Uncertainty | None = None
 ) -> dict[str, np.ndarray]:
     """Labels and predictions side by side, flat, energies per atom; entries without a label are left out."""
     collected: dict[str, list] = {"loss": []}
@@ -82,7 +79,7 @@ def predicted_deviations(uncertainty: Uncertainty, graph: Graph, prediction: Pre
 
 
 def committee_residuals(
-    evaluators: list[Evaluator], items: list[Item], settings: OptimConfig, factors: dict[str, float] | None = None
+    evaluators: list[Evaluate], items: list[Item], settings: OptimConfig, factors: dict[str, float] | None = None
 ) -> dict[str, np.ndarray]:
     """`residuals` of the mean of the members, with their spread, times its factors, as the estimate of the errors."""
     members = [residuals(evaluate, items, settings) for evaluate in evaluators]
@@ -114,7 +111,7 @@ def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = Non
     committee = load_committee(model)
     first, settings = committee.potentials[0], OptimConfig()
     sets = {path: labelled_items(path, keys, first) for path in paths}
-    evaluators = [speed_up(p.to(device), sets[paths[0]]) for p in committee.potentials]
+    evaluators = [evaluator_of(p.to(device), sets[paths[0]]) for p in committee.potentials]
 
     def measured(items: list[Item]) -> dict[str, np.ndarray]:
         if len(evaluators) > 1:

@@ -1,6 +1,5 @@
 """What a training works on, what it changes, and the files that it writes."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from segnn_ase.data.batches import Item
 from segnn_ase.data.frames import Frame
 from segnn_ase.data.references import ReferenceEnergies
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import LossGradient
 
 
 class TrainingData(NamedTuple):
@@ -52,7 +52,7 @@ class Learner(NamedTuple):
     weights: list[Tensor]  # those that are trained
     means: list[Tensor]  # the same in `averaged`
     optimizer: torch.optim.Optimizer
-    loss_gradient: Callable  # (graph, loss of a prediction, *, forces, stress) -> loss; leaves its gradient in `grad`
+    loss_gradient: LossGradient
 
 
 def output_files(out: str) -> dict[str, Path]:

@@ -7,7 +7,6 @@ one CPU thread, ends with the same bits.
 import copy
 import math
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,14 +16,12 @@ from segnn_ase.base import figures
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, DataError, OutOfTime
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
-from segnn_ase.compiled.choose import accelerate_training
+from segnn_ase.compiled.choose import choose_loss_gradient
 from segnn_ase.data.batches import Item, Labels, asked_for, collate_items
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Prediction, assemble, predict
 from segnn_ase.store.model_file import load_with_metadata, save_potential
-from segnn_ase.structure.graph import Graph, edge_vectors
 from segnn_ase.train.characterize import characterize
-from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals, speed_up
+from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
 from segnn_ase.train.job import Learner, Training, output_files
 from segnn_ase.train.loss import loss_of
 from segnn_ase.train.report import error_table, measure_sets, printer, summary, tensorboard, write_history
@@ -99,29 +96,13 @@ def is_due(saved: float, settings: OptimConfig) -> bool:
 
 def make_learner(job: Training, settings: OptimConfig) -> Learner:
     potential = job.potential.to(resolve_device(settings.device))
-    loss_gradient = choose_loss_gradient(potential, job.data.train, settings.accelerate)
+    smallest = min(job.data.train, key=lambda item: len(item.graph.edge_src) or math.inf)
+    loss_gradient = choose_loss_gradient(potential, smallest.graph.to(potential.device), settings.accelerate)
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights, means = trainable(potential, settings.freeze), dict(averaged.named_parameters())
     parameters, betas = list(weights.values()), (0.9, settings.beta2)
     optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True)
     return Learner(potential, averaged, parameters, [means[name] for name in weights], optimizer, loss_gradient)
-
-
-def choose_loss_gradient(potential: Potential, items: list[Item], mode: str) -> Callable:
-    """The fastest way to the gradient of a loss that is right on the smallest structure; see `Learner`."""
-    smallest = min(items, key=lambda item: len(item.graph.edge_src) or math.inf)
-    engine = accelerate_training(potential, smallest.graph.to(potential.device), mode)
-
-    def loss_gradient(graph: Graph, loss: Callable[[Prediction], Tensor], *, forces: bool, stress: bool) -> Tensor:
-        asked = {"forces": forces, "stress": stress}
-        if engine is not None and (forces or stress):
-            vectors = edge_vectors(graph)
-            return engine.step(graph, lambda energies, g: loss(assemble(graph, vectors, energies, g, None, **asked)))
-        value = loss(predict(potential, graph, **asked))
-        value.backward()
-        return value.detach()
-
-    return loss_gradient
 
 
 def training_step(learner: Learner, batch: Item, settings: OptimConfig, rate: float) -> float:
@@ -189,7 +170,8 @@ def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[
 def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, n: int) -> dict:
     """A row of the history: where the training stands, errors on the validation set, rollouts where they are due."""
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n}
-    errors = errors_of(residuals(evaluator_of(averaged), job.data.chosen_by, settings))
+    evaluate = evaluator_of(averaged, job.data.chosen_by, settings.accelerate, tables=False)
+    errors = errors_of(residuals(evaluate, job.data.chosen_by, settings))
     row |= {f"valid_{name}": value for name, value in errors.items()}
     return row | rollouts(averaged, job.data, settings, done)
 
@@ -223,7 +205,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     """Evaluate the best model on every set, store its errors in the file, write plots, print the table."""
     settings, data = config.training, job.data
     potential, kept = load_with_metadata(config.out)
-    evaluate = speed_up(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
+    evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
     known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": job.before}
     characterize(potential, data.train, data.valid, **known, evaluate=evaluate)
     sets = {"train": data.train, "valid": data.valid, **data.test}

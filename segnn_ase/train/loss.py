@@ -12,7 +12,7 @@ from segnn_ase.train.settings import OptimConfig
 
 
 def loss_and_prediction(evaluate: Callable, batch: Item, settings: OptimConfig) -> tuple[Tensor, Prediction]:
-    """evaluate: see `evaluation.Evaluator`."""
+    """evaluate: see `evaluation.Evaluate`."""
     prediction = evaluate(batch.graph, **asked_for(batch.labels))
     return loss_of(prediction, batch.graph, batch.labels, settings), prediction
 

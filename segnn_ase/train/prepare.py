@@ -3,7 +3,6 @@
 import copy
 
 import numpy as np
-import torch
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.check.doctor import warn_or_refuse
@@ -20,7 +19,8 @@ from segnn_ase.data.frames import (
     split_frames,
 )
 from segnn_ase.data.references import ReferenceEnergies, energies_of_isolated_atoms, energy_scale, reference_energies
-from segnn_ase.model.potential import Potential, parse_species
+from segnn_ase.model.elements import parse_species
+from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate
@@ -95,11 +95,8 @@ def from_scratch(config: TrainConfig, data: TrainingData, report) -> Training:
 
 def fresh_potential(config: TrainConfig, data: TrainingData) -> Potential:
     E0, settings = data.references.values, config.training
-    with torch.random.fork_rng(devices=[]):  # weights are drawn from the global state
-        torch.manual_seed(settings.seed)
-        potential = Potential(
-            model_config(**config.model), list(E0), reference_energies=list(E0.values()), scales=[data.scale] * len(E0)
-        )
+    constants = {"reference_energies": list(E0.values()), "scales": [data.scale] * len(E0)}
+    potential = Potential(model_config(**config.model), list(E0), **constants, seed=settings.seed)
     potential.to(resolve_dtype(settings.dtype))
     # from the whole set: frames often come sorted by kind, and norms from crystals alone explode in a melt
     potential.calibrate(collate([item.graph for item in data.train[:: -(-len(data.train) // CALIBRATION)]]))

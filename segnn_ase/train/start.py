@@ -3,8 +3,6 @@
 import math
 import time
 
-import torch
-
 from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import load_with_metadata
@@ -24,10 +22,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     deadline = deadline_of(config.training)
-    with torch.random.fork_rng(devices=[]):  # networks that are built and loaded draw weights from the global state
-        if config.training.committee > 1:
-            return train_committee(config, deadline, progress=progress)
-        return run_training(config, prepare(config, report=printer(progress)), deadline, progress=progress)
+    if config.training.committee > 1:
+        return train_committee(config, deadline, progress=progress)
+    return run_training(config, prepare(config, report=printer(progress)), deadline, progress=progress)
 
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
@@ -37,12 +34,10 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     refuse_for_finetuning(model, config)
-    report = printer(progress)
-    with torch.random.fork_rng(devices=[]):
-        start = load_with_metadata(model)
-        config = config.model_copy(update={"training": finetune_settings(config.training, start[0], report)})
-        deadline = deadline_of(config.training)
-        return run_training(config, prepare(config, start=start, report=report), deadline, progress=progress)
+    report, start = printer(progress), load_with_metadata(model)
+    config = config.model_copy(update={"training": finetune_settings(config.training, start[0], report)})
+    deadline = deadline_of(config.training)
+    return run_training(config, prepare(config, start=start, report=report), deadline, progress=progress)
 
 
 def deadline_of(settings: OptimConfig) -> float:
