@@ -1,5 +1,6 @@
 """What a training works on, what it changes, and the files that it writes."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,11 @@ class TrainingData(NamedTuple):
     def chosen_by(self) -> list[Item]:
         """The structures whose loss chooses the model: those for validation, where there are any."""
         return self.valid or self.train
+
+    @property
+    def smallest(self) -> Item:
+        """The cheapest structure with pairs, on which compiled code is tried."""
+        return min(self.train, key=lambda item: len(item.graph.edge_src) or math.inf)
 
 
 class Training(NamedTuple):

@@ -51,7 +51,6 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
         saved = time.monotonic()
         while done.epoch < settings.epochs and not out_of_patience(done.history, settings.patience):
             batches = make_batches(train, settings, epoch=done.epoch)
-            learner.potential.train()
             while done.batch < len(batches):
                 fraction = (done.epoch + done.batch / len(batches)) / settings.epochs
                 done.rate = learning_rate(done.step, fraction, settings)
@@ -96,10 +95,10 @@ def is_due(saved: float, settings: OptimConfig) -> bool:
 
 def make_learner(job: Training, settings: OptimConfig) -> Learner:
     potential = job.potential.to(resolve_device(settings.device))
-    smallest = min(job.data.train, key=lambda item: len(item.graph.edge_src) or math.inf)
-    loss_gradient = choose_loss_gradient(potential, smallest.graph.to(potential.device), settings.accelerate)
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights, means = trainable(potential, settings.freeze), dict(averaged.named_parameters())
+    example = job.data.smallest.graph.to(potential.device)
+    loss_gradient = choose_loss_gradient(potential, example, settings.accelerate)
     parameters, betas = list(weights.values()), (0.9, settings.beta2)
     optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True)
     return Learner(potential, averaged, parameters, [means[name] for name in weights], optimizer, loss_gradient)
@@ -170,7 +169,7 @@ def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[
 def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, n: int) -> dict:
     """A row of the history: where the training stands, errors on the validation set, rollouts where they are due."""
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n}
-    evaluate = evaluator_of(averaged, job.data.chosen_by, settings.accelerate, tables=False)
+    evaluate = evaluator_of(averaged, [job.data.smallest], settings.accelerate, tables=False)
     errors = errors_of(residuals(evaluate, job.data.chosen_by, settings))
     row |= {f"valid_{name}": value for name, value in errors.items()}
     return row | rollouts(averaged, job.data, settings, done)

@@ -36,33 +36,41 @@ class OptimConfig(Settings):
     epochs: int = Field(420, ge=1, description="passes over the training frames")
     batch_size: int = Field(5, ge=1, description="structures in a step")
     max_edges: int | None = Field(None, ge=1, description="fill steps up to this many edges instead of batch_size")
-    learning_rate: float = Field(0.015, gt=0, description="of Adam, after the warm-up; falls linearly to zero")
+    learning_rate: float = Field(0.015, gt=0, description="step size of Adam after the warm-up; falls to zero")
     beta2: float = Field(0.999, gt=0, lt=1, description="Adam's memory of squared gradients")
     warmup_steps: int = Field(50, ge=0, description="steps in which the learning rate rises from zero")
     weight_decay: float = Field(0.002, ge=0, description="AdamW's decay of the weights; 0: plain Adam")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="memory of the moving average of the weights, which is kept")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the loss's gradient")
-    energy_weight: float = Field(1.0, ge=0, description="of the squared errors of energy / sqrt(atoms), eV^2")
-    forces_weight: float = Field(1.0, ge=0, description="of the squared errors of force components, (eV/Å)^2")
-    stress_weight: float = Field(0.05, ge=0, description="of the squared errors of stress * volume / sqrt(atoms), eV^2")
+    energy_weight: float = Field(1.0, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
+    forces_weight: float = Field(1.0, ge=0, description="weight of squared errors of force components, (eV/Å)^2")
+    stress_weight: float = Field(
+        0.05, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
+    )
     patience: int | None = Field(None, ge=1, description="epochs without a better validation loss before it stops")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")
     rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: five in all")
-    rollout_temperature: float = Field(300.0, gt=0, le=10_000, description="of short dynamics, K; then twice as hot")
+    rollout_temperature: float = Field(
+        300.0, gt=0, le=10_000, description="temperature of the short dynamics, K; a second run is twice as hot"
+    )
     select: Literal["loss", "stability"] = Field(
         "loss", description="keep the lowest validation loss, or that among the longest short dynamics"
     )
     save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
-    max_minutes: float | None = Field(None, gt=0, description="minutes after which it stops; the same call goes on")
-    seed: int = Field(0, ge=0, description="of the first weights, the batches and the frames drawn for validation")
+    max_minutes: float | None = Field(
+        None, gt=0, description="wall-clock minutes after which it stops; the same call goes on"
+    )
+    seed: int = Field(0, ge=0, description="random seed of first weights, batches and frames drawn for valid")
     committee: int = Field(1, ge=1, le=100, description="potentials that differ in their seeds, for uncertainties")
-    device: str = Field("auto", description="auto (a GPU where there is one), cpu, cuda or cuda:0")
-    dtype: Literal["float32", "float64"] = Field("float32", description="of the weights; fine-tuning: of its start")
+    device: str = Field("auto", description="where it runs: auto (a GPU, if there is one), cpu, cuda or cuda:1")
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="precision of the weights; fine-tuning keeps that of its start"
+    )
     freeze: tuple[str, ...] = Field((), description="parts kept as they are when fine-tuning, as segnn.messages.0")
     tensorboard: bool = Field(False, description="write the learning curves for TensorBoard, too")
     accelerate: Literal["auto", "off", "require"] = Field(
-        "auto", description="compiled code: where it is right, never, or an error without it"
+        "auto", description="compiled code: auto takes it where it is right, require fails without it"
     )
 
     @model_validator(mode="after")
