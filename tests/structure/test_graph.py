@@ -1,5 +1,6 @@
 """Graphs: batches, edge vectors, volumes, sums."""
 
+import sys
 from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
@@ -233,3 +234,36 @@ def test_what_is_known_of_distances_survives_new_elements():
         graphs(np.array(numbers), np.array([[0, 0, -distance / 2], [0, 0, distance / 2]]), cell, pbc)
     assert graphs.neighbors.rebuilds == 1
     assert not graphs.apart(0.05, cell)
+
+
+def test_a_step_that_reuses_its_pairs_is_lean():
+    """What did not change is the same tensor, and few functions are called: small molecules take a millisecond."""
+    atoms, graphs, calls = triclinic(), SkinGraphs(CUTOFF, 1.0, "matscipy", torch.device("cpu")), []
+    first = graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    moved = atoms.positions + 0.01
+
+    def count(frame, event, argument):
+        if event == "call" and "segnn_ase" in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(count)
+    second = graphs(atoms.numbers, moved, atoms.cell.array, atoms.pbc)
+    known = graphs.apart(0.0, atoms.cell.array)
+    sys.setprofile(None)
+    assert known and len(calls) <= 4, calls
+    assert [name for name, a, b in zip(Graph._fields, first, second, strict=True) if a is not b] == ["positions"]
+    assert torch.equal(second.positions, torch.tensor(moved))
+
+
+def test_what_is_changed_in_place_is_noticed():
+    atoms, graphs = triclinic(), SkinGraphs(CUTOFF, 1.0, "matscipy", torch.device("cpu"))
+    given = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
+    graphs(*given)
+    atoms.cell.array[0] *= 1.001
+    assert torch.equal(graphs(*given).cell[0], torch.tensor(atoms.cell.array)) and graphs.neighbors.rebuilds == 1
+    assert not graphs.apart(-9.0, atoms.cell.array)
+    atoms.numbers[0] = 8
+    assert graphs(*given).numbers.tolist() == atoms.numbers.tolist() and graphs.neighbors.rebuilds == 1
+    atoms.positions[0] += 2.0
+    expected = within(graph_from_atoms(atoms, CUTOFF), CUTOFF)
+    assert all(torch.equal(a, b) for a, b in zip(within(graphs(*given), CUTOFF)[:7], expected[:7], strict=True))
