@@ -1,4 +1,4 @@
-"""`Potential`: elements, embedding, readout, reference energies; energy, forces and stress by autograd."""
+"""Devices and precisions by their names, and the cores that this process may use."""
 
 import os
 

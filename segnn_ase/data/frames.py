@@ -1,4 +1,4 @@
-"""Labelled frames in; splits, statistics and reference energies out. eV, eV/Å, eV/Å^3, ASE's signs."""
+"""Labelled frames: found in files, checked, split into training and validation. eV, eV/Å, eV/Å^3, ASE's signs."""
 
 import math
 import os
@@ -116,7 +116,7 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
     forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)
-    stress, stress_from = _stress(atoms, results, keys.stress, source) if atoms.pbc.all() else (None, None)
+    stress, stress_from = _stress_or_virial(atoms, results, keys.stress, source) if atoms.pbc.all() else (None, None)
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     return Frame(
         atoms=bare,
@@ -128,7 +128,9 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     )
 
 
-def _stress(atoms: Atoms, results: dict, key: str | None, source: str) -> tuple[np.ndarray | None, str | None]:
+def _stress_or_virial(
+    atoms: Atoms, results: dict, key: str | None, source: str
+) -> tuple[np.ndarray | None, str | None]:
     """The stress, or minus the virial over the volume, and where it was found."""
     stress, origin = _find(atoms.info, results, "stress", key, STRESS_KEYS)
     if stress is not None or key is not None:
@@ -221,7 +223,7 @@ def check_labels(frames: list[Frame]) -> None:
             raise DataError(f"{name} is zero in every frame ({len(labelled)} frames): the labels were lost on the way")
 
 
-def check_species(frames: list[Frame], species: list[int], name: str) -> None:
+def refuse_other_elements(frames: list[Frame], species: list[int], name: str) -> None:
     """Raise DataError when frames hold an element that the potential was not trained for."""
     for frame in frames:
         extra = set(frame.atoms.numbers.tolist()) - set(species)
@@ -229,6 +231,9 @@ def check_species(frames: list[Frame], species: list[int], name: str) -> None:
             symbols = ", ".join(chemical_symbols[z] for z in sorted(extra))
             known = ", ".join(chemical_symbols[z] for z in species)
             raise DataError(f"{name} set has {symbols} ({frame.source}); the potential knows {known} from training")
+
+
+check_species = refuse_other_elements  # until `train` uses the new name
 
 
 def species_of(frames: list[Frame]) -> list[int]:

@@ -30,7 +30,6 @@ class Domain(NamedTuple):
     """What the training structures covered; species in the order of the potential."""
 
     lone_atoms: bool  # whether E0 are energies of lone atoms, not a fit
-
     frames: int
     closest: Tensor  # (S, S) Å, infinite for pairs that never met within the cutoff
     neighbors: Tensor  # (S, 2) fewest and most within the cutoff; the fewest exceeds the most for one never seen
@@ -57,7 +56,7 @@ class Outside(NamedTuple):
     help: str
 
 
-def measure(
+def measure_domain(
     potential: Potential, frames: Sequence[Covered], closest: dict[tuple[int, int], float], *, lone_atoms: bool
 ) -> Domain | None:
     """The domain of training structures with neighbours, None without any.
@@ -253,7 +252,7 @@ class DomainCheck:
         return Outside("features", reason, f"with surroundings like those of {who}")
 
 
-def parse(values: dict, n_species: int) -> Domain:
+def parse_domain(values: dict, n_species: int) -> Domain:
     """The domain of a file. Raises TypeError, ValueError for what is none."""
     domain = Domain(**values)
     wrong = [domain.closest.shape != (n_species, n_species), domain.neighbors.shape != (n_species, 2)]
@@ -265,7 +264,7 @@ def parse(values: dict, n_species: int) -> Domain:
     return domain
 
 
-def describe(domain: Domain, symbols: list[str]) -> str:
+def describe_domain(domain: Domain, symbols: list[str]) -> str:
     """The domain in one line, for `segnn info`."""
     pairs = [
         f"{a}-{b} {float(domain.closest[i, j]):.2f}"
@@ -280,3 +279,6 @@ def describe(domain: Domain, symbols: list[str]) -> str:
     parts.append(f"binding {domain.binding[0]:.3f} to {domain.binding[1]:.3f} eV/atom")
     parts.append(f"forces to {domain.max_force:.3g} eV/Å")
     return "; ".join(parts)
+
+
+measure, parse, describe = measure_domain, parse_domain, describe_domain  # until `train` and `store` use the new names

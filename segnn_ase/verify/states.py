@@ -1,4 +1,4 @@
-"""What `verify` works on: a structure with its calculators, the sizes of its terms, and a short trajectory."""
+"""`Subject`: what is verified; `State`: what a calculator makes of a structure; and how two of them are compared."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,12 +10,13 @@ from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction, predict
 from segnn_ase.structure.graph import graph_from_arrays, within
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.trust.domain import Outside
 from segnn_ase.verify.certificate import Check
-from segnn_ase.verify.trajectory import Run
+from segnn_ase.verify.trajectory import Trajectory
 
 
 class Sizes(NamedTuple):
@@ -29,6 +30,7 @@ class Sizes(NamedTuple):
         return Sizes(*(a * b for a, b in zip(self, other, strict=True)))
 
 
+PLAIN = "plain PyTorch"
 UNITS = Sizes("eV", "eV/Å", "eV/Å³")
 RELATIVE = {torch.float64: Sizes(1e-11, 1e-9, 1e-10), torch.float32: Sizes(3e-6, 1e-4, 1e-5)}
 
@@ -49,13 +51,18 @@ class Subject(NamedTuple):
     double: SEGNNCalculator
     here: State  # of the structure, by `calc`
     sizes: Sizes
-    run: Run
+    run: Trajectory
     outside: list[Outside] | None  # of the training data; None where they are not known
     seed: int
 
     @property
+    def potential(self) -> Potential:
+        """The first one."""
+        return self.calc.potentials[0]
+
+    @property
     def dtype(self) -> torch.dtype:
-        return self.calc.potentials[0].dtype
+        return self.potential.dtype
 
     @property
     def tolerance(self) -> Sizes:
@@ -68,6 +75,14 @@ class Subject(NamedTuple):
     def some(self, most: int, least: int = 2) -> int:
         """How many samples a structure of this size gets."""
         return int(np.clip(1600 // len(self.atoms), least, most))
+
+
+def code_of(calc: SEGNNCalculator) -> str:
+    """What evaluates the first potential, once the calculator has made up its mind."""
+    potential = calc.potentials[0]
+    if potential.engine is not None:
+        return f"compiled network ({type(potential.engine).__name__})"
+    return "compiled layers" if potential.segnn.fused else PLAIN
 
 
 def state_of(calc: SEGNNCalculator, atoms: Atoms) -> State:
