@@ -15,11 +15,11 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
-from systems import copper, ethanol, slab
-from test_calculator import tiny_potential
-from test_cli import TOML, assert_one_line_error, segnn
-from test_data import emt_atoms
-from test_md import Morse, crystal
+from helpers.command_line import TOML, assert_one_line_error, segnn
+from helpers.dynamics import Morse, crystal
+from helpers.frames import emt_atoms
+from helpers.potentials import tiny_potential
+from helpers.systems import copper, ethanol, slab
 
 from segnn_ase import Potential, SEGNNCalculator, load_potential, save_potential
 from segnn_ase.base.errors import ConfigError, DataError, DeviceError, ModelFileError, OutputError, StructureError

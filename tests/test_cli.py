@@ -8,41 +8,14 @@ from pathlib import Path
 import ase.io
 import pytest
 from ase.build import molecule
-from test_data import emt_atoms
-from typer.testing import CliRunner
+from helpers.command_line import TOML, assert_one_line_error, segnn
+from helpers.frames import emt_atoms
 
 from segnn_ase import cli
 from segnn_ase.base import figures
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.train import loop, start
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
-
-TOML = """
-out = "model.pt"
-[data]
-train = "train.xyz"
-valid_fraction = 0.25
-[model]
-hidden_irreps = "4x0e+4x1o"
-lmax_attr = 1
-cutoff = 3.0
-n_radial = 4
-radial_hidden = [8]
-[training]
-epochs = 3
-device = "cpu"
-"""
-
-
-def segnn(*arguments: str):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def assert_one_line_error(result, message: str) -> None:
-    assert result.exit_code == 1, result.output
-    lines = result.stderr.splitlines()
-    assert lines[-1].startswith("error: ") and message in lines[-1], result.stderr
-    assert "Traceback" not in result.output and not result.stdout
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
 from ase.units import GPa, Hartree, fs, kB, kcal, mol
+from helpers.command_line import assert_one_line_error, segnn
+from helpers.frames import emt_atoms
+from helpers.systems import NAMED, rattled, rotation, transformed
 from matplotlib.image import imread
-from systems import NAMED, rattled, rotation, transformed
-from test_cli import assert_one_line_error, segnn
-from test_data import emt_atoms
 
 from segnn_ase.base.errors import ConfigError, DataError
 from segnn_ase.check import pairs

@@ -15,8 +15,8 @@ import torch
 from ase import units
 from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
-from conftest import VARIANTS
-from systems import CUTOFF, NAMED, SPECIES
+from helpers.potentials import ODD, VARIANTS, everything_at_once, odd_potential
+from helpers.systems import CUTOFF, NAMED, SPECIES
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
@@ -26,38 +26,11 @@ from segnn_ase.compiled.cpu import Engine, panels
 from segnn_ase.compiled.passes import make_plan, supported
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
-from segnn_ase.model.settings import model_config
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 ONE_BLOCK = [v for v in VARIANTS if v not in ("uneven", "parities", "segnn2022")]
-ODD = {  # settings that the presets do not reach
-    "odd_channels": {"hidden_irreps": "5x0e+5x1o"},
-    "high_degree": {"hidden_irreps": "9x0e+9x1o+9x2e+9x3o", "interactions": 1},
-    "both_parities": {"hidden_irreps": "6x0e+6x0o+6x1e+6x1o", "lmax_attr": 2},
-    "three_interactions": {"hidden_irreps": "17x0e+17x1o", "interactions": 3, "body_order": 2},
-    "few_attributes": {"hidden_irreps": "8x0e+8x1o+8x2e", "lmax_attr": 1},
-}
-
-
-def small(name: str) -> Potential:
-    torch.manual_seed(0)
-    potential = Potential(
-        model_config(cutoff=CUTOFF, radial_hidden=(16,), **ODD[name]),
-        SPECIES,
-        reference_energies=[-0.5, -1.25, 0.75, 2.0],
-        scales=[1.0, 2.0, 0.5, 1.5],
-    )
-    potential.calibrate(everything_at_once())
-    for weight in potential.parameters():  # biases too
-        if not bool(weight.any()):
-            torch.nn.init.normal_(weight)
-    return potential.double().eval()
-
-
-def everything_at_once():
-    return collate([graph_from_atoms(build(), CUTOFF) for build in NAMED.values()])
 
 
 def tabulated(potential: Potential) -> Potential:
@@ -88,7 +61,7 @@ def test_T16_engine_equals_the_layers(variant, dtype, new_potential):
 
 @pytest.mark.parametrize("name", ODD)
 def test_T16_engine_equals_the_layers_for_odd_settings(name):
-    assert_equal(tabulated(small(name)), everything_at_once(), 1e-10)
+    assert_equal(tabulated(odd_potential(name)), everything_at_once(), 1e-10)
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -289,7 +262,7 @@ def test_panels_cover_all_columns(vectors):
 
 
 def test_positions_that_are_not_numbers_are_not_taken_for_far_away():
-    potential = tabulated(small("odd_channels"))
+    potential = tabulated(odd_potential("odd_channels"))
     assert potential.compile_network()
     graph = graph_from_atoms(NAMED["ethanol"](), CUTOFF)
     positions = graph.positions.clone()
@@ -302,7 +275,7 @@ def test_positions_that_are_not_numbers_are_not_taken_for_far_away():
 
 def test_pairs_at_the_cutoff_do_not_upset_the_check():
     """Rounding may keep them on one path and not on another."""
-    potential = small("odd_channels")
+    potential = odd_potential("odd_channels")
     atoms = bulk("Cu", "sc", a=CUTOFF / 2).repeat(3)
     for k in range(6):
         atoms.rotate(7.0 * (k + 1), (1, 2, 3 + k), rotate_cell=True)

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
-from conftest import VARIANTS
-from systems import CUTOFF, NAMED
-from test_cpu import ODD, small
+from helpers.potentials import ODD, VARIANTS, odd_potential
+from helpers.systems import CUTOFF, NAMED
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
 from segnn_ase.compiled import cpu_training
@@ -66,7 +65,7 @@ def test_gradient_of_a_loss_equals_autograd(variant, dtype, new_potential):
 
 @pytest.mark.parametrize("name", ODD)
 def test_gradient_of_a_loss_equals_autograd_for_odd_settings(name):
-    potential, graph = small(name), batch()
+    potential, graph = odd_potential(name), batch()
     expected = by_autograd(potential, graph)
     assert_same(by_engine(TrainingEngine(potential), graph), expected, 1e-10)
 

@@ -5,95 +5,29 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import bulk, molecule
-from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms
 from ase.io import read
-from systems import NAMED
+from helpers.dynamics import Morse, config, contents, crystal, run, state
+from helpers.systems import NAMED
 
 from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, StructureError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.md import ensembles, restart, velocities
-from segnn_ase.md import run as md
 from segnn_ase.md.analysis import energy_slope, radial_distribution
 from segnn_ase.md.run import run_md
-from segnn_ase.md.settings import MDConfig
-
-CUTOFF, DEPTH, WIDTH, REST = 3.4, 0.3, 1.4, 2.55  # Å, eV, 1/Å, Å
-
-
-class Morse(Calculator):
-    """A smooth pair potential of all pairs, without memory of earlier structures.
-
-    It computes only what is asked, and rounds forces otherwise when asked for the stress: the worst that a
-    restart can meet. `plan` maps the number of an evaluation to what happens in it.
-    """
-
-    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - ASE's interface
-
-    def __init__(self, plan=None, delay: float = 0.0):
-        super().__init__()
-        self.plan, self.delay, self.count = plan or {}, delay, 0
-
-    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
-        self.atoms = atoms.copy()
-        self.count += 1
-        if self.delay:
-            time.sleep(self.delay)
-        kick = self.plan[self.count]() if self.count in self.plan else 0.0
-        i, j = np.triu_indices(len(atoms), 1)
-        vectors = atoms.positions[j] - atoms.positions[i]
-        if atoms.pbc.all():
-            cell = atoms.cell.array
-            vectors -= np.round(vectors @ np.linalg.inv(cell)) @ cell
-        r = np.linalg.norm(vectors, axis=1)
-        near = r < CUTOFF
-        i, j, r, vectors = i[near], j[near], r[near], vectors[near]
-        growth = np.exp(-WIDTH * (r - REST))
-        switch = 1 - (r / CUTOFF) ** 6
-        morse, slope = DEPTH * (growth**2 - 2 * growth), 2 * DEPTH * WIDTH * (growth - growth**2)
-        energy = float(np.sum(morse * switch**3))
-        pull = (slope * switch**3 - 18 * morse * switch**2 * r**5 / CUTOFF**6)[:, None] * vectors / r[:, None]
-        forces = np.zeros((len(atoms), 3))
-        np.add.at(forces, i, pull)
-        np.add.at(forces, j, -pull)
-        self.results = {"energy": energy, "free_energy": energy}
-        if "forces" in properties or "stress" in properties:
-            self.results["forces"] = forces + (kick or 0.0)
-        if "stress" in properties:
-            self.results["forces"] = forces * (1 + 4e-16)
-            virial = pull.T @ vectors / atoms.get_volume()
-            self.results["stress"] = virial.flat[[0, 4, 8, 5, 2, 1]]
-
-
-def crystal(**options) -> Atoms:
-    atoms = bulk("Cu", a=3.6, cubic=True) * 2
-    atoms.calc = Morse(**options)
-    return atoms
 
 
 def trimer(**options) -> Atoms:
     atoms = Atoms("Cu3", positions=[[0, 0, 0], [2.5, 0, 0], [1.3, 2.2, 0]])
     atoms.calc = Morse(**options)
     return atoms
-
-
-def config(folder: Path | None = None, frames: str = "md.extxyz", **settings) -> MDConfig:
-    if folder is not None:
-        names = {"log": "md.csv", "trajectory": frames, "restart": "md.npz"}
-        settings = {name: str(folder / file) for name, file in names.items()} | settings
-    return MDConfig.parse({"timestep": 2.0, "tdamp": 50.0, "pdamp": 200.0, **settings})
-
-
-def run(atoms: Atoms, settings: MDConfig, **options) -> md.MDResult:
-    return run_md(atoms, settings, progress=False, **options)
 
 
 ENSEMBLES = {
@@ -181,14 +115,6 @@ def test_works_with_calculators_of_ase():
     assert np.ptp(result.log["total"]) < 0.02 * np.ptp(result.log["potential"])
 
 
-def state(atoms: Atoms) -> tuple[bytes, ...]:
-    return tuple(x.tobytes() for x in (atoms.positions, atoms.get_momenta(), atoms.cell.array))
-
-
-def contents(settings: MDConfig) -> list[bytes]:
-    return [Path(path).read_bytes() for path in (settings.log, settings.trajectory)]
-
-
 def crash():
     raise RuntimeError("power failure")
 
@@ -218,7 +144,8 @@ def test_resumed_run_is_the_same_to_the_bit(tmp_path, name, suffix):
 KILLER = """
 import os, random, signal, sys, time
 sys.path[:0] = {tests!r}
-from test_md import Path, config, crystal, run
+from pathlib import Path
+from helpers.dynamics import config, crystal, run
 
 moments, deaths, alive = random.Random(1), 0, True
 while alive:

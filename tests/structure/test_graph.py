@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from ase.neighborlist import neighbor_list as ase_neighbor_list
-from systems import CUTOFF, NAMED, WITH_VOLUME, left_handed, triclinic
+from helpers.systems import CUTOFF, NAMED, WITH_VOLUME, left_handed, triclinic
 from torch import Tensor
 
 from segnn_ase.base.errors import StructureError

@@ -1,6 +1,5 @@
 """Training: it learns, it resumes to the bit, it tells what is wrong, and it leaves what it promised."""
 
-import csv
 import itertools
 import os
 import signal
@@ -14,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from test_data import copper, emt_atoms
+from helpers.frames import emt_atoms, water_frames
+from helpers.systems import copper
+from helpers.trainings import TINY, configured, history, weights
 
 from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfTime
@@ -36,44 +37,7 @@ from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import finetune, train
 
-TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.0, "n_radial": 4, "radial_hidden": [8]}
-SETTINGS = {
-    "epochs": 2,
-    "batch_size": 4,
-    "learning_rate": 0.01,
-    "warmup_steps": 5,
-    "ema_decay": 0.9,
-    "stress_weight": 1.0,
-    "device": "cpu",
-    "rollout_steps": 0,
-}
 FILES = ("csv", "last.pt", "resume.pt", "learning_curve.png", "parity_energy_valid.png", "parity_forces_valid.png")
-
-
-def water_frames(n: int, seed: int = 0) -> list[Atoms]:
-    return emt_atoms(n, seed=seed)
-
-
-def configured(folder: Path, frames: list[Atoms] | None = None, *, data=None, model=None, **settings) -> TrainConfig:
-    """Settings of a tiny training whose files are in the folder; frames are written to train.traj."""
-    if frames is not None:
-        ase.io.write(folder / "train.traj", frames)
-    values = {
-        "out": str(folder / "model.pt"),
-        "data": {"train": str(folder / "train.traj"), "valid_fraction": 0.25, **(data or {})},
-        "model": TINY if model is None else model,
-        "training": {**SETTINGS, **settings},
-    }
-    return TrainConfig.parse(values)
-
-
-def history(out: str | Path) -> list[dict]:
-    with Path(out).with_suffix(".csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def weights(path: str | Path) -> dict:
-    return load_tensors(path)["weights"]
 
 
 def tiny_potential(species: list[int], dtype=torch.float64) -> Potential:
@@ -296,7 +260,7 @@ def test_a_process_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, unint
     script = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-import torch, test_train, segnn_ase.cli, segnn_ase.train.loop, segnn_ase.train.start
+import pathlib, torch, helpers.trainings, segnn_ase.cli, segnn_ase.train.loop, segnn_ase.train.start
 torch.set_num_threads(1)
 step = segnn_ase.train.loop.training_step
 def step_when_told(*args):
@@ -305,7 +269,8 @@ def step_when_told(*args):
     return step(*args)
 segnn_ase.train.loop.training_step = step_when_told
 with segnn_ase.cli.reported_errors():
-    segnn_ase.train.start.train(test_train.configured(test_train.Path(), **test_train.RESUMED), progress=False)
+    settings = helpers.trainings.configured(pathlib.Path(), **{RESUMED!r})
+    segnn_ase.train.start.train(settings, progress=False)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script],

@@ -11,7 +11,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from systems import CUTOFF, NAMED, rattled
+from helpers.potentials import build_potential
+from helpers.systems import CUTOFF, NAMED, rattled
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import DomainError, DomainWarning, MDError
@@ -50,8 +51,6 @@ def characterized(potential, frames: list[Atoms], *, lone_atoms: bool = True):
 
 @pytest.fixture(scope="module")
 def known():
-    from conftest import build_potential
-
     return characterized(build_potential("segnn"), training_set())
 
 

@@ -10,11 +10,11 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator
+from helpers.command_line import segnn
+from helpers.systems import NAMED, left_handed, outside, rattled, slab, tiny_cell, triclinic, water, wire
 from matplotlib.image import imread
-from systems import NAMED, left_handed, outside, rattled, slab, tiny_cell, triclinic, water, wire
-from typer.testing import CliRunner
 
-from segnn_ase import calculator, cli
+from segnn_ase import calculator
 from segnn_ase.base.errors import ConfigError, StructureError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.cpu import Engine
@@ -312,10 +312,6 @@ def test_files(certificate, tmp_path):
     assert read["checks"][-1]["value"] is None and read["passed"] is False
     assert {"torch", "ase", "segnn_ase"} <= read["versions"].keys() and read["ms_per_step"] > 0
     assert min(imread(tmp_path / "a.png").shape[:2]) > 300
-
-
-def segnn(*arguments):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
 def test_the_command_stores_what_it_found(small_potential, tmp_path):
