@@ -31,7 +31,7 @@ def pairs_of(atoms: Atoms) -> Pairs:
     return Pairs(i, j, vectors, atoms.numbers, np.zeros(len(atoms), int))
 
 
-def joined(parts: Iterable[Pairs]) -> Pairs:
+def merge_pairs(parts: Iterable[Pairs]) -> Pairs:
     """Those of several structures, one behind the other."""
     shifted, atoms = [NO_PAIRS], 0
     for n, (i, j, vectors, numbers, frame) in enumerate(parts):

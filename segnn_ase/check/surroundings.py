@@ -10,7 +10,7 @@ from ase.geometry import find_mic, minkowski_reduce
 
 from segnn_ase.check.linear_model import Features, concatenated, features_of
 from segnn_ase.check.matching import fingerprints, groups_of
-from segnn_ase.check.pairs import Pairs, joined, pairs_of
+from segnn_ase.check.pairs import Pairs, pairs_of, merge_pairs
 
 DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
 TOUCHING = 2.5  # Å; pairs farther apart are not looked at for whether they are too close
@@ -41,16 +41,16 @@ def survey(structures: list[Atoms], judged: Collection[int] = (), species: "list
         pairs = {n: pairs_of(structures[n]) for n in chunk.tolist()}
         around += surroundings_of([structures[n] for n in pairs], list(pairs.values()))
         if chosen := [n for n in pairs if n in judged]:
-            together = joined(pairs[n] for n in chosen)
+            together = merge_pairs(pairs[n] for n in chosen)
             features.append(features_of([structures[n] for n in chosen], together, species))
         drawn += [pairs[n] for n in pairs if n % every == 0]
-    return Survey(around, concatenated(features) if features else None, joined(drawn))
+    return Survey(around, concatenated(features) if features else None, merge_pairs(drawn))
 
 
 def surroundings_of(structures: list[Atoms], pairs: list[Pairs]) -> list[Surroundings]:
     prints = [np.zeros(0)] * len(structures)
     for members in groups_of(structures).values():
-        rows = fingerprints([structures[n] for n in members], joined(pairs[n] for n in members))
+        rows = fingerprints([structures[n] for n in members], merge_pairs(pairs[n] for n in members))
         for n, row in zip(members, rows, strict=True):
             prints[n] = row
     found = zip(structures, pairs, prints, strict=True)

@@ -223,7 +223,7 @@ def check_labels(frames: list[Frame]) -> None:
             raise DataError(f"{name} is zero in every frame ({len(labelled)} frames): the labels were lost on the way")
 
 
-def refuse_other_elements(frames: list[Frame], species: list[int], name: str) -> None:
+def check_species(frames: list[Frame], species: list[int], name: str) -> None:
     """Raise DataError when frames hold an element that the potential was not trained for."""
     for frame in frames:
         extra = set(frame.atoms.numbers.tolist()) - set(species)
@@ -231,9 +231,6 @@ def refuse_other_elements(frames: list[Frame], species: list[int], name: str) ->
             symbols = ", ".join(chemical_symbols[z] for z in sorted(extra))
             known = ", ".join(chemical_symbols[z] for z in species)
             raise DataError(f"{name} set has {symbols} ({frame.source}); the potential knows {known} from training")
-
-
-check_species = refuse_other_elements  # until `train` uses the new name
 
 
 def species_of(frames: list[Frame]) -> list[int]:

@@ -46,7 +46,7 @@ def fields_of(kind: type[Graph]) -> dict[str, Per]:
     return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
 
-def sizes_of(graph: Graph) -> dict[str, int]:
+def counts_of(graph: Graph) -> dict[str, int]:
     """How many nodes, edges and structures there are."""
     return {"node": len(graph.numbers), "edge": len(graph.edge_src), "structure": graph.n_graphs}
 
@@ -97,7 +97,7 @@ def select(graph: Graph, edges: Tensor, nodes: Tensor | None = None) -> Graph:
 
 def collate(graphs: list[Graph]) -> Graph:
     """Put several graphs side by side, with no edge between them; a field that one of them lacks is left out."""
-    kind, sizes = type(graphs[0]), [sizes_of(g) for g in graphs]
+    kind, sizes = type(graphs[0]), [counts_of(g) for g in graphs]
     starts = {rows: list(accumulate((size[rows] for size in sizes), initial=0)) for rows in sizes[0]}
     fields = {}
     for name, per in fields_of(kind).items():

@@ -122,8 +122,9 @@ def neighbor_counts(graph: Graph, cutoff: float) -> Tensor:
 
 
 def binding_energy(potential: Potential, numbers: Tensor, p: Prediction) -> float:
-    references = potential.per_species(potential.species_index[numbers])[0]
-    return float(p.energy.sum() - references.sum()) / len(numbers)
+    """(E - sum E0) / N, eV."""
+    references = [potential.reference_energies[k] for k in potential.species_index[numbers].tolist()]
+    return (float(p.energy.sum()) - math.fsum(references)) / len(references)
 
 
 def density_of(numbers: np.ndarray, volume: float) -> float:
@@ -208,7 +209,7 @@ class DomainCheck:
         where = "denser structures or contacts" if crowded else "surfaces, clusters or single molecules"
         return Outside("neighbors", f"{who}; in training it had {lowest} to {highest}", f"of {where}")
 
-    def distance_of(self, graph: Graph) -> list[Outside]:
+    def _distance(self, graph: Graph) -> list[Outside]:
         kind = self.potential.species_index[graph.numbers]
         limits = DISTANCE * self.domain.closest.to(kind.device)
         limits = torch.where(limits.isinf(), self.potential.core_radii.double(), limits)

@@ -29,8 +29,6 @@ from segnn_ase.verify.states import (
     energies_of,
     judged,
     moved,
-    predicted,
-    references,
     state_of,
     states_of,
     without,
@@ -186,7 +184,7 @@ def _scaled(s: Subject, nearest: float, distance: float) -> Atoms:
 
 def cutoff_crossings(s: Subject) -> list[Check]:
     """Jumps of energy and forces when a pair crosses the cutoff (T5)."""
-    cutoff = s.potential.cutoff
+    cutoff = s.parts.cutoff
     lines = _jumps(s, "cutoff, last neighbour", partial(_pair, s), cutoff)
     if _free_direction(s.atoms) is None:
         lines.append(without("cutoff, one of many", "no room for one more atom; the own pairs are many"))
@@ -209,7 +207,7 @@ def _jumps(s: Subject, name: str, build: Callable[[float], Atoms], cutoff: float
             for x in ("energies", "forces")
         )
         found = State(energies.sum(), energies, forces, None)
-        size = np.abs(states[0].energies - references(calc, structures[0].numbers)).sum()
+        size = np.abs(states[0].energies - s.parts.references(structures[0].numbers)).sum()
         rounding = Sizes(max(s.sizes.energy, size), *s.sizes[1:]).times(RELATIVE[torch.float32])
         exact = calc is s.double
         limits = Sizes(*np.multiply(JUMP, np.maximum(s.sizes, 10) / 10)) if exact else rounding.times(Sizes(4, 4, 4))
@@ -220,9 +218,9 @@ def _jumps(s: Subject, name: str, build: Callable[[float], Atoms], cutoff: float
 
 def isolated_atoms(s: Subject) -> list[Check]:
     """E = E0 and F = 0 (T6), in vacuum and in a large periodic cell."""
-    box, pairs = 2.2 * s.potential.cutoff * np.eye(3), []
+    box, pairs = 2.2 * s.parts.cutoff * np.eye(3), []
     for z in np.unique(s.atoms.numbers):
-        zero = State(references(s.calc, np.array([z]))[0], np.zeros(1), np.zeros((1, 3)), np.zeros((3, 3)))
+        zero = State(s.parts.references(np.array([z]))[0], np.zeros(1), np.zeros((1, 3)), np.zeros((3, 3)))
         lonely = [Atoms([z], [[0.3, 0.2, 0.1]]), Atoms([z], [[0.3, 0.2, 0.1]], cell=box, pbc=True)]
         pairs += [(state_of(s.calc, atoms), zero) for atoms in lonely]
     largest = max(abs(zero.energy) for _, zero in pairs)
@@ -237,7 +235,7 @@ def copies(s: Subject) -> list[Check]:
         twice, note = s.atoms.repeat([1 + (k == along) for k in range(3)]), "a supercell"
     else:
         heights = s.atoms.positions @ u
-        distance = np.ptp(heights) + s.potential.cutoff + 3.0
+        distance = np.ptp(heights) + s.parts.cutoff + 3.0
         twice, note = s.atoms + moved(s.atoms, np.eye(3), distance * u), "a copy out of sight"
     expected = State(2 * here.energy, np.tile(here.energies, 2), np.tile(here.forces, (2, 1)), here.stress)
     return compared("size extensivity", [(state_of(s.calc, twice), expected)], s.tolerance.times(Sizes(2, 1, 1)), note)
@@ -245,7 +243,7 @@ def copies(s: Subject) -> list[Check]:
 
 def neighbors(s: Subject) -> list[Check]:
     """All pairs, and what the model gives with those that ASE finds (T10)."""
-    cutoff = s.potential.cutoff
+    cutoff = s.parts.cutoff
     i, j, S = ase_neighbor_list("ijS", s.atoms, cutoff)
     theirs, ours = (set(map(tuple, np.column_stack(x).tolist())) for x in ((i, j, S), s.calc.get_pairs(s.atoms)))
 
@@ -255,7 +253,7 @@ def neighbors(s: Subject) -> list[Check]:
         return int((np.abs(np.linalg.norm(vectors, axis=1) - cutoff) > AT_CUTOFF).sum())
 
     one_way = {pair for pair in ours if (pair[1], pair[0], *(-x for x in pair[2:])) not in ours}
-    predictions = predicted(s.calc, s.atoms, Neighbors(i, j, S))
+    predictions = s.parts.predict(s.atoms, Neighbors(i, j, S))
     means = [np.mean([float(p.energy[0]) for p in predictions])]
     means += [np.mean([p[k].cpu().numpy() for p in predictions], axis=0) for k in (1, 2)]
     stress = np.mean([p.stress[0].cpu().numpy() for p in predictions], axis=0) if s.here.stress is not None else None
@@ -268,7 +266,7 @@ def neighbors(s: Subject) -> list[Check]:
 
 def batches(s: Subject) -> list[Check]:
     """`evaluate` on several structures against one by one (T10)."""
-    structures = [s.atoms, _rattled(s, 0.02), _pair(s, 0.5 * s.potential.cutoff), _rattled(s, 0.05)]
+    structures = [s.atoms, _rattled(s, 0.02), _pair(s, 0.5 * s.parts.cutoff), _rattled(s, 0.05)]
     single = [state_of(s.calc, atoms) for atoms in structures]
     return compared("batch = single", zip(states_of(s.calc, structures), single, strict=True), s.tolerance)
 
@@ -298,7 +296,7 @@ def skin(s: Subject) -> list[Check]:
 def cache(s: Subject) -> list[Check]:
     """Every change of the structure is seen by the calculator."""
     changed, frames = s.atoms.copy(), []
-    others = [z for z in s.potential.species if z != changed.numbers[0]]
+    others = [z for z in s.parts.potentials[0].species if z != changed.numbers[0]]
     for change in ("positions", "charges", "numbers", "cell", "pbc"):
         if change == "positions":
             changed.positions[0] += (0.02, -0.01, 0.03)

@@ -20,7 +20,7 @@ from segnn_ase.calculator import SEGNNCalculator, members_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.verify.certificate import Certificate, Check
 from segnn_ase.verify.checks import BLOCKS, CHECKS
-from segnn_ase.verify.states import Subject, code_of, sizes_of, state_of
+from segnn_ase.verify.states import Subject, code_of, parts_of, sizes_of, state_of
 from segnn_ase.verify.trajectory import constant_energy_run
 
 
@@ -51,12 +51,14 @@ def verify(
     calc = make()
     here = state_of(calc, bare)
     outside = calc.results.get("outside_domain")
-    double = calc if calc.potentials[0].dtype is torch.float64 else make(dtype="float64")
+    parts = parts_of(calc, models, bare, options)
+    double = calc if parts.potentials[0].dtype is torch.float64 else make(dtype="float64")
+    sizes = sizes_of(parts, bare, calc.get_pairs(bare), here)
     steps = int(np.clip(60_000 // len(bare), 60, 400)) if steps is None else steps
     with progress_bar(shown=progress, total=len(CHECKS) + 1, unit="check") as bar:
         run = constant_energy_run(calc, bare, steps, seed)
         bar.update()
-        subject = Subject(bare, make, calc, double, here, sizes_of(calc, bare, here), run, outside, seed)
+        subject = Subject(bare, make, calc, double, parts, here, sizes, run, outside, seed)
         checks: list[Check] = []
         for check in CHECKS:
             try:

@@ -16,11 +16,11 @@ from segnn_ase.data.frames import (
     Frame,
     LabelKeys,
     check_labels,
+    check_species,
     frame_from_atoms,
     is_isolated_atom,
     label_table,
     read_frames,
-    refuse_other_elements,
     species_of,
     split_frames,
 )
@@ -270,7 +270,7 @@ def test_nothing_to_train_on_is_refused():
 
 def test_an_element_that_the_training_set_lacks_is_named():
     with pytest.raises(DataError, match=r"validation set has C \(a test\); the potential knows H, O"):
-        refuse_other_elements([frame(molecule("H2O")), frame(molecule("CH4"))], WATER, "validation")
+        check_species([frame(molecule("H2O")), frame(molecule("CH4"))], WATER, "validation")
 
 
 def test_splits_are_seeded_and_disjoint():
