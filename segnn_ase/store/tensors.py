@@ -41,13 +41,13 @@ def load_tensors(path: "str | Path", argument: str = "model") -> dict:
         stored = _stored(data)
         tensors = _tensors(data)
         content = decode(stored["content"], tensors)
-        damaged = bool(tensors) or stored["checksum"] != checksum(content)
+        if tensors or not isinstance(content, dict):
+            raise ValueError("its content is no dict, or does not name all of its tensors")
+        damaged = stored["checksum"] != checksum(content)
     except Exception as error:  # the readers of the header and of tensors raise anything on what is torn
-        raise _unreadable(path, str(error) or type(error).__name__) from None
+        raise _unreadable(path, _first_line(error)) from None
     if damaged:
         raise ModelFileError(f"{path} is damaged: its content does not match its checksum. Copy it again.")
-    if not isinstance(content, dict):
-        raise ModelFileError(f"{path} holds a {type(content).__name__}, not a dict")
     return content
 
 
@@ -99,9 +99,12 @@ def _tensors(data: bytes) -> dict[str, torch.Tensor]:
 
 
 def _unreadable(path: Path, reason: str) -> ModelFileError:
-    return ModelFileError(
-        f"{path} is not a readable model file (truncated, damaged, or of another program): {' '.join(reason.split())}"
-    )
+    return ModelFileError(f"{path} is not a readable model file (truncated, damaged, or of another program): {reason}")
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says, without the list of calls that PyTorch appends."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def checksum(content) -> str:
