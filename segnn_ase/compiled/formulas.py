@@ -1,9 +1,7 @@
-"""What the fused kernels compute: the row formulas of the layers in `layers.py`, term by term.
-
-Each function returns the `Operation` of one layer for one `Coupling` and number of channels.
-"""
+"""The operations of the layers as formulas of one row, term by term; each function returns an `Operation`."""
 
 from dataclasses import replace
+from functools import cache
 
 from segnn_ase.compiled.derivatives import Operand, Operation
 from segnn_ase.compiled.expressions import Expr, Formula
@@ -73,6 +71,7 @@ def _rho(f: Formula, x: dict, n_paths: int) -> list[Expr]:
     return [f.add(*(f.mul(w, x["table"][q * n_paths + p]) for q, w in enumerate(weights))) for p in range(n_paths)]
 
 
+@cache
 def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: bool = False) -> Operation:
     """The steerable message of `Message` on one block of channels, envelope and sum over neighbours included.
 
@@ -151,6 +150,7 @@ def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: 
     return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "receiver"), build, edges=True)
 
 
+@cache
 def linear_message(coupling, channels: int, *, tabulated: bool = False) -> Operation:
     """The linear message of `Message` on one block: inputs (N, 2l+1, channels) of senders for each kind, rho,
     harmonics and envelope as in `message`; outputs (N, 2l+1, channels) for each kind."""
@@ -198,6 +198,7 @@ def _sent_out(f: Formula, coupling, columns, matrices, h) -> dict:
     return out
 
 
+@cache
 def product(coupling, channels: int) -> Operation:
     """f (x) a on nodes, every path apart: inputs (n, 2l+1, channels) for each kind and a (n, dim)."""
     n = len(coupling.left)
@@ -215,6 +216,7 @@ def product(coupling, channels: int) -> Operation:
     return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "row"), build, edges=False)
 
 
+@cache
 def embedding(coupling, channels: int) -> Operation:
     """Species features (x) a: inputs for each kind reached (species, channels) at the atom's knot, the bias of 0e, a
     (n, dim); outputs (n, 2l+1, channels) for each kind, zero for those that no path reaches."""
@@ -244,6 +246,7 @@ def embedding(coupling, channels: int) -> Operation:
     return Operation(channels, tuple(inputs), outputs, build, edges=False)
 
 
+@cache
 def gate(kinds_, channels: int, silu: float, sigmoid: float) -> Operation:
     """`Gate`: inputs (n, 2l+1, channels) for each kind, with the gates of the others beside 0e's own channels."""
     scalar = kinds_.index(SCALAR)
@@ -269,6 +272,20 @@ def gate(kinds_, channels: int, silu: float, sigmoid: float) -> Operation:
     return Operation(channels, tuple(inputs), outputs, build, edges=False)
 
 
+@cache
+def opened(dim: int, channels: int, sigmoid: float) -> Operation:
+    """One kind of `gate` on its own: inputs (n, dim, channels) and its gates (n, channels)."""
+    x = Operand("x", 0, "V", "row", dim * channels, tuple(m * channels for m in range(dim)))
+
+    def build(f: Formula, values: dict) -> dict:
+        g = f.mul(f.const(sigmoid), f.sigmoid(values["gate"][0]))
+        return {"out": [f.mul(g, v) for v in values["x"]]}
+
+    inputs = (x, Operand("gate", 1, "V", "row", channels, (0,)))
+    return Operation(channels, inputs, (replace(x, name="out"),), build, edges=False)
+
+
+@cache
 def activation(channels: int, silu: float) -> Operation:
     """Scaled silu on (n, channels)."""
 
@@ -279,6 +296,7 @@ def activation(channels: int, silu: float) -> Operation:
     return Operation(channels, (one,), (replace(one, name="y"),), build, edges=False)
 
 
+@cache
 def self_product(couplings, channels: int, scales) -> Operation:
     """Powers 2 ... of m with a weight per path: inputs m (n, 2l+1, channels) for each kind, weights (paths, channels)
     for each power; outputs for each power and kind (n, 2l+1, channels)."""

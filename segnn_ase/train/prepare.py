@@ -24,7 +24,8 @@ from segnn_ase.data.frames import (
     split_frames,
 )
 from segnn_ase.data.references import energy_scale, reference_energies
-from segnn_ase.model.potential import Potential, parse_species
+from segnn_ase.model.elements import parse_species
+from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate
