@@ -125,6 +125,11 @@ class SEGNNCalculator(Calculator):
             self._stamps = [p.stamp() for p in self._potentials]
         return self._potentials
 
+    @property
+    def evaluators(self) -> tuple[str, ...]:
+        """What evaluates each member, in words; empty before the first structure that has neighbours."""
+        return tuple(evaluator.name for evaluator in self._evaluators or ())
+
     def set(self, **settings):
         if settings:
             raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")

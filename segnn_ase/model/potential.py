@@ -116,13 +116,13 @@ class Potential(nn.Module):
         return Elements(tuple(self.symbols), self.species_index, reference, scale, isolated, *core)
 
     @torch.no_grad()
-    def lonely_epsilon(self) -> Tensor:
+    def lonely_epsilon(self, operations: Operations | None = None) -> Tensor:
         """Epsilon of one lonely atom of each species (n_species,)."""
         none = torch.zeros(0, dtype=torch.long, device=self.device)
         vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
         # one by one, as they come later: matrix products of another size round differently
         kinds = [none.new_tensor([k]) for k in range(len(self.species))]
-        return torch.cat([self.epsilon(kind, vectors, none, none)[0] for kind in kinds])
+        return torch.cat([self.epsilon(kind, vectors, none, none, operations=operations)[0] for kind in kinds])
 
     def epsilon(
         self,

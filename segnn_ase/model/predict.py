@@ -94,7 +94,7 @@ class PlainEvaluator(Evaluator):
     def __init__(self, potential: Potential, operations: Operations | None = None, *, name: str = "plain PyTorch"):
         self.name, self._operations = name, operations
         self._potential = copy.deepcopy(potential).eval().requires_grad_(False)
-        self.elements = self._potential.elements()
+        self.elements = self._potential.elements(self._potential.lonely_epsilon(operations))
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
         self.elements.kinds(graph.numbers)  # refuses others

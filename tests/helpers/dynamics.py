@@ -66,11 +66,27 @@ def crystal(**options) -> Atoms:
     return atoms
 
 
+def trimer(**options) -> Atoms:
+    atoms = Atoms("Cu3", positions=[[0, 0, 0], [2.5, 0, 0], [1.3, 2.2, 0]])
+    atoms.calc = Morse(**options)
+    return atoms
+
+
+VARIANTS = {  # of every ensemble
+    "nve": {"ensemble": "nve"},
+    "langevin": {"ensemble": "langevin"},
+    "bussi": {"ensemble": "bussi"},
+    "nhc": {"ensemble": "nhc"},
+    "npt": {"ensemble": "npt", "pressure": 1.0},
+    "npt_full": {"ensemble": "npt", "npt_cell": "full", "pressure": 1.0},
+}
+
+
 def config(folder: Path | None = None, frames: str = "md.extxyz", **settings) -> MDConfig:
     if folder is not None:
         names = {"log": "md.csv", "trajectory": frames, "restart": "md.npz"}
         settings = {name: str(folder / file) for name, file in names.items()} | settings
-    return MDConfig.parse({"timestep": 2.0, "tdamp": 50.0, "pdamp": 200.0, **settings})
+    return MDConfig.parse({"ensemble": "nve", "timestep": 2.0, "tdamp": 50.0, "pdamp": 200.0, **settings})
 
 
 def run(atoms: Atoms, settings: MDConfig, **options):

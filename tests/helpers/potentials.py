@@ -44,16 +44,13 @@ def build_potential(variant: str, dtype: torch.dtype = torch.float64, seed: int 
     preset, settings = VARIANTS[variant]
     small = {} if variant == "default" else {"radial_hidden": (16,)}
     config = model_config(preset, cutoff=CUTOFF, **settings, **small)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        potential = Potential(config, SPECIES, reference_energies=list(REFERENCES.values())).to(torch.float64)
+    potential = Potential(config, SPECIES, reference_energies=list(REFERENCES.values()), seed=seed).double()
     potential.calibrate(everything_at_once())
     return potential.to(dtype).eval()
 
 
 def odd_potential(name: str) -> Potential:
     """One of `ODD`, in float64, no bias of which is zero."""
-    torch.manual_seed(0)
     potential = Potential(
         model_config(cutoff=CUTOFF, radial_hidden=(16,), **ODD[name]),
         SPECIES,
@@ -61,18 +58,18 @@ def odd_potential(name: str) -> Potential:
         scales=[1.0, 2.0, 0.5, 1.5],
     )
     potential.calibrate(everything_at_once())
+    generator = torch.Generator().manual_seed(0)
     for weight in potential.parameters():  # biases too
         if not bool(weight.any()):
-            torch.nn.init.normal_(weight)
+            torch.nn.init.normal_(weight, generator=generator)
     return potential.double().eval()
 
 
 def tiny_potential(seed: int = 0, dtype: torch.dtype = torch.float64, **settings) -> Potential:
     """The smallest one with every kind of weight, calibrated on a molecule and a crystal."""
     config = model_config(**{**TINY, **settings})
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        potential = Potential(config, SPECIES, reference_energies=list(REFERENCES.values()), scales=[0.8] * 4)
+    references = list(REFERENCES.values())
+    potential = Potential(config, SPECIES, reference_energies=references, scales=[0.8] * 4, seed=seed)
     potential.calibrate(collate([graph_from_atoms(atoms, config.cutoff) for atoms in (ethanol(), rattled(copper()))]))
     return potential.to(dtype).eval()
 
@@ -80,9 +77,7 @@ def tiny_potential(seed: int = 0, dtype: torch.dtype = torch.float64, **settings
 def uncalibrated_potential(dtype: torch.dtype = torch.float32, **settings) -> Potential:
     """The tiny one for files: three species, and reference energies that no short decimal number is."""
     config = model_config(**{**TINY, **settings})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        potential = Potential(config, [1, 8, 29], reference_energies=[-13.6, 0.1, 1 / 3], scales=[0.7] * 3)
+    potential = Potential(config, [1, 8, 29], reference_energies=[-13.6, 0.1, 1 / 3], scales=[0.7] * 3)
     return potential.to(dtype).eval()
 
 

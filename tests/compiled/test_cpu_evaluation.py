@@ -1,8 +1,6 @@
-"""The network in compiled code against the same network layer by layer (T16), with the same radial tables."""
+"""The network in compiled code against plain PyTorch with the same radial tables (T16)."""
 
-import copy
 import os
-import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,37 +13,28 @@ import torch
 from ase import units
 from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
+from helpers.kernels import TOLERANCE, tabulated_twin
 from helpers.potentials import ODD, VARIANTS, everything_at_once, odd_potential
 from helpers.systems import CUTOFF, NAMED, SPECIES
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
-from segnn_ase.compiled import cpu, kernels
-from segnn_ase.compiled.choose import accelerate
-from segnn_ase.compiled.cpu import Engine, panels
-from segnn_ase.compiled.passes import make_plan, supported
-from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import predict
+from segnn_ase.compiled import cpu, cpu_evaluation, kernels
+from segnn_ase.compiled.choose import choose_evaluator
+from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.compiled.network_steps import supported
+from segnn_ase.compiled.runtime import pointers
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-ONE_BLOCK = [v for v in VARIANTS if v not in ("uneven", "parities", "segnn2022")]
+KNOWN = [v for v in VARIANTS if v != "segnn2022"]
 
 
-def tabulated(potential: Potential) -> Potential:
-    potential.segnn.accelerate()
-    potential.segnn.tabulate()
-    return potential
-
-
-def assert_equal(potential: Potential, graph, tolerance: float) -> None:
-    """Energies, descriptors, edge gradients, forces and stress of the engine are those of the layers."""
-    potential.compile_network(False)
-    expected = predict(potential, graph, stress=True)
-    assert potential.compile_network() and potential.engine is not None
-    found = predict(potential, graph, stress=True)
-    alone = predict(potential, graph, forces=False)
+def assert_equal(potential, graph, tolerance: float) -> None:
+    """Energies, descriptors, edge gradients, forces and stress are those of the slow twin."""
+    expected = tabulated_twin(potential)(graph, stress=True)
+    evaluate = CpuEvaluator(potential)
+    found, alone = evaluate(graph, stress=True), evaluate(graph, forces=False)
     assert torch.equal(alone.energies, found.energies) and torch.equal(alone.features, found.features)
     for name in ("energies", "features", "edge_gradients", "forces", "stress"):
         x, y = (getattr(r, name).nan_to_num().double() for r in (found, expected))
@@ -54,37 +43,37 @@ def assert_equal(potential: Potential, graph, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("variant", ONE_BLOCK)
-def test_T16_engine_equals_the_layers(variant, dtype, new_potential):
-    assert_equal(tabulated(new_potential(variant, dtype)), everything_at_once(), TOLERANCE[dtype])
+@pytest.mark.parametrize("variant", KNOWN)
+def test_T16_compiled_network_equals_plain_torch(variant, dtype, new_potential):
+    assert_equal(new_potential(variant, dtype), everything_at_once(), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_T16_engine_equals_the_layers_for_odd_settings(name):
-    assert_equal(tabulated(odd_potential(name)), everything_at_once(), 1e-10)
+def test_T16_compiled_network_equals_plain_torch_for_odd_settings(name):
+    assert_equal(odd_potential(name), everything_at_once(), 1e-10)
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_T16_engine_equals_the_layers_on_each_structure(name, new_potential):
-    assert_equal(tabulated(new_potential("fast")), graph_from_atoms(NAMED[name](), CUTOFF), 1e-10)
+def test_T16_compiled_network_equals_plain_torch_on_each_structure(name, new_potential):
+    assert_equal(new_potential("fast"), graph_from_atoms(NAMED[name](), CUTOFF), 1e-10)
 
 
-@pytest.mark.parametrize("variant", ["uneven", "parities", "segnn2022"])
-def test_what_the_engine_does_not_know_is_left_to_the_kernels(variant, new_potential):
-    potential = tabulated(new_potential(variant))
-    assert not supported(potential) and not potential.compile_network() and potential.engine is None
-    predict(potential, graph_from_atoms(NAMED["ethanol"](), CUTOFF))
+def test_what_it_does_not_know_goes_layer_by_layer(new_potential):
+    potential = new_potential("segnn2022")
+    assert not supported(potential)
+    evaluate = choose_evaluator(potential, graph_from_atoms(NAMED["ethanol"](), CUTOFF), "require")
+    assert evaluate.name == "compiled layers"
 
 
-def test_threads_agree(new_potential, monkeypatch):
-    potential = tabulated(new_potential("fast"))
+@pytest.mark.parametrize("variant", ["fast", "uneven"])
+def test_threads_agree(variant, new_potential, monkeypatch):
     graph = graph_from_atoms(NAMED["diamond"]().repeat((4, 2, 2)), CUTOFF)
-    assert potential.compile_network()
-    one = predict(potential, graph, stress=True)
+    evaluate = CpuEvaluator(new_potential(variant))
+    one = evaluate(graph, stress=True)
     monkeypatch.setattr(kernels, "WORK_PER_THREAD", 1)
     torch.set_num_threads(3)
     try:
-        three = predict(potential, graph, stress=True)
+        three = evaluate(graph, stress=True)
     finally:
         torch.set_num_threads(1)
     assert torch.equal(one.energies, three.energies)
@@ -93,79 +82,77 @@ def test_threads_agree(new_potential, monkeypatch):
 
 
 def test_results_depend_on_no_call_before(new_potential):
-    """Buffers are kept and grow: after a large structure a small one has the same bits as before."""
-    potential = tabulated(new_potential("segnn"))
-    assert potential.compile_network()
+    """Memory is kept and grows: after a large structure a small one has the same bits as before."""
+    evaluate = CpuEvaluator(new_potential("segnn"))
     few, many = (graph_from_atoms(NAMED[n](), CUTOFF) for n in ("water", "copper"))
-    first = predict(potential, few)
-    predict(potential, many)
-    again = predict(potential, few)
+    first = evaluate(few)
+    evaluate(many)
+    again = evaluate(few)
     assert torch.equal(first.energies, again.energies) and torch.equal(first.forces, again.forces)
-    predict(potential, many)
-    assert torch.equal(first.forces, again.forces)  # results are no views of the buffers
-    assert torch.equal(first.features, again.features)
 
 
-def test_one_engine_serves_several_python_threads(new_potential):
-    """Compiled code lets go of the interpreter's lock; the buffers are shared."""
-    potential = tabulated(new_potential("segnn"))
-    assert potential.compile_network()
-    graphs = [graph_from_atoms(NAMED[name]().repeat(2), CUTOFF) for name in ("copper", "triclinic", "diamond")]
-    expected = [predict(potential, graph).forces for graph in graphs]
-    with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda graph: predict(potential, graph).forces, graphs * 20))
-    assert all(torch.equal(f, expected[n % 3]) for n, f in enumerate(found))
+def test_one_evaluator_serves_several_python_threads(new_potential):
+    """Compiled code lets go of the interpreter's lock; the memory is shared."""
+    evaluate = CpuEvaluator(new_potential("fast"))
+    graphs = [graph_from_atoms(NAMED[n](), CUTOFF) for n in ("water", "copper", "ethanol", "diamond")]
+    expected = [evaluate(g).forces for g in graphs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for found, right in zip(pool.map(lambda g: evaluate(g).forces, graphs), expected, strict=True):
+                assert torch.equal(found, right)
 
 
 def test_a_lonely_atom_has_exactly_its_reference_energy(new_potential):
-    potential = tabulated(new_potential("fast"))
-    assert potential.compile_network()
+    potential = new_potential("fast")
     graph = graph_from_atoms(NAMED["one_atom"](), CUTOFF)
-    result = predict(potential, graph)
+    result = CpuEvaluator(potential)(graph)
     kind = SPECIES.index(int(graph.numbers[0]))
     assert float(result.energy) == potential.reference_energies[kind] and not bool(result.forces.any())
 
 
-def test_unsorted_edges_go_through_the_layers(new_potential):
-    potential = tabulated(new_potential("fast"))
+def test_unsorted_edges_give_the_same(new_potential):
+    evaluate = CpuEvaluator(new_potential("fast"))
     graph = graph_from_atoms(NAMED["ethanol"](), CUTOFF)
     order = torch.randperm(len(graph.edge_src), generator=torch.Generator().manual_seed(0))
     shuffled = graph._replace(
         edge_src=graph.edge_src[order], edge_dst=graph.edge_dst[order], edge_shift=graph.edge_shift[order]
     )
-    assert potential.compile_network()
-    torch.testing.assert_close(predict(potential, shuffled).forces, predict(potential, graph).forces)
+    found, expected = evaluate(shuffled), evaluate(graph)
+    torch.testing.assert_close(found.forces, expected.forces)
+    torch.testing.assert_close(found.edge_gradients, expected.edge_gradients[order])
 
 
-def test_training_copies_and_moves_leave_the_engine_behind(new_potential):
-    potential = tabulated(new_potential("fast"))
-    assert potential.compile_network()
+def test_a_snapshot_does_not_follow_the_potential(new_potential):
+    """Changes in place, weights loaded into a part, another precision: what was made before stays what it was."""
     graph = graph_from_atoms(NAMED["ethanol"](), CUTOFF)
-    expected = predict(potential, graph).forces
-    for twin in (copy.deepcopy(potential), pickle.loads(pickle.dumps(potential))):
-        assert twin._engine is None and twin.engine is not potential.engine
-        assert torch.equal(predict(twin, graph).forces, expected)
-    assert potential.train().engine is None and potential.eval().engine is None
-    assert tabulated(potential).engine is None  # not the old one, with the old weights
-    potential = tabulated(potential)
-    assert potential.compile_network() and potential.to(torch.float32).engine is None
+    for change in (
+        lambda p: [w.data.mul_(1.5) for w in p.parameters()],
+        lambda p: p.segnn.messages[1].load_state_dict(new_potential("fast", seed=5).segnn.messages[1].state_dict()),
+        lambda p: p.to(torch.float32),
+        lambda p: p.reference_energies.__setitem__(0, 99.0),
+    ):
+        potential = new_potential("fast")
+        evaluate = choose_evaluator(potential, graph, "require")
+        before = evaluate(graph)
+        change(potential)
+        after = evaluate(graph)
+        assert torch.equal(before.energies, after.energies) and torch.equal(before.forces, after.forces)
 
 
 def test_a_wrong_step_is_caught(new_potential, monkeypatch):
     """The sign of one path's weights is flipped in the compiled network only."""
-    potential = new_potential("fast")
+    potential, make = new_potential("fast"), cpu_evaluation.make_steps
 
-    def flipped(of):
-        plan = make_plan(of)
-        step = plan.segments[2][0]
-        plan.segments[2][0] = replace(step, weight=-step.weight)
-        return plan
+    def flipped(*given):
+        network = make(*given)
+        step = network.segments[2].steps[0]
+        network.segments[2].steps[0] = replace(step, weight=replace(step.weight, scale=-step.weight.scale))
+        return network
 
-    monkeypatch.setattr(cpu, "make_plan", flipped)
+    monkeypatch.setattr(cpu_evaluation, "make_steps", flipped)
     graph = graph_from_atoms(NAMED["ethanol"](), CUTOFF)
-    with pytest.warns(AccelerationWarning, match="layer by layer: .* differ by"):
-        assert accelerate(potential, graph, tables=True)
-    assert potential.engine is None and potential.segnn.fused  # the layers were right
+    with pytest.warns(AccelerationWarning, match="network in C is not used: .* differ by"):
+        assert choose_evaluator(potential, graph).name == "compiled layers"  # they were right
     lonely, rattled = NAMED["one_atom"](), NAMED["ethanol"]()
     lonely.calc = rattled.calc = SEGNNCalculator(potential, accelerate="require")
     lonely.get_potential_energy()  # without neighbours there is nothing to compare
@@ -174,49 +161,44 @@ def test_a_wrong_step_is_caught(new_potential, monkeypatch):
     contact = NAMED["ethanol"]()
     contact.positions[1] = contact.positions[0] + [0.3, 0, 0]
     with pytest.raises(AccelerationError, match="differ by"):
-        accelerate(potential, graph_from_atoms(contact, CUTOFF), "require", tables=True)
-
-
-def test_weights_loaded_later_are_those_that_count(new_potential):
-    potential, graph = tabulated(new_potential("fast")), graph_from_atoms(NAMED["ethanol"](), CUTOFF)
-    assert potential.compile_network()
-    predict(potential, graph)
-    other = new_potential("fast", seed=3)
-    potential.load_state_dict(other.state_dict())
-    assert potential.engine is None
-    torch.testing.assert_close(predict(potential, graph).forces, predict(other, graph).forces)
+        choose_evaluator(potential, graph_from_atoms(contact, CUTOFF), "require")
 
 
 def test_a_failed_allocation_leaves_nothing_half_made(new_potential, monkeypatch):
-    potential = tabulated(new_potential("fast"))
-    assert potential.compile_network()
+    evaluate = CpuEvaluator(new_potential("fast"))
     few, many = (graph_from_atoms(NAMED[n](), CUTOFF) for n in ("water", "copper"))
-    expected, engine_ = predict(potential, many).forces, potential.engine
-    larger = collate([many] * 5)
-    original, calls = Engine._tensor, []
+    expected, larger = evaluate(many).forces, collate([many] * 5)
+    original, calls = torch.zeros, []
 
-    def failing(self, buffer):
-        calls.append(buffer)
+    def failing(*args, **keywords):
+        calls.append(args)
         if len(calls) == 9:
             raise RuntimeError("out of memory")
-        return original(self, buffer)
+        return original(*args, **keywords)
 
-    monkeypatch.setattr(Engine, "_tensor", failing)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        predict(potential, larger)
-    assert engine_.capacity[0] < 0
-    predict(potential, few)
-    assert torch.equal(predict(potential, many).forces, expected)
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu.torch, "zeros", failing)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            evaluate(larger)
+    evaluate(few)
+    assert torch.equal(evaluate(many).forces, expected)
 
 
-def test_buffers_made_in_inference_mode_serve_later_calls(new_potential):
-    potential = tabulated(new_potential("fast"))
-    assert potential.compile_network()
+def test_memory_made_in_inference_mode_serves_later_calls(new_potential):
+    evaluate = CpuEvaluator(new_potential("fast"))
     few, many = (graph_from_atoms(NAMED[n](), CUTOFF) for n in ("water", "copper"))
     with torch.inference_mode():
-        predict(potential, many, forces=False)
-    predict(potential, few)
-    predict(potential, many)
+        evaluate(many, forces=False)
+    evaluate(few)
+    evaluate(many)
+
+
+def test_an_address_keeps_its_tensor():
+    """A contiguous copy that is made on the way must live until it has been read."""
+    strided = torch.arange(10.0)[::2]
+    array = pointers([strided, None])
+    (copy,) = array.kept
+    assert array[0] == copy.data_ptr() and array[1] is None and copy.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 
 def test_the_calculator_uses_it_and_learns_what_is_asked(new_potential):
@@ -235,7 +217,7 @@ def test_the_calculator_uses_it_and_learns_what_is_asked(new_potential):
         assert ("forces" in atoms.calc.results) == there
         if forces:
             assert atoms.get_forces() == pytest.approx(plain.get_forces(), abs=1e-6)
-    assert atoms.calc.potentials[0].engine is not None
+    assert atoms.calc.evaluators == ("the network in C",)
 
 
 def test_dynamics_is_that_of_plain_torch():
@@ -255,21 +237,14 @@ def test_dynamics_is_that_of_plain_torch():
     assert np.abs(ends["require"] - ends["off"]).max() < 1e-6
 
 
-@pytest.mark.parametrize("vectors", range(1, 40))
-def test_panels_cover_all_columns(vectors):
-    cut = panels(vectors)
-    assert sum(cut) == vectors and max(cut) <= 4 and max(cut) - min(cut) <= 1
-
-
 def test_positions_that_are_not_numbers_are_not_taken_for_far_away():
-    potential = tabulated(odd_potential("odd_channels"))
-    assert potential.compile_network()
+    evaluate = CpuEvaluator(odd_potential("odd_channels"))
     graph = graph_from_atoms(NAMED["ethanol"](), CUTOFF)
     positions = graph.positions.clone()
     positions[3, 1] = float("nan")
-    assert not torch.isfinite(predict(potential, graph._replace(positions=positions)).energy).all()
-    expected = predict(potential, graph).energy
-    rounded = predict(potential, graph._replace(positions=graph.positions.float())).energy
+    assert not torch.isfinite(evaluate(graph._replace(positions=positions)).energy).all()
+    expected = evaluate(graph).energy
+    rounded = evaluate(graph._replace(positions=graph.positions.float())).energy
     torch.testing.assert_close(rounded, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -279,7 +254,7 @@ def test_pairs_at_the_cutoff_do_not_upset_the_check():
     atoms = bulk("Cu", "sc", a=CUTOFF / 2).repeat(3)
     for k in range(6):
         atoms.rotate(7.0 * (k + 1), (1, 2, 3 + k), rotate_cell=True)
-        assert accelerate(potential, graph_from_atoms(atoms, CUTOFF), "require", tables=True)
+        choose_evaluator(potential, graph_from_atoms(atoms, CUTOFF), "require")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
