@@ -58,12 +58,12 @@ def residuals(
         batch = collate_items(items[start : start + settings.batch_size])
         loss, prediction = loss_and_prediction(evaluate, batch, settings)
         collected["loss"].append([float(loss)] * batch.graph.n_graphs)
-        for name, values in side_by_side(batch, prediction, uncertainty).items():
+        for name, values in labels_and_predictions(batch, prediction, uncertainty).items():
             collected.setdefault(name, []).append(values.double().numpy())
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collected.items()}
 
 
-def side_by_side(batch: Item, prediction: Prediction, uncertainty: Uncertainty | None) -> dict[str, Tensor]:
+def labels_and_predictions(batch: Item, prediction: Prediction, uncertainty: Uncertainty | None) -> dict[str, Tensor]:
     atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
     expected = {} if uncertainty is None else predicted_deviations(uncertainty, batch.graph, prediction)
     found = {}
