@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
-import segnn_ase
+from segnn_ase import __version__
 from segnn_ase.base.errors import ConfigError, SEGNNError
 from segnn_ase.base.files import progress_bar
 from segnn_ase.calculator import SEGNNCalculator, members_of
@@ -83,7 +83,8 @@ def _context(model, s: Subject) -> dict:
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
-            **{module.__name__: str(module.__version__) for module in (segnn_ase, torch, ase, np)},
+            "segnn_ase": __version__,
+            **{module.__name__: str(module.__version__) for module in (torch, ase, np)},
             "python": platform.python_version(),
         },
         "ms_per_step": s.run.ms_per_step,
