@@ -19,24 +19,21 @@ from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import (
-    AccelerationError,
-    AccelerationWarning,
     ConfigError,
     DomainError,
     DomainWarning,
     StructureError,
     expect,
 )
-from segnn_ase.compiled.choose import MODES, accelerate
-from segnn_ase.compiled.gpu import DeviceEngine
-from segnn_ase.compiled.gpu_recording import CapturedPredict
-from segnn_ase.model.potential import Potential, check_species
-from segnn_ase.model.predict import Prediction, hessian, predict
+from segnn_ase.compiled.choose import MODES, choose_evaluator
+from segnn_ase.model.elements import check_elements
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import Evaluator, Prediction, hessian
 from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.structure.graph import Graph, collate, edge_vectors, within
 from segnn_ase.structure.neighbors import BACKENDS, Neighbors
 from segnn_ase.structure.skin import SkinGraphs
-from segnn_ase.trust.monitor import Watch
+from segnn_ase.trust.monitor import Monitor
 
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
@@ -94,7 +91,7 @@ class SEGNNCalculator(Calculator):
         self.device = resolve_device(device)
         committee = members_of(model)
         self._factors = committee.factors
-        self.potentials = [
+        self._potentials = [
             _prepare(potential, self.device, resolve_dtype(dtype), allow_nonsmooth)
             for potential in committee.potentials
         ]
@@ -104,11 +101,11 @@ class SEGNNCalculator(Calculator):
             expect(isinstance(value, bool), name, value, "True or False")
         self._tables = tables
         self._domain, self._warned = domain, set()
-        first = self.potentials[0]
-        self._watch = Watch(first)
-        self._accelerate, self._settled = accelerate, False
-        self._captured: list[CapturedPredict | None] = [None] * len(self.potentials)
-        elements = {tuple(p.symbols) for p in self.potentials}
+        self._accelerate = accelerate
+        self._evaluators: list[Evaluator] | None = None  # chosen on the first structure
+        self._stamps: list[tuple] | None = None  # of the weights that they know, once somebody has the potentials
+        self._monitor = Monitor(self._potentials[0])
+        elements = {tuple(p.symbols) for p in self._potentials}
         if len(elements) > 1:
             raise ConfigError(
                 f"the members of the committee know different elements: {sorted(elements)}; expected the same, for "
@@ -116,9 +113,22 @@ class SEGNNCalculator(Calculator):
             )
         backend = _resolve_backend(neighbor_backend, self.device)
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
-        cutoffs = {p.cutoff for p in self.potentials}
+        cutoffs = {p.cutoff for p in self._potentials}
         self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in cutoffs}
         self.neighbor_backend = backend
+
+    @property
+    def potentials(self) -> list[Potential]:
+        """The members of the committee. Who has them may change them: from now on the evaluators are made anew when
+        a weight is another, which takes some time at every step to find out."""
+        if self._stamps is None:
+            self._stamps = [p.stamp() for p in self._potentials]
+        return self._potentials
+
+    @property
+    def evaluators(self) -> tuple[str, ...]:
+        """What evaluates each member, in words; empty before the first structure that has neighbours."""
+        return tuple(evaluator.name for evaluator in self._evaluators or ())
 
     def set(self, **settings):
         if settings:
@@ -141,12 +151,11 @@ class SEGNNCalculator(Calculator):
             self._forces_follow, self._asked = self._asked, any(name in properties for name in DERIVATIVES)
         derivatives = self._forces_follow or any(name in properties for name in DERIVATIVES)
         periodic = bool(atoms.pbc.all())
-        self._settle(graphs)
         members = [
-            self._predict(k, graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
-            for k, p in enumerate(self.potentials)
+            evaluator(graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
+            for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
         ]
-        results = self._watched(atoms, graphs[self.potentials[0].cutoff], members)
+        results = self._watched(atoms, graphs[self._potentials[0].cutoff], members)
         self._report(results)  # what is refused here must not be found in the cache
         self.results = results
 
@@ -173,13 +182,15 @@ class SEGNNCalculator(Calculator):
         for first, batch in _batches(structures):
             alone = {cutoff: self._alone(batch, first, cutoff) for cutoff in self._graphs}
             graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
-            self._settle(graphs)
             derivatives = any(name in properties for name in DERIVATIVES)
             stress = "stress" in properties
-            members = [predict(p, graphs[p.cutoff], forces=derivatives, stress=stress) for p in self.potentials]
+            members = [
+                evaluator(graphs[p.cutoff], forces=derivatives, stress=stress)
+                for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
+            ]
             apart = list(zip(*(_apart(m, batch) for m in members), strict=True))
             for n, (atoms, one) in enumerate(zip(batch, apart, strict=True), first):
-                results.append(self._watched(atoms, alone[self.potentials[0].cutoff][n - first], one))
+                results.append(self._watched(atoms, alone[self._potentials[0].cutoff][n - first], one))
                 self._report(results[-1], f"structure {n}: ")
         return results
 
@@ -187,7 +198,8 @@ class SEGNNCalculator(Calculator):
         """Results of one structure; deviations are those of the committee, where there is one."""
         results = _results(members, self._factors)
         volume = float(atoms.cell.volume) if atoms.pbc.all() else None
-        return {**self._watch(graph, members[0], volume), **results}
+        evaluator = self._evaluators[0] if self._evaluators else None
+        return {**self._monitor(graph, members[0], volume, evaluator), **results}
 
     def _report(self, results: dict, where: str = "") -> None:
         for outside in results.get("outside_domain", ()):
@@ -211,72 +223,51 @@ class SEGNNCalculator(Calculator):
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
-        self._settle(graphs)
-        return np.mean([_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self.potentials], axis=0)
+        return np.mean([_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self._potentials], axis=0)
 
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
-        potential = self.potentials[0]
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
-        self._settle(graphs)
-        return _numpy(predict(potential, self._edges(potential, graphs[potential.cutoff]), forces=False).features)
+        return _numpy(self._chosen(graphs)[0](graphs[self._potentials[0].cutoff], forces=False).features)
 
     def get_pairs(self, atoms: Atoms | None = None) -> Neighbors:
         """The pairs i, j, S that are evaluated, as ASE's `neighbor_list` returns them; of the first potential."""
-        cutoff = self.potentials[0].cutoff
+        cutoff = self._potentials[0].cutoff
         graph = within(self._graph(atoms, cutoff), cutoff)
         return Neighbors(*map(_numpy, (graph.edge_dst, graph.edge_src, graph.edge_shift.long())))
 
-    def _settle(self, graphs: dict[float, Graph]) -> None:
-        """On the first structure that has neighbours, find out whether compiled code can be used."""
-        if self._settled or not all(len(within(graph, cutoff).edge_src) for cutoff, graph in graphs.items()):
-            return
-        for potential in self.potentials:
-            accelerate(
-                potential, within(graphs[potential.cutoff], potential.cutoff), self._accelerate, tables=self._tables
-            )
-        self._captured = [CapturedPredict(p) if isinstance(p.engine, DeviceEngine) else None for p in self.potentials]
-        self._settled = True
+    def _chosen(self, graphs: dict[float, Graph]) -> list[Evaluator]:
+        """The fastest evaluators that agree with plain PyTorch on the first structure that has neighbours."""
+        if self._stamps is not None:
+            stamps = [p.stamp() for p in self._potentials]
+            if stamps != self._stamps:
+                self._stamps, self._evaluators = stamps, None
+                self._monitor = Monitor(self._potentials[0])
+        if self._evaluators is not None:
+            return self._evaluators
+        settled = all(len(within(graph, cutoff).edge_src) for cutoff, graph in graphs.items())
+        mode = self._accelerate if settled else "off"
+        found = [choose_evaluator(p, graphs[p.cutoff], mode, tables=self._tables) for p in self._potentials]
+        if settled:
+            self._evaluators = found
+        return found
 
-    def _predict(self, k: int, graph: Graph, *, forces: bool, stress: bool) -> Prediction:
-        """One structure by one member, recorded and replayed on a GPU."""
-        captured, potential = self._captured[k], self.potentials[k]
-        if captured is not None:
-            try:
-                return captured(graph, forces=forces, stress=stress)
-            except (AccelerationError, RuntimeError) as error:  # the latter are CUDA's
-                self._captured[k] = None
-                if self._accelerate == "require":
-                    raise AccelerationError(f"the step cannot be recorded as a CUDA graph: {error}") from error
-                message = f"the step is not recorded as a CUDA graph, its kernels are started one by one: {error}"
-                warnings.warn(message, AccelerationWarning, stacklevel=2)
-        return predict(potential, self._edges(potential, graph), forces=forces, stress=stress)
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._settled = False  # another machine may have another compiler, or none
-        self._captured = [None] * len(self.potentials)
-        for potential in self.potentials:
-            potential.compile_network(False)
-            potential.segnn.accelerate(False)
+    def __getstate__(self) -> dict:
+        # compiled code stays in its process: another machine may have another compiler, or none
+        return {**self.__dict__, "_evaluators": None}
 
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
         expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
         if atoms is None or len(atoms) == 0:
             raise StructureError("atoms is empty: there is nothing to evaluate")
-        for potential in self.potentials:
-            check_species(potential, atoms.numbers)
+        first = self._potentials[0]  # the others know the same elements
+        check_elements(first.symbols, first.species, atoms.numbers)
         cell = atoms.cell.array
         graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
         if not graphs.apart(CLOSEST, cell):
             _check_distances(atoms, graph)
         return graph
-
-    @staticmethod
-    def _edges(potential: Potential, graph: Graph) -> Graph:
-        """The engine leaves out what is beyond the cutoff by itself."""
-        return graph if potential.engine is not None else within(graph, potential.cutoff)
 
 
 def members_of(model) -> Committee:
@@ -287,6 +278,8 @@ def members_of(model) -> Committee:
         return load_committee(model)
     if not model:
         raise ConfigError("model is an empty list; expected at least one potential")
+    if len(model) == 1:
+        return members_of(model[0])  # the factors of a committee's file stay
     expect(not any(isinstance(one, list | tuple) for one in model), "model", model, "a list of paths or potentials")
     return Committee([potential for one in model for potential in members_of(one).potentials], {}, {})
 

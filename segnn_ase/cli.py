@@ -1,14 +1,23 @@
-"""The `segnn` command: a few lines a sub-command, heavy imports where they are used."""
+"""The `segnn` command: options are made from the fields of settings, and a sub-command is a few lines.
+
+Heavy imports stand where they are used, so that a help text comes at once.
+"""
 
 import ctypes
 import math
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from segnn_ase.base.errors import OutOfTime, SEGNNError
+from segnn_ase.base.errors import ConfigError, OutOfTime, SEGNNError
+from segnn_ase.base.files import existing_file
+from segnn_ase.base.options import Options, with_options
+from segnn_ase.base.settings import read_toml
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.model.settings import PRESETS, ModelConfig
+from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 
 app = typer.Typer(
     add_completion=False,
@@ -16,112 +25,79 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="SEGNN interatomic potentials: train, fine-tune, evaluate and run molecular dynamics.",
 )
+FILES = {"trajectory": ".xyz", "log": ".csv", "restart": ".npz"}  # of dynamics, behind the prefix
 OUT_OF_TIME = 75  # exit status: sysexits.h calls it a temporary failure, try again
-Paths = Annotated[list[str] | None, typer.Option(help="frames that ASE reads; may be repeated")]
-Text = Annotated[str | None, typer.Option()]
-Number = Annotated[float | None, typer.Option()]
-Count = Annotated[int | None, typer.Option()]
-Minutes = Annotated[float | None, typer.Option(help="of wall-clock time; exit status 75: the same command goes on")]
+KEYS = ("energy_key", "forces_key", "stress_key")
+Model = Annotated[str, typer.Argument(help="model file or name of a shipped potential")]
+Structure = Annotated[str, typer.Argument(help="file that ASE reads; its last frame is used")]
+Toml = Annotated[Path | None, typer.Option(help="TOML file with \\[data] and \\[training]")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
+Dtype = Annotated[str | None, typer.Option(help="float32 or float64; default: that of the model")]
+Accelerate = Annotated[str, typer.Option(help="compiled code", metavar="auto|off|require")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
+Out = Annotated[str | None, typer.Option(help="model file that is written; default: model.pt")]
 
 
-@app.command()
+@app.command(epilog="Example: segnn train --train frames.xyz --out cu-al.pt --cutoff 4 --preset fast --epochs 3")
+@with_options(data=Options(DataConfig), model=Options(ModelConfig), training=Options(OptimConfig))
 def train(
+    data: dict,
+    model: dict,
+    training: dict,
     config: Annotated[Path | None, typer.Argument(help="TOML file with \\[data], \\[model] and \\[training]")] = None,
-    train: Paths = None,
-    valid: Paths = None,
-    test: Paths = None,
-    out: Text = None,
-    preset: Annotated[str | None, typer.Option(help="segnn, fast, tfn, egnn, schnet")] = None,
-    cutoff: Annotated[float | None, typer.Option(help="Å")] = None,
-    isolated_atoms: Annotated[str | None, typer.Option(help="file with one frame per element, for E0")] = None,
-    energy_key: Text = None,
-    forces_key: Text = None,
-    stress_key: Text = None,
-    epochs: Count = None,
-    batch_size: Count = None,
-    max_edges: Count = None,
-    learning_rate: Number = None,
-    energy_weight: Number = None,
-    forces_weight: Number = None,
-    stress_weight: Number = None,
-    patience: Count = None,
-    seed: Count = None,
-    committee: Annotated[int | None, typer.Option(help="potentials that differ in their seeds")] = None,
-    max_minutes: Minutes = None,
-    device: Text = None,
-    dtype: Text = None,
-    tensorboard: Annotated[bool | None, typer.Option("--tensorboard")] = None,
+    out: Out = None,
+    preset: Annotated[
+        str | None, typer.Option(help="from which model settings start; default: segnn", metavar="|".join(PRESETS))
+    ] = None,
     threads: Threads = None,
 ):
-    """Train a potential; options override the TOML file. The same command goes on where it was stopped."""
-    given = {name: value for name, value in locals().items() if value is not None}
+    """Train a potential; options override the TOML file. The same command goes on where it was stopped.
+
+    Exit status 75: --max-minutes are over.
+    """
     with reported_errors():
         from segnn_ase.train.start import train as run
 
         _prepare_process(threads)
-        run(_train_config(given))
+        chosen = {} if preset is None else {"preset": preset}
+        run(_train_config(config, out, data=data, model={**chosen, **model}, training=training))
 
 
-@app.command()
-def finetune(
-    model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")],
-    train: Paths = None,
-    valid: Paths = None,
-    test: Paths = None,
-    out: Text = None,
-    config: Annotated[Path | None, typer.Option(help="TOML file with \\[data] and \\[training]")] = None,
-    energy_key: Text = None,
-    forces_key: Text = None,
-    stress_key: Text = None,
-    epochs: Count = None,
-    batch_size: Count = None,
-    learning_rate: Number = None,
-    freeze: Annotated[list[str] | None, typer.Option(help="part to keep, such as segnn.messages.0")] = None,
-    seed: Count = None,
-    max_minutes: Minutes = None,
-    device: Text = None,
-    threads: Threads = None,
-):
-    """Go on from a trained model on new frames, also of another level of theory."""
-    given = {name: value for name, value in locals().items() if value is not None and name != "model"}
+@app.command(epilog="Example: segnn finetune cu-al.pt --train frames.xyz --out tuned.pt --epochs 2")
+@with_options(data=Options(DataConfig), training=Options(OptimConfig, defaults=FINETUNE_DEFAULTS))
+def finetune(model: Model, data: dict, training: dict, config: Toml = None, out: Out = None, threads: Threads = None):
+    """Go on from a trained model on new frames, also of another level of theory; options override the TOML file."""
     with reported_errors():
         from segnn_ase.train.start import finetune as run
 
         _prepare_process(threads)
-        run(model, _train_config(given))
+        run(model, _train_config(config, out, data=data, training=training))
 
 
-@app.command()
+@app.command(epilog="Example: segnn evaluate cu-al.pt frames.xyz")
+@with_options(keys=Options(DataConfig, only=KEYS))
 def evaluate(
-    model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")],
+    model: Model,
     frames: Annotated[list[str], typer.Argument(help="labelled frames")],
-    energy_key: Text = None,
-    forces_key: Text = None,
-    stress_key: Text = None,
-    device: str = "auto",
+    keys: dict,
+    device: Device = "auto",
     threads: Threads = None,
 ):
     """Print the errors of a model on labelled frames."""
     with reported_errors():
-        from segnn_ase.data.frames import LabelKeys
         from segnn_ase.train.evaluation import evaluate_files
         from segnn_ase.train.report import error_table
 
         _prepare_process(threads)
-        keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)
-        typer.echo(error_table(evaluate_files(model, frames, keys=keys, device=device)))
+        typer.echo(error_table(evaluate_files(model, frames, keys=_label_keys(keys), device=device)))
 
 
-@app.command()
+@app.command(epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")
+@with_options(data=Options(DataConfig, only=("valid", "test", "isolated_atoms")), keys=Options(DataConfig, only=KEYS))
 def check(
     frames: Annotated[list[str], typer.Argument(help="training frames")],
-    valid: Paths = None,
-    test: Paths = None,
-    isolated_atoms: Annotated[str | None, typer.Option(help="file with one frame per element, for E0")] = None,
-    energy_key: Text = None,
-    forces_key: Text = None,
-    stress_key: Text = None,
+    data: dict,
+    keys: dict,
     out: Annotated[Path | None, typer.Option(help="report in Markdown, with a figure beside it")] = None,
     fix: Annotated[str | None, typer.Option(help="new file for the frames, repaired where that is safe")] = None,
 ):
@@ -130,20 +106,18 @@ def check(
         from segnn_ase.check.doctor import check as run
         from segnn_ase.check.repair import repair
         from segnn_ase.check.report import write_report
-        from segnn_ase.data.frames import LabelKeys
 
-        keys = LabelKeys(energy=energy_key, forces=forces_key, stress=stress_key)
-        report = run(frames, valid=valid or (), test=test or (), isolated_atoms=isolated_atoms, keys=keys)
+        report = run(frames, **data, keys=_label_keys(keys))
         typer.echo(report.markdown())
         if out is not None:
             typer.echo(f"wrote {', '.join(write_report(report, out))}")
         if fix is not None:
-            typer.echo("\n".join(repair(report, fix, keys)))
+            typer.echo("\n".join(repair(report, fix, _label_keys(keys))))
         sys.exit(1 if report.errors else 0)
 
 
-@app.command()
-def info(model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")]):
+@app.command(epilog="Example: segnn info silicon-pbe")
+def info(model: Model):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():
         from segnn_ase.store.model_file import describe, load_committee
@@ -151,25 +125,23 @@ def info(model: Annotated[str, typer.Argument(help="model file or name of a ship
         typer.echo(describe(load_committee(model)))
 
 
-@app.command()
+@app.command(epilog="Example: segnn verify silicon-pbe si8.xyz --json si8.json --png si8.png")
 def verify(
-    model: Annotated[str, typer.Argument(help="model file or name of a shipped potential")],
-    structure: Annotated[str, typer.Argument(help="file that ASE reads; its last frame is used")],
-    device: str = "auto",
-    dtype: Text = None,
-    accelerate: Annotated[str, typer.Option(help="auto, off, require: compiled code")] = "auto",
+    model: Model,
+    structure: Structure,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    accelerate: Accelerate = "auto",
     neighbor_backend: Annotated[str, typer.Option(help="auto, matscipy, torch_cluster")] = "auto",
     steps: Annotated[int | None, typer.Option(help="at constant energy; default: by the size")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="of rotations, displacements and velocities")] = 0,
     json: Annotated[Path | None, typer.Option(help="file for the lines as JSON")] = None,
     png: Annotated[Path | None, typer.Option(help="file for a figure")] = None,
     store: Annotated[bool, typer.Option("--store", help="write the result into the model file")] = False,
     threads: Threads = None,
 ):
     """Check symmetries, derivatives, smoothness and more on a structure; exit status 1 where one does not hold."""
-    given = {name: value for name, value in locals().items() if name in VERIFY_OPTIONS}
     with reported_errors():
-        from segnn_ase.md.outputs import read_structure
         from segnn_ase.store.model_file import load_with_metadata
         from segnn_ase.verify.certificate import table, write
         from segnn_ase.verify.run import verify as run
@@ -177,60 +149,67 @@ def verify(
         _prepare_process(threads)
         if store:
             load_with_metadata(model)  # refuses what cannot keep it, before all the work
-        certificate = run(model, read_structure(structure), progress=True, **given)
+        how: dict[str, Any] = {"device": device, "dtype": dtype, "accelerate": accelerate}
+        how |= {"neighbor_backend": neighbor_backend, "steps": steps, "seed": seed}
+        certificate = run(model, read_structure(structure), progress=True, **how)
         typer.echo(table(certificate))
         for path in write(certificate, json=json, png=png, model=model if store else None):
             typer.echo(f"wrote {path}")
         sys.exit(0 if certificate.passed else 1)
 
 
-@app.command()
+@app.command(
+    epilog="Example: segnn md si8.xyz --model silicon-pbe --ensemble npt --temperature 500 --timestep 2 --out npt"
+)
+@with_options(dynamics=Options(MDConfig, defaults={name: f"OUT{suffix}" for name, suffix in FILES.items()}))
 def md(
-    structure: Annotated[str, typer.Argument(help="file that ASE reads; its last frame is the start")],
+    structure: Structure,
     model: Annotated[list[str], typer.Option(help="model file or shipped name; several make a committee")],
+    dynamics: dict,
     out: Annotated[str, typer.Option(help="prefix of every file that is written")] = "md",
-    ensemble: Annotated[str, typer.Option(help="nve, langevin, nhc, npt")] = "langevin",
-    temperature: Annotated[float, typer.Option(help="K")] = 300.0,
-    pressure: Annotated[float, typer.Option(help="GPa, npt")] = 0.0,
-    timestep: Annotated[float, typer.Option(help="fs")] = 0.5,
-    steps: int = 1000,
-    friction: Annotated[float, typer.Option(help="1/fs, langevin")] = 0.01,
-    seed: int = 0,
-    save_every: Annotated[int, typer.Option(help="steps between frames")] = 100,
-    log_every: int = 10,
-    stop_outside_domain: Annotated[
-        bool, typer.Option("--stop-outside-domain", help="stop at a structure outside the training data")
-    ] = False,
-    max_forces_std: Annotated[float | None, typer.Option(help="eV/Å; stop at more uncertain forces")] = None,
-    max_minutes: Minutes = None,
     rdf: Annotated[list[str] | None, typer.Option(help="pair for a radial distribution, such as O-H")] = None,
-    device: str = "auto",
-    dtype: Text = None,
-    accelerate: Annotated[str, typer.Option(help="auto, off, require: compiled code on the CPU")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the files of an earlier run")] = False,
+    device: Device = "auto",
+    dtype: Dtype = None,
+    accelerate: Accelerate = "auto",
+    domain: Annotated[
+        str, typer.Option(help="at a structure outside the training data", metavar="warn|raise|ignore")
+    ] = "warn",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace a log and trajectory without restart file")
+    ] = False,
     threads: Threads = None,
 ):
-    """Run molecular dynamics; the same command goes on where it was stopped."""
-    given = {name: value for name, value in locals().items() if name in MD_OPTIONS}
+    """Run molecular dynamics; the same command goes on where it was stopped. Exit status 75: --max-minutes are over."""
     with reported_errors():
         from segnn_ase.calculator import SEGNNCalculator
-        from segnn_ase.md.analysis import check_pairs
-        from segnn_ase.md.outputs import plot_run, read_structure
+        from segnn_ase.md.analysis import check_pairs, plot_run
         from segnn_ase.md.run import run_md
-        from segnn_ase.md.settings import MDConfig
 
         _prepare_process(threads)
-        files = {"trajectory": f"{out}.xyz", "log": f"{out}.csv", "restart": f"{out}.npz"}
-        config = MDConfig.parse({**given, **files})
+        files = {name: f"{out}{suffix}" for name, suffix in FILES.items()}
+        config = MDConfig.parse({**files, **dynamics})
         atoms = read_structure(structure)
         if rdf:
             check_pairs(rdf, atoms)
-        models = model if len(model) > 1 else model[0]
-        atoms.calc = SEGNNCalculator(models, device=device, dtype=dtype, accelerate=accelerate)
+        how: dict[str, Any] = {"device": device, "dtype": dtype, "accelerate": accelerate, "domain": domain}
+        atoms.calc = SEGNNCalculator(model if len(model) > 1 else model[0], **how)
         result = run_md(atoms, config, overwrite=overwrite)
-        written = plot_run(result, out, pairs=rdf or ())
+        written = [result.trajectory, result.log_path, result.restart, *plot_run(result, out, pairs=rdf or ())]
         typer.echo(summary_of(result))
-        typer.echo(f"wrote {', '.join([*files.values(), *map(str, written)])}")
+        typer.echo(f"wrote {', '.join(map(str, written))}")
+
+
+def read_structure(path: str):
+    """Read the last frame of a file. Raises FileNotFoundError, or ConfigError for what ASE cannot read."""
+    import ase.io
+
+    existing_file(path, "structure")
+    try:
+        return ase.io.read(path, -1)
+    except Exception as error:  # ASE raises anything on a bad file
+        raise ConfigError(
+            f"structure is {str(path)!r}, which ASE cannot read: {type(error).__name__}: {error}"
+        ) from error
 
 
 def summary_of(result) -> str:
@@ -269,37 +248,20 @@ class reported_errors:
         return False
 
 
-VERIFY_OPTIONS = "device dtype accelerate neighbor_backend steps seed".split()
-MD_OPTIONS = (
-    "ensemble temperature pressure timestep steps friction seed save_every log_every stop_outside_domain "
-    "max_forces_std max_minutes"
-).split()
-DATA_OPTIONS = ("train", "valid", "test", "isolated_atoms", "energy_key", "forces_key", "stress_key")
-TRAINING_OPTIONS = (
-    "epochs batch_size max_edges learning_rate energy_weight forces_weight stress_weight patience seed committee "
-    "max_minutes device dtype "
-    "tensorboard freeze"
-).split()
+def _label_keys(given: dict):
+    from segnn_ase.data.frames import LabelKeys
+
+    return LabelKeys(**{name.removesuffix("_key"): key for name, key in given.items()})
 
 
-def _train_config(given: dict):
+def _train_config(config: Path | None, out: str | None, **sections: dict) -> TrainConfig:
     """Merge TOML file and options, which go first."""
-    from segnn_ase.base.settings import read_toml
-    from segnn_ase.train.settings import TrainConfig
-
-    values = read_toml(given["config"]) if "config" in given else {}
-    sections = {
-        "data": {name: given[name] for name in DATA_OPTIONS if name in given},
-        "model": {name: given[name] for name in ("preset", "cutoff") if name in given},
-        "training": {name: given[name] for name in TRAINING_OPTIONS if name in given},
-    }
+    values = {} if config is None else read_toml(config)
     for name, options in sections.items():
         section = values.get(name, {})
         if isinstance(section, dict):  # what is no table is refused by `parse`
             values[name] = {**section, **options}
-    if "out" in given:
-        values["out"] = given["out"]
-    return TrainConfig.parse(values)
+    return TrainConfig.parse(values if out is None else {**values, "out": out})
 
 
 def _prepare_process(threads: int | None) -> None:

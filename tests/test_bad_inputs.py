@@ -15,19 +15,19 @@ import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.constraints import FixAtoms
-from systems import copper, ethanol, slab
-from test_calculator import tiny_potential
-from test_cli import TOML, assert_one_line_error, segnn
-from test_data import emt_atoms
-from test_md import Morse, crystal
+from helpers.command_line import TOML, assert_one_line_error, segnn
+from helpers.dynamics import Morse, crystal
+from helpers.frames import emt_atoms
+from helpers.potentials import tiny_potential
+from helpers.systems import copper, ethanol, slab
 
 from segnn_ase import Potential, SEGNNCalculator, load_potential, save_potential
 from segnn_ase.base.errors import ConfigError, DataError, DeviceError, ModelFileError, OutputError, StructureError
 from segnn_ase.base.figures import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
 from segnn_ase.base.settings import read_toml
+from segnn_ase.cli import read_structure
 from segnn_ase.data.frames import LabelKeys, read_frames
-from segnn_ase.md.analysis import radial_distribution
-from segnn_ase.md.outputs import read_structure
+from segnn_ase.md.analysis import plot_run, radial_distribution
 from segnn_ase.md.run import run_md
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.potential import parse_species
@@ -498,7 +498,8 @@ def no_atoms():
 MD = [
     (f"{name} = {value!r}", md_config(**{name: value}), ConfigError, rf"setting '{name}' is .*: {message}")
     for name, value, message in (
-        ("ensemble", "nvt", "Input should be 'nve', 'langevin', 'nhc' or 'npt'"),
+        ("ensemble", "nvt", "expected one of nve, langevin, bussi, nhc, npt"),
+        ("ensemble", 3, "Input should be a valid string"),
         ("timestep", 0, "Input should be greater than 0"),
         ("timestep", 21.0, "Input should be less than or equal to 20"),
         ("timestep", NAN, "Input should be"),
@@ -531,7 +532,13 @@ MD = [
     ("pickle", md_config(restart="md.pkl"), ConfigError, r"restart is 'md\.pkl'; expected .*\.npz"),
     ("tdamp", md_config(ensemble="nhc", tdamp=4), ConfigError, "tdamp is 4.0 fs; expected at least 10 time steps"),
     ("pdamp", md_config(ensemble="npt", pdamp=20), ConfigError, "pdamp is 20.0 fs; expected at least tdamp"),
-    ("pressure", md_config(pressure=1.0), ConfigError, "pressure is 1.0 GPa, but ensemble 'nve' has none: use 'npt'"),
+    (
+        "pressure",
+        md_config(pressure=1.0),
+        ConfigError,
+        "pressure is 1.0 GPa, but ensemble 'langevin' has none: use 'npt'",
+    ),
+    ("tdamp of bussi", md_config(ensemble="bussi", tdamp=4), ConfigError, "tdamp is 4.0 fs; expected at least 10 time"),
     (
         "drift",
         md_config(ensemble="langevin", max_energy_drift=0.1),
@@ -556,6 +563,18 @@ MD = [
         "max_energy_drift needs the free_energy; Morse does not implement it",
     ),
     ("nhc, constraints", dynamics(constrained, ensemble="nhc"), ConfigError, "'nhc' cannot hold constraints: remove"),
+    (
+        "bussi at rest",
+        dynamics(crystal, ensemble="bussi", velocities="keep"),
+        ConfigError,
+        "momenta of atoms are zero, which 'bussi' cannot scale; expected",
+    ),
+    (
+        "pairs without a trajectory",
+        lambda w: plot_run(run_md(crystal(), MDConfig(steps=0), progress=False), "run", pairs=["Cu-Cu"]),
+        ConfigError,
+        r"pairs is \['Cu-Cu'\]; expected none for a run without a trajectory",
+    ),
     ("no committee", dynamics(crystal, max_forces_std=0.1), ConfigError, "neither a committee"),
     ("no domain", dynamics(crystal, stop_outside_domain=True), ConfigError, "potential has no domain to compare with"),
     ("log below a file", dynamics(crystal, log="text.xyz/md.csv"), OutputError, r"cannot write 'text\.xyz/md\.csv'"),
@@ -685,6 +704,9 @@ USAGE = [  # arguments, the option or command that is named
     ("train --learning-rate fast", "--learning-rate"),
     ("train --seed 1.5", "--seed"),
     ("train --threads 0", "--threads"),
+    ("train --radial-hidden wide", "--radial-hidden"),
+    ("train --no-epochs", "--no-epochs"),
+    ("md start.xyz --model it.pt --tdamp long", "--tdamp"),
     ("train config.toml extra", "extra"),
     ("finetune it.pt --epochs 1.5", "--epochs"),
     ("finetune it.pt --preset fast", "--preset"),
@@ -722,6 +744,14 @@ SHELL = [
     ("train --train bare.xyz", "no frame has an energy or forces"),
     ("train --train good.xyz --out model.h5", "expected a name that ends in .pt"),
     ("train --train good.xyz --device cuda:99 --out other.pt", "device is 'cuda:99'"),
+    (
+        "train --train good.xyz --reference-energies Cu",
+        "setting 'data.reference_energies.Cu' is '': Input should be a valid number",
+    ),
+    ("train --train good.xyz --lmax-attr 9", "setting 'model.lmax_attr' is 9: Input should be less than or equal to 8"),
+    ("train --train good.xyz --hidden-irreps 4x1o", "expected some 0e channels"),
+    ("train --train good.xyz --rollout-steps 0 --select stability", "select is 'stability', but rollout_steps is 0"),
+    ("finetune it.pt --train good.xyz --committee 2", "fine-tune the members one by one"),
     ("finetune no.pt --train good.xyz", "model is 'no.pt': there is no such file"),
     ("finetune it.pt --config flat.toml", "setting 'data' is 'good.xyz'"),
     ("finetune it.pt --config config.toml", "fine-tuning keeps the architecture"),
@@ -741,6 +771,9 @@ SHELL = [
     ("md start.xyz --model it.pt --timestep 50", "setting 'timestep' is 50.0"),
     ("md start.xyz --model it.pt --ensemble npt", "ensemble 'npt' needs pbc in three directions"),
     ("md start.xyz --model it.pt --pressure 1", "pressure is 1.0 GPa, but ensemble 'langevin' has none"),
+    ("md start.xyz --model it.pt --velocities fast", "setting 'velocities' is 'fast': Input should be 'auto'"),
+    ("md start.xyz --model it.pt --trajectory md.xtc", "trajectory is 'md.xtc'; expected a name that ends in .traj or"),
+    ("md start.xyz --model it.pt --domain maybe", "domain is 'maybe'; expected"),
     ("md start.xyz --model it.pt --dtype float16", "dtype is 'float16'; expected 'float32'"),
     ("md start.xyz --model it.pt --accelerate yes", "accelerate is 'yes'; expected one of"),
     ("md start.xyz --model it.pt --device toaster", "device is 'toaster'; expected 'auto', 'cpu'"),

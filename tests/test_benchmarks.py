@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,49 @@ SMALL = {
     "neighbors": ["--systems", "acetylacetone", "water24", "--repeats", "1"],
 }
 
+HOUSE = {
+    "__init__.py": "__version__ = '0'\n",
+    "base/__init__.py": "",
+    "base/files.py": "import segnn_ase.cli, os\n\ndef f():\n    'x'\n    return 1\n",
+    "model/__init__.py": "",
+    "model/net.py": "from segnn_ase import __version__\nfrom segnn_ase.data import frames\nclass A:\n    a = 1\n",
+    "data/__init__.py": "",
+    "data/frames.py": "from segnn_ase.base.files import f, g\n" + "class A:\n" + "    a = 1\n" * 250,
+    "data/table.py": "\n".join(["def f():", *("    x = 1" for _ in range(60)), "def g(): return 1\n"]),
+    "cli.py": "def h():\n    from segnn_ase.data.frames import A\n    from segnn_ase.data.table import f\n",
+    "base/kernel.c": "int x;\n" * 10,
+}
+FIGURES = {
+    "folders": "3",
+    "modules": "9",
+    "lines of Python": "327",
+    "lines of C": "10",
+    "lines against 12413": "-97.3%",
+    "imports": "6",
+    "imports across rooms": "6",
+    "pairs of rooms": "5",
+    "floors in use": "1",
+    "imports upwards or sideways": "2",
+    "modules in circles": "4",
+    "functions": "4",
+    "function, median": "2",
+    "function, 90 of 100 within": "3",
+    "function, longest": "61 data.table.f",
+    "functions above 60": "1",
+    "class, longest": "251 data.frames.A",
+    "module, longest": "252 data.frames",
+    "modules above 450": "0",
+    "names in two modules": "2",
+}
+FAULTS = [
+    "upwards or sideways: segnn_ase.base.files imports segnn_ase.cli",
+    "upwards or sideways: segnn_ase.model.net imports segnn_ase.data.frames",
+    "in two modules: A in segnn_ase.data.frames, segnn_ase.model.net",
+    "in two modules: f in segnn_ase.base.files, segnn_ase.data.table",
+    "above 60 lines: segnn_ase.data.table.f, 61",
+    "above 200 lines: segnn_ase.data.frames.A, 251",
+]
+
 
 @pytest.mark.parametrize("name", SMALL)
 def test_benchmark(name, tmp_path):
@@ -29,3 +73,16 @@ def test_benchmark(name, tmp_path):
     assert all(value > 0 for row in content["rows"] for key, value in row.items() if key.endswith("_ms"))
     assert (tmp_path / "result.png").stat().st_size > 1000
     assert len(done.stdout.splitlines()) >= 2 + len(content["rows"])
+
+
+def test_figures_of_the_structure(tmp_path):
+    """Of a package of which every figure is known."""
+    for name, source in HOUSE.items():
+        path = tmp_path / "segnn_ase" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    command = [sys.executable, str(FOLDER / "structure.py"), str(tmp_path), "--faults"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+    figures = dict(re.split(r"  +", line, maxsplit=1) for line in lines if "  " in line)
+    assert figures == FIGURES
+    assert [line for line in lines if "  " not in line] == FAULTS

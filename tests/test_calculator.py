@@ -15,18 +15,15 @@ from ase.calculators.fd import FiniteDifferenceCalculator, calculate_numerical_f
 from ase.io.trajectory import Trajectory
 from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import neighbor_list
-from systems import NAMED, PERFECT, left_handed, rattled, rotation, transformed, triclinic
+from helpers.potentials import REFERENCES, tiny_potential
+from helpers.systems import NAMED, PERFECT, left_handed, rattled, rotation, transformed, triclinic
 
 from segnn_ase import calculator
 from segnn_ase.base.errors import ConfigError, DeviceError, StructureError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import save_potential
-from segnn_ase.structure.graph import collate, graph_from_atoms
 
-TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": (8,)}
-SPECIES = {1: -0.5, 6: -1.25, 8: 0.75, 29: 2.0}
 everywhere = pytest.mark.parametrize("name", NAMED)
 
 
@@ -36,15 +33,6 @@ def ethanol() -> Atoms:
 
 def copper() -> Atoms:
     return rattled(bulk("Cu", cubic=True))
-
-
-def tiny_potential(seed: int = 0, dtype=torch.float64, **settings) -> Potential:
-    config = model_config(**{**TINY, **settings})
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        potential = Potential(config, list(SPECIES), reference_energies=list(SPECIES.values()), scales=[0.8] * 4)
-    potential.calibrate(collate([graph_from_atoms(atoms, config.cutoff) for atoms in (ethanol(), copper())]))
-    return potential.to(dtype).eval()
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +196,7 @@ def test_stress_where_it_is_not_defined_is_refused(potential, name):
 
 def test_one_lonely_atom(potential):
     calc = SEGNNCalculator(potential)
-    for z, energy in SPECIES.items():
+    for z, energy in REFERENCES.items():
         atoms = Atoms([z], positions=[[1, 2, 3]])
         found = evaluated(atoms, calc)
         assert found["energy"] == pytest.approx(energy, abs=1e-12) and not found["forces"].any()

@@ -1,48 +1,31 @@
 """The command line: every option arrives, mistakes are one line, and the commands do what they say."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import ase.io
 import pytest
 from ase.build import molecule
-from test_data import emt_atoms
+from helpers.command_line import TOML, assert_one_line_error, segnn
+from helpers.dynamics import Morse, crystal
+from helpers.frames import emt_atoms
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from segnn_ase import cli
 from segnn_ase.base import figures
+from segnn_ase.base.errors import MDError
+from segnn_ase.base.options import Options, with_options
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.model.settings import ModelConfig, model_config
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.train import loop, start
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
-
-TOML = """
-out = "model.pt"
-[data]
-train = "train.xyz"
-valid_fraction = 0.25
-[model]
-hidden_irreps = "4x0e+4x1o"
-lmax_attr = 1
-cutoff = 3.0
-n_radial = 4
-radial_hidden = [8]
-[training]
-epochs = 3
-device = "cpu"
-"""
-
-
-def segnn(*arguments: str):
-    return CliRunner().invoke(cli.app, [str(a) for a in arguments])
-
-
-def assert_one_line_error(result, message: str) -> None:
-    assert result.exit_code == 1, result.output
-    lines = result.stderr.splitlines()
-    assert lines[-1].startswith("error: ") and message in lines[-1], result.stderr
-    assert "Traceback" not in result.output and not result.stdout
 
 
 @pytest.fixture(autouse=True)
@@ -153,62 +136,161 @@ def test_info(work):
         assert part in result.stdout
 
 
-OPTIONS = {  # option: value on the command line, section and field, value in the settings
-    "--train": ("b.xyz", "data", "train", ("b.xyz",)),
-    "--valid": ("b.xyz", "data", "valid", ("b.xyz",)),
-    "--test": ("b.xyz", "data", "test", ("b.xyz",)),
-    "--isolated-atoms": ("b.xyz", "data", "isolated_atoms", "b.xyz"),
-    "--energy-key": ("mine", "data", "energy_key", "mine"),
-    "--forces-key": ("mine", "data", "forces_key", "mine"),
-    "--stress-key": ("mine", "data", "stress_key", "mine"),
-    "--epochs": ("5", "training", "epochs", 5),
-    "--batch-size": ("3", "training", "batch_size", 3),
-    "--max-edges": ("99", "training", "max_edges", 99),
-    "--learning-rate": ("0.3", "training", "learning_rate", 0.3),
-    "--energy-weight": ("0.3", "training", "energy_weight", 0.3),
-    "--forces-weight": ("0.3", "training", "forces_weight", 0.3),
-    "--stress-weight": ("0.3", "training", "stress_weight", 0.3),
-    "--patience": ("4", "training", "patience", 4),
-    "--seed": ("4", "training", "seed", 4),
-    "--device": ("cpu", "training", "device", "cpu"),
-    "--dtype": ("float64", "training", "dtype", "float64"),
-    "--freeze": ("segnn", "training", "freeze", ("segnn",)),
+SECTIONS = {  # command: what precedes its options, the settings that become options
+    "train": (["train", "--train", "a.xyz"], {"data": DataConfig, "model": ModelConfig, "training": OptimConfig}),
+    "finetune": (["finetune", "m.pt", "--train", "a.xyz"], {"data": DataConfig, "training": OptimConfig}),
+    "md": (["md", "start.xyz", "--model", "m.pt"], {"dynamics": MDConfig}),
 }
-ONLY_TRAIN = (
-    "--isolated-atoms --max-edges --energy-weight --forces-weight --stress-weight --patience --dtype --tensorboard"
-).split()
+FIELDS = [
+    (command, section, name)
+    for command, (_, sections) in SECTIONS.items()
+    for section, settings in sections.items()
+    for name in settings.model_fields
+]
+SAMPLES = {  # what the type of a field does not tell: words on the command line, the value in the settings
+    "train": ("--train b.xyz", ("a.xyz", "b.xyz")),
+    "reference_energies": ("--reference-energies H=-13.6 --reference-energies O=-2e3", {"H": -13.6, "O": -2000.0}),
+    "cutoff": ("--cutoff 4", 4.0),
+    "hidden_irreps": ("--hidden-irreps 8x0e+8x1o", "8x0e+8x1o"),
+    "lmax_attr": ("--lmax-attr 2", 2),
+    "body_order": ("--body-order 2", 2),
+    "radial_hidden": ("--radial-hidden 8 --radial-hidden 16", (8, 16)),
+    "smooth": ("--no-smooth --message published --body-order 1", False),
+    "ensemble": ("--ensemble nhc", "nhc"),
+    "pressure": ("--pressure -1.5 --ensemble npt", -1.5),
+    "max_energy_drift": ("--max-energy-drift 0.1 --ensemble nve", 0.1),
+    "log": ("--log other.csv", "other.csv"),
+    "trajectory": ("--trajectory other.traj", "other.traj"),
+    "restart": ("--restart other.npz", "other.npz"),
+}
 
 
-@pytest.mark.parametrize("command", ["train", "finetune"])
-def test_every_option_arrives(command, monkeypatch):
+def sample(name: str, field) -> tuple[str, object]:
+    """Words that set a field to another value than its default, and that value."""
+    if name in SAMPLES:
+        return SAMPLES[name]
+    option, kind = kebab(name), str(field.annotation)
+    if field.annotation is bool:
+        return (f"--no-{option[2:]}", False) if field.default else (option, True)
+    if "Literal" in kind:
+        value = next(choice for choice in get_args(field.annotation) if choice != field.default)
+    else:
+        value = 3 if "int" in kind else 0.25 if "float" in kind else "some"
+    return f"{option} {value}", (value,) if "tuple" in kind else value
+
+
+def kebab(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The settings with which the commands would have begun."""
     seen = []
     monkeypatch.setattr(start, "train", lambda config: seen.append(config))
     monkeypatch.setattr(start, "finetune", lambda model, config: seen.append(config))
-    command_line = ["train", "--train", "a.xyz"] if command == "train" else ["finetune", "m.pt", "--train", "a.xyz"]
-    left_out = {"--freeze"} if command == "train" else set(ONLY_TRAIN)
-    assert segnn(*command_line).exit_code == 0
-    (plain,) = seen
-    for option, (text, section, field, value) in OPTIONS.items():
-        if option in left_out:
-            continue
-        result = segnn(*command_line, option, text)
-        assert result.exit_code == 0, result.output
-        found, before = (getattr(getattr(config, section), field) for config in (seen[-1], plain))
-        assert found == (("a.xyz", "b.xyz") if option == "--train" else value) != before, option
-    assert segnn(*command_line, "--out", "other.pt").exit_code == 0 and seen[-1].out == "other.pt"
+    monkeypatch.setattr(cli, "read_structure", lambda path: crystal())
+    monkeypatch.setattr("segnn_ase.calculator.SEGNNCalculator", lambda *models, **options: Morse())
+
+    def stop(atoms, config, **options):
+        seen.append(SimpleNamespace(dynamics=config))
+        raise MDError("far enough")
+
+    monkeypatch.setattr("segnn_ase.md.run.run_md", stop)
+    return seen
 
 
-def test_flags_and_model_options_arrive(monkeypatch):
-    seen = []
-    monkeypatch.setattr(start, "train", lambda config: seen.append(config))
-    command_line = ["train", "--train", "a.xyz"]
-    assert segnn(*command_line, "--tensorboard", "--preset", "fast", "--cutoff", "4").exit_code == 0
-    assert seen[-1].training.tensorboard and seen[-1].model == {"preset": "fast", "cutoff": 4.0}
+@pytest.mark.parametrize("command, section, name", FIELDS)
+def test_every_setting_is_an_option_that_arrives_and_sets_nothing_else(command, section, name, seen):
+    before, sections = SECTIONS[command]
+    words, value = sample(name, sections[section].model_fields[name])
+    result = segnn(*before, *words.split())
+    assert len(seen) == 1, result.output
+    given = {option[2:].removeprefix("no-").replace("-", "_") for option in words.split() if option.startswith("--")}
+    if section == "model":
+        assert getattr(model_config(**seen[0].model), name) == value and seen[0].model.keys() == given
+        return
+    settings = getattr(seen[0], section)
+    implied = {"data": {"train"}, "training": set(), "dynamics": {"log", "trajectory", "restart"}}[section]
+    assert getattr(settings, name) == value != sections[section].model_fields[name].default
+    assert settings.model_fields_set == given | implied
 
 
-def test_the_lists_of_options_are_fields_of_the_settings():
-    assert set(cli.DATA_OPTIONS) <= DataConfig.model_fields.keys()
-    assert set(cli.TRAINING_OPTIONS) <= OptimConfig.model_fields.keys()
+@pytest.mark.parametrize("command", SECTIONS)
+def test_without_options_everything_is_the_default(command, seen):
+    before, sections = SECTIONS[command]
+    segnn(*before)
+    names = {"log": "md.csv", "trajectory": "md.xyz", "restart": "md.npz"}
+    expected = {
+        "data": DataConfig(train="a.xyz"),
+        "model": {},
+        "training": OptimConfig(),
+        "dynamics": MDConfig(**names),
+    }
+    for section in sections:
+        assert getattr(seen[0], section) == expected[section]
+
+
+def test_preset_out_and_model_options_arrive(seen):
+    segnn("train", "--train", "a.xyz", "--out", "other.pt", "--preset", "fast", "--cutoff", "4", "--radial-hidden", 8)
+    assert seen[0].model == {"preset": "fast", "cutoff": 4.0, "radial_hidden": [8]} and seen[0].out == "other.pt"
+
+
+def help_lines(command: str) -> list[str]:
+    """The help of a command, on so wide a terminal that an option is a line."""
+    result = CliRunner(env={"COLUMNS": "500"}).invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0, result.output
+    return [" ".join(line.strip("│ ").split()) for line in result.output.splitlines()]
+
+
+@pytest.mark.parametrize("command", SECTIONS)
+def test_every_help_has_description_and_default(command):
+    lines = help_lines(command)
+    for settings in SECTIONS[command][1].values():
+        for name, field in settings.model_fields.items():
+            (line,) = (line for line in lines if line.startswith(f"{kebab(name)} "))
+            assert field.description and field.description in line, f"{command}: {line}"
+            assert re.search(r"\((required|default [^;)]+)[^)]*\)$", line), f"{command}: {line}"
+
+
+def test_help_tells_types_ranges_choices_and_the_defaults_of_the_command():
+    md, train, tune = ("\n".join(help_lines(command)) for command in ("md", "train", "finetune"))
+    assert re.search(r"--timestep <?\w+>? fs \(default 0.5; above 0, at most 20\)", md, flags=re.IGNORECASE)
+    assert "--npt-cell isotropic|full " in md and "(default OUT.csv)" in md and "langevin: constant temp" in md
+    assert "(default 420; at least 1)" in train and "(default 50; at least 1)" in tune
+    assert "--smooth --no-smooth" in train and "--no-smooth" not in tune and "(default on)" in train
+    assert "--reference-energies NAME=VALUE" in train and "segnn|fast|" in train
+
+
+def test_every_help_has_an_example_that_parses():
+    commands = get_command(cli.app).commands
+    for name, command in commands.items():
+        (example,) = (line for line in help_lines(name) if line.startswith("Example: "))
+        program, called, *arguments = example.removeprefix("Example: ").split()
+        assert (program, called) == ("segnn", name)
+        command.make_context(name, arguments)
+    assert {"train", "finetune", "evaluate", "check", "info", "verify", "md"} == commands.keys()
+
+
+def test_names_that_clash_between_settings_are_refused_when_the_command_is_made():
+    clash = with_options(data=Options(DataConfig), again=Options(DataConfig, only=("valid",)))
+    with pytest.raises(ValueError, match="duplicate parameter name: 'valid'"):
+        clash(lambda data, again: None)
+
+
+def test_help_is_given_without_heavy_imports():
+    code = """
+import sys
+from segnn_ase.cli import app
+for command in ([], ["train"], ["finetune"], ["md"], ["verify"]):
+    try:
+        app([*command, "--help"])
+    except SystemExit as end:
+        assert not end.code
+print({"torch", "e3nn", "ase", "matplotlib", "numpy"} & set(sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "set()\n", done.stderr
 
 
 def test_ranks_option_before_file_before_default(work, monkeypatch):

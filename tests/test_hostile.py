@@ -19,10 +19,12 @@ import pytest
 import safetensors.torch
 import torch
 from ase.build import molecule
-from test_cli import assert_one_line_error, segnn
-from test_md import config, contents, crystal, run, state
-from test_model_file import METADATA, tiny_potential
-from test_train import configured, water_frames
+from helpers.command_line import assert_one_line_error, segnn
+from helpers.dynamics import config, contents, crystal, run, state
+from helpers.frames import water_frames
+from helpers.potentials import METADATA
+from helpers.potentials import uncalibrated_potential as tiny_potential
+from helpers.trainings import configured
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base import files

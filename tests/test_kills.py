@@ -7,27 +7,26 @@ by SIGKILL: between steps, within one, or while a file is written.
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
 import torch
-from ase.build import molecule
-from systems import rattled
-from test_train import configured, history, water_frames, weights
+from helpers.dynamics import counted_dynamics
+from helpers.frames import water_frames
+from helpers.trainings import counted_training, history, weights
 
-from segnn_ase import SEGNNCalculator, save_potential
-from segnn_ase.md.run import run_md
-from segnn_ase.md.settings import MDConfig
+from segnn_ase import save_potential
 from segnn_ase.store.tensors import checksum
-from segnn_ase.train.start import train
 
 KILLS = 50
 LIVES = """
 import os, random, signal, sys, threading
 sys.path[:0] = {tests!r}
-import torch, test_kills
+import pathlib, torch
+from {room} import {job}
 torch.set_num_threads(1)
 
 moments, deaths, alive = random.Random(1), 0, True
@@ -41,7 +40,7 @@ while alive:
             steps += 1
             if steps == deadly and deaths < {kills}:
                 threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        test_kills.{job}(test_kills.Path({folder!r}), count)
+        {job}(pathlib.Path({folder!r}), count)
         os._exit(0)
     status = os.waitpid(process, 0)[1]
     alive = status == signal.SIGKILL
@@ -51,10 +50,10 @@ print(deaths)
 """
 
 
-def lives(job: str, folder: Path, *, most: int, delay: float) -> int:
-    """Do a job in as many lives as it takes; returns the number of kills."""
-    tests = sys.path
-    code = LIVES.format(tests=tests, folder=str(folder), job=job, most=most, delay=delay, kills=KILLS)
+def lives(job: Callable, folder: Path, *, most: int, delay: float) -> int:
+    """Do a job of the helpers in as many lives as it takes; returns the number of kills."""
+    where = {"tests": sys.path, "room": job.__module__, "job": job.__name__, "folder": str(folder)}
+    code = LIVES.format(**where, most=most, delay=delay, kills=KILLS)
     # fork wants a single thread
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600)
@@ -62,29 +61,13 @@ def lives(job: str, folder: Path, *, most: int, delay: float) -> int:
     return int(done.stdout)
 
 
-def dynamics(folder: Path, count=lambda: None) -> None:
-    """Langevin dynamics of a molecule with a potential from a file, its list of neighbours with a skin."""
-
-    class Counted(SEGNNCalculator):
-        def calculate(self, *arguments, **options):
-            super().calculate(*arguments, **options)
-            count()
-
-    atoms = rattled(molecule("CH3CH2OH"), 1, 0.02)
-    atoms.calc = Counted(folder.parent / "potential.pt", skin=0.3)
-    names = {"log": folder / "md.csv", "trajectory": folder / "md.xyz", "restart": folder / "md.npz"}
-    every = {"log_every": 1, "save_every": 1, "checkpoint_every": 5}
-    settings = MDConfig(ensemble="langevin", timestep=0.5, friction=0.05, steps=1500, **every, **names)
-    run_md(atoms, settings, progress=False)
-
-
 @pytest.mark.slow
 def test_dynamics_killed_fifty_times(tmp_path, new_potential):
     potential = new_potential("segnn", torch.float32)
     potential.scales = [0.05] * 4
     save_potential(tmp_path / "potential.pt", potential)
-    dynamics(tmp_path / "whole")
-    assert lives("dynamics", tmp_path / "killed", most=44, delay=0.004) == KILLS
+    counted_dynamics(tmp_path / "whole")
+    assert lives(counted_dynamics, tmp_path / "killed", most=44, delay=0.004) == KILLS
     for name in ("md.csv", "md.xyz"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     with np.load(tmp_path / "killed" / "md.npz") as killed, np.load(tmp_path / "whole" / "md.npz") as whole:
@@ -95,29 +78,13 @@ def test_dynamics_killed_fifty_times(tmp_path, new_potential):
     assert {path.name for path in (tmp_path / "killed").iterdir()} == {"md.csv", "md.xyz", "md.npz"}
 
 
-def training(folder: Path, count=lambda: None) -> None:
-    from segnn_ase.base import figures
-    from segnn_ase.train import loop as module
-
-    def counted(*arguments, step=module.training_step):
-        count()
-        return step(*arguments)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "training_step", counted)
-        for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-            patch.setattr(figures, name, lambda *_, **__: None)
-        settings = {"epochs": 100, "batch_size": 2, "save_minutes": 0.0005, "rollout_steps": 4, "rollout_every": 20}
-        train(configured(folder, **settings), progress=False)
-
-
 @pytest.mark.slow
 def test_a_training_killed_fifty_times(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         ase.io.write(tmp_path / name / "train.traj", water_frames(16))
-    training(tmp_path / "whole")
-    assert lives("training", tmp_path / "killed", most=18, delay=0.05) == KILLS
+    counted_training(tmp_path / "whole")
+    assert lives(counted_training, tmp_path / "killed", most=18, delay=0.05) == KILLS
     for name in ("model.pt", "model.last.pt"):
         assert checksum(weights(tmp_path / "killed" / name)) == checksum(weights(tmp_path / "whole" / name)), name
     assert history(tmp_path / "killed" / "model.pt") == history(tmp_path / "whole" / "model.pt")

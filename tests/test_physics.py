@@ -10,8 +10,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from conftest import VARIANTS
-from systems import (
+from helpers.potentials import VARIANTS
+from helpers.systems import (
     CUTOFF,
     MOLECULES,
     NAMED,

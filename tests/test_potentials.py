@@ -99,7 +99,12 @@ def colliding_molecules() -> Atoms:
     ("name", "build", "settings", "message"),
     [
         ("silicon-pbe", melting_silicon, {"ensemble": "langevin", "temperature": 6000, "timestep": 1.0}, "Si"),
-        ("acetylacetone-pbe", colliding_molecules, {"timestep": 0.5}, "neighbours; in training it had"),
+        (
+            "acetylacetone-pbe",
+            colliding_molecules,
+            {"ensemble": "nve", "timestep": 0.5},
+            "neighbours; in training it had",
+        ),
     ],
 )
 def test_a_run_that_leaves_the_domain_stops(name, build, settings, message, tmp_path):

@@ -1,6 +1,7 @@
-"""`Potential`: elements, embedding, readout, reference energies; energy, forces and stress by autograd."""
+"""Devices, precisions and threads."""
 
 import os
+from functools import cache
 
 import torch
 
@@ -38,3 +39,13 @@ def resolve_dtype(dtype: "str | torch.dtype | None") -> torch.dtype | None:
 
 def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def one_thread_after_fork() -> None:
+    """From now on a forked process has one thread: those of OpenMP do not follow, and it would wait for them for ever.
+
+    Done when the first evaluator is made, never at import.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))

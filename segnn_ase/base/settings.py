@@ -1,8 +1,9 @@
-"""Validated settings and the typed errors of the package. Unknown keys are errors."""
+"""Validated settings: frozen, unknown keys are errors, and every mistake is one sentence."""
 
 import difflib
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,7 +22,8 @@ class Settings(BaseModel):
         except ValidationError as error:
             raise ConfigError("; ".join(_explain(type(self), item, "") for item in error.errors())) from None
 
-    __init__.__pydantic_base_init__ = True  # pydantic makes settings within settings without it, to name their section
+    # pydantic makes settings within settings without this __init__, so that their mistakes name their section
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @classmethod
     def parse(cls, values: dict, *, section: str = ""):
@@ -32,7 +34,7 @@ class Settings(BaseModel):
             raise ConfigError("; ".join(_explain(cls, item, section) for item in error.errors())) from None
 
 
-def _explain(cls: type[BaseModel], item: dict, section: str) -> str:
+def _explain(cls: Any, item: Any, section: str) -> str:
     location = [str(part) for part in item["loc"]]
     name = ".".join([section, *location] if section else location)
     if item["type"] == "missing":

@@ -90,7 +90,7 @@ def load_libraries(wanted: Iterable[tuple[Operation, "int | str"]], dtype: torch
     Only the compiler runs in threads: in a process that was forked, PyTorch fails when two new threads enter it at
     once, and the sources are derived with it.
     """
-    sources = (c_source(operation, order, dtype) for operation, order in wanted)
+    sources = [c_source(operation, order, dtype) for operation, order in wanted]
     with ThreadPoolExecutor(usable_cores()) as pool:
         return list(pool.map(load_library, sources))
 

@@ -1,21 +1,31 @@
-"""Compiled code is used only after it has reproduced plain PyTorch on a structure of the user's own."""
+"""The fastest evaluator that agrees with plain PyTorch on a structure of the user's own: one list, one guard.
+
+Plain PyTorch is the oracle. Compared are energies, forces and virial, in training the gradient of a loss weight by
+weight, on the user's structure (a fragment of a large one), on the same with its atoms displaced, and on a few atoms of
+the potential's elements thrown together: a perfect crystal hides every path that is odd, a dimer all that need a plane.
+"""
 
 import copy
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from segnn_ase.base.devices import one_thread_after_fork
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning, ConfigError
 from segnn_ase.compiled.build import CompilerError
-from segnn_ase.compiled.cpu_training import TrainingEngine
-from segnn_ase.compiled.passes import supported
+from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.compiled.cpu_training import CpuLossGradient
+from segnn_ase.compiled.gpu_recording import RecordingEvaluator
+from segnn_ase.compiled.layers import FUSED
+from segnn_ase.compiled.network_steps import supported
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import assemble, predict
-from segnn_ase.structure.graph import Graph, edge_vectors, fragment, sum_over_structure_edges, within
+from segnn_ase.model.predict import Evaluator, LossGradient, PlainEvaluator, PlainLossGradient, Prediction
+from segnn_ase.structure.graph import Graph, edge_vectors, fragment, graph_from_arrays, sum_over_structure_edges, within
+from segnn_ase.structure.neighbors import neighbor_list
 
 MODES = ("auto", "off", "require")
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the size of the terms
@@ -23,61 +33,91 @@ TABLE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 ROUNDING = 3  # times the error of plain PyTorch in float32 is still rounding
 CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side
 FRAGMENT = 64  # atoms; plain PyTorch on a large structure takes gigabytes
+DISPLACED = 0.1  # Å
+THROWN = 8  # atoms
+SMALL = 1e-3  # of the largest gradient: those of weights below it are compared with its size, not their own
 
 
-def accelerate(
-    potential: Potential, graph: Graph, mode: str = "auto", *, training: bool = False, tables: bool = False
-) -> bool:
-    """Let compiled code do the work if it gives what plain PyTorch gives on this graph; True if it does.
+class Backend(NamedTuple):
+    """A kind of evaluator: for which potentials it is, how it is made, and how far it may be off."""
 
-    First the layers (`kernels.py`): compared are energies, forces and virial, on a fragment of a large structure, and
-    with `training` the gradient of a loss too. With `tables`, for evaluation, then the whole network with radial
-    functions from tables (`engine.py`, on a GPU `device_engine.py`), which must keep to `TABLE_TOLERANCE`; the
-    weights must not change afterwards.
-    mode "auto" warns when something cannot be used and goes on with what can, "require" raises AccelerationError,
-    "off" never uses them.
+    fits: Callable[[Potential, bool], bool]  # (potential, whether radial functions may come from tables)
+    make: Callable[[Potential, bool], Evaluator]  # (potential, whether failures later must raise)
+    tolerance: dict[torch.dtype, float]
+
+
+BACKENDS = (  # the fastest first
+    Backend(
+        lambda p, tables: tables and p.device.type == "cuda" and supported(p),
+        lambda p, require: RecordingEvaluator(p, require=require),
+        TABLE_TOLERANCE,
+    ),
+    Backend(
+        lambda p, tables: tables and p.device.type == "cpu" and supported(p),
+        lambda p, require: CpuEvaluator(p),
+        TABLE_TOLERANCE,
+    ),
+    Backend(
+        lambda p, tables: p.device.type in ("cpu", "cuda"),
+        lambda p, require: PlainEvaluator(p, FUSED, name="compiled layers"),
+        TOLERANCE,
+    ),
+)
+
+
+def choose_evaluator(potential: Potential, graph: Graph, mode: str = "auto", *, tables: bool = True) -> Evaluator:
+    """The fastest evaluator of a potential, with its present weights, that gives what plain PyTorch gives.
+
+    graph: a structure of those to come, with pairs. tables: whether radial functions may come from splines. mode
+    "auto" warns where something cannot be used and goes on with the next, "require" raises AccelerationError, "off"
+    takes plain PyTorch. Neither the potential nor any global state is changed.
     """
-    if mode not in MODES:
-        raise ConfigError(f"accelerate is {mode!r}; expected one of {', '.join(MODES)}")
-    potential.compile_network(False)
-    potential.segnn.accelerate(False)
+    _check_mode(mode)
+    plain = PlainEvaluator(potential)
     if mode == "off":
-        return False
-    if potential.device.type not in ("cpu", "cuda"):
-        if mode == "require":
-            raise AccelerationError(f"accelerate='require', but there is no compiled code for {potential.device}")
-        return False
-    part = within(fragment(graph, FRAGMENT), CERTAIN * potential.cutoff)
-    with _without_core(potential):
-        plain = _results(potential, part, training)
-        # in float32 plain PyTorch is not exact either: both are held against float64
-        exact = plain if potential.dtype is torch.float64 else _results(_in_float64(potential), part, training)
-
-        def problem_of(tolerance: float) -> str | None:
-            return _difference(_results(potential, part, training), plain, exact, tolerance)
-
+        return plain
+    for backend in BACKENDS:
+        if not backend.fits(potential, tables):
+            continue
         try:
-            potential.segnn.accelerate(True)
-            problem = problem_of(TOLERANCE[potential.dtype])
-        except CompilerError as error:
-            problem = str(error)
-        if problem is not None:
-            potential.segnn.accelerate(False)
-            _refuse(f"compiled code is not used, plain PyTorch is: {problem}", mode)
-            return False
-        if not tables:
-            return True
+            evaluator = backend.make(potential, mode == "require")
+            problem = _problem_of(evaluator, plain, potential, graph, backend.tolerance[potential.dtype])
+        except (CompilerError, ValueError) as error:
+            evaluator, problem = None, str(error)
+        if problem is None:
+            return evaluator
+        _refuse(f"{evaluator.name if evaluator else 'compiled code'} is not used: {problem}", mode)
+    if mode == "require" and potential.device.type not in ("cpu", "cuda"):
+        raise AccelerationError(f"accelerate='require', but there is no compiled code for {potential.device}")
+    return plain
+
+
+def choose_loss_gradient(potential: Potential, graph: Graph, mode: str = "auto") -> LossGradient:
+    """The fastest way to the gradient of a loss that gives what plain PyTorch gives; see `choose_evaluator`.
+
+    All passes in C run on one thread: with more than two, and on a GPU, the layers are compiled one by one.
+    """
+    _check_mode(mode)
+    plain = PlainLossGradient(potential)
+    if mode == "off" or potential.device.type not in ("cpu", "cuda"):
+        return plain
+    layers = lambda p: PlainLossGradient(p, FUSED, name="compiled layers")  # noqa: E731
+    on_cpu = potential.device.type == "cpu" and torch.get_num_threads() <= 2
+    for make in ([CpuLossGradient] if on_cpu and supported(potential) else []) + [layers]:
         try:
-            potential.segnn.tabulate()
-            potential.compile_network()
-            problem = problem_of(TABLE_TOLERANCE[potential.dtype])
+            problem = _training_problem(make, potential, graph)
         except (CompilerError, ValueError) as error:
             problem = str(error)
-        if problem is not None:
-            potential.compile_network(False)
-            potential.segnn.tabulate(False)
-            _refuse(f"the network is evaluated layer by layer: {problem}", mode)
-    return True
+        if problem is None:
+            return make(potential)
+        _refuse(f"compiled code is not used for the gradient of the loss: {problem}", mode)
+    return plain
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in MODES:
+        raise ConfigError(f"accelerate is {mode!r}; expected one of {', '.join(MODES)}")
+    one_thread_after_fork()
 
 
 def _refuse(message: str, mode: str) -> None:
@@ -86,45 +126,25 @@ def _refuse(message: str, mode: str) -> None:
     warnings.warn(message, AccelerationWarning, stacklevel=4)
 
 
-@contextmanager
-def _without_core(potential: Potential) -> Iterator[None]:
-    """The repulsion is the same code on every path; the large forces of a contact would hide what differs."""
-    config = potential.config
-    potential.config = config.model_copy(update={"core_repulsion": False})
-    try:
-        yield
-    finally:
-        potential.config = config
+def samples(potential: Potential, graph: Graph) -> list[Graph]:
+    """Structures on which evaluators are compared: a fragment, the same displaced, and atoms thrown together."""
+    part, rng = fragment(graph, FRAGMENT), np.random.default_rng(0)
+    moved = torch.as_tensor(rng.normal(scale=DISPLACED, size=tuple(part.positions.shape)))
+    displaced = part._replace(positions=part.positions + moved.to(part.positions.device))
+    limit = CERTAIN * potential.cutoff
+    return [within(part, limit), within(displaced, limit), within(_thrown(potential, rng), limit)]
 
 
-def accelerate_training(potential: Potential, graph: Graph, mode: str = "auto") -> TrainingEngine | None:
-    """Compiled code for training: layers, and where it knows the network the engine that gives a loss's gradient.
-
-    Both are used only if energies, forces and that gradient are those of plain PyTorch, as in `accelerate`; the engine
-    runs on one thread, and is left out where PyTorch has more than two.
-    """
-    if not accelerate(potential, graph, mode, training=True):
-        return None
-    on_cpu = potential.device.type == "cpu"
-    if not on_cpu or not supported(potential) or torch.get_num_threads() > 2 or not len(graph.edge_src):
-        return None
-    part = within(fragment(graph, FRAGMENT), CERTAIN * potential.cutoff)
-    try:
-        with _without_core(potential):
-            engine = TrainingEngine(potential)
-            found = _engine_results(engine, part)
-            potential.segnn.accelerate(False)
-            plain = _results(potential, part, True)
-            exact = plain if potential.dtype is torch.float64 else _results(_in_float64(potential), part, True)
-        problem = _difference(found, plain, exact, TOLERANCE[potential.dtype])
-    except (CompilerError, ValueError) as error:
-        problem = str(error)
-    finally:
-        potential.segnn.accelerate(True)
-    if problem is None:
-        return engine
-    _refuse(f"the loss's gradient is evaluated layer by layer: {problem}", mode)
-    return None
+def _thrown(potential: Potential, rng: np.random.Generator) -> Graph:
+    """Atoms of all elements in a ball in which each sees all others, not closer than half of it is wide enough for."""
+    n = max(THROWN, len(potential.species))
+    numbers = np.resize(potential.species, n)
+    places = rng.normal(size=(n, 3))
+    places *= (
+        0.5 * potential.cutoff * rng.uniform(0.4, 0.95, size=(n, 1)) / np.linalg.norm(places, axis=1, keepdims=True)
+    )
+    neighbors = neighbor_list(places, np.zeros((3, 3)), False, potential.cutoff)
+    return graph_from_arrays(numbers, places, np.zeros((3, 3)), neighbors).to(potential.device)
 
 
 class Quantity(NamedTuple):
@@ -134,49 +154,86 @@ class Quantity(NamedTuple):
     size: float
 
 
-def _results(potential: Potential, graph: Graph, training: bool) -> dict[str, Quantity]:
-    was_training = potential.training
-    potential.train(training)
-    p = predict(potential, graph, forces=True)
-    network = p.energies.detach() - potential.per_species(potential.species_index[graph.numbers])[0]
-    virial = sum_over_structure_edges(edge_vectors(graph)[:, :, None] * p.edge_gradients[:, None], graph)
+def _problem_of(
+    evaluator: Evaluator, plain: Evaluator, potential: Potential, graph: Graph, tolerance: float
+) -> str | None:
+    # in float32 plain PyTorch is not exact either: both are held against float64
+    exact = plain if potential.dtype is torch.float64 else PlainEvaluator(_in_float64(potential))
     scale = max(potential.scales)
-    push = max(scale, float(p.edge_gradients.detach().abs().max())) if len(graph.edge_src) else scale
-    results = {
-        "energies": Quantity(p.energies, max(scale, float(network.abs().max()))),  # E0 of thousands of eV hide nothing
-        "forces": Quantity(p.forces, push),
-        "virial": Quantity(virial, push * potential.cutoff * max(len(graph.edge_src), 1) ** 0.5),
-    }
-    if training:
-        loss = p.energies.square().mean() + p.forces.square().mean()
-        weights = [w for w in potential.parameters() if w.requires_grad]
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        flat = torch.cat([g.double().flatten() for g in gradients if g is not None])
-        results["gradient of the loss"] = Quantity(flat, 10 * float(flat.abs().max()))
-    potential.train(was_training)
-    return results
+    for sample in samples(potential, graph):
+        found, usual, right = (
+            _quantities(e.without_core()(sample), plain.elements, sample, scale, potential.cutoff)
+            for e in (evaluator, plain, exact)
+        )
+        problem = _difference(found, usual, right, tolerance)
+        if problem is not None:
+            return problem
+    return None
 
 
-def _engine_results(engine: TrainingEngine, graph: Graph) -> dict[str, Quantity]:
-    """What `_results` has, by the engine; the sizes of the terms are those found there."""
-    seen = {}
+def _quantities(p: Prediction, elements, graph: Graph, scale: float, cutoff: float) -> dict[str, Quantity]:
+    network = p.energies.detach() - elements.reference[elements.index[graph.numbers]]
+    forces = p.forces.detach()
+    found = {"energies": Quantity(p.energies, max(scale, float(network.abs().max())))}  # E0 of thousands hide nothing
+    if not len(graph.edge_src):
+        return found | {"forces": Quantity(forces, scale)}
+    push = max(scale, float(forces.abs().max()))
+    if p.edge_gradients is None:
+        return found | {"forces": Quantity(forces, push)}
+    push = max(push, float(p.edge_gradients.detach().abs().max()))
+    virial = sum_over_structure_edges(edge_vectors(graph)[:, :, None] * p.edge_gradients.detach()[:, None], graph)
+    size = push * cutoff * len(graph.edge_src) ** 0.5
+    return found | {"forces": Quantity(forces, push), "virial": Quantity(virial, size)}
 
-    def loss(energies: Tensor, g: Tensor) -> Tensor:
-        p = assemble(graph, edge_vectors(graph), energies, g, None, forces=True, stress=False)
-        seen["energies"], seen["forces"] = p.energies.detach(), p.forces.detach()
-        return p.energies.square().mean() + p.forces.square().mean()
 
-    engine.step(graph, loss)
-    weights = [w for w in engine.potential.parameters() if w.requires_grad and w.grad is not None]
-    seen["gradient of the loss"] = torch.cat([w.grad.double().flatten() for w in weights])
-    engine.potential.zero_grad(set_to_none=True)
-    return {name: Quantity(value, 1.0) for name, value in seen.items()}
+def _training_problem(make: Callable[[Potential], LossGradient], potential: Potential, graph: Graph) -> str | None:
+    twin, exact = _twin(potential), _in_float64(_twin(potential))
+    tolerance = TOLERANCE[potential.dtype]
+    gradient, plain, right = make(twin), PlainLossGradient(twin), PlainLossGradient(exact)
+    for sample in samples(potential, graph):
+        pairs = ((gradient, twin), (plain, twin), (right, exact))
+        found, usual, expected = (_gradients(one, owner, sample) for one, owner in pairs)
+        problem = _difference(found, usual, expected, tolerance)
+        if problem is not None:
+            return problem
+    return None
+
+
+def _gradients(gradient: LossGradient, potential: Potential, graph: Graph) -> dict[str, Quantity]:
+    """Gradients of a loss by the names of the weights, and the loss's energies and forces."""
+    seen: dict[str, Quantity] = {}
+    scale = max(potential.scales)
+
+    def loss(p: Prediction) -> Tensor:
+        energies = p.energies - potential.elements(torch.zeros(1)).reference[potential.species_index[graph.numbers]]
+        seen["energies"] = Quantity(p.energies.detach(), max(scale, float(energies.detach().abs().max())))
+        push = p.edge_gradients.detach().abs().max() if len(graph.edge_src) else torch.zeros(())
+        seen["forces"] = Quantity(p.forces.detach(), max(scale, float(push)))
+        return energies.square().mean() + p.forces.square().mean()
+
+    potential.zero_grad(set_to_none=True)
+    gradient(graph, loss, forces=True, stress=False)
+    trained = {name: w.grad for name, w in potential.named_parameters() if w.requires_grad}
+    largest = max((float(g.abs().max()) for g in trained.values() if g is not None and g.numel()), default=0.0)
+    for name, g in trained.items():
+        value = torch.zeros(1) if g is None or not g.numel() else g.double()
+        size = 10 * max(float(value.abs().max()), SMALL * largest)
+        seen[f"gradients of {name}"] = Quantity(value, size)
+    potential.zero_grad(set_to_none=True)
+    return seen
+
+
+def _twin(potential: Potential) -> Potential:
+    """A copy without core repulsion, which is the same code on every path and whose forces would hide what differs."""
+    twin = copy.deepcopy(potential)
+    twin.config = potential.config.model_copy(update={"core_repulsion": False})
+    return twin
 
 
 def _in_float64(potential: Potential) -> Potential:
-    twin = copy.deepcopy(potential)
     trained = [p.requires_grad for p in potential.parameters()]
-    for parameter, on in zip(twin.double().parameters(), trained, strict=True):
+    twin = copy.deepcopy(potential).double()
+    for parameter, on in zip(twin.parameters(), trained, strict=True):
         parameter.requires_grad_(on)
     return twin
 
@@ -187,6 +244,8 @@ def _difference(
     """What is wrong by more than the tolerance and by more than plain PyTorch is, in words, or None."""
     for name, (right, size) in exact.items():
         if name in found and right.numel():
+            if found[name].value.shape != right.shape:
+                return f"{name} are missing"
             error, usual = (
                 float((x[name].value - right).detach().abs().max()) / max(size, 1e-300) for x in (found, plain)
             )

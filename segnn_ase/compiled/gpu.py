@@ -1,122 +1,77 @@
-"""The whole network on a GPU, for evaluation: atomic energies and their gradient, without autograd in between.
+"""Passes over a network (`passes.py`) on a GPU: row operations compiled by Triton, matrix products by PyTorch.
 
-Runs the plan of `plan.py` with the operations compiled by Triton and matrix products by PyTorch, in tensors of fixed
-places and sizes: no number is read back, so that a step can be captured in a CUDA graph (`captured.py`).
+All tensors have fixed places and sizes and no number is read back, so that a step can be recorded in a CUDA graph
+(`gpu_recording.py`).
 """
 
-import itertools
-from threading import Lock
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled.derivatives import Operation
-from segnn_ase.compiled.kernels import Kernel, Topology
-from segnn_ase.compiled.passes import Buffer, Product, Rows, View, make_plan
-from segnn_ase.model.edges import first_edges, node_attributes, tabulated_edges
+from segnn_ase.compiled.kernels import Topology, kernel
+from segnn_ase.compiled.passes import Storage
+from segnn_ase.compiled.steps import MatrixProduct, Place, RowOperation, Segment, View, Weight, steps_of
 
 
-class DeviceEngine:
-    """Evaluation of a potential's network with tabulated radial functions. Raises CompilerError.
+class GpuPasses:
+    """The value pass and the gradient pass over one memory. Raises CompilerError."""
 
-    The weights are those at the time of making. What `engine.Engine` is on the CPU.
-    """
+    def __init__(
+        self, segments: list[Segment], storage: dict[Place, Storage], dtype: torch.dtype, device: torch.device
+    ):
+        self._storage, self._dtype, self._device = storage, dtype, device
+        self._counts: dict[str, int] = {}
+        self._memory: dict[Storage, Tensor] = {}
+        weights = {w for step in steps_of(segments) for w in step.weights()}
+        self._weights = {w: (w.parameter.detach().double() * w.scale).to(device, dtype) for w in weights}
 
-    def __init__(self, potential):
-        segnn = potential.segnn
-        self.dtype, self.device = potential.dtype, potential.device
-        self.cutoff, self.step, self.lmax = potential.cutoff, segnn.table_step, potential.config.lmax_attr
-        self.plan = make_plan(potential)
-        self._kernels: dict[Operation, Kernel] = {}
-        self._weights: dict[Buffer, Tensor] = {}
-        self._matrices: dict[int, tuple[Tensor, Tensor | None]] = {}  # weight and bias of each product
-        self._capacity = (-1, -1)
-        self._lock = Lock()
-        species = torch.arange(len(potential.species), device=self.device)
-        none = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.isolated = self(species, torch.zeros(0, 3, device=self.device), none, none, None)[0]
-
-    def __call__(self, species: Tensor, vectors: Tensor, src: Tensor, dst: Tensor, weight: Tensor | None):
-        """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
-        r_ij = vectors (E, 3), or None without a weight. Pairs may lie beyond the cutoff: they do nothing."""
-        with self._lock:
-            return self._evaluate(species, vectors, src, dst, weight)
-
-    def _evaluate(self, species: Tensor, vectors: Tensor, src: Tensor, dst: Tensor, weight: Tensor | None):
-        plan, n = self.plan, len(species)
-        self._reserve(n, len(vectors))
-        with torch.enable_grad():
-            vectors = vectors.detach().to(self.dtype).requires_grad_(weight is not None)
-            near = vectors.detach().square().sum(1) < self.cutoff**2
-            order = torch.argsort(torch.where(near, dst, n), stable=True)  # by receiver; those beyond the cutoff last
-            topology = Topology(n, first_edges(dst, n, near.long()), src[order])
-            edges = tabulated_edges(
-                vectors[order], dst[order], topology, cutoff=self.cutoff, lmax=self.lmax, table_step=self.step
-            )
-            geometry = (edges.harmonics, edges.envelope, edges.fraction, node_attributes(edges, smooth=True))
-        places = (plan.harmonics, plan.envelope, plan.fraction, plan.attributes)
-        gradients = (plan.g_harmonics, plan.g_envelope, plan.g_fraction, plan.g_attributes)
-        for buffer, g, x in zip(places, gradients, geometry, strict=True):
-            buffer.tensor.copy_(x.detach())
-            g.tensor.zero_()
-        self._run(edges.topology._replace(knot=species), edges.topology, weight)
-        found = plan.epsilon.tensor[:, 0].clone(), plan.features.buffer.tensor.clone()
-        if weight is None:
-            return *found, None
-        moving = [(x, g.tensor) for x, g in zip(geometry, gradients, strict=True) if x.requires_grad]
-        return *found, torch.autograd.grad([x for x, _ in moving], vectors, [g for _, g in moving])[0]
-
-    def _run(self, nodes: Topology, edges: Topology, weight: Tensor | None) -> None:
-        plan = self.plan
-        segments = plan.segments
-        if weight is None:
-            segments = [*segments[: plan.n_forward - 1], segments[plan.n_forward - 1][: plan.n_last]]
-        else:
-            plan.weight.tensor[:, 0] = weight
-        for step in itertools.chain(*segments):
-            if isinstance(step, Rows):
-                self._rows(step, edges if step.operation.edges else nodes)
-            else:
-                self._product(step)
-
-    def _reserve(self, n: int, n_edges: int) -> None:
-        if self._capacity == (n, n_edges):
+    def reserve(self, counts: dict[str, int]) -> None:
+        """Make room for just so many nodes and edges."""
+        if self._counts == counts:
             return
-        self._capacity = (-1, -1)  # until all is there: what is half made must not be used
-        rows = {"node": n, "scratch": n, "shared": n, "edge": n_edges}
-        for buffer in self.buffers():
-            if buffer.kind == "weights":
-                if buffer not in self._weights:
-                    self._weights[buffer] = buffer.tensor.detach().to(self.device, self.dtype, copy=True).contiguous()
-            elif buffer.tensor is None or len(buffer.tensor) != rows[buffer.kind]:
-                with torch.inference_mode(False):  # the buffers outlive this call
-                    buffer.tensor = torch.zeros(rows[buffer.kind], buffer.size, dtype=self.dtype, device=self.device)
-        self._capacity = (n, n_edges)
+        self._counts = {}  # until all is there: what is half made must not be used
+        rows = {**counts, "scratch": counts["node"]}
+        with torch.inference_mode(False):  # the memory outlives this call
+            for storage in set(self._storage.values()):
+                known = self._memory.get(storage)
+                if known is None or len(known) != rows[storage.where]:
+                    shape = (rows[storage.where], storage.size)
+                    self._memory[storage] = torch.zeros(shape, dtype=self._dtype, device=self._device)
+        self._counts = dict(counts)
 
-    def buffers(self) -> list[Buffer]:
-        return [*self.plan.given(), *(b for step in itertools.chain(*self.plan.segments) for b in step.buffers())]
+    def at(self, place: Place) -> Tensor:
+        return self._memory[self._storage[place]]
 
-    def _tensor(self, buffer: Buffer | None) -> Tensor | None:
-        return None if buffer is None else self._weights.get(buffer, buffer.tensor)
+    def tensors(self) -> list[Tensor]:
+        """What is read and written."""
+        return [*self._memory.values(), *self._weights.values()]
 
-    def _rows(self, step: Rows, topology: Topology) -> None:
-        if step.operation not in self._kernels:
-            self._kernels[step.operation] = Kernel(step.operation)
-        outputs = [self._tensor(b) for b in step.outputs]
+    def run(self, segments: Iterable[Segment], nodes: Topology, edges: Topology) -> None:
+        there: set[Place] = set()  # what edges have added to
+        for where, steps in segments:
+            for step in steps:
+                if isinstance(step, RowOperation):
+                    self._rows(step, edges if where == "edge" else nodes, there)
+                else:
+                    self._product(step)
+
+    def _rows(self, step: RowOperation, topology: Topology, there: set[Place]) -> None:
+        outputs = [None if x is None else self.at(x) for x in step.outputs]
         if step.operation.edges:  # what several programs add to; gradients of edges go on adding up
-            for buffer, x in zip(step.outputs, outputs, strict=True):
-                if buffer is not None and buffer.kind != "edge":
+            for place, x in zip(step.outputs, outputs, strict=True):
+                if place is not None and place.array.where != "edge" and place not in there:
                     x.zero_()
-        inputs = [self._tensor(b) for b in step.inputs]
-        self._kernels[step.operation].launch(step.order, topology, inputs, outputs)
+                    there.add(place)
+        inputs = [self._weights[x] if isinstance(x, Weight) else self.at(x) for x in step.inputs]
+        kernel(step.operation).launch(step.order, topology, inputs, outputs)
 
-    def _product(self, step: Product) -> None:
-        a, c = _matrix(step.a, step.weight.shape[0]), _matrix(step.c, step.weight.shape[1])
-        if id(step) not in self._matrices:
-            moved = (None if w is None else w.to(self.device, self.dtype) for w in (step.weight, step.bias))
-            self._matrices[id(step)] = tuple(moved)
-        weight, bias = self._matrices[id(step)]
-        d = None if step.d is None else _matrix(step.d, step.weight.shape[1])
+    def _product(self, step: MatrixProduct) -> None:
+        weight = self._weights[step.weight]
+        weight = weight.T if step.transposed else weight
+        a, c = self._matrix(step.a, weight.shape[0]), self._matrix(step.c, weight.shape[1])
+        d = None if step.d is None else self._matrix(step.d, weight.shape[1])
+        bias = None if step.bias is None else self._weights[step.bias]
         added = [x for x in (d, c if step.add else None, bias) if x is not None]
         if not added:
             torch.mm(a, weight, out=c)
@@ -126,7 +81,6 @@ class DeviceEngine:
             total += x
         c.copy_(total)
 
-
-def _matrix(view: View, width: int) -> Tensor:
-    """The rows of a view, (atoms * rows, width), in place."""
-    return view.buffer.tensor.view(-1, view.stride)[:, view.offset : view.offset + width]
+    def _matrix(self, view: View, width: int) -> Tensor:
+        """The rows of a view, (atoms * rows, width), in place."""
+        return self.at(view.array).view(-1, view.stride)[:, view.offset : view.offset + width]

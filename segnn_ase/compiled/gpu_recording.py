@@ -1,57 +1,72 @@
-"""A potential's evaluation as a CUDA graph: the whole step, from positions to forces, is recorded once and replayed.
+"""A step on a GPU as a CUDA graph: all of it, from positions to forces, is recorded once and replayed.
 
 A step of a small system is some hundred short kernels; to start them one by one from Python takes longer than to run
 them. Everything recorded keeps its place and its size, so pairs are padded to a capacity with some headroom.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from segnn_ase.base.errors import AccelerationError
+from segnn_ase.base.errors import AccelerationError, AccelerationWarning
+from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Prediction, predict
+from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.structure.graph import Graph
 
 HEADROOM = 1.15  # of the pairs, so that a few more do not need another recording
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}  # sums of a GPU have no fixed order
 
 
-class CapturedPredict:
-    """`predict` on a GPU for one structure after another; what changes little is not recorded again.
+class RecordingEvaluator(Evaluator):
+    """`GpuEvaluator` for one structure after another; what is asked for twice running is recorded and replayed.
 
     The padding is a structure of its own behind the others, two atoms of the first species that are further apart
-    than the cutoff, with as many pairs as there is room for; its results are left out.
+    than the cutoff, with as many pairs as there is room for; its results are left out. The pairs must be sorted by
+    receiver. Where a recording fails, the kernels are started one by one from then on, with a warning, or with
+    `require` AccelerationError is raised.
     """
 
-    def __init__(self, potential: Potential):
-        self.potential = potential
+    def __init__(self, potential: Potential, *, require: bool = False):
+        self._inner, self._require = GpuEvaluator(potential), require
+        self.name, self.elements = f"{self._inner.name}, recorded", self._inner.elements
+        self._dtype, self._cutoff, self._first = potential.dtype, potential.cutoff, potential.species[0]
+        self._failed = False
         self._state: tuple | None = None  # what has been recorded
         self._asked: tuple | None = None  # what was asked for last
         self._replay: Callable[[], Prediction] | None = None
         self._kept: tuple | None = None
 
-    def __getstate__(self) -> dict:
-        # a recording stays in its process
-        return {"potential": self.potential, "_state": None, "_asked": None, "_replay": None, "_kept": None}
+    def without_core(self) -> Evaluator:
+        return self._inner.without_core()
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
-        """See `predict`; the pairs must be sorted by receiver, and those beyond the cutoff do nothing.
+        if self._failed:
+            return self._inner(graph, forces=forces, stress=stress)
+        try:
+            return self._recorded(graph, forces, stress)
+        except (AccelerationError, RuntimeError) as error:  # the latter are CUDA's
+            self._failed = True
+            self._state = self._replay = self._kept = None
+            if self._require:
+                raise AccelerationError(f"the step cannot be recorded as a CUDA graph: {error}") from error
+            message = f"the step is not recorded as a CUDA graph, its kernels are started one by one: {error}"
+            warnings.warn(message, AccelerationWarning, stacklevel=3)
+        return self._inner(graph, forces=forces, stress=stress)
 
-        Recorded is what is asked for twice running. Raises AccelerationError if the replayed recording does not give
-        what was recorded.
-        """
+    def _recorded(self, graph: Graph, forces: bool, stress: bool) -> Prediction:
         n, n_pairs = len(graph.numbers), len(graph.edge_src)
-        state = (self.potential.engine, n, graph.n_graphs, forces, stress)
+        state = (n, graph.n_graphs, forces, stress)
         known, self._asked = self._asked == state, state
         if self._state != state and not known:
-            return predict(self.potential, graph, forces=forces, stress=stress)
+            return self._inner(graph, forces=forces, stress=stress)
         fresh = self._state != state or n_pairs > len(self._graph.edge_src)
         if fresh:
             self._state = self._replay = None  # until all is there
-            self._graph = padded(graph, math.ceil(HEADROOM * n_pairs) + 1, self.potential)
+            self._graph = padded(graph, math.ceil(HEADROOM * n_pairs) + 1, self._first, self._cutoff)
             self._pairs = self._numbers = None
         self._copy(graph)
         if fresh:
@@ -63,24 +78,24 @@ class CapturedPredict:
         """Into the places that are read by the recording; what has not been replaced since is there already."""
         static, n, n_pairs = self._graph, len(graph.numbers), len(graph.edge_src)
         if self._numbers is not graph.numbers:
-            if n and int(self.potential.species_index[graph.numbers].min()) < 0:
-                raise ValueError(f"numbers has elements that are not of {self.potential.symbols}")
+            if n and int(self.elements.index[graph.numbers].min()) < 0:
+                raise ValueError(f"numbers has elements that are not of {list(self.elements.symbols)}")
             static.numbers[:n].copy_(graph.numbers)
             static.batch[:n].copy_(graph.batch)
             self._numbers = graph.numbers
         if self._pairs is not graph.edge_src:
             static.edge_src[n_pairs:], static.edge_dst[n_pairs:], static.edge_shift[n_pairs:] = n, n + 1, 0.0
-            for place, x in zip(static[3:6], graph[3:6], strict=True):
-                place[:n_pairs].copy_(x)
+            for name in ("edge_src", "edge_dst", "edge_shift"):
+                getattr(static, name)[:n_pairs].copy_(getattr(graph, name))
             self._pairs = graph.edge_src
         static.positions[:n].copy_(graph.positions, non_blocking=True)
         static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
 
     def _record(self, forces: bool, stress: bool) -> Callable[[], Prediction]:
-        static, engine = self._graph, self.potential.engine
+        static = self._graph
 
         def run() -> Prediction:
-            return predict(self.potential, static, forces=forces, stress=stress)
+            return self._inner(static, forces=forces, stress=stress)
 
         device = static.positions.device
         if device.type != "cuda":
@@ -101,8 +116,7 @@ class CapturedPredict:
             recording.replay()
         self._check(found, expected)
         # evaluations in between may replace what the recording reads and writes: it keeps its own
-        tensors = [buffer.tensor for buffer in engine.buffers()]
-        self._kept = (static, engine, tensors, self.potential.constants())
+        self._kept = (static, self._inner.passes.tensors())
 
         def replay() -> Prediction:
             with torch.cuda.device(device):
@@ -113,23 +127,23 @@ class CapturedPredict:
 
     def _check(self, found: Prediction, expected: Prediction) -> None:
         """Nothing may have been left out of the recording."""
-        size = max(self.potential.scales)
+        size = float(self.elements.scale.max())
         pairs = [("energies", size, found.energies, expected.energies)]
         if expected.forces is not None:
             pairs.append(("forces", max(size, float(expected.forces.abs().max())), found.forces, expected.forces))
         for name, size, a, b in pairs:
-            if not float((a - b).abs().max()) <= ROUNDING[self.potential.dtype] * size:
+            if not float((a - b).abs().max()) <= ROUNDING[self._dtype] * size:
                 raise AccelerationError(f"the replayed CUDA graph does not give the {name} that were recorded")
 
 
-def padded(graph: Graph, n_pairs: int, potential: Potential) -> Graph:
+def padded(graph: Graph, n_pairs: int, species: int, cutoff: float) -> Graph:
     """A graph of its own with room for as many pairs, two atoms and a structure more than there are."""
     n, device = len(graph.numbers), graph.positions.device
-    apart = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0 * potential.cutoff]], dtype=torch.float64, device=device)
+    apart = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0 * cutoff]], dtype=torch.float64, device=device)
     two = torch.ones(2, dtype=torch.long, device=device)
     pairs = torch.full((n_pairs,), n, dtype=torch.long, device=device)
     return Graph(
-        numbers=torch.cat([graph.numbers, two * potential.species[0]]),
+        numbers=torch.cat([graph.numbers, two * species]),
         positions=torch.cat([graph.positions, apart]),
         cell=torch.cat([graph.cell, torch.eye(3, dtype=torch.float64, device=device)[None]]),
         edge_src=pairs,

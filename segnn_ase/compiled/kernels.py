@@ -1,10 +1,4 @@
-"""Fused kernels: operations compiled for the machine they run on, with first and second derivatives.
-
-On the CPU the C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
-cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase); on a GPU Triton does the same
-(`triton_codegen.py`). The layers in plain torch are the slow twin; without a compiler and when a check fails, they do
-the work.
-"""
+"""Operations compiled for the machine they run on, with first and second derivatives for PyTorch's autograd."""
 
 import ctypes
 from contextlib import nullcontext
@@ -14,12 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled import formulas
 from segnn_ase.compiled.build import CompilerError, load_library, load_triton, runs_on_triton
 from segnn_ase.compiled.c_code import c_source
 from segnn_ase.compiled.derivatives import Operation
 from segnn_ase.compiled.triton_code import block_size, triton_source
-from segnn_ase.model.irreps import Coupling
 
 PROGRAMS = 4096  # that a large GPU can hold at a time
 MAX_PARTS = 16  # of a receiver's edges, on a GPU
@@ -38,19 +30,27 @@ class Topology(NamedTuple):
     knot: Tensor | None = None
 
     def parts(self, edges: bool, work: int) -> list[int]:
-        """Cut the receivers into one range per thread, of equal numbers of edges."""
-        total = int(self.first[-1]) if edges else self.n
-        threads = min(torch.get_num_threads(), 1 + total * work // WORK_PER_THREAD)
-        if threads <= 1 or self.n == 0:
-            return [0, self.n]
-        if not edges:
-            return [self.n * t // threads for t in range(threads + 1)]
-        targets = torch.tensor([total * t // threads for t in range(1, threads)])
-        cuts = torch.searchsorted(self.first, targets).tolist()
-        return [0, *cuts, self.n]
+        """Cut the receivers, or rows, into one range per thread."""
+        if edges:
+            return receiver_ranges(self.first, self.n, int(self.first[-1]), work)
+        threads = _threads(self.n * work)
+        return [self.n * t // threads for t in range(threads + 1)]
 
 
-class Place(NamedTuple):
+def receiver_ranges(first: Tensor, n: int, n_edges: int, work: int) -> list[int]:
+    """Cut n receivers into one range per thread, of equal numbers of edges; work: of an edge."""
+    threads = _threads(n_edges * work)
+    if threads == 1 or n == 0:
+        return [0, n]
+    targets = torch.tensor([n_edges * t // threads for t in range(1, threads)])
+    return [0, *torch.searchsorted(first[: n + 1], targets).tolist(), n]
+
+
+def _threads(work: int) -> int:
+    return min(torch.get_num_threads(), 1 + work // WORK_PER_THREAD)
+
+
+class Output(NamedTuple):
     """A tensor to be written: its shape, and where its rows go (see `Operand`)."""
 
     shape: tuple[int, ...]
@@ -100,7 +100,7 @@ class Kernel:
     def __call__(self, topology: Topology, *tensors: Tensor) -> tuple[Tensor, ...]:
         return _Forward.apply(self, topology, *tensors)
 
-    def run(self, order: int, topology: Topology, tensors, outputs: list[Place | None]) -> tuple[Tensor | None, ...]:
+    def run(self, order: int, topology: Topology, tensors, outputs: list[Output | None]) -> tuple[Tensor | None, ...]:
         """Call the compiled code; outputs: shape of each written tensor and where its rows go, None for none."""
         operation, dtype, device = self.operation, tensors[0].dtype, tensors[0].device
         tensors = [None if t is None else t.contiguous() for t in tensors]
@@ -137,12 +137,12 @@ class Kernel:
         )
         return tuple(w.sum(0) if step else w for w, (_, step) in zip(written, addresses, strict=True))
 
-    def input_places(self, tensors) -> list[Place | None]:
+    def input_places(self, tensors) -> list[Output | None]:
         """Shapes and destinations of gradients with respect to the inputs; None for constants."""
-        return [Place(t.shape, self._where[k]) if k in self._where else None for k, t in enumerate(tensors)]
+        return [Output(t.shape, self._where[k]) if k in self._where else None for k, t in enumerate(tensors)]
 
-    def output_places(self, topology: Topology) -> list[Place | None]:
-        return [Place((topology.n, o.size), o.where) for o in self.operation.outputs]
+    def output_places(self, topology: Topology) -> list[Output | None]:
+        return [Output((topology.n, o.size), o.where) for o in self.operation.outputs]
 
 
 class _Forward(torch.autograd.Function):
@@ -176,21 +176,4 @@ class _Backward(torch.autograd.Function):
         return (None, None, None, *out[len(inputs) :], *out[: len(inputs)])
 
 
-@cache
-def message_kernel(coupling: Coupling, channels: int, silu: float, sigmoid: float, tabulated: bool = False) -> Kernel:
-    return Kernel(formulas.message(coupling, channels, silu, sigmoid, tabulated=tabulated))
-
-
-@cache
-def linear_message_kernel(coupling: Coupling, channels: int, tabulated: bool = False) -> Kernel:
-    return Kernel(formulas.linear_message(coupling, channels, tabulated=tabulated))
-
-
-@cache
-def product_kernel(coupling: Coupling, channels: int) -> Kernel:
-    return Kernel(formulas.product(coupling, channels))
-
-
-@cache
-def self_product_kernel(couplings: tuple[Coupling, ...], channels: int, scales: tuple) -> Kernel:
-    return Kernel(formulas.self_product(couplings, channels, scales))
+kernel = cache(Kernel)  # of an operation, compiled once

@@ -1,75 +1,256 @@
-"""The network as a list of steps with its parameters, from which `plan.py` and `training_engine.py` derive the rest.
+"""The steps of a `Potential`'s network (`steps.py`), one function a layer.
 
-Forward steps only: row operations (`operations.py`) and matrix products, on pairs of atoms (radial functions), on
-atoms, or on edges (messages). All but the messages act on single atoms.
+Irreps with different numbers of channels go block by block of channels, as in `ChannelBlocks`, and where kinds do not
+meet, group by group of kinds with as many channels.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import replace
+from itertools import accumulate
 
 from torch import Tensor, nn
 
 from segnn_ase.compiled import formulas
 from segnn_ase.compiled.derivatives import Operation
+from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
+from segnn_ase.model.interactions import Message, SelfProduct, Update
 from segnn_ase.model.irreps import SCALAR, Coupling, kinds, multiplicities, spherical_kinds
-from segnn_ase.model.scalars import SIGMOID_SCALE, SILU_SCALE
-
-
-@dataclass(eq=False)
-class Array:
-    """Numbers for every pair, atom or edge; `size` for each."""
-
-    where: str
-    size: int
-    geometry: bool = False  # does not depend on the weights
-
-
-class View(NamedTuple):
-    array: Array
-    rows: int
-    stride: int
-    offset: int = 0
-
-
-class Weight(NamedTuple):
-    """A parameter, or a table of radial functions, as it is used: times scale, cut to shape."""
-
-    parameter: Tensor
-    scale: float = 1.0
-
-
-@dataclass(frozen=True)
-class Product:
-    a: View
-    weight: Weight
-    c: View
-    bias: Weight | None = None
-    d: View | None = None
-    add: bool = False
-
-
-@dataclass(frozen=True)
-class Rows:
-    operation: Operation
-    inputs: list["Array | Weight"]
-    outputs: list[Array]
-
-
-@dataclass
-class Program:
-    """Segments ("pair", "node" or "edge", steps) that take the geometry to `epsilon` and `features`."""
-
-    radial: Array  # Bessel functions of pairs, or with tables
-    fraction: Array  # of the way of an edge to the next knot
-    harmonics: Array
-    envelope: Array
-    attributes: Array
-    epsilon: Array
-    features: View
-    segments: list[tuple[str, list]] = field(default_factory=list)
-
+from segnn_ase.model.layers import SteerableLinear
+from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense
 
 WEIGHT, GEOMETRY = {"weight": True}, {"geometry": True}
+
+
+def supported(potential: nn.Module) -> bool:
+    """Whether `make_steps` knows this network: all but the published message."""
+    return potential.config.message != "published"
+
+
+def make_steps(potential: nn.Module, tables: list[Tensor] | None = None) -> NetworkSteps:
+    """Steps of a network; radial functions by their MLPs, or from tables, one for each interaction (`splines.py`)."""
+    return _Network(potential, tables).steps()
+
+
+class _Network:
+    """Arrays and steps of a network while they are made; `now` are those on nodes since the last segment on edges."""
+
+    def __init__(self, potential: nn.Module, tables: list[Tensor] | None):
+        self.potential, self.segnn, self.tables = potential, potential.segnn, tables
+        self.kinds, self.mul = kinds(self.segnn.irreps), multiplicities(self.segnn.irreps)
+        self.dims, self.scalar = [kind.dim for kind in self.kinds], self.kinds.index(SCALAR)
+        self.attr = spherical_kinds(potential.config.lmax_attr)
+        self.norms: list[list[float]] = self.segnn.norms.tolist()
+        n_attr, width = sum(kind.dim for kind in self.attr), self.mul[self.scalar]
+        self.network = NetworkSteps(
+            radial=Array("pair", potential.config.n_radial, geometry=True),
+            fraction=Array("edge", 1, geometry=True),
+            harmonics=Array("edge", n_attr, geometry=True),
+            envelope=Array("edge", 1, geometry=True),
+            attributes=Array("node", n_attr, geometry=True),
+            epsilon=Array("node", 1),
+            features=View(Array("node", width), 1, width),
+        )
+        self.now: list[Step] = []
+
+    def steps(self) -> NetworkSteps:
+        radial = [] if self.tables else [self.radial(message) for message in self.segnn.messages]
+        if radial:
+            self.network.segments.append(Segment("pair", [step for _, steps in radial for step in steps]))
+        both = self.nodes(2)  # features, and beside them what is received
+        self.embed(both)
+        depth = len(self.segnn.messages)
+        for t in range(depth):
+            factors = self.tables[t] if self.tables else radial[t][0]
+            powers = self.receive(self.segnn.messages[t], both, factors, self.norms[t][0])
+            self.multiply(t, powers, both)
+            both = self.update(self.segnn.updates[t], both, last=t == depth - 1)
+            if t < depth - 1:
+                x = self.view(self.scalar, both[self.scalar])
+                self.now.append(MatrixProduct(x, _dense(self.potential.readout.linear[t]), self.epsilon, add=t > 0))
+        self.now += self.mlp(self.potential.readout.last, self.network.features, self.epsilon, add=depth > 1)
+        self.network.segments.append(Segment("node", self.now))
+        return self.network
+
+    # arrays
+
+    @property
+    def epsilon(self) -> View:
+        return View(self.network.epsilon, 1, 1)
+
+    def nodes(self, times: int = 1) -> list[Array]:
+        """One array for each kind, with some times its channels."""
+        return [Array("node", dim * times * m) for dim, m in zip(self.dims, self.mul, strict=True)]
+
+    def view(self, k: int, array: Array, offset: int = 0) -> View:
+        return View(array, self.dims[k], array.size // self.dims[k], offset)
+
+    def groups(self) -> list[list[int]]:
+        """Kinds with as many channels."""
+        return [[k for k, m in enumerate(self.mul) if m == count] for count in sorted(set(self.mul), reverse=True)]
+
+    # layers
+
+    def mlp(self, layers: MLP, x: View, out: View, *, add: bool = False) -> list[Step]:
+        made: list[Step] = []
+        for layer in layers.layers:
+            width = layer.weight.shape[1]
+            before, after = (Array(x.array.where, width) for _ in range(2))
+            made.append(MatrixProduct(x, _dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
+            made.append(RowOperation(formulas.activation(width, SILU_SCALE), (before,), (after,)))
+            x = View(after, 1, width)
+        return [*made, MatrixProduct(x, _dense(layers.last), out, add=add)]
+
+    def radial(self, message: Message) -> tuple[Array, list[Step]]:
+        """rho of all pairs, and how it is made."""
+        factors, n = Array("pair", sum(message.n_factors)), self.network.radial.size
+        return factors, self.mlp(message.radial, View(self.network.radial, 1, n), View(factors, 1, factors.size))
+
+    def embed(self, out: list[Array]) -> None:
+        layer, species = self.segnn.embedding, len(self.potential.species)
+        bias = Weight(layer.bias)
+        for group in self.groups():
+            coupling = Coupling(layer.coupling.left, self.attr, [self.kinds[k] for k in group])
+            operation, channels = formulas.embedding(coupling, self.mul[group[0]]), self.mul[group[0]]
+            names = {o.name: WEIGHT | {"constant": False} for o in operation.inputs if o.name != "a"}
+            places = {f"out{p}": _within(self.dims[k], 2 * channels) for p, k in enumerate(group)}
+            operation = relaid(operation, a=GEOMETRY | {"added": True}, **names, **places)
+            weights = [_tensor_product(layer, k, species**0.5) for k in group if len(layer.weights[k])]
+            inputs = (*weights, bias, self.network.attributes)
+            self.now.append(RowOperation(operation, inputs, tuple(out[k] for k in group)))
+
+    def receive(self, message: Message, both: list[Array], factors: "Array | Tensor", norm: float) -> list[Array]:
+        """A message and what follows on its receivers; returns arrays that begin with it, with room for its powers."""
+        n_sent, order = (1 if message.linear else 2), self.potential.config.body_order
+        pair = self.nodes(n_sent)
+        for k, dense in enumerate(message.pair):
+            self.now.append(MatrixProduct(self.view(k, both[k]), _dense(dense), self.view(k, pair[k])))
+        self.network.segments.append(Segment("node", self.now))
+        widths = [dense.weight.shape[0] for dense in message.out]
+        sent = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
+        for b in range(len(message.couplings)):
+            self.network.segments.append(Segment("edge", [self.message_block(message, b, pair, factors, sent)]))
+        self.now = []
+        into = self.nodes(order) if order > 1 else both
+        for k, dense in enumerate(message.out):
+            out = self.view(k, into[k], 0 if order > 1 else self.mul[k])
+            self.now.append(MatrixProduct(self.view(k, sent[k]), _dense(dense, 1.0 / norm), out))
+        return into
+
+    def message_block(
+        self, message: Message, b: int, pair: list[Array], factors: "Array | Tensor", sent: list[Array]
+    ) -> RowOperation:
+        coupling, channels, members = message.couplings[b], message.blocks.width(b), message.blocks.members[b]
+        tabulated, low = isinstance(factors, Tensor), message.blocks.ranges[b][0]
+        if message.linear:
+            operation = formulas.linear_message(coupling, channels, tabulated=tabulated)
+        else:
+            operation = formulas.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE, tabulated=tabulated)
+        summed = GEOMETRY | {"added": True}
+        changes = {"harmonics": summed, "envelope": summed, "fraction": summed, "mix": WEIGHT, "bias": WEIGHT}
+        first, width = sum(message.n_factors[:b]), sum(message.n_factors)
+        changes["rho"] = _moved(operation, "rho", first, width)
+        changes["table"] = _moved(operation, "table", first, width, rows=message.n_factors[b])
+        for position, k in enumerate(members):
+            stride = pair[k].size // self.dims[k]
+            changes[f"receiver{position}"] = _within(self.dims[k], stride, low)
+            changes[f"sender{position}"] = _within(self.dims[k], stride, low + stride - self.mul[k])
+            changes[f"out{position}"] = self.sent_by(message, b, position, sent[k].size // self.dims[k])
+        rho = (Weight(factors), self.network.fraction) if tabulated else (factors,)
+        weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
+        inputs = (*(pair[k] for k in members), *rho, self.network.harmonics, self.network.envelope, *weights)
+        return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
+
+    def sent_by(self, message: Message, b: int, position: int, stride: int) -> dict:
+        """Where a block's paths into a kind go: behind those of the blocks before, (2l+1, all paths and channels)."""
+        k = message.blocks.members[b][position]
+        paths = [
+            0 if k not in members else 1 if message.linear else c.paths_into(members.index(k))
+            for members, c in zip(message.blocks.members, message.couplings, strict=True)
+        ]
+        before, width = sum(n * message.blocks.width(q) for q, n in enumerate(paths[:b])), message.blocks.width(b)
+        offsets = (m * stride + before + p * width for m in range(self.dims[k]) for p in range(paths[b]))
+        return {"size": self.dims[k] * stride, "offsets": tuple(offsets)}
+
+    def multiply(self, t: int, powers: list[Array], both: list[Array]) -> None:
+        """Self-products of what was received, and their sum beside the features."""
+        if not self.segnn.products:
+            return
+        layer: SelfProduct = self.segnn.products[t]
+        for b, members in enumerate(layer.blocks.members):
+            low, width = layer.blocks.ranges[b][0], layer.blocks.width(b)
+            changes: dict = {}
+            for position, k in enumerate(members):
+                dim, stride = self.dims[k], layer.order * self.mul[k]
+                changes[f"m{position}"] = _within(dim, stride, low)
+                for q in range(layer.order - 1):
+                    changes[f"w{q}"] = WEIGHT
+                    changes[f"power{q}_{position}"] = _within(dim, stride, (q + 1) * self.mul[k] + low)
+            operation = relaid(formulas.self_product(layer.couplings(b), width, layer.scales), **changes)
+            arrays = tuple(powers[k] for k in members)
+            weights = tuple(Weight(power[b]) for power in layer.weights)
+            self.now.append(RowOperation(operation, (*arrays, *weights), arrays * (layer.order - 1)))
+        for k, dense in enumerate(layer.linear):
+            out = self.view(k, both[k], self.mul[k])
+            weight = _dense(dense, 1.0 / self.norms[t][1])
+            self.now.append(MatrixProduct(self.view(k, powers[k]), weight, out))
+
+    def update(self, update: Update, both: list[Array], *, last: bool) -> list[Array]:
+        """New features; of the last only the scalars, which nothing else is read of."""
+        inside = self.steered(update.first, both, range(len(self.kinds)))
+        widths = multiplicities(update.gate.irreps_in)
+        opened = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
+        for k, x in enumerate(inside):
+            bias = Weight(update.first.bias) if k == self.scalar else None
+            weight = _tensor_product(update.first, k)
+            self.now.append(MatrixProduct(self.view(k, x), weight, self.view(k, opened[k]), bias=bias))
+        gated = self.gate(opened)
+        reached = [self.scalar] if last else range(len(self.kinds))
+        new = self.nodes(2)
+        half = 0.5**0.5
+        for k, x in zip(reached, self.steered(update.second, gated, reached), strict=True):
+            bias = Weight(update.second.bias, half) if k == self.scalar else None
+            out = self.network.features if last else self.view(k, new[k])
+            self.now.append(
+                MatrixProduct(
+                    self.view(k, x), _tensor_product(update.second, k, half), out, bias=bias, d=self.view(k, both[k])
+                )
+            )
+        return new
+
+    def steered(self, linear: SteerableLinear, f: list[Array], reached) -> list[Array]:
+        """f (x) a for the out kinds that are wanted, with the channels of all paths beside each other."""
+        channels = [array.size // dim for array, dim in zip(f, self.dims, strict=True)]
+        counts = [linear.coupling.n_paths[i] for i in range(len(f))]
+        strides = [sum(row[k] * c for row, c in zip(counts, channels, strict=True)) for k in reached]
+        out = [Array("node", self.dims[k] * stride) for k, stride in zip(reached, strides, strict=True)]
+        for group in self.groups():
+            coupling = Coupling([self.kinds[i] for i in group], self.attr, [self.kinds[k] for k in reached])
+            operation = formulas.product(coupling, channels[group[0]])
+            changes: dict = {"a": GEOMETRY | {"added": True}}
+            for p, (k, stride) in enumerate(zip(reached, strides, strict=True)):
+                begins = [0, *accumulate(row[k] * c for row, c in zip(counts, channels, strict=True))]
+                starts = [begins[i] + q * channels[i] for i in group for q in range(counts[i][k])]
+                offsets = tuple(m * stride + start for m in range(self.dims[k]) for start in starts)
+                changes[f"out{p}"] = {"size": self.dims[k] * stride, "offsets": offsets}
+            inputs = (*(f[i] for i in group), self.network.attributes)
+            self.now.append(RowOperation(relaid(operation, **changes), inputs, tuple(out)))
+        return out
+
+    def gate(self, opened: list[Array]) -> list[Array]:
+        gated = self.nodes()
+        if len(self.groups()) == 1:
+            operation = formulas.gate(self.kinds, self.mul[0], SILU_SCALE, SIGMOID_SCALE)
+            self.now.append(RowOperation(operation, tuple(opened), tuple(gated)))
+            return gated
+        scalars, at = opened[self.scalar], self.mul[self.scalar]
+        own = relaid(formulas.activation(at, SILU_SCALE), x={"size": scalars.size})
+        self.now.append(RowOperation(own, (scalars,), (gated[self.scalar],)))
+        for k, kind in enumerate(self.kinds):
+            if k != self.scalar:
+                place = {"size": scalars.size, "offsets": (at,)}
+                operation = relaid(formulas.opened(kind.dim, self.mul[k], SIGMOID_SCALE), gate=place)
+                self.now.append(RowOperation(operation, (opened[k], scalars), (gated[k],)))
+                at += self.mul[k]
+        return gated
 
 
 def relaid(operation: Operation, **changes: dict) -> Operation:
@@ -81,161 +262,23 @@ def relaid(operation: Operation, **changes: dict) -> Operation:
     return replace(operation, inputs=moved(operation.inputs), outputs=moved(operation.outputs))
 
 
-def beside(dim: int, stride: int, offset: int = 0) -> dict:
+def _within(dim: int, stride: int, offset: int = 0) -> dict:
     """Layout of features (n, dim, stride) whose channels start at offset."""
     return {"size": dim * stride, "offsets": tuple(m * stride + offset for m in range(dim))}
 
 
-def make_program(potential: nn.Module, *, tabulated: bool = False) -> Program:
-    """Steps of a network that `plan.supported` knows; its radial functions by their MLPs, or tabulated."""
-    segnn, readout, config = potential.segnn, potential.readout, potential.config
-    kinds_ = kinds(segnn.irreps)
-    n_kinds, channels = len(kinds_), multiplicities(segnn.irreps)[0]
-    dims, scalar = [kind.dim for kind in kinds_], kinds_.index(SCALAR)
-    attr, depth, order = spherical_kinds(config.lmax_attr), config.interactions, config.body_order
-    last = depth - 1
-    n_attr = (config.lmax_attr + 1) ** 2
-    linear = config.message == "linear"
-    norms = segnn.norms.tolist()
+def _moved(operation: Operation, name: str, first: int, width: int, rows: int = 0) -> dict:
+    """An operand's components as part of rows of `width` numbers, from `first` on; several rows of `rows` follow."""
+    operand = next((o for o in operation.inputs if o.name == name), None)
+    if operand is None:
+        return {}
+    rows = rows or width
+    return {"size": width, "offsets": tuple(o // rows * width + first + o % rows for o in operand.offsets)}
 
-    def nodes(width: int) -> list[Array]:
-        return [Array("node", dim * width) for dim in dims]
 
-    def views(arrays: list[Array], stride: int, offset: int = 0) -> list[View]:
-        return [View(b, dim, stride, offset) for b, dim in zip(arrays, dims, strict=True)]
+def _dense(layer: Dense, scale: float = 1.0) -> Weight:
+    return Weight(layer.weight, scale * layer.weight.shape[0] ** -0.5)
 
-    def dense(layer, scale: float = 1.0) -> Weight:
-        return Weight(layer.weight, scale * layer.weight.shape[0] ** -0.5)
 
-    def tensor_product(linear, k: int, scale: float = 1.0) -> Weight:
-        return Weight(linear.weights[k], scale * max(len(linear.weights[k]), 1) ** -0.5)
-
-    def mlp(layers, x: View, out: View, *, add: bool = False) -> list[Rows | Product]:
-        made: list[Rows | Product] = []
-        for layer in layers.layers:
-            width = layer.weight.shape[1]
-            before, after = (Array(x.array.where, width) for _ in range(2))
-            made.append(Product(x, dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
-            made.append(Rows(formulas.activation(width, SILU_SCALE), [before], [after]))
-            x = View(after, 1, width)
-        return [*made, Product(x, dense(layers.last), out, add=add)]
-
-    features = View(Array("node", channels), 1, channels)
-    epsilon = Array("node", 1)
-    eps = View(epsilon, 1, 1)
-    program = Program(
-        radial=Array("pair", config.n_radial, geometry=True),
-        fraction=Array("edge", 1, geometry=True),
-        harmonics=Array("edge", n_attr, geometry=True),
-        envelope=Array("edge", 1, geometry=True),
-        attributes=Array("node", n_attr, geometry=True),
-        epsilon=epsilon,
-        features=features,
-    )
-    a = program.attributes
-
-    # radial functions, on pairs
-    rho: list[list[Array | Weight]] = []
-    steps: list[Rows | Product] = []
-    for message in segnn.messages:
-        if tabulated:
-            rho.append([Weight(message.tables[0]), program.fraction])
-            continue
-        factors = Array("pair", message.radial.last.weight.shape[1])
-        rho.append([factors])
-        steps += mlp(message.radial, View(program.radial, 1, config.n_radial), View(factors, 1, factors.size))
-    if steps:
-        program.segments.append(("pair", steps))
-
-    coupling = segnn.messages[0].couplings[0]
-    if linear:
-        message_operation = formulas.linear_message(coupling, channels, tabulated=tabulated)
-    else:
-        message_operation = formulas.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE, tabulated=tabulated)
-    summed = GEOMETRY | {"added": True}
-    message_operation = relaid(
-        message_operation, harmonics=summed, envelope=summed, fraction=summed, mix=WEIGHT, bias=WEIGHT
-    )
-    n_sent = 1 if linear else 2
-    n_paths = [1 if linear else coupling.paths_into(k) for k in range(n_kinds)]
-    widths = multiplicities(segnn.updates[0].gate.irreps_in)
-    gate = formulas.gate(kinds_, channels, SILU_SCALE, SIGMOID_SCALE)
-    steering = {"a": GEOMETRY | {"added": True}}
-    first = formulas.product(segnn.updates[0].first.coupling, 2 * channels)
-    first = relaid(first, **steering, **{f"f{k}": {"added": True} for k in range(n_kinds)})
-    power = None
-    if order > 1:
-        layer = segnn.products[0]
-        couplings = tuple(p[0] for p in [layer.square, layer.cube][: order - 1])
-        stride = order * channels
-        changes: dict = {f"m{k}": {**beside(d, stride), "added": True} for k, d in enumerate(dims)}
-        for q in range(order - 1):
-            changes[f"w{q}"] = WEIGHT
-            changes |= {f"power{q}_{k}": beside(d, stride, (q + 1) * channels) for k, d in enumerate(dims)}
-        power = relaid(formulas.self_product(couplings, channels, layer.scales), **changes)
-
-    both = [nodes(2 * channels) for _ in range(depth)]
-    table = segnn.embedding
-    embedding = formulas.embedding(table.coupling, channels)
-    names = {o.name: WEIGHT | {"constant": False} for o in embedding.inputs if o.name != "a"}
-    embedding = relaid(
-        embedding, **steering, **names, **{f"out{k}": beside(dims[k], 2 * channels) for k in range(n_kinds)}
-    )
-    species = len(potential.species)
-    constants = [tensor_product(table, k, species**0.5) for k in range(n_kinds) if len(table.weights[k])]
-    steps = [Rows(embedding, [*constants, Weight(table.bias), a], both[0])]
-    started = False
-    for t in range(depth):
-        message, update = segnn.messages[t], segnn.updates[t]
-        f, m = views(both[t], 2 * channels), views(both[t], 2 * channels, channels)
-        pair = nodes(n_sent * channels)
-        steps += [
-            Product(f[k], dense(message.pair[k]), View(pair[k], dims[k], n_sent * channels)) for k in range(n_kinds)
-        ]
-        sent = [Array("node", d * n * channels) for d, n in zip(dims, n_paths, strict=True)]
-        weights = [] if linear else [Weight(message.mix[0]), Weight(message.bias[0])]
-        geometry_arrays = [program.harmonics, program.envelope]
-        program.segments += [
-            ("node", steps),
-            ("edge", [Rows(message_operation, [*pair, *rho[t], *geometry_arrays, *weights], sent)]),
-        ]
-        steps = []
-        powers = nodes(order * channels)
-        out = views(powers, order * channels) if order > 1 else m
-        for k in range(n_kinds):
-            x = View(sent[k], dims[k], n_paths[k] * channels)
-            steps.append(Product(x, dense(message.out[k], 1.0 / norms[t][0]), out[k]))
-        if order > 1:
-            layer = segnn.products[t]
-            own = [Weight(w[0]) for w in layer.weights]
-            steps.append(Rows(power, [*powers, *own], [b for _ in range(order - 1) for b in powers]))
-            for k in range(n_kinds):
-                x = View(powers[k], dims[k], order * channels)
-                steps.append(Product(x, dense(layer.linear[k], 1.0 / norms[t][1]), m[k]))
-        products = [Array("node", o.size) for o in first.outputs]
-        inside = [Array("node", d * w) for d, w in zip(dims, widths, strict=True)]
-        steps.append(Rows(first, [*both[t], a], products))
-        for k in range(n_kinds):
-            bias = Weight(update.first.bias) if k == scalar else None
-            x = View(products[k], dims[k], products[k].size // dims[k])
-            steps.append(Product(x, tensor_product(update.first, k), View(inside[k], dims[k], widths[k]), bias=bias))
-        gated = nodes(channels)
-        steps.append(Rows(gate, inside, gated))
-        reached, into = list(range(n_kinds)), kinds_
-        if t == last:  # of the last features only the scalars are read
-            reached, into = [scalar], (SCALAR,)
-        second = relaid(formulas.product(Coupling(kinds_, attr, into), channels), **steering)
-        products = [Array("node", o.size) for o in second.outputs]
-        steps.append(Rows(second, [*gated, a], products))
-        half = 0.5**0.5
-        for array, k in zip(products, reached, strict=True):
-            bias = Weight(update.second.bias, half) if k == scalar else None
-            new = features if t == last else View(both[t + 1][k], dims[k], 2 * channels)
-            x = View(array, dims[k], array.size // dims[k])
-            steps.append(Product(x, tensor_product(update.second, k, half), new, bias=bias, d=f[k]))
-        if t < last:
-            x = View(both[t + 1][scalar], 1, 2 * channels)
-            steps.append(Product(x, dense(readout.linear[t]), eps, add=started))
-            started = True
-    program.segments.append(("node", [*steps, *mlp(readout.last, features, eps, add=started)]))
-    return program
+def _tensor_product(linear: SteerableLinear, k: int, scale: float = 1.0) -> Weight:
+    return Weight(linear.weights[k], scale * max(len(linear.weights[k]), 1) ** -0.5)

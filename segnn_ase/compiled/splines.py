@@ -5,6 +5,7 @@ derivative of the tabulated energy, so the dynamics conserves energy as before. 
 model alone, never on a structure: a restarted simulation meets the same one.
 """
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -13,6 +14,10 @@ import numpy as np
 import torch
 from scipy.linalg import solve_banded
 from torch import Tensor
+
+from segnn_ase.model.edges import bessel
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.scalars import MLP
 
 DEGREE = 5
 # of the largest value and of the largest slope; in float32 the rounding of a finer table, divided by its step, would
@@ -48,6 +53,18 @@ def tabulate(functions: list[Callable[[Tensor], Tensor]], cutoff: float, toleran
             return RadialTables(step, [torch.from_numpy(c) for c in coefficients], error)
         intervals *= 2
     raise ValueError(f"radial functions are too rough to tabulate: error {error:.1e} with {LAST} knots")
+
+
+def radial_tables(potential: Potential) -> RadialTables:
+    """Tables of the radial functions of every interaction, as exact as the potential's precision deserves."""
+    config = potential.config
+    mlps = [copy.deepcopy(m.radial).cpu().double().requires_grad_(False) for m in potential.segnn.messages]
+
+    def function(mlp: MLP) -> Callable[[Tensor], Tensor]:
+        # even in d and finite at 0, where only the formula is 0 / 0
+        return lambda d: mlp(bessel(d + 1e-12, config.n_radial, config.cutoff))
+
+    return tabulate([function(mlp) for mlp in mlps], config.cutoff, TOLERANCE[potential.dtype])
 
 
 @cache

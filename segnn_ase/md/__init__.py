@@ -1,4 +1,4 @@
-"""Molecular dynamics with ASE"s integrators: runs that can be stopped, guarded and gone on with."""
+"""Molecular dynamics with ASE's integrators: runs that can be stopped, guarded and gone on with."""
 
 from segnn_ase.base.lazy import lazy_names
 

@@ -1,12 +1,15 @@
-"""What is read out of trajectories: radial distribution functions, slopes, speeds."""
+"""What is read out of runs, and drawn: radial distribution functions, slopes, speeds."""
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+import ase.io
 import numpy as np
 from ase import Atoms
 
 from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.md.outputs import MDResult
 from segnn_ase.structure.neighbors import neighbor_list
 
 
@@ -57,20 +60,50 @@ def radial_distribution(
     frames = [frames] if isinstance(frames, Atoms) else frames
     expect(isinstance(frames, Iterable) and not isinstance(frames, str), "frames", frames, "Atoms, or several of them")
     edges = np.linspace(0.0, r_max, bins + 1)
-    shells = 4 / 3 * np.pi * np.diff(edges**3)  # Å^3
-    sums, count = {pair: np.zeros(bins) for pair in pairs}, 0
+    total, count = np.zeros((len(pairs), bins)), 0
     for frame in frames:
         check_pairs(pairs, frame, count)
+        total += _of_frame(frame, pairs, edges)
         count += 1
-        i, j, S = neighbor_list(frame.positions, frame.cell.array, frame.pbc, r_max)
-        distances = np.linalg.norm(frame.positions[j] - frame.positions[i] + S @ frame.cell.array, axis=1)
-        symbols = np.array(frame.get_chemical_symbols())
-        for pair in pairs:
-            a, b = pair.split("-")
-            number = (symbols == a).sum() * (symbols == b).sum()
-            chosen = distances[(symbols[i] == a) & (symbols[j] == b)]
-            sums[pair] += np.histogram(chosen, edges)[0] * frame.get_volume() / (number * shells)
     if not count:
         raise ConfigError("frames is empty: there is nothing to average")
     r = (edges[1:] + edges[:-1]) / 2
-    return {pair: (r, total / count) for pair, total in sums.items()}
+    return {pair: (r, g / count) for pair, g in zip(pairs, total, strict=True)}
+
+
+def _of_frame(frame: Atoms, pairs: Sequence[str], edges: np.ndarray) -> np.ndarray:
+    """Return g of each pair (len(pairs), bins) in one frame; edges of the bins in Å."""
+    i, j, S = neighbor_list(frame.positions, frame.cell.array, frame.pbc, float(edges[-1]))
+    distances = np.linalg.norm(frame.positions[j] - frame.positions[i] + S @ frame.cell.array, axis=1)
+    symbols = np.array(frame.get_chemical_symbols())
+    shells = 4 / 3 * np.pi * np.diff(edges**3)  # Å^3
+    rows = []
+    for pair in pairs:
+        a, b = pair.split("-")
+        number = (symbols == a).sum() * (symbols == b).sum()
+        chosen = distances[(symbols[i] == a) & (symbols[j] == b)]
+        rows.append(np.histogram(chosen, edges)[0] * frame.get_volume() / (number * shells))
+    return np.array(rows).reshape(len(pairs), len(shells))
+
+
+def plot_run(result: MDResult, prefix: "str | Path", *, pairs: Sequence[str] = ()) -> list[Path]:
+    """Draw energy per atom and temperature, and g(r) of `pairs` over the trajectory; returns the files.
+
+    Raises ConfigError, before anything is drawn, for pairs of a run without a trajectory.
+    """
+    from segnn_ase.base import figures  # a run without figures does not wait for Matplotlib
+
+    curves = {}
+    if pairs:
+        expect(result.trajectory is not None, "pairs", pairs, "none for a run without a trajectory")
+        curves = radial_distribution(ase.io.iread(str(result.trajectory)), pairs, r_max=6.0)
+    log = result.log
+    energy = log["conserved"] if np.isfinite(log["conserved"]).all() else log["total"]
+    written = [Path(f"{prefix}_energy.png")]
+    figures.plot_energy_drift(
+        written[0], log["time_fs"], energy / result.n_atoms, log["temperature"], result.energy_slope
+    )
+    if curves:
+        written.append(Path(f"{prefix}_rdf.png"))
+        figures.plot_rdf(written[1], curves)
+    return written

@@ -1,46 +1,154 @@
-"""Molecular dynamics on ASE's integrators: log, trajectory, guards, and a restart that goes on bit for bit.
+"""Log and trajectory: files that grow in whole records, and are cut back to where a restart file was written."""
 
-Every output is appended in whole records. The restart file holds the state of the dynamics together with the
-lengths that log and trajectory had; resuming first cuts both back to these lengths. So wherever a run was
-killed, the same call ends with the same files as if it never had been.
-"""
-
+import io
+import json
+import os
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-import ase.io
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import all_properties
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io.extxyz import write_extxyz
+from ase.io.trajectory import TrajectoryWriter
+from ase.spacegroup import Spacegroup
 
-from segnn_ase.base.errors import ConfigError
-from segnn_ase.base.figures import plot_energy_drift, plot_rdf
-from segnn_ase.base.files import existing_file
-from segnn_ase.md.analysis import radial_distribution
-from segnn_ase.md.run import MDResult
+from segnn_ase.base.errors import MDError
+from segnn_ase.base.files import append, writing
+
+COLUMNS = (
+    *("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure"),
+    *("forces_std", "outside", "conserved"),
+)
+OUTPUTS = ("log", "trajectory")  # files that grow
+SAVED = ("energy", "free_energy", "forces", "stress")  # in the trajectory, where the calculator has them at hand
+PROBE = 4096  # bytes at a mark that must be the same when a run goes on
+ULM_BLOCK = 42  # the offset table of ASE's .traj grows by this factor: 1, 42, 42², ...
 
 
-def read_structure(path: "str | Path") -> Atoms:
-    """Read the last frame of a file. Raises FileNotFoundError, or ConfigError for what ASE cannot read."""
-    existing_file(path, "structure")
+class MDResult(NamedTuple):
+    """What a run gave; the final structure is in the `atoms` that were passed."""
+
+    steps: int  # in total
+    n_atoms: int
+    ms_per_step: float  # of this call; NaN if there was nothing left to do
+    ns_per_day: float
+    mean_temperature: float  # K, over the log
+    energy_slope: float  # eV/atom/ps of the conserved energy, NaN without one
+    log: dict[str, np.ndarray]  # by `COLUMNS`; from this call only if it resumed without a log file
+    trajectory: Path | None
+    log_path: Path | None
+    restart: Path | None
+
+
+def append_row(path: str | None, row: Sequence[float]) -> None:
+    if path is None:
+        return
+    # repr gives the digits that read back to the same bits
+    line = ",".join([str(int(row[0])), *(repr(value) for value in row[1:])]) + "\n"
+    empty = not Path(path).exists() or not Path(path).stat().st_size
+    append(path, ((",".join(COLUMNS) + "\n" + line) if empty else line).encode())
+
+
+def make_frame(atoms: Atoms, step: int, timestep: float, *, results: bool = True) -> Atoms:
+    """Return a copy of the atoms with step, time and the results that the calculator has at hand; timestep in fs."""
+    frame = atoms.copy()
+    for name in all_properties:  # labels of the file that the atoms came from
+        frame.info.pop(name, None)
+        frame.arrays.pop(name, None)
+    frame.info.update(step=step, time_fs=step * timestep)
+    if results:
+        atoms.get_potential_energy()
+        known = atoms.calc.results
+        frame.calc = SinglePointCalculator(frame, **{name: known[name] for name in SAVED if name in known})
+    return frame
+
+
+def append_frame(path: str, frame: Atoms) -> None:
+    if Path(path).suffix == ".traj":
+        with writing(path), TrajectoryWriter(path, "a") as writer:
+            writer.write(frame)
+        return
+    append(path, extxyz(frame))
+
+
+def extxyz(frame: Atoms) -> bytes:
+    """Without what has no form in this format, such as the nested notes that `ase.build` leaves on its slabs."""
+    frame.info = {name: value for name, value in frame.info.items() if _fits_a_line(value)}
+    buffer = io.StringIO()
+    write_extxyz(buffer, frame)
+    return buffer.getvalue().encode()
+
+
+def _fits_a_line(value) -> bool:
+    if isinstance(value, np.ndarray | np.generic | Spacegroup):
+        return True
     try:
-        return ase.io.read(path, -1)
-    except Exception as error:  # ASE raises anything on a bad file
-        raise ConfigError(
-            f"structure is {str(path)!r}, which ASE cannot read: {type(error).__name__}: {error}"
-        ) from error
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
-def plot_run(result: MDResult, prefix: "str | Path", *, pairs: Sequence[str] = ()) -> list[Path]:
-    """Draw energy and temperature, and the radial distribution of `pairs` over the trajectory; returns the files."""
-    n_atoms = len(ase.io.read(result.trajectory, 0)) if result.trajectory else 1
-    conserved = result.log["conserved"]
-    energy = conserved if np.isfinite(conserved).all() else result.log["total"]
-    written = [Path(f"{prefix}_energy.png")]
-    plot_energy_drift(
-        written[0], result.log["time_fs"], energy / n_atoms, result.log["temperature"], result.energy_slope
-    )
-    if pairs:
-        curves = radial_distribution(ase.io.iread(result.trajectory), pairs, r_max=6.0)
-        written.append(Path(f"{prefix}_rdf.png"))
-        plot_rdf(written[1], curves)
-    return written
+class Mark(NamedTuple):
+    """How far a file was written, to cut it back to."""
+
+    size: int  # bytes
+    items: int = 0  # of a .traj
+    table: int = 0  # position of its table of offsets
+    probe: int | None = None  # checksum of a part that stays as it is
+
+
+def mark(path: str | None) -> Mark:
+    """Flush a file to disk and return how far it is written."""
+    if path is None or not Path(path).exists():
+        return Mark(0)
+    with writing(path), open(path, "r+b") as file:
+        os.fsync(file.fileno())
+        size = file.seek(0, os.SEEK_END)
+        probe = probe_of(file, size)
+        if Path(path).suffix != ".traj":
+            return Mark(size, probe=probe)
+        file.seek(32)
+        items, table = struct.unpack("<2q", file.read(16))
+        return Mark(size, items, table, probe)
+
+
+def probe_of(file, size: int) -> int:
+    """Checksum of the last kilobytes of a text; of a .traj, where offsets change, of its first bytes."""
+    is_traj = Path(file.name).suffix == ".traj"
+    file.seek(0 if is_traj else max(size - PROBE, 0))
+    return zlib.crc32(file.read(32 if is_traj else min(size, PROBE)))
+
+
+def check_marked(path: str | None, end: Mark) -> None:
+    """Raise MDError for a file that is not the one that was marked."""
+    if path is None or end.size == 0:
+        return
+    size = Path(path).stat().st_size if Path(path).exists() else 0
+    if size < end.size:
+        raise MDError(f"{path} has {size} bytes, but the restart file was written at {end.size}: it is another file")
+    with open(path, "rb") as file:
+        if end.probe is not None and probe_of(file, end.size) != end.probe:
+            raise MDError(f"{path} is not as it was when the restart file was written: it is damaged or another file")
+
+
+def cut(path: str | None, end: Mark) -> None:
+    """Cut a file back to a mark."""
+    if path is None or not Path(path).exists():
+        return
+    with writing(path), open(path, "r+b") as file:
+        file.truncate(end.size)
+        if end.items:
+            # ASE keeps the number of frames and their offsets at fixed places of what is not cut off
+            file.seek(32)
+            file.write(struct.pack("<2q", end.items, end.table))
+            capacity = 1
+            while capacity < end.items:
+                capacity *= ULM_BLOCK
+            file.seek(end.table + 8 * end.items)
+            file.write(bytes(8 * (capacity - end.items)))

@@ -1,135 +1,34 @@
-"""The files of a simulation that grows: appended in whole records, cut back to where a restart file was written.
+"""The restart file: arrays and JSON, nothing that could be executed.
 
-The restart file holds arrays and JSON, nothing that could be executed; what was tampered with or belongs to another run
-is refused before anything is touched.
+What was tampered with or belongs to another run is refused before anything is touched.
 """
 
 import io
 import json
 import operator
-import os
-import struct
-import zlib
 from array import array
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.io.extxyz import write_extxyz
-from ase.io.trajectory import TrajectoryWriter
 from ase.md.md import MolecularDynamics
-from ase.spacegroup import Spacegroup
 
 from segnn_ase.base.errors import ConfigError, MDError
-from segnn_ase.base.files import append, writing
+from segnn_ase.base.files import write_atomically
 from segnn_ase.md.ensembles import state_names
+from segnn_ase.md.outputs import COLUMNS, OUTPUTS, Mark
 from segnn_ase.md.settings import SUFFIXES, MDConfig
 
 FORMAT = "segnn_ase md restart 2"
-COLUMNS = (
-    *("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure"),
-    *("forces_std", "outside", "conserved"),
-)
-OUTPUTS = ("log", "trajectory")  # files that grow
 LIMITS = ("max_minutes", "max_temperature", "max_energy_drift", "max_forces_std", "stop_outside_domain")
-PROBE = 4096  # bytes at a mark that must be the same when a run goes on
-ULM_BLOCK = 42  # the offset table of ASE's .traj grows by this factor: 1, 42, 42², ...
 
 
-def append_row(path: str | None, row: Sequence[float]) -> None:
-    if path is None:
-        return
-    # repr gives the digits that read back to the same bits
-    line = ",".join([str(int(row[0])), *(repr(value) for value in row[1:])]) + "\n"
-    empty = not Path(path).exists() or not Path(path).stat().st_size
-    append(path, ((",".join(COLUMNS) + "\n" + line) if empty else line).encode())
-
-
-def append_frame(path: str, frame: Atoms) -> None:
-    if Path(path).suffix == ".traj":
-        with writing(path), TrajectoryWriter(path, "a") as writer:
-            writer.write(frame)
-        return
-    append(path, extxyz(frame))
-
-
-def extxyz(frame: Atoms) -> bytes:
-    """Without what has no form in this format, such as the nested notes that `ase.build` leaves on its slabs."""
-    frame.info = {name: value for name, value in frame.info.items() if _fits_a_line(value)}
-    buffer = io.StringIO()
-    write_extxyz(buffer, frame)
-    return buffer.getvalue().encode()
-
-
-def _fits_a_line(value) -> bool:
-    if isinstance(value, np.ndarray | np.generic | Spacegroup):
-        return True
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-class Mark(NamedTuple):
-    """How far a file was written, to cut it back to."""
-
-    size: int  # bytes
-    items: int = 0  # of a .traj
-    table: int = 0  # position of its table of offsets
-    probe: int | None = None  # checksum of a part that stays as it is
-
-
-def mark(path: str | None) -> Mark:
-    """Flush a file to disk and return how far it is written."""
-    if path is None or not Path(path).exists():
-        return Mark(0)
-    with writing(path), open(path, "r+b") as file:
-        os.fsync(file.fileno())
-        size = file.seek(0, os.SEEK_END)
-        probe = probe_of(file, size)
-        if Path(path).suffix != ".traj":
-            return Mark(size, probe=probe)
-        file.seek(32)
-        return Mark(size, *struct.unpack("<2q", file.read(16)), probe)
-
-
-def probe_of(file, size: int) -> int:
-    """Checksum of the last kilobytes of a text; of a .traj, where offsets change, of its first bytes."""
-    is_traj = Path(file.name).suffix == ".traj"
-    file.seek(0 if is_traj else max(size - PROBE, 0))
-    return zlib.crc32(file.read(32 if is_traj else min(size, PROBE)))
-
-
-def check_marked(path: str | None, end: Mark) -> None:
-    """Raise MDError for a file that is not the one that was marked."""
-    if path is None or end.size == 0:
-        return
-    size = Path(path).stat().st_size if Path(path).exists() else 0
-    if size < end.size:
-        raise MDError(f"{path} has {size} bytes, but the restart file was written at {end.size}: it is another file")
-    with open(path, "rb") as file:
-        if end.probe is not None and probe_of(file, end.size) != end.probe:
-            raise MDError(f"{path} is not as it was when the restart file was written: it is damaged or another file")
-
-
-def cut(path: str | None, end: Mark) -> None:
-    """Cut a file back to a mark."""
-    if path is None or not Path(path).exists():
-        return
-    with writing(path), open(path, "r+b") as file:
-        file.truncate(end.size)
-        if end.items:
-            # ASE keeps the number of frames and their offsets at fixed places of what is not cut off
-            file.seek(32)
-            file.write(struct.pack("<2q", end.items, end.table))
-            capacity = 1
-            while capacity < end.items:
-                capacity *= ULM_BLOCK
-            file.seek(end.table + 8 * end.items)
-            file.write(bytes(8 * (capacity - end.items)))
+def write_restart(path: str, header: dict, arrays: dict[str, np.ndarray]) -> None:
+    content: dict[str, Any] = {"header": np.array(json.dumps({"format": FORMAT, **header})), **arrays}
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    write_atomically(path, buffer.getvalue())
 
 
 def read_restart(path: str) -> tuple[dict, dict[str, np.ndarray]]:
@@ -155,7 +54,7 @@ def read_restart(path: str) -> tuple[dict, dict[str, np.ndarray]]:
     return header, arrays
 
 
-def unreadable(path: str, reason: str) -> MDError:
+def unreadable(path: str | None, reason: str) -> MDError:
     return MDError(f"restart is {path!r}, which cannot be read: {' '.join(reason.split())}. Remove it to start anew.")
 
 
@@ -188,26 +87,28 @@ def generator(state: dict, config: MDConfig) -> np.random.Generator:
     return rng
 
 
+def get_state(dynamics: MolecularDynamics, config: MDConfig) -> dict[str, np.ndarray]:
+    """What an integrator remembers besides the atoms, by the names of its attributes."""
+    return {name: operator.attrgetter(name)(dynamics) for name in state_names(config)}
+
+
 def set_state(dynamics: MolecularDynamics, config: MDConfig, arrays: dict[str, np.ndarray]) -> None:
     """Give an integrator what it remembered. Raises MDError for arrays that are not of its shapes."""
-    for name in state_names(config):
-        *owner, attribute = name.split(".")
-        owner = operator.attrgetter(*owner)(dynamics) if owner else dynamics
-        if np.shape(getattr(owner, attribute)) != arrays[name].shape:
+    for name, value in get_state(dynamics, config).items():
+        if np.shape(value) != arrays[name].shape:
             raise unreadable(config.restart, f"{name} has shape {arrays[name].shape}")
-        setattr(owner, attribute, arrays[name][()])
+        *owner, attribute = name.split(".")
+        setattr(operator.attrgetter(*owner)(dynamics) if owner else dynamics, attribute, arrays[name][()])
 
 
 def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError saying what is not as in the run that wrote the restart file."""
     old, new = dict(header["config"]), config.model_dump()
-    old.update({name: new[name] for name in LIMITS})
-    for name in SUFFIXES:  # files may have been moved: what they hold is compared with the marks
-        if old[name] is not None and new[name] is not None and Path(old[name]).suffix == Path(new[name]).suffix:
-            old[name] = new[name]
+    free = {*LIMITS, *(name for name in SUFFIXES if _may_have_moved(old[name], new[name]))}
     if new["steps"] > old["steps"]:
-        old["steps"] = new["steps"]
-    differing = [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in new if old.get(name) != new[name]]
+        free.add("steps")
+    names = [name for name in new if name not in free and old.get(name) != new[name]]
+    differing = [f"{name} was {old.get(name)!r} and is {new[name]!r}" for name in names]
     here = {"numbers": atoms.numbers, "masses": atoms.get_masses(), "pbc": atoms.pbc}
     there = {**arrays, "pbc": np.array(header["pbc"])}
     differing += [f"the {name} of the atoms are others" for name in here if not np.array_equal(here[name], there[name])]
@@ -216,6 +117,11 @@ def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig) -
             f"restart is {config.restart!r}, written by another run: {'; '.join(differing)}. Only steps may be "
             "raised, and limits changed: go back to the old settings, or start anew with other file names."
         )
+
+
+def _may_have_moved(old: str | None, new: str | None) -> bool:
+    """A file of another name but of the same kind: what it holds is compared with its mark."""
+    return old is not None and new is not None and Path(old).suffix == Path(new).suffix
 
 
 def read_rows(config: MDConfig, step: int, end: Mark, first_row: np.ndarray) -> array:
@@ -227,11 +133,14 @@ def read_rows(config: MDConfig, step: int, end: Mark, first_row: np.ndarray) -> 
     try:
         rows = np.loadtxt(text, delimiter=",", skiprows=1, ndmin=2)
     except ValueError as error:
-        raise MDError(f"log is {config.log!r}, which is damaged: {error}. Restore it, or start anew.") from None
+        raise _damaged_log(config, str(error)) from None
     expected = np.arange(0, step + 1, config.log_every)
     if rows.shape != (len(expected), len(COLUMNS)) or not np.array_equal(rows[:, 0], expected):
-        raise MDError(
-            f"log is {config.log!r}, which is damaged: expected {len(COLUMNS)} columns and a row for every "
-            f"{config.log_every} of {step} steps. Restore it, or start anew."
+        raise _damaged_log(
+            config, f"expected {len(COLUMNS)} columns and a row for every {config.log_every} of {step} steps"
         )
     return array("d", rows.ravel())
+
+
+def _damaged_log(config: MDConfig, reason: str) -> MDError:
+    return MDError(f"log is {config.log!r}, which is damaged: {reason}. Restore it, or start anew.")

@@ -1,14 +1,11 @@
-"""Molecular dynamics on ASE's integrators: log, trajectory, guards, and a restart that goes on bit for bit.
+"""Molecular dynamics on ASE's integrators: guards, and a restart that goes on bit for bit.
 
 Every output is appended in whole records. The restart file holds the state of the dynamics together with the
 lengths that log and trajectory had; resuming first cuts both back to these lengths. So wherever a run was
 killed, the same call ends with the same files as if it never had been.
 """
 
-import io
-import json
 import math
-import operator
 import time
 from array import array
 from pathlib import Path
@@ -16,49 +13,36 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import all_properties
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.md import MolecularDynamics
 
 from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, SEGNNError, expect
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically, writing
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
-from segnn_ase.md.ensembles import make_dynamics, state_names
-from segnn_ase.md.restart import (
+from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
+from segnn_ase.md.outputs import (
     COLUMNS,
-    FORMAT,
     OUTPUTS,
     Mark,
+    MDResult,
     append_frame,
     append_row,
     check_marked,
-    check_same_run,
     cut,
     extxyz,
-    generator,
+    make_frame,
     mark,
+)
+from segnn_ase.md.restart import (
+    check_same_run,
+    generator,
+    get_state,
     read_restart,
     read_rows,
     set_state,
+    write_restart,
 )
-from segnn_ase.md.settings import GUARDED, SUFFIXES, MDConfig
+from segnn_ase.md.settings import SUFFIXES, MDConfig
 from segnn_ase.md.velocities import degrees_of_freedom, set_velocities
-
-SAVED = ("energy", "free_energy", "forces", "stress")  # in the trajectory, where the calculator has them at hand
-
-
-class MDResult(NamedTuple):
-    """What a run gave; the final structure is in the `atoms` that were passed."""
-
-    steps: int  # in total
-    ms_per_step: float  # of this call; NaN if there was nothing left to do
-    ns_per_day: float
-    mean_temperature: float  # K, over the log
-    energy_slope: float  # eV/atom/ps of the conserved energy, NaN without one
-    log: dict[str, np.ndarray]  # by `COLUMNS`; from this call only if it resumed without a log file
-    trajectory: Path | None
-    log_path: Path | None
-    restart: Path | None
 
 
 class Run(NamedTuple):
@@ -70,6 +54,14 @@ class Run(NamedTuple):
     rng: np.random.Generator
     dof: int  # degrees of freedom that share the thermal energy
     rows: array  # log so far, flat
+
+
+class Snapshot(NamedTuple):
+    """A state to go back to."""
+
+    positions: np.ndarray  # (N, 3) Å
+    momenta: np.ndarray  # (N, 3)
+    cell: np.ndarray  # (3, 3) Å
 
 
 def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: bool = False) -> MDResult:
@@ -85,6 +77,18 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     """
     check_run(atoms, config)
     deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+    resumed = prepare_files(config, overwrite)
+    try:
+        run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
+        seconds = advance(run, first, progress, deadline)
+    except OutputError as error:
+        further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+        raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
+    return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
+
+
+def prepare_files(config: MDConfig, overwrite: bool) -> bool:
+    """Make folders and clear up; returns whether there is a run to go on with, refuses to overwrite another."""
     paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
     resumed = "restart" in paths and paths["restart"].is_file()
     if not resumed and not overwrite:
@@ -93,13 +97,7 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(paths.values())
-    try:
-        run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
-        seconds = advance(run, first, progress, deadline)
-    except OutputError as error:
-        further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
-        raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
-    return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
+    return resumed
 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:
@@ -113,14 +111,25 @@ def check_run(atoms: Atoms, config: MDConfig) -> None:
     if not np.isfinite(atoms.get_momenta()).all():
         atom = int(np.flatnonzero(~np.isfinite(atoms.get_momenta()).all(axis=1))[0])
         raise ConfigError(f"momenta of atom {atom} are {atoms.get_momenta()[atom].tolist()}; expected finite numbers")
-    if config.ensemble in ("nhc", "npt") and atoms.constraints:
-        raise ConfigError(f"ensemble {config.ensemble!r} cannot hold constraints: remove them, or use 'langevin'")
-    if config.ensemble == "npt" and not atoms.pbc.all():
-        raise ConfigError(f"ensemble 'npt' needs pbc in three directions, not {atoms.pbc.tolist()}: use 'nhc'")
-    if config.ensemble == "npt" and not implements(atoms, "stress"):
-        raise ConfigError(f"ensemble 'npt' needs the stress, which {type(atoms.calc).__name__} does not implement")
+    check_ensemble(atoms, config)
     if config.max_energy_drift is not None and not implements(atoms, "free_energy"):
         raise ConfigError(f"max_energy_drift needs the free_energy; {type(atoms.calc).__name__} does not implement it")
+
+
+def check_ensemble(atoms: Atoms, config: MDConfig) -> None:
+    """Raise ConfigError where the structure or its calculator has not what the ensemble needs."""
+    name = f"ensemble {config.ensemble!r}"
+    if atoms.constraints and not ENSEMBLES[config.ensemble].constraints:
+        others = " or ".join(repr(other) for other, row in ENSEMBLES.items() if row.constraints)
+        raise ConfigError(f"{name} cannot hold constraints: remove them, or use {others}")
+    if has_barostat(config) and not atoms.pbc.all():
+        raise ConfigError(f"{name} needs pbc in three directions, not {atoms.pbc.tolist()}: use one without pressure")
+    if has_barostat(config) and not implements(atoms, "stress"):
+        raise ConfigError(f"{name} needs the stress, which {type(atoms.calc).__name__} does not implement")
+
+
+def has_barostat(config: MDConfig) -> bool:
+    return "pressure" in ENSEMBLES[config.ensemble].reads
 
 
 def implements(atoms: Atoms, name: str) -> bool:
@@ -141,7 +150,7 @@ def start(atoms: Atoms, config: MDConfig) -> Run:
     rng = np.random.default_rng(config.seed)
     if config.velocities == "maxwell" or (config.velocities == "auto" and not atoms.get_momenta().any()):
         set_velocities(atoms, config.temperature, rng)
-    dof = degrees_of_freedom(atoms, config.ensemble)
+    dof = degrees_of_freedom(atoms, centre_moves=ENSEMBLES[config.ensemble].centre_moves)
     run = Run(atoms, config, make_dynamics(atoms, config, rng, dof), rng, dof, array("d"))
     refresh(run)
     if reason := distrust(run):
@@ -161,14 +170,7 @@ def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
     begin = time.perf_counter()
     with bar, stop_on_signal() as stopped:
         for step in range(first + 1, config.steps + 1):
-            try:
-                run.dynamics.step()
-            except (SEGNNError, np.linalg.LinAlgError) as error:
-                stop(run, good, step, str(error), error)
-            reason = violation(run) or distrust(run) or observe(run, step)
-            if reason is not None:
-                stop(run, good, step, reason)
-            good = snapshot(run.atoms)
+            good = guarded_step(run, good, step)
             bar.update()
             if step % config.log_every == 0:
                 speed = nanoseconds_per_day(config.timestep, 1e3 * (time.perf_counter() - begin) / (step - first))
@@ -183,13 +185,25 @@ def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
     return time.perf_counter() - begin
 
 
+def guarded_step(run: Run, good: Snapshot, step: int) -> Snapshot:
+    """Do a step and return the state after it; raises MDError, the atoms back at `good`, where it is not acceptable."""
+    try:
+        run.dynamics.step()  # type: ignore[attr-defined] # of every integrator
+    except (SEGNNError, np.linalg.LinAlgError) as error:
+        stop(run, good, step, str(error), error)
+    reason = violation(run) or distrust(run) or observe(run, step)
+    if reason is not None:
+        stop(run, good, step, reason)
+    return snapshot(run.atoms)
+
+
 def refresh(run: Run) -> None:
     """Ask the calculator what a step asks last: a resumed run then goes on with a cache that is the same to the bit.
 
     A calculator may round forces otherwise when it is asked for the stress as well.
     """
     run.atoms.get_forces(md=True)
-    if run.config.ensemble == "npt":
+    if has_barostat(run.config):
         run.atoms.get_stress()
     results = run.atoms.calc.results
     if run.config.max_forces_std is not None and "forces_std" not in results:
@@ -245,7 +259,7 @@ def observe(run: Run, step: int) -> str | None:
         append_row(config.log, run.rows[-len(COLUMNS) :])
         reason = drift(run)
     if reason is None and config.trajectory is not None and step % config.save_every == 0:
-        append_frame(config.trajectory, make_frame(run, step))
+        append_frame(config.trajectory, make_frame(run.atoms, step, config.timestep))
     return reason
 
 
@@ -257,11 +271,8 @@ def log_row(run: Run, step: int) -> tuple[float, ...]:
     pressure = math.nan
     if atoms.pbc.all() and implements(atoms, "stress"):
         pressure = -float(np.mean(atoms.get_stress(include_ideal_gas=True)[:3])) / units.GPa
-    conserved = math.nan
-    if run.config.ensemble == "nve":
-        conserved = potential + kinetic
-    elif run.config.ensemble in GUARDED and implements(atoms, "free_energy"):
-        conserved = run.dynamics.get_conserved_energy()
+    energy = ENSEMBLES[run.config.ensemble].conserved
+    conserved = math.nan if energy is None else energy(run.dynamics)
     time_fs = step * run.config.timestep
     total = potential + kinetic
     ways = atoms.calc.results.get("outside_domain")
@@ -290,14 +301,6 @@ def describe(run: Run, speed: float) -> str:
     return f"{speed:.3g} ns/day, {row['temperature']:.0f} K, {row['total'] / len(run.atoms):.5f} eV/atom"
 
 
-class Snapshot(NamedTuple):
-    """A state to go back to."""
-
-    positions: np.ndarray  # (N, 3) Å
-    momenta: np.ndarray  # (N, 3)
-    cell: np.ndarray  # (3, 3) Å
-
-
 def snapshot(atoms: Atoms) -> Snapshot:
     return Snapshot(atoms.get_positions(), atoms.get_momenta(), atoms.cell.array.copy())
 
@@ -310,49 +313,39 @@ def restore(atoms: Atoms, state: Snapshot) -> None:
 
 def stop(run: Run, good: Snapshot, step: int, reason: str, cause: Exception | None = None) -> NoReturn:
     """Go back to the last good frame, save it and the refused one beside the other files, and raise MDError."""
-    config, refused = run.config, make_frame(run, step, results=False)
+    refused = make_frame(run.atoms, step, run.config.timestep, results=False)
+    refused.info["reason"] = reason
     restore(run.atoms, good)
-    beside = config.trajectory or config.restart or config.log
-    where = "is in atoms"
-    if beside is not None:
-        path, other = (
-            Path(beside).with_name(f"{Path(beside).stem}_{name}.extxyz") for name in ("last_good", "refused")
-        )
-        try:
-            write_atomically(path, extxyz(make_frame(run, step - 1, results=False)))
-            where = f"is in atoms and in {path}"
-            if np.isfinite(refused.positions).all():
-                refused.info["reason"] = reason
-                write_atomically(other, extxyz(refused))
-                where += f", the refused one in {other}"
-        except OutputError as error:
-            where += f" ({error})"
+    where = save_last_frames(run.config, make_frame(run.atoms, step - 1, run.config.timestep, results=False), refused)
     raise MDError(
-        f"stopped at step {step} ({step * config.timestep:g} fs): {reason}. The frame before {where}."
+        f"stopped at step {step} ({step * run.config.timestep:g} fs): {reason}. The frame before {where}."
     ) from cause
 
 
-def make_frame(run: Run, step: int, *, results: bool = True) -> Atoms:
-    """Return a copy of the atoms with step, time and the results that the calculator has at hand."""
-    frame = run.atoms.copy()
-    for name in all_properties:  # labels of the file that the atoms came from
-        frame.info.pop(name, None)
-        frame.arrays.pop(name, None)
-    frame.info.update(step=step, time_fs=step * run.config.timestep)
-    if results:
-        run.atoms.get_potential_energy()
-        known = run.atoms.calc.results
-        frame.calc = SinglePointCalculator(frame, **{name: known[name] for name in SAVED if name in known})
-    return frame
+def save_last_frames(config: MDConfig, good: Atoms, refused: Atoms) -> str:
+    """Write both beside the files that there are; returns where they are, to be told."""
+    beside = config.trajectory or config.restart or config.log
+    where = "is in atoms"
+    if beside is None:
+        return where
+    path, other = (Path(beside).with_name(f"{Path(beside).stem}_{name}.extxyz") for name in ("last_good", "refused"))
+    try:
+        write_atomically(path, extxyz(good))
+        where = f"is in atoms and in {path}"
+        if np.isfinite(refused.positions).all():
+            write_atomically(other, extxyz(refused))
+            where += f", the refused one in {other}"
+    except OutputError as error:
+        where += f" ({error})"
+    return where
 
 
 def checkpoint(run: Run, step: int) -> None:
-    """Write the restart file, if there is one: arrays and JSON, nothing that could be executed."""
+    """Write the restart file, if there is one."""
     if run.config.restart is None:
         return
     atoms = run.atoms
     header = {
-        "format": FORMAT,
         "step": step,
         "config": run.config.model_dump(),
         "dof": run.dof,
@@ -360,45 +353,54 @@ def checkpoint(run: Run, step: int) -> None:
         "marks": {name: mark(getattr(run.config, name)) for name in OUTPUTS},
         "pbc": atoms.pbc.tolist(),
     }
-    arrays = {name: operator.attrgetter(name)(run.dynamics) for name in state_names(run.config)}
-    arrays |= snapshot(atoms)._asdict() | {"numbers": atoms.numbers, "masses": atoms.get_masses()}
-    arrays["first_row"] = np.array(run.rows[: len(COLUMNS)])
-    buffer = io.BytesIO()
-    np.savez(buffer, header=np.array(json.dumps(header)), **arrays)
-    write_atomically(run.config.restart, buffer.getvalue())
+    arrays = get_state(run.dynamics, run.config) | snapshot(atoms)._asdict()
+    arrays |= {"numbers": atoms.numbers, "masses": atoms.get_masses()}
+    write_restart(run.config.restart, header, {**arrays, "first_row": np.array(run.rows[: len(COLUMNS)])})
 
 
 def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
     """Put everything back to where the restart file was written; returns the run and its step."""
-    header, arrays = read_restart(config.restart)
+    header, arrays = read_restart(str(config.restart))
     check_same_run(header, arrays, atoms, config)
     ends = {name: Mark(*header["marks"][name]) for name in OUTPUTS}
     for name, end in ends.items():
         check_marked(getattr(config, name), end)
-    step, rows = header["step"], read_rows(config, header["step"], ends["log"], arrays["first_row"])
+    rows = read_rows(config, header["step"], ends["log"], arrays["first_row"])
     rng = generator(header["rng"], config)
-    set_state(make_dynamics(atoms.copy(), config, rng, header["dof"]), config, arrays)  # refuses before it moves atoms
+    saved_dynamics(atoms.copy(), config, rng, header["dof"], arrays)  # refuses before it moves atoms
     for name, end in ends.items():
         cut(getattr(config, name), end)
-    restore(atoms, Snapshot(*(arrays[name] for name in Snapshot._fields)))
-    dynamics = make_dynamics(atoms, config, rng, header["dof"])
-    set_state(dynamics, config, arrays)
+    dynamics = saved_dynamics(atoms, config, rng, header["dof"], arrays)
     run = Run(atoms, config, dynamics, rng, header["dof"], rows)
     refresh(run)
+    repeat_output(run, header["step"])
+    return run, header["step"]
+
+
+def saved_dynamics(atoms: Atoms, config: MDConfig, rng, dof: int, arrays: dict) -> MolecularDynamics:
+    """Put atoms and integrator into the state of the restart file's arrays."""
+    restore(atoms, Snapshot(*(arrays[name] for name in Snapshot._fields)))
+    dynamics = make_dynamics(atoms, config, rng, dof)
+    set_state(dynamics, config, arrays)
+    return dynamics
+
+
+def repeat_output(run: Run, step: int) -> None:
+    """Ask the calculator for what the log asked of it when the restart file was written; step 0 was not logged yet."""
     if step == 0:
         observe(run, 0)
-    elif step % config.log_every == 0:
+    elif step % run.config.log_every == 0:
         log_row(run, step)
-    return run, step
 
 
 def summarize(run: Run, ms_per_step: float) -> MDResult:
     config = run.config
     table = np.array(run.rows).reshape(-1, len(COLUMNS))
     log = dict(zip(COLUMNS, table.T, strict=True))
-    paths = [None if path is None else Path(path) for path in (config.trajectory, config.log, config.restart)]
+    paths = (None if path is None else Path(path) for path in (config.trajectory, config.log, config.restart))
     return MDResult(
         config.steps,
+        len(run.atoms),
         ms_per_step,
         nanoseconds_per_day(config.timestep, ms_per_step),
         float(log["temperature"].mean()),

@@ -1,4 +1,4 @@
-"""Settings of molecular dynamics, and ASE's integrators with the degrees of freedom that there are."""
+"""First velocities from the Maxwell-Boltzmann distribution, and the degrees of freedom that share the heat."""
 
 import numpy as np
 from ase import Atoms, units
@@ -22,14 +22,14 @@ def set_velocities(atoms: Atoms, temperature: float, rng: np.random.Generator) -
     atoms.set_momenta(masses * velocities)
 
 
-def degrees_of_freedom(atoms: Atoms, ensemble: str) -> int:
+def degrees_of_freedom(atoms: Atoms, *, centre_moves: bool) -> int:
     """Count the degrees of freedom that share the thermal energy.
 
-    All ensembles but "langevin" conserve the total momentum, and of a molecule the angular one: those that
-    are zero stay so and hold no heat.
+    Where the centre of mass is not pushed, the total momentum is conserved, and of a molecule the angular one: those
+    that are zero stay so and hold no heat.
     """
     count = atoms.get_number_of_degrees_of_freedom()
-    if ensemble == "langevin" or atoms.constraints:
+    if centre_moves or atoms.constraints:
         return count
     momenta = atoms.get_momenta()
     arms, inertia = _inertia(atoms)

@@ -1,17 +1,11 @@
-"""Steerable layers in plain torch: the clear, slow twin of any faster path, with the same parameters.
-
-Notation: f steerable features of nodes, a steerable attributes (spherical harmonics), (x) the
-Clebsch-Gordan product. Weights are drawn from N(0, 1) and divided by the square root of the fan-in
-when they are used (e3nn's "element" normalisation), so that one learning rate suits every layer.
-"""
+"""Geometry of the edges: distances, Bessel functions, envelope, harmonics, and the attributes of the nodes."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled.kernels import Topology
 from segnn_ase.model.irreps import spherical_harmonics
 
 
@@ -31,6 +25,7 @@ class Edges(NamedTuple):
     harmonics: Tensor  # (E, (lmax_attr + 1)^2)
     radial: Tensor  # (E, n_radial)
     envelope: Tensor  # (E, 1)
+    steering: list[list[Tensor]] | None = None  # of the couplings of messages, where several messages share it
 
     def sum_neighbors(self, values: Tensor) -> Tensor:
         """(E, ...) -> (N, ...)."""
@@ -44,91 +39,6 @@ class Edges(NamedTuple):
         """receiver_i + sender_j on every edge: (N, ...), (N, ...) -> (E, ...)."""
         gathered = sender[self.src].unflatten(0, (self.n_atoms, self.width))
         return (gathered + receiver[:, None]).flatten(0, 1)
-
-
-class SortedEdges(NamedTuple):
-    """Geometry of all edges, sorted by receiver: what the fused kernels work on."""
-
-    topology: Topology
-    distance: Tensor  # (E, 1) Å
-    harmonics: Tensor  # (E, (lmax_attr + 1)^2)
-    radial: Tensor | None  # (pairs, n_radial), None with tables
-    fraction: Tensor | None  # (E, 1) of the way from a knot of the radial tables to the next
-    envelope: Tensor  # (E, 1)
-    receiver: Tensor  # (E,)
-
-    def sum_neighbors(self, values: Tensor) -> Tensor:
-        """(E, ...) -> (N, ...)."""
-        return values.new_zeros(self.topology.n, *values.shape[1:]).index_add(0, self.receiver, values)
-
-
-def sorted_edges(
-    vectors: Tensor,
-    edge_src: Tensor,
-    edge_dst: Tensor,
-    n_atoms: int,
-    *,
-    cutoff: float,
-    lmax: int,
-    n_radial: int,
-    edge_pair: Tensor | None = None,
-    table_step: float | None = None,
-) -> SortedEdges:
-    """The same as `make_edges` for the fused kernels.
-
-    edge_pair (E,): an edge of the same pair of atoms, j -> i or i -> j, equal for both: the radial functions are
-    evaluated once for it. table_step: distance of the knots of the radial tables, Å, where there are any.
-    """
-    if edge_pair is None:
-        edge_pair = torch.arange(len(edge_dst), device=edge_dst.device)
-    if not bool((edge_dst[1:] >= edge_dst[:-1]).all()):
-        order = torch.argsort(edge_dst, stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        vectors, edge_src, edge_dst, edge_pair = (
-            vectors[order],
-            edge_src[order],
-            edge_dst[order],
-            place[edge_pair[order]],
-        )
-    topology = Topology(n_atoms, first_edges(edge_dst, n_atoms), edge_src.contiguous())
-    if table_step is not None:
-        return tabulated_edges(vectors, edge_dst, topology, cutoff=cutoff, lmax=lmax, table_step=table_step)
-    distance = distance_of(vectors)
-    chosen, pair = torch.unique(edge_pair, return_inverse=True)
-    return SortedEdges(
-        topology=topology._replace(pair=pair),
-        distance=distance,
-        harmonics=spherical_harmonics(vectors / distance, lmax),
-        radial=bessel(distance[chosen], n_radial, cutoff),
-        fraction=None,
-        envelope=envelope(distance / cutoff),
-        receiver=edge_dst,
-    )
-
-
-def tabulated_edges(
-    vectors: Tensor, edge_dst: Tensor, topology: Topology, *, cutoff: float, lmax: int, table_step: float
-) -> SortedEdges:
-    """Geometry of sorted edges where the radial functions come from tables with knots `table_step` Å apart."""
-    distance = distance_of(vectors)
-    scaled = distance.clamp_max(cutoff) / table_step  # beyond the cutoff the envelope is zero
-    place = scaled.detach().long().clamp(0, round(cutoff / table_step) - 1)
-    return SortedEdges(
-        topology=topology._replace(knot=place[:, 0].contiguous()),
-        distance=distance,
-        harmonics=spherical_harmonics(vectors / distance, lmax),
-        radial=None,
-        fraction=scaled - place,
-        envelope=envelope(distance / cutoff),
-        receiver=edge_dst,
-    )
-
-
-def first_edges(edge_dst: Tensor, n_atoms: int, count: Tensor | None = None) -> Tensor:
-    """Number of the first edge of each receiver, of sorted ones, and of all: (N + 1,); count (E,) 0 leaves one out."""
-    count = torch.ones_like(edge_dst) if count is None else count
-    return edge_dst.new_zeros(n_atoms + 1).index_add(0, edge_dst + 1, count).cumsum(0)
 
 
 def distance_of(vectors: Tensor) -> Tensor:
@@ -188,9 +98,10 @@ def bessel(distance: Tensor, n: int, cutoff: float) -> Tensor:
     return math.sqrt(2.0 / cutoff) * torch.sin(math.pi / cutoff * k * distance) / distance
 
 
-def node_attributes(edges: Edges | SortedEdges, *, smooth: bool) -> Tensor:
+def node_attributes(edges: Any, *, smooth: bool) -> Tensor:
     """a_i: 1 for l = 0, and for l > 0 the harmonics of the neighbours, averaged (N, (lmax + 1)^2).
 
+    edges: `Edges`, or what has the same envelope, harmonics and `sum_neighbors`.
     smooth: sum_j u Y / (1 + sum_j u), continuous when the last neighbour leaves. Otherwise the paper's
     mean over neighbours, which jumps when an atom crosses the cutoff.
     """

@@ -1,19 +1,16 @@
-"""Steerable layers in plain torch: the clear, slow twin of any faster path, with the same parameters.
+"""What an interaction is made of: message, self-product and update, in plain PyTorch."""
 
-Notation: f steerable features of nodes, a steerable attributes (spherical harmonics), (x) the
-Clebsch-Gordan product. Weights are drawn from N(0, 1) and divided by the square root of the fan-in
-when they are used (e3nn's "element" normalisation), so that one learning rate suits every layer.
-"""
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from segnn_ase.compiled.kernels import Topology, linear_message_kernel, message_kernel, self_product_kernel
-from segnn_ase.model.edges import Edges, SortedEdges
+from segnn_ase.model.edges import Edges
 from segnn_ase.model.irreps import SCALAR, Coupling, Features, multiplicities, spherical_kinds
-from segnn_ase.model.layers import ChannelBlocks, Gate, SteerableLinear, by_component, side_by_side
-from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense, sigmoid, silu
+from segnn_ase.model.layers import ChannelBlocks, Gate, Product, SteerableLinear, side_by_side
+from segnn_ase.model.scalars import MLP, Dense, sigmoid, silu
 
 
 class Message(nn.Module):
@@ -36,7 +33,6 @@ class Message(nn.Module):
         self.pair = nn.ModuleList(Dense(m, m if linear else 2 * m) for m in mul)
         self.n_factors = [len(c.paths) * self.blocks.width(b) for b, c in enumerate(self.couplings)]
         self.radial = MLP(n_radial, *hidden, sum(self.n_factors))
-        self.tables: list[Tensor] | None = None
         if not linear:
             # the paths from one left kind into 0e are one scalar: there is one path from each kind
             scalars = [c.paths_into(c.out.index(SCALAR)) for c in self.couplings]
@@ -51,74 +47,18 @@ class Message(nn.Module):
                 fan_in[k] += paths * self.blocks.width(b)
         self.out = nn.ModuleList(Dense(f, m) for f, m in zip(fan_in, mul, strict=True))
 
-    def forward(self, f: Features, edges: Edges | SortedEdges, steering: list[list[Tensor]] | None) -> Features:
-        """f as irreps; steering: for each block the matrices of its coupling with a_ij, `Coupling.matrices`."""
+    def forward(self, f: Features, edges: Any, received: "Received | None" = None) -> Features:
+        """f as irreps; edges as `received`, which does the work of `received_by_steps`, takes them."""
         pair = tuple(dense(x) for dense, x in zip(self.pair, f, strict=True))
-        if isinstance(edges, SortedEdges):
-            received = self._fused(pair, edges)
-        else:
-            received = self._by_steps(pair, edges, steering)
-        joined = self.blocks.join(received)
+        joined = self.blocks.join((received or received_by_steps)(self, pair, edges))
         return tuple(dense(x) for dense, x in zip(self.out, joined, strict=True))
 
-    def tabulate(self, coefficients: Tensor | None) -> None:
-        """Take rho from a table, (rows, factors), or with None from the MLP again; see `tables.tabulate`."""
-        split = None if coefficients is None else coefficients.to(self.pair[0].weight).split(self.n_factors, dim=1)
-        self.tables = None if split is None else [x.contiguous() for x in split]
-
-    def _fused(self, pair: Features, edges: SortedEdges) -> list[Features]:
-        tabulated = edges.radial is None
-        radial = (
-            [[table, edges.fraction] for table in self.tables] if tabulated else [[x] for x in self._factors(edges)]
-        )
-        received = []
-        for b, coupling in enumerate(self.couplings):
-            width = self.blocks.width(b)
-            tensors = [*self._pair_block(pair, b), *radial[b], edges.harmonics, edges.envelope]
-            if self.linear:
-                message = linear_message_kernel(coupling, width, tabulated)
-            else:
-                message = message_kernel(coupling, width, SILU_SCALE, SIGMOID_SCALE, tabulated)
-                tensors += [self.mix[b], self.bias[b]]
-            received.append(by_component(message(edges.topology, *tensors), coupling.out))
-        return received
-
-    def _pair_block(self, pair: Features, b: int) -> Features:
-        """The channels of one block, receiver's and sender's side by side."""
-        if len(self.blocks.ranges) == 1:
-            return pair
-        halves = [pair] if self.linear else zip(*(x.chunk(2, dim=2) for x in pair), strict=True)
-        return tuple(torch.cat(x, dim=2) for x in zip(*(self.blocks.split(half)[b] for half in halves), strict=True))
-
-    def _factors(self, edges: Edges | SortedEdges) -> tuple[Tensor, ...]:
-        """rho on every edge, or on every pair, for each block."""
-        rho = self.radial(edges.radial)
+    def factors(self, radial: Tensor) -> tuple[Tensor, ...]:
+        """rho for each block, (n, paths * channels), from radial functions (n, n_radial)."""
+        rho = self.radial(radial)
         return (rho,) if len(self.n_factors) == 1 else rho.split(self.n_factors, dim=1)
 
-    def _by_steps(self, pair: Features, edges: Edges, steering: list[list[Tensor]]) -> list[Features]:
-        factors = self._factors(edges)
-        received = []
-        for b, (coupling, x) in enumerate(zip(self.couplings, self._sent(pair, edges), strict=True)):
-            rho = factors[b].unflatten(1, (len(coupling.paths), -1))
-            paths = coupling.weigh_paths(coupling.products(x, steering[b]), rho)
-            if self.linear:
-                received.append(tuple(edges.sum_neighbors(sum(p) * edges.envelope[:, :, None]) for p in paths))
-            else:
-                h = self._gate(b, paths)
-                received.append(self._second_product(coupling, steering[b], h, edges))
-        return received
-
-    def _sent(self, pair: Features, edges: Edges) -> list[Features]:
-        """W^r f_i + W^s f_j on every edge, or W^s f_j for the linear message, for each block."""
-        if self.linear:
-            return [tuple(x[edges.src] for x in block) for block in self.blocks.split(pair)]
-        receivers, senders = zip(*((x * 0.5**0.5).chunk(2, dim=2) for x in pair), strict=True)
-        ends = zip(self.blocks.split(receivers), self.blocks.split(senders), strict=True)
-        return [
-            tuple(edges.from_pairs(r, s) for r, s in zip(receiver, sender, strict=True)) for receiver, sender in ends
-        ]
-
-    def _gate(self, b: int, paths: list[list[Tensor]]) -> Features:
+    def gated(self, b: int, paths: list[list[Tensor]]) -> Features:
         """Sum the paths of each kind; 0e passes silu, the others a sigmoid of a mixture of the scalar paths."""
         position = self.couplings[b].out.index(SCALAR)
         mixed = sum(x * w for x, w in zip(paths[position], self.mix[b].unbind(1), strict=True)) + self.bias[b]
@@ -126,14 +66,49 @@ class Message(nn.Module):
         gates = iter(gates)
         return tuple(silu(scalars) if k == position else sum(x) * sigmoid(next(gates)) for k, x in enumerate(paths))
 
-    def _second_product(self, coupling: Coupling, steering: list[Tensor], h: Features, edges: Edges) -> Features:
-        """sum_j u h_ij (x) a_ij, every path apart: one matrix product per atom over its neighbours' components."""
-        totals = []
-        for x, matrix in zip(h, steering, strict=True):
-            enveloped = x * edges.envelope[:, :, None]
-            left = matrix.reshape(edges.n_atoms, edges.width * matrix.shape[1], matrix.shape[2])
-            totals.append(left.mT @ enveloped.reshape(edges.n_atoms, edges.width * x.shape[1], x.shape[2]))
-        return side_by_side(coupling, totals)
+
+Received = Callable[[Message, Features, Any], list[Features]]  # `received_by_steps`, or what does the same
+
+
+def received_by_steps(message: Message, pair: Features, edges: Edges) -> list[Features]:
+    """What each atom receives, every path apart, for each block of channels; pair: W^r f and W^s f side by side."""
+    factors, steering = message.factors(edges.radial), edges.steering or steering_of(message.couplings, edges)
+    received = []
+    for b, (coupling, x) in enumerate(zip(message.couplings, _sent(message, pair, edges), strict=True)):
+        rho = factors[b].unflatten(1, (len(coupling.paths), -1))
+        paths = coupling.weigh_paths(coupling.products(x, steering[b]), rho)
+        if message.linear:
+            received.append(tuple(edges.sum_neighbors(sum(p) * edges.envelope[:, :, None]) for p in paths))
+        else:
+            received.append(_second_product(coupling, steering[b], message.gated(b, paths), edges))
+    return received
+
+
+def steering_of(couplings: list[Coupling], edges: Edges) -> list[list[Tensor]]:
+    """For each block the matrices of its coupling with a_ij, `Coupling.matrices`."""
+    return [coupling.matrices(edges.harmonics) for coupling in couplings]
+
+
+def _sent(message: Message, pair: Features, edges: Edges) -> list[Features]:
+    """W^r f_i + W^s f_j on every edge, or W^s f_j for the linear message, for each block."""
+    split = message.blocks.split
+    if message.linear:
+        return [tuple(x[edges.src] for x in block) for block in split(pair)]
+    receivers, senders = zip(*((x * 0.5**0.5).chunk(2, dim=2) for x in pair), strict=True)
+    return [
+        tuple(edges.from_pairs(r, s) for r, s in zip(receiver, sender, strict=True))
+        for receiver, sender in zip(split(receivers), split(senders), strict=True)
+    ]
+
+
+def _second_product(coupling: Coupling, steering: list[Tensor], h: Features, edges: Edges) -> Features:
+    """sum_j u h_ij (x) a_ij, every path apart: one matrix product per atom over its neighbours' components."""
+    totals = []
+    for x, matrix in zip(h, steering, strict=True):
+        enveloped = x * edges.envelope[:, :, None]
+        left = matrix.reshape(edges.n_atoms, edges.width * matrix.shape[1], matrix.shape[2])
+        totals.append(left.mT @ enveloped.reshape(edges.n_atoms, edges.width * x.shape[1], x.shape[2]))
+    return side_by_side(coupling, totals)
 
 
 def message_couplings(blocks: ChannelBlocks, lmax: int) -> list[Coupling]:
@@ -163,41 +138,34 @@ class SelfProduct(nn.Module):
             for power in powers
         )
         self.linear = nn.ModuleList(Dense(order * m, m) for m in multiplicities(irreps))
-        self.fused = False
 
-    def forward(self, m: Features) -> Features:
-        powers = [m, *(self._fused(m) if self.fused else self._by_steps(m))]
+    def couplings(self, b: int) -> tuple[Coupling, ...]:
+        """Those of the powers of block b."""
+        return tuple(power[b] for power in [self.square, self.cube][: self.order - 1])
+
+    def forward(self, m: Features, powers: "Powers | None" = None) -> Features:
+        """m as irreps; powers: what does the work of `powers_by_steps`."""
+        all_powers = [m, *(powers or powers_by_steps)(self, m)]
         return tuple(
-            dense(torch.cat(x, dim=2)) for dense, x in zip(self.linear, zip(*powers, strict=True), strict=True)
+            dense(torch.cat(x, dim=2)) for dense, x in zip(self.linear, zip(*all_powers, strict=True), strict=True)
         )
 
-    def _fused(self, m: Features) -> list[Features]:
-        results = []
-        for b, block in enumerate(self.blocks.split(m)):
-            weights = [w[b][0] for w in self.weights]
-            couplings = tuple(power[b] for power in [self.square, self.cube][: self.order - 1])
-            power_kernel = self_product_kernel(couplings, self.blocks.width(b), self.scales)
-            rows = power_kernel(Topology(len(m[0])), *block, *weights)
-            results.append(by_component(rows, self.blocks.kinds_of(b) * (self.order - 1)))
-        powers = []
-        for q in range(self.order - 1):
-            blocks = []
-            for r, members in zip(results, self.blocks.members, strict=True):
-                blocks.append(tuple(r[q * len(members) : (q + 1) * len(members)]))
-            powers.append(self.blocks.join(blocks))
-        return powers
 
-    def _by_steps(self, m: Features) -> list[Features]:
-        powers = []
-        current = blocks = self.blocks.split(m)
-        vectors = [torch.cat(x, dim=1) for x in blocks]
-        for couplings, weights, scale in zip([self.square, self.cube], self.weights, self.scales, strict=False):
-            current = [
-                tuple(sum(paths) for paths in c.weigh_paths(c.channelwise(x, y), w * scale))
-                for c, x, y, w in zip(couplings, current, vectors, weights, strict=True)
-            ]
-            powers.append(self.blocks.join(current))
-        return powers
+Powers = Callable[[SelfProduct, Features], list[Features]]  # `powers_by_steps`, or what does the same
+
+
+def powers_by_steps(product: SelfProduct, m: Features) -> list[Features]:
+    """Powers 2 ... of m with a weight per path."""
+    powers = []
+    current = blocks = product.blocks.split(m)
+    vectors = [torch.cat(x, dim=1) for x in blocks]
+    for couplings, weights, scale in zip([product.square, product.cube], product.weights, product.scales, strict=False):
+        current = [
+            tuple(sum(paths) for paths in c.weigh_paths(c.channelwise(x, y), w * scale))
+            for c, x, y, w in zip(couplings, current, vectors, weights, strict=True)
+        ]
+        powers.append(product.blocks.join(current))
+    return powers
 
 
 class Update(nn.Module):
@@ -213,7 +181,7 @@ class Update(nn.Module):
         self.first = SteerableLinear(Irreps([(2 * mul, ir) for mul, ir in irreps]), attr, self.gate.irreps_in)
         self.second = SteerableLinear(irreps, attr, irreps)
 
-    def forward(self, f: Features, message: Features, a: Tensor) -> Features:
+    def forward(self, f: Features, message: Features, a: Tensor, product: Product | None = None) -> Features:
         both = tuple(torch.cat(x, dim=2) for x in zip(f, message, strict=True))
-        change = self.second(self.gate(self.first(both, a)), a)
+        change = self.second(self.gate(self.first(both, a, product)), a, product)
         return tuple(x + y * 0.5**0.5 for x, y in zip(f, change, strict=True))

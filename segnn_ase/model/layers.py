@@ -1,19 +1,20 @@
-"""Steerable layers in plain torch: the clear, slow twin of any faster path, with the same parameters.
+"""Steerable layers in plain PyTorch: tensor product with learned weights, gate, blocks of channels.
 
-Notation: f steerable features of nodes, a steerable attributes (spherical harmonics), (x) the
-Clebsch-Gordan product. Weights are drawn from N(0, 1) and divided by the square root of the fan-in
-when they are used (e3nn's "element" normalisation), so that one learning rate suits every layer.
+Notation: f steerable features of nodes, a steerable attributes (spherical harmonics), (x) the Clebsch-Gordan product.
+What may be done by compiled code is a function handed in, of which the plain one stands here.
 """
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from segnn_ase.compiled.kernels import Topology, product_kernel
 from segnn_ase.model.irreps import SCALAR, Coupling, Features, Kind, kinds, multiplicities
 from segnn_ase.model.scalars import sigmoid, silu
+
+Product = Callable[[Coupling, Features, Tensor], Features]  # `steered`, or what does the same
 
 
 class SteerableLinear(nn.Module):
@@ -34,28 +35,23 @@ class SteerableLinear(nn.Module):
         has_scalars = SCALAR in kinds(irreps_out)
         self.scalar = kinds(irreps_out).index(SCALAR) if has_scalars else None
         self.bias = nn.Parameter(torch.zeros(mul_out[self.scalar])) if has_scalars else None
-        self.fused = False
-        self.uniform = len(set(mul_in)) == 1
 
-    def forward(self, f: Features, a: Tensor) -> Features:
-        """f: one (n, 2l+1, mul) per irrep of irreps_in; a: (n, attribute dim). Returns irreps_out likewise."""
-        c = self.coupling
-        if self.fused and self.uniform:
-            rows = product_kernel(c, f[0].shape[2])(Topology(len(a)), *f, a)
-            products = by_component(rows, c.out)
-        else:
-            products = side_by_side(c, c.products(f, c.matrices(a)))
+    def forward(self, f: Features, a: Tensor, product: Product | None = None) -> Features:
+        """f: one (n, 2l+1, mul) per irrep of irreps_in; a: (n, attribute dim). Returns irreps_out likewise.
+
+        product: what does the work of `steered`.
+        """
         out = []
-        for k, x in enumerate(products):
+        for k, x in enumerate((product or steered)(self.coupling, f, a)):
             weight = self.weights[k]
             y = x @ (weight * max(len(weight), 1) ** -0.5)
             out.append(y + self.bias if k == self.scalar else y)
         return tuple(out)
 
 
-def by_component(rows: tuple[Tensor, ...], kinds_out: tuple[Kind, ...]) -> Features:
-    """What a fused kernel writes, (n, (2l+1) c) for each out kind, as (n, 2l+1, c)."""
-    return tuple(x.unflatten(1, (kind.dim, x.shape[1] // kind.dim)) for x, kind in zip(rows, kinds_out, strict=True))
+def steered(coupling: Coupling, f: Features, a: Tensor) -> Features:
+    """f (x) a channel by channel, the channels of all paths beside each other: (n, 2l+1, paths * c) per out kind."""
+    return side_by_side(coupling, coupling.products(f, coupling.matrices(a)))
 
 
 def side_by_side(coupling: Coupling, products: list[Tensor]) -> Features:

@@ -1,16 +1,25 @@
-"""`SEGNN`, the backbone: steerable features in, steerable features out."""
+"""`SEGNN`, the backbone: steerable features in, steerable features out; and the readout of energies."""
 
-import copy
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from segnn_ase.compiled.splines import TOLERANCE, RadialTables, tabulate
-from segnn_ase.model.edges import Edges, bessel, make_edges, node_attributes, sorted_edges
-from segnn_ase.model.interactions import Message, SelfProduct, Update
+from segnn_ase.model.edges import Edges, make_edges, node_attributes
+from segnn_ase.model.interactions import (
+    Message,
+    Powers,
+    Received,
+    SelfProduct,
+    Update,
+    powers_by_steps,
+    received_by_steps,
+    steering_of,
+)
 from segnn_ase.model.irreps import SCALAR, Features, Layout, kinds, multiplicities, parse_irreps, spherical_kinds
-from segnn_ase.model.layers import SteerableLinear
+from segnn_ase.model.layers import Product, SteerableLinear, steered
 from segnn_ase.model.published import PublishedMessage
 from segnn_ase.model.scalars import MLP, Dense
 from segnn_ase.model.settings import ModelConfig
@@ -57,41 +66,7 @@ class SEGNN(nn.Module):
         powers = self._interactions if config.body_order > 1 else ()
         self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order) for _ in powers)
         self.updates = nn.ModuleList(Update(self.irreps, lmax) for _ in self._interactions)
-        self.fused = False
-        self.table_step: float | None = None
-
-    def accelerate(self, on: bool = True) -> None:
-        """Let fused kernels do the work of the layers that have one; on the CPU or a GPU."""
-        self.tabulate(False)
-        for module in self.modules():
-            if hasattr(module, "fused"):
-                module.fused = on
-
-    def tabulate(self, on: bool = True) -> RadialTables | None:
-        """Let the fused kernels take the radial functions from tables, for evaluation only; see `tables`."""
-        self.table_step = None
-        if not (on and self._sorts):
-            return None
-        functions = [self._radial_function(message) for message in self.messages]
-        found = tabulate(functions, self.config.cutoff, TOLERANCE[self.norms.dtype])
-        for message, coefficients in zip(self.messages, found.coefficients, strict=True):
-            message.tabulate(coefficients)
-        self.table_step = found.step
-        return found
-
-    def _radial_function(self, message: Message):
-        mlp = copy.deepcopy(message.radial).cpu().double().requires_grad_(False)
-        # even in d and finite at 0, where only the formula is 0 / 0
-        return lambda d: mlp(bessel(d + 1e-12, self.config.n_radial, self.config.cutoff))
-
-    def train(self, mode: bool = True) -> "SEGNN":
-        if mode:
-            self.tabulate(False)
-        return super().train(mode)
-
-    @property
-    def _sorts(self) -> bool:
-        return self.fused and self.config.message != "published"
+        self._calibrating = False
 
     @property
     def _interactions(self) -> range:
@@ -107,6 +82,7 @@ class SEGNN(nn.Module):
         node_attr: Tensor | None = None,
         edge_scalars: Tensor | None = None,
         edge_pair: Tensor | None = None,
+        operations: "Operations | None" = None,
     ) -> tuple[list[Features], Tensor]:
         """Return the node features after each interaction and the node attributes (N, (lmax_attr + 1)^2).
 
@@ -114,28 +90,26 @@ class SEGNN(nn.Module):
         edge_dst i (E,).
         node_attr (N, (lmax_attr + 1)^2) is added to the node attributes (the harmonics of a velocity, say);
         edge_scalars (E, n_edge_scalars) enter the published message beside d^2. edge_pair (E,), of the graph, saves
-        time only.
+        time only. operations: what does the work; plain PyTorch if None.
         """
-        config = self.config
         self._check_edge_scalars(edge_scalars, len(edge_dst))
-        basis = {"cutoff": config.cutoff, "lmax": config.lmax_attr, "n_radial": config.n_radial}
-        if self._sorts:
-            edges = sorted_edges(
-                vectors, edge_src, edge_dst, len(features), edge_pair=edge_pair, table_step=self.table_step, **basis
-            )
-        else:
-            edges = make_edges(vectors, edge_src, edge_dst, len(features), **basis)
-        a = node_attributes(edges, smooth=config.smooth)
+        operations = operations or PLAIN
+        published = self.config.message == "published"  # which knows one layout of edges only
+        make = plain_edges if published else operations.edges
+        edges = make(self, vectors, edge_src, edge_dst, len(features), edge_pair)
+        a = node_attributes(edges, smooth=self.config.smooth)
         if node_attr is not None:
             a = a + node_attr
-        f = self.embedding(self.layout_in.split(features), a)
-        context = self._context(edges, edge_scalars)
+        if edge_scalars is not None:
+            edge_scalars = edges.to_slots(edge_scalars)
+        given = (edge_scalars, operations.product) if published else (operations.message,)
+        f = self.embedding(self.layout_in.split(features), a, operations.product)
         history = []
         for t in self._interactions:
-            m = self._scaled(self.messages[t](f, edges, *context), self.norms[t, 0])
+            m = self._scaled(self.messages[t](f, edges, *given), t, 0)
             if self.products:
-                m = self._scaled(self.products[t](m), self.norms[t, 1])
-            f = self.updates[t](f, m, a)
+                m = self._scaled(self.products[t](m, operations.self_product), t, 1)
+            f = self.updates[t](f, m, a, operations.product)
             history.append(f)
         return history, a
 
@@ -145,33 +119,45 @@ class SEGNN(nn.Module):
         if given != expected:
             raise ValueError(f"edge_scalars has shape {given}; expected {expected}, by n_edge_scalars of the model")
 
-    @staticmethod
-    def _scaled(m: Features, norm: Tensor) -> Features:
-        return tuple(x / norm for x in m)
+    def _scaled(self, m: Features, t: int, k: int) -> Features:
+        if self._calibrating:
+            # the loudest kind counts: a kind that is silent for symmetry must not amplify the others
+            rms = max(float(x.square().mean()) for x in m) ** 0.5 if len(m[0]) else 0.0
+            self.norms[t, k] = rms if rms > 1e-3 else 1.0
+        return tuple(x / self.norms[t, k] for x in m)
 
     @torch.no_grad()
     def calibrate(self, *inputs, **keywords) -> list[list[float]]:
         """Set `norms` so that messages and self-products have unit mean square on this input (that of `forward`)."""
-        for t in self._interactions:
-            for k, layer in enumerate([self.messages[t], *self.products[t : t + 1]]):
-                seen: list[Tensor] = []
-                hook = layer.register_forward_hook(lambda module, args, out, seen=seen: seen.extend(out))
-                self(*inputs, **keywords)
-                hook.remove()
-                # the loudest kind counts: a kind that is silent for symmetry must not amplify the others
-                rms = max(float(x.square().mean()) for x in seen) ** 0.5 if len(seen[0]) else 0.0
-                self.norms[t, k] = rms if rms > 1e-3 else 1.0
+        self._calibrating = True
+        try:
+            self(*inputs, **keywords)
+        finally:
+            self._calibrating = False
         return self.norms.tolist()
 
-    def _context(self, edges: Edges, edge_scalars: Tensor | None) -> tuple:
-        if self._sorts:
-            return (None,)
-        if self.config.message != "published":
-            # all interactions share the coupling of their irreps with a_ij
-            return ([c.matrices(edges.harmonics) for c in self.messages[0].couplings],)
-        if edge_scalars is not None:
-            edge_scalars = edges.to_slots(edge_scalars)
-        return edges.harmonics, edge_scalars
+
+class Operations(NamedTuple):
+    """What does the work of the layers: these functions, or others that give the same."""
+
+    edges: Callable  # (network, vectors, edge_src, edge_dst, n_atoms, edge_pair) -> edges, as `message` takes them
+    message: Received
+    product: Product
+    self_product: Powers
+
+
+def plain_edges(
+    network: SEGNN, vectors: Tensor, edge_src: Tensor, edge_dst: Tensor, n_atoms: int, edge_pair: Tensor | None
+) -> Edges:
+    """Edges in a padded table; plain PyTorch evaluates the radial functions of both directions of a pair."""
+    c = network.config
+    edges = make_edges(vectors, edge_src, edge_dst, n_atoms, cutoff=c.cutoff, lmax=c.lmax_attr, n_radial=c.n_radial)
+    if c.message == "published":
+        return edges
+    return edges._replace(steering=steering_of(network.messages[0].couplings, edges))  # the same in all interactions
+
+
+PLAIN = Operations(plain_edges, received_by_steps, steered, powers_by_steps)
 
 
 class EnergyReadout(nn.Module):

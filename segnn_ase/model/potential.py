@@ -1,21 +1,17 @@
-"""`Potential`: elements, embedding, readout, reference energies; energy, forces and stress by autograd."""
+"""`Potential`: elements, embedding, readout and reference energies around the network; an ordinary `nn.Module`."""
 
 import math
 from collections.abc import Iterable
-from threading import Lock
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
-from segnn_ase.base.errors import ConfigError, StructureError, expect
-from segnn_ase.compiled.build import runs_on_triton
-from segnn_ase.compiled.cpu import Engine
-from segnn_ase.compiled.gpu import DeviceEngine
-from segnn_ase.compiled.passes import supported
-from segnn_ase.model.network import SEGNN, EnergyReadout
-from segnn_ase.model.repulsion import CORE_MARGIN, core_repulsion
+from segnn_ase.base.errors import expect
+from segnn_ase.model.elements import Elements, species_index
+from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
+from segnn_ase.model.repulsion import CORE_MARGIN, with_repulsion
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms
 
@@ -25,7 +21,8 @@ class Potential(nn.Module):
 
     eps_iso is the same network on one lonely atom, so an isolated atom has exactly E0. Where two atoms come closer
     than any in the training data the network is blind, and `core_repulsion` keeps them apart.
-    species: atomic numbers; reference_energies E0 and scales in eV, one for each species.
+    species: atomic numbers; reference_energies E0 and scales in eV, one for each species; seed: of the random weights,
+    which leave PyTorch's own generator alone.
     Raises ConfigError for lists of different lengths.
     """
 
@@ -36,64 +33,27 @@ class Potential(nn.Module):
         *,
         reference_energies: list[float] | None = None,
         scales: list[float] | None = None,
+        seed: int = 0,
     ):
         super().__init__()
         expect(isinstance(config, ModelConfig), "config", config, "a ModelConfig")
         known = isinstance(species, Iterable) and all(isinstance(z, int | np.integer) and 0 < z <= 118 for z in species)
         known = known and 0 < len(set(species)) == len(species)
         expect(known, "species", species, "different atomic numbers from 1 to 118, at least one")
+        expect(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "zero or a positive integer")
         species = [int(z) for z in species]
         self.config, self.species = config, species
         self.scales = self._per_species("scales", scales, 1.0)
         self.reference_energies = self._per_species("reference_energies", reference_energies, 0.0)
-        index = torch.full((119,), -1, dtype=torch.long)
-        index[torch.tensor(species)] = torch.arange(len(species))
-        self.register_buffer("species_index", index, persistent=False)
+        self.register_buffer("species_index", species_index(species), persistent=False)
         radii = torch.as_tensor(covalent_radii, dtype=torch.float32)[torch.tensor(species)]
         self.register_buffer("core_radii", (radii[:, None] + radii).clamp_max(config.cutoff))
-        self.segnn = SEGNN(config, f"{len(species)}x0e")
-        self.readout = EnergyReadout(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            self.segnn = SEGNN(config, f"{len(species)}x0e")
+            self.readout = EnergyReadout(config)
         self.domain = None  # a `domain.Domain`: what the training structures covered
         self.uncertainty = None  # an `uncertainty.Uncertainty`
-        self._isolated: tuple[tuple, Tensor] | None = None
-        self._table: tuple[tuple, Tensor] | None = None
-        self.compiled = False
-        self._engine: Engine | DeviceEngine | None = None
-        self._making = Lock()
-
-    def __getstate__(self) -> dict:
-        # compiled code and its addresses stay in their process
-        return {**self.__dict__, "_engine": None, "_making": None}
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__({**state, "_making": Lock()})
-
-    @property
-    def engine(self) -> "Engine | DeviceEngine | None":
-        """The network in compiled code, where `compiled` is set and it has been tabulated for evaluation."""
-        if self.training or not self.compiled or self.segnn.table_step is None:
-            return None
-        if self._engine is None:
-            with self._making:
-                if self._engine is None:
-                    self._engine = DeviceEngine(self) if runs_on_triton(self.device) else Engine(self)
-        return self._engine
-
-    def compile_network(self, on: bool = True) -> bool:
-        """Evaluate by `engine.py` from now on, with the present weights and radial tables; whether it does."""
-        self._engine = None
-        self.compiled = on and supported(self) and self.segnn.table_step is not None
-        return self.compiled
-
-    def train(self, mode: bool = True) -> "Potential":
-        if mode:
-            self.compile_network(False)
-        return super().train(mode)
-
-    def load_state_dict(self, *args, **keywords):
-        self.compile_network(False)
-        self.segnn.tabulate(False)
-        return super().load_state_dict(*args, **keywords)
 
     def _per_species(self, name: str, values, default: float) -> list[float]:
         n = len(self.species)
@@ -119,11 +79,11 @@ class Potential(nn.Module):
     def symbols(self) -> list[str]:
         return [chemical_symbols[z] for z in self.species]
 
-    def _apply(self, fn, *args, **kwargs):
-        self._isolated = None
-        self.compile_network(False)
-        self.segnn.accelerate(False)
-        return super()._apply(fn, *args, **kwargs)
+    def stamp(self) -> tuple:
+        """Another one when a weight, buffer or constant is another, however it was changed: by the bytes of all."""
+        tensors = [x.detach().cpu() for x in (*self.parameters(), *self.buffers())]
+        bits = (hash(x.numpy().tobytes()) for x in tensors)
+        return (self.dtype, self.device, *bits, *self.reference_energies, *self.scales)
 
     def set_core(self, closest: dict[tuple[int, int], float], *, keep_smaller: bool = False) -> None:
         """Let the core repulsion begin just below the shortest distances of the training data.
@@ -138,32 +98,6 @@ class Potential(nn.Module):
                 radius = min(radius, float(self.core_radii[i, j]))
             self.core_radii[i, j] = self.core_radii[j, i] = radius
 
-    def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
-        """Total energies (B,) and atomic energies (N,), eV, float64; differentiable in positions and cell."""
-        energies = self.atomic_energies(graph, edge_vectors(graph))[0]
-        return sum_over_atoms(energies, graph), energies
-
-    @torch.no_grad()
-    def _isolated_epsilon(self) -> Tensor:
-        """eps_iso of each species, evaluated again when a weight has changed since."""
-        key = (
-            self.dtype,
-            self.device,
-            self.segnn.fused,
-            *(x._version for x in self.parameters()),
-            *(x._version for x in self.buffers()),
-        )
-        if self._isolated is None or self._isolated[0] != key:
-            none = torch.zeros(0, dtype=torch.long, device=self.device)
-            vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
-            # one by one, as they come later: matrix products of another size round differently
-            alone = [
-                self.segnn(self._one_hot(none.new_tensor([k])), vectors, none, none)[0]
-                for k in range(len(self.species))
-            ]
-            self._isolated = (key, torch.cat([self.readout(history) for history in alone]))
-        return self._isolated[1]
-
     def calibrate(self, graph: Graph) -> list[float]:
         """Set the messages' norms from a batch of training structures; see `SEGNN.calibrate`."""
         vectors = edge_vectors(graph).to(self.dtype)
@@ -174,82 +108,60 @@ class Potential(nn.Module):
         """Unit-variance species features (N, n_species)."""
         return nn.functional.one_hot(kind, len(self.species)).to(self.dtype) * len(self.species) ** 0.5
 
-    def atomic_energies(self, graph: Graph, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Atomic energies (N,) eV in float64 and the last features' scalars, from r_ij (E, 3) Å of any dtype."""
-        kind = self.species_index[graph.numbers]
-        n = len(kind)
-        vectors = vectors.to(self.dtype)
-        if self.training:  # one atom of each species without neighbours rides along
-            kind = torch.cat([kind, torch.arange(len(self.species), device=kind.device)])
+    def elements(self, isolated: Tensor | None = None) -> Elements:
+        """The present constants of the elements; isolated (n_species,): epsilon of lonely atoms, if it is known."""
+        reference, scale = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=self.device)
+        isolated = self.lonely_epsilon() if isolated is None else isolated
+        core = self.core_radii, self.config.core_repulsion
+        return Elements(tuple(self.symbols), self.species_index, reference, scale, isolated, *core)
+
+    @torch.no_grad()
+    def lonely_epsilon(self, operations: Operations | None = None) -> Tensor:
+        """Epsilon of one lonely atom of each species (n_species,)."""
+        none = torch.zeros(0, dtype=torch.long, device=self.device)
+        vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
+        # one by one, as they come later: matrix products of another size round differently
+        kinds = [none.new_tensor([k]) for k in range(len(self.species))]
+        return torch.cat([self.epsilon(kind, vectors, none, none, operations=operations)[0] for kind in kinds])
+
+    def epsilon(
+        self,
+        kind: Tensor,
+        vectors: Tensor,
+        edge_src: Tensor,
+        edge_dst: Tensor,
+        *,
+        edge_pair: Tensor | None = None,
+        operations: Operations | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the network says of atoms of species `kind` (N,): epsilon (N,) and the last scalars (N, channels)."""
         one_hot = self._one_hot(kind)
-        history, _ = self.segnn(one_hot, vectors, graph.edge_src, graph.edge_dst, edge_pair=graph.edge_pair)
-        epsilon, kind = self.readout(history), kind[:n]
-        isolated = epsilon[n:] if self.training else self._isolated_epsilon()
-        energies = self.in_eV(kind, epsilon[:n], isolated)
-        close, repulsion = self._repulsion(graph, kind, vectors)
-        if close is not None:
-            energies = energies.index_add(0, graph.edge_dst[close], repulsion)
-        return energies, history[-1][self.readout.scalar][:n, 0]
+        history, _ = self.segnn(one_hot, vectors, edge_src, edge_dst, edge_pair=edge_pair, operations=operations)
+        return self.readout(history), history[-1][self.readout.scalar][:, 0]
 
-    def in_eV(self, kind: Tensor, epsilon: Tensor, isolated: Tensor) -> Tensor:
-        """Atomic energies (N,) eV, float64, from epsilon (N,) and that of one lonely atom of each species."""
-        reference, scale = self.per_species(kind)
-        return reference + scale * (epsilon - isolated[kind]).double()
+    def atomic_energies(
+        self, graph: Graph, vectors: Tensor, *, elements: Elements | None = None, operations: Operations | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Atomic energies (N,) eV in float64 and the last features' scalars, from r_ij (E, 3) Å of any dtype.
 
-    def constants(self) -> tuple:
-        """Tensors that evaluations read besides the weights; a recording (`captured.py`) must keep them."""
-        return self._table, self._isolated
+        elements: constants that are known; without them one lonely atom of each species rides along, and energies
+        are differentiable in all weights.
+        """
+        kind, vectors = self.species_index[graph.numbers], vectors.to(self.dtype)
+        n, alone = len(kind), torch.arange(len(self.species) if elements is None else 0, device=self.device)
+        epsilon, features = self.epsilon(
+            torch.cat([kind, alone]),
+            vectors,
+            graph.edge_src,
+            graph.edge_dst,
+            edge_pair=graph.edge_pair,
+            operations=operations,
+        )
+        elements = self.elements(epsilon[n:]) if elements is None else elements
+        energies = elements.energies(kind, epsilon[:n])
+        return with_repulsion(energies, graph, kind, vectors, elements.core), features[:n]
 
-    def per_species(self, kind: Tensor) -> Tensor:
-        """Reference energies and scales of atoms, (2, N) eV, float64."""
-        key = (kind.device, *self.reference_energies, *self.scales)
-        if self._table is None or self._table[0] != key:  # made once: to copy it stops a GPU
-            table = torch.tensor([self.reference_energies, self.scales], dtype=torch.float64, device=kind.device)
-            self._table = (key, table)
-        return self._table[1][:, kind]
-
-    def _repulsion(self, graph: Graph, kind: Tensor, vectors: Tensor) -> tuple:
-        """Edges shorter than their core radius, and the receivers' halves of the repulsion (eV, float64)."""
-        if not self.config.core_repulsion:
-            return None, None
-        radii = self.core_radii[kind[graph.edge_dst], kind[graph.edge_src]]
-        close = slice(None)  # on a GPU a look at the number of close pairs costs more than to evaluate all
-        if vectors.device.type == "cpu":
-            close = (vectors.detach().square().sum(1) < radii.square()).nonzero()[:, 0]
-            if not len(close):
-                return None, None
-        ends = graph.numbers[graph.edge_dst[close]], graph.numbers[graph.edge_src[close]]
-        return close, 0.5 * core_repulsion(vectors[close], *ends, radii[close]).double()
-
-    def with_repulsion(
-        self, graph: Graph, kind: Tensor, vectors: Tensor, energies: Tensor, *, gradient: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """Add the core repulsion to atomic energies; its gradient dE/dr_ij (E, 3), or None if no atoms are close."""
-        with torch.set_grad_enabled(gradient):
-            vectors = vectors.detach().requires_grad_(gradient)
-            close, repulsion = self._repulsion(graph, kind, vectors)
-            if close is None:
-                return energies, None
-            g = torch.autograd.grad(repulsion.sum(), vectors)[0] if gradient else None
-        return energies.index_add(0, graph.edge_dst[close], repulsion.detach()), g
-
-
-def check_species(potential: Potential, numbers: np.ndarray) -> None:
-    """Raise StructureError naming the first atom whose element the potential does not know."""
-    if set(potential.species).issuperset(numbers.tolist()):
-        return
-    atom = int(np.flatnonzero(~np.isin(numbers, potential.species))[0])
-    if not 0 <= numbers[atom] < len(chemical_symbols):
-        raise StructureError(f"atom {atom} has the atomic number {numbers[atom]}; expected an element")
-    raise StructureError(
-        f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this potential does not know; "
-        f"it was trained for {', '.join(potential.symbols)}. Train or fine-tune one with that element."
-    )
-
-
-def parse_species(symbols: list[str]) -> list[int]:
-    """Atomic numbers of chemical symbols. Raises ConfigError naming what is not an element."""
-    wrong = [s for s in symbols if s not in atomic_numbers]
-    if wrong:
-        raise ConfigError(f"species has {wrong}; expected chemical symbols such as 'H' or 'Si'")
-    return [atomic_numbers[s] for s in symbols]
+    def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Total energies (B,) and atomic energies (N,), eV, float64; differentiable in positions, cell and weights."""
+        energies = self.atomic_energies(graph, edge_vectors(graph))[0]
+        return sum_over_atoms(energies, graph), energies

@@ -1,14 +1,27 @@
-"""`Potential`: elements, embedding, readout, reference energies; energy, forces and stress by autograd."""
+"""Energy, forces and stress of structures: what is asked of every evaluator, and the plain one, which is the oracle."""
 
+import copy
+import ctypes
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled.gpu import DeviceEngine
+from segnn_ase.model.elements import Elements
+from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
-from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms, sum_over_structure_edges, volume
+from segnn_ase.structure.graph import (
+    Graph,
+    edge_vectors,
+    sum_over_atoms,
+    sum_over_structure_edges,
+    volume,
+    within,
+)
 
 
 class Prediction(NamedTuple):
@@ -16,105 +29,133 @@ class Prediction(NamedTuple):
     energies: Tensor  # (N,) eV, float64
     forces: Tensor | None  # (N, 3) eV/Å
     stress: Tensor | None  # (B, 3, 3) eV/Å^3, ASE's sign
-    edge_gradients: Tensor | None  # (E, 3) dE/dr_ij, eV/Å
+    edge_gradients: Tensor | None  # (E, 3) dE/dr_ij, eV/Å, of the pairs within the cutoff; None where none is kept
     features: Tensor | None  # (N, d) invariant descriptors
     neighbors: Tensor | None = None  # (N,) atoms within the cutoff, where they were counted on the way
-    close: bool | Tensor | None = None  # whether atoms are closer than their core radius, likewise; () on a GPU
+    close: "bool | Tensor | None" = None  # whether atoms are closer than their core radius, likewise; () on a GPU
 
 
-def predict(potential: Potential, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
-    """Evaluate a potential; in training mode the results keep their graph for a second derivative.
+class Evaluator(ABC):
+    """Evaluates structures with the weights that a potential had when this was made: an immutable snapshot."""
 
-    Forces and virial come from one gradient g_ij = dE/dr_ij: F_i = sum_j (g_ij - g_ji), and
-    stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is NaN.
-    Pairs beyond the cutoff do nothing where the model is smooth; the engine leaves them out of `edge_gradients`.
+    name: str  # in words, for messages
+
+    @abstractmethod
+    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        """Forces and virial come from one gradient g_ij = dE/dr_ij: F_i = sum_j (g_ij - g_ji), and
+        stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is NaN.
+        Pairs beyond the cutoff do nothing where the model is smooth. Raises ValueError for unknown elements.
+        """
+
+    def without_core(self) -> "Evaluator":
+        """The same without core repulsion, whose large forces would hide what differs between two evaluators."""
+        bare = copy.copy(self)
+        bare.elements = self.elements._replace(repels=False)
+        return bare
+
+    elements: Elements
+
+    def inside_and_deviations(
+        self, given: list[Tensor | None], forms: Tensor | None, limits: int, numbers: ctypes.Array
+    ) -> tuple[bool, np.ndarray] | None:
+        """Whether atoms are within their limits, and how far predictions may be off, in one pass; None where there is
+        no code for that. See `trust.monitor`.
+
+        given: numbers of neighbours (N,) int64, energy and forces (N, 3) float64, features (N, n); forms (2, n, n):
+        `Uncertainty.atoms` and `.frames`; limits: address of fewest and most neighbours (2, N) float64; numbers: seven
+        doubles, alpha, beta, gamma, lowest and highest energy, largest force and leverage. The second result has
+        leverages (N), sigma_E, and sigma of forces (N, 3); it is empty without forms.
+        """
+        return None
+
+
+Loss = Callable[[Prediction], Tensor]  # a scalar that PyTorch can differentiate
+
+# (graph, loss, *, forces, stress) -> the loss; leaves its gradient in the `grad` of the parameters that require one
+LossGradient = Callable[..., Tensor]
+
+
+class PlainLossGradient:
+    """The gradient of a loss by autograd, with the weights that the potential has at each call."""
+
+    def __init__(self, potential: Potential, operations: Operations | None = None, *, name: str = "plain PyTorch"):
+        self.name, self._potential, self._operations = name, potential, operations
+
+    def __call__(self, graph: Graph, loss_of: Loss, *, forces: bool, stress: bool) -> Tensor:
+        potential = self._potential.train()
+        loss = loss_of(predict(potential, graph, forces=forces, stress=stress, operations=self._operations))
+        loss.backward()
+        return loss.detach()
+
+
+class PlainEvaluator(Evaluator):
+    """Evaluation by plain PyTorch, or layer by layer with other operations."""
+
+    def __init__(self, potential: Potential, operations: Operations | None = None, *, name: str = "plain PyTorch"):
+        self.name, self._operations = name, operations
+        self._potential = copy.deepcopy(potential).eval().requires_grad_(False)
+        self.elements = self._potential.elements(self._potential.lonely_epsilon(operations))
+
+    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        self.elements.kinds(graph.numbers)  # refuses others
+        near = within(graph, self._potential.cutoff)
+        return predict(
+            self._potential, near, forces=forces, stress=stress, elements=self.elements, operations=self._operations
+        )
+
+
+def predict(
+    potential: Potential,
+    graph: Graph,
+    *,
+    forces: bool = True,
+    stress: bool = False,
+    elements: Elements | None = None,
+    operations: Operations | None = None,
+) -> Prediction:
+    """Evaluate a potential by autograd, as `Evaluator` says; never by code that knows older weights.
+
+    In training mode the results keep their graph for a second derivative. elements: constants that are known, see
+    `Potential.atomic_energies`; operations: what does the work of the layers, plain PyTorch if None.
     """
-    wanted = forces or stress
-    if potential.engine is not None:
-        found = _by_engine(potential, graph, wanted, stress)
-        if found is not None:
-            return found
+    wanted, training = forces or stress, potential.training
     vectors = edge_vectors(graph).detach().to(potential.dtype)
-    energy, energies, features, g = _by_autograd(potential, graph, vectors, wanted)
-    if not wanted:
-        return Prediction(energy, energies, None, None, None, features)
+    with torch.set_grad_enabled(wanted or training):
+        vectors.requires_grad_(wanted)
+        energies, features = potential.atomic_energies(graph, vectors, elements=elements, operations=operations)
+        g = torch.autograd.grad(energies.sum(), vectors, create_graph=training)[0] if wanted else None
+    if not training:
+        energies, features = energies.detach(), features.detach()
     return assemble(graph, vectors, energies, g, features, forces=forces, stress=stress)
 
 
-def _by_engine(potential: Potential, graph: Graph, gradient: bool, stress: bool) -> Prediction | None:
-    """The same by the engine; None for a graph that is not sorted by receiver."""
-    engine, kind = potential.engine, potential.species_index[graph.numbers]
-    if isinstance(engine, DeviceEngine):
-        return _by_device_engine(potential, graph, kind, gradient, stress)
-    if len(kind) and int(kind.min()) < 0:
-        raise ValueError(f"numbers has elements that are not of {potential.symbols}")
-    edges = engine.edges(graph, kind, potential.core_radii)
-    if edges is None:
-        return None
-    weight = potential.per_species(kind)[1].to(potential.dtype) if gradient else None
-    epsilon, features, g = engine(kind, edges.vectors, edges.src, edges.first, weight)
-    energies = potential.in_eV(kind, epsilon, engine.isolated)
-    if edges.close and potential.config.core_repulsion:
-        near = graph._replace(edge_src=edges.src, edge_dst=edges.dst)
-        energies, repulsion = potential.with_repulsion(near, kind, edges.vectors, energies, gradient=gradient)
-        g = g if g is None or repulsion is None else g + repulsion
-    energy, neighbors = sum_over_atoms(energies, graph), edges.first.diff()
-    if not gradient:
-        return Prediction(energy, energies, None, None, None, features, neighbors, edges.close)
-    forces, virial = engine.gather(graph, edges, g, stress=stress)
-    s = None if virial is None else _stress(virial, graph)
-    return Prediction(energy, energies, forces, s, g.double(), features, neighbors, edges.close)
-
-
-def _by_device_engine(potential: Potential, graph: Graph, kind: Tensor, gradient: bool, stress: bool) -> Prediction:
-    """Without a look at any number, so that it can be captured (`captured.py`)."""
-    engine, vectors = potential.engine, edge_vectors(graph).detach()
-    weight = potential.per_species(kind)[1].to(potential.dtype) if gradient else None
-    squares, ends = vectors.square().sum(1), (kind[graph.edge_dst], kind[graph.edge_src])
-    neighbors = torch.zeros_like(kind).index_add(0, graph.edge_dst, (squares < potential.cutoff**2).long())
-    close = (squares < potential.core_radii[ends].square()).any()
-    epsilon, features, g = engine(kind, vectors, graph.edge_src, graph.edge_dst, weight)
-    energies = potential.in_eV(kind, epsilon, engine.isolated)
-    energies, repulsion = potential.with_repulsion(graph, kind, vectors, energies, gradient=gradient)
-    if gradient:
-        g = g if repulsion is None else g + repulsion
-        found = assemble(graph, vectors, energies, g, features, forces=True, stress=stress)
-    else:
-        found = Prediction(sum_over_atoms(energies, graph), energies, None, None, None, features)
-    return found._replace(neighbors=neighbors, close=close)
-
-
 def assemble(
-    graph: Graph, vectors: Tensor, energies: Tensor, g: Tensor, features: Tensor | None, *, forces: bool, stress: bool
+    graph: Graph,
+    vectors: Tensor,
+    energies: Tensor,
+    g: Tensor | None,
+    features: Tensor | None,
+    *,
+    forces: bool,
+    stress: bool,
 ) -> Prediction:
     """Totals, forces and stress from atomic energies (N,) and g = dE/dr_ij (E, 3), differentiable in both."""
-    g = g.double()
     f = s = None
+    g = None if g is None else g.double()
     if forces:
         zero = g.new_zeros(len(graph.numbers), 3)
         f = zero.index_add(0, graph.edge_dst, g).index_add(0, graph.edge_src, -g)
     if stress:
-        s = _stress(sum_over_structure_edges(vectors.detach().double()[:, :, None] * g[:, None], graph), graph)
+        s = stress_of(sum_over_structure_edges(vectors.detach().double()[:, :, None] * g[:, None], graph), graph)
     return Prediction(sum_over_atoms(energies, graph), energies, f, s, g, features)
 
 
-def _stress(virial: Tensor, graph: Graph) -> Tensor:
+def stress_of(virial: Tensor, graph: Graph) -> Tensor:
+    """Stress (B, 3, 3) eV/Å^3 from sums of r (x) dE/dr over the pairs of each structure (B, 3, 3) eV."""
     size = volume(graph)[:, None, None]
     # a cell without volume divides by 1, not 0: its NaN must not reach the gradients of the others in a batch
     s = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(size > 0, size, 1.0)
     return s.masked_fill(size == 0, math.nan)
-
-
-def _by_autograd(potential: Potential, graph: Graph, vectors: Tensor, wanted: bool) -> tuple:
-    with torch.set_grad_enabled(wanted or potential.training):
-        vectors.requires_grad_(wanted)
-        energies, features = potential.atomic_energies(graph, vectors)
-        energy, g = sum_over_atoms(energies, graph), None
-        if wanted:
-            (g,) = torch.autograd.grad(energy.sum(), vectors, create_graph=potential.training)
-    if not potential.training:
-        energy, energies, features = energy.detach(), energies.detach(), features.detach()
-    return energy, energies, features, g
 
 
 def hessian(potential: Potential, graph: Graph) -> Tensor:

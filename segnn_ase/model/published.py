@@ -1,9 +1,4 @@
-"""Steerable layers in plain torch: the clear, slow twin of any faster path, with the same parameters.
-
-Notation: f steerable features of nodes, a steerable attributes (spherical harmonics), (x) the
-Clebsch-Gordan product. Weights are drawn from N(0, 1) and divided by the square root of the fan-in
-when they are used (e3nn's "element" normalisation), so that one learning rate suits every layer.
-"""
+"""What only the network as published has: its message, and heads that read out irreps (arXiv 2110.02905)."""
 
 import torch
 from e3nn.o3 import Irreps
@@ -11,7 +6,7 @@ from torch import Tensor, nn
 
 from segnn_ase.model.edges import Edges
 from segnn_ase.model.irreps import SCALAR, Features, Layout, kinds, parse_irreps, spherical_kinds
-from segnn_ase.model.layers import Gate, SteerableLinear
+from segnn_ase.model.layers import Gate, Product, SteerableLinear
 from segnn_ase.model.settings import ModelConfig
 
 
@@ -30,15 +25,18 @@ class PublishedMessage(nn.Module):
         self.first = SteerableLinear(Irreps(doubled), attr, self.gate.irreps_in)
         self.second = SteerableLinear(irreps, attr, self.gate.irreps_in)
 
-    def forward(self, f: Features, edges: Edges, attributes: Tensor, edge_scalars: Tensor | None) -> Features:
+    def forward(
+        self, f: Features, edges: Edges, edge_scalars: Tensor | None = None, product: Product | None = None
+    ) -> Features:
+        attributes = edges.harmonics
         extra = [edges.distance.square()] + ([] if edge_scalars is None else [edge_scalars])
         pairs = []
         for k, x in enumerate(f):
             zero = torch.zeros_like(x)
             pair = edges.from_pairs(torch.cat([x, zero], 2), torch.cat([zero, x], 2))
             pairs.append(torch.cat([pair, torch.cat(extra, 1)[:, None]], 2) if k == self.scalar else pair)
-        h = self.gate(self.first(tuple(pairs), attributes))
-        m = self.gate(self.second(h, attributes))
+        h = self.gate(self.first(tuple(pairs), attributes, product))
+        m = self.gate(self.second(h, attributes, product))
         return tuple(edges.sum_neighbors(x * edges.mask[:, :, None]) for x in m)
 
 

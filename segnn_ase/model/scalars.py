@@ -1,8 +1,7 @@
-"""Steerable layers in plain torch: the clear, slow twin of any faster path, with the same parameters.
+"""Scalar parts of the network: dense layers, MLPs, and activations that keep unit variance.
 
-Notation: f steerable features of nodes, a steerable attributes (spherical harmonics), (x) the
-Clebsch-Gordan product. Weights are drawn from N(0, 1) and divided by the square root of the fan-in
-when they are used (e3nn's "element" normalisation), so that one learning rate suits every layer.
+Weights are drawn from N(0, 1) and divided by the square root of the fan-in when they are used (e3nn's "element"
+normalisation), so that one learning rate suits every layer.
 """
 
 import itertools

@@ -16,16 +16,20 @@ class ModelConfig(Settings):
     The published variants are values of these settings, not other classes: see `PRESETS`.
     """
 
-    cutoff: float = Field(5.0, gt=0.5, le=20, description="Å")
-    hidden_irreps: str = "32x0e+32x1o+32x2e"
+    cutoff: float = Field(5.0, gt=0.5, le=20, description="largest distance of neighbours, Å")
+    hidden_irreps: str = Field("32x0e+32x1o+32x2e", description="features of an atom: channels of each irrep")
     lmax_attr: int = Field(3, ge=0, le=8, description="degree of the spherical harmonics in edge and node attributes")
-    interactions: int = Field(2, ge=1, le=8)
-    message: Literal["steerable", "linear", "published"] = "steerable"
+    interactions: int = Field(2, ge=1, le=8, description="rounds of messages between neighbours")
+    message: Literal["steerable", "linear", "published"] = Field(
+        "steerable", description="gated product with the edge attribute, without the gate, or the paper's two layers"
+    )
     smooth: bool = Field(True, description="envelope on messages and smooth node attributes; False is the paper's")
     n_radial: int = Field(8, ge=1, le=64, description="Bessel functions")
-    radial_hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field((64, 64), max_length=8)
+    radial_hidden: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(
+        (64, 64), max_length=8, description="widths of the hidden layers of the radial networks"
+    )
     body_order: int = Field(3, ge=1, le=3, description="highest power of the node's own message in self-products")
-    readout_hidden: int = Field(16, ge=1, le=4096)
+    readout_hidden: int = Field(16, ge=1, le=4096, description="width of the hidden layer of the last readout")
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
 
     @field_validator("hidden_irreps")

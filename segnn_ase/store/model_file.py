@@ -27,8 +27,9 @@ from ase.data import chemical_symbols
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import ConfigError, ModelFileError, expect
+from segnn_ase.model.elements import parse_species
 from segnn_ase.model.irreps import CONVENTION, multiplicities, parse_irreps
-from segnn_ase.model.potential import Potential, parse_species
+from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_tensors, save_tensors

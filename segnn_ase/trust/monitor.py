@@ -6,24 +6,23 @@ import math
 import numpy as np
 import torch
 
-from segnn_ase.compiled.cpu import Engine
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Prediction
+from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.structure.graph import Graph
 from segnn_ase.trust.domain import DomainCheck
 
 THREE = np.ones(3)  # components
 
 
-class Watch:
+class Monitor:
     """The uncertainty (`uncertainty.py`) and the domain (`domain.py`) of a potential, for one structure after another.
 
-    With a compiled engine one call looks at all atoms, and only what is not well inside is looked at again: several
-    passes would cost a few percent of a small molecule's step.
+    Where the evaluator has code for it, one call looks at all atoms, and only what is not well inside is looked at
+    again: several passes would cost a few percent of a small molecule's step.
     """
 
     def __init__(self, potential: Potential):
-        self.potential, u = potential, potential.uncertainty
+        u = potential.uncertainty
         self.check = None if potential.domain is None else DomainCheck(potential)
         self.uncertainty = u if u is None else u.to(potential.readout.last.last.weight)
         self._forms = u and torch.stack([self.uncertainty.atoms, self.uncertainty.frames])
@@ -34,13 +33,13 @@ class Watch:
         # an address is of one process and of one array, and neither is that of a copy
         return {**self.__dict__, "_last": (None, None, None)}
 
-    def __call__(self, graph: Graph, p: Prediction, volume: float | None) -> dict:
+    def __call__(self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None = None) -> dict:
         """What there is of energy_std (eV), forces_std (N, 3) eV/Å and outside_domain of one structure.
 
         volume: Å^3 where it is periodic in three directions.
         """
         results = {}
-        inside, leverage, energy_std, forces_std = self._compiled(graph, p, volume) or self._plain(p)
+        inside, leverage, energy_std, forces_std = self._in_one_pass(graph, p, volume, evaluator) or self._plain(p)
         if self._calibrated[0]:
             results["energy_std"] = energy_std
         if self._calibrated[1] and p.forces is not None:
@@ -49,9 +48,10 @@ class Watch:
             results["outside_domain"] = [] if inside else self.check(graph, p, volume=volume, leverage=leverage)
         return results
 
-    def _compiled(self, graph: Graph, p: Prediction, volume: float | None) -> tuple | None:
-        engine = self.potential.engine
-        if p.neighbors is None or self.check is None or not isinstance(engine, Engine):
+    def _in_one_pass(
+        self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None
+    ) -> tuple | None:
+        if p.neighbors is None or self.check is None or evaluator is None:
             return None
         limits, last = self.check.limits(graph.numbers), self._last
         if last[0] is not limits:
@@ -60,7 +60,10 @@ class Watch:
             numbers = (ctypes.c_double * 7)(*powers, *limits.energy, limits.force, limits.leverage)
             last = self._last = (limits, limits.neighbors.ctypes.data, numbers)
         given = [p.neighbors, p.energy, p.forces, p.features]
-        inside, out = engine.watch(given, self._forms, *last[1:])
+        found = evaluator.inside_and_deviations(given, self._forms, *last[1:])
+        if found is None:
+            return None
+        inside, out = found
         inside = inside and p.close is False and (volume is None or volume >= limits.volume)
         n = len(p.neighbors)
         return (inside, out[:n], float(out[n]), out[n + 1 :].reshape(n, 3)) if len(out) else (inside, None, None, None)

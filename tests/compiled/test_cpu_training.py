@@ -2,20 +2,20 @@
 
 import pytest
 import torch
-from conftest import VARIANTS
-from systems import CUTOFF, NAMED
-from test_cpu import ODD, small
+from helpers.potentials import ODD, VARIANTS, odd_potential
+from helpers.systems import CUTOFF, NAMED
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
-from segnn_ase.compiled import cpu_training
-from segnn_ase.compiled.choose import accelerate_training
-from segnn_ase.compiled.cpu_training import TrainingEngine
-from segnn_ase.compiled.passes import supported
-from segnn_ase.model.predict import assemble, predict
-from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
+from segnn_ase.compiled import choose, cpu
+from segnn_ase.compiled.choose import choose_loss_gradient
+from segnn_ase.compiled.cpu_training import CpuLossGradient
+from segnn_ase.compiled.layers import FUSED
+from segnn_ase.compiled.runtime import Op
+from segnn_ase.model.predict import PlainLossGradient
+from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-ONE_BLOCK = [v for v in VARIANTS if v not in ("uneven", "parities", "segnn2022")]
+KNOWN = [v for v in VARIANTS if v != "segnn2022"]
 
 
 def batch(names=NAMED):
@@ -29,19 +29,12 @@ def loss_of(p) -> torch.Tensor:
     return (weights * p.energies).square().mean() + (p.forces - 0.1).square().mean() + 10 * stress.square().sum()
 
 
-def by_autograd(potential, graph) -> tuple[float, dict]:
-    potential.train().requires_grad_(True)
+def gradients_by(make, potential, graph) -> tuple[float, dict]:
+    """The loss, and its gradient with respect to every weight."""
+    potential.train().requires_grad_(True) if make is PlainLossGradient else None
     potential.zero_grad(set_to_none=True)
-    loss = loss_of(predict(potential, graph, stress=True))
-    loss.backward()
-    return float(loss.detach()), gradients(potential)
-
-
-def by_engine(engine, graph) -> tuple[float, dict]:
-    engine.potential.zero_grad(set_to_none=True)
-    vectors = edge_vectors(graph)
-    loss = engine.step(graph, lambda e, g: loss_of(assemble(graph, vectors, e, g, None, forces=True, stress=True)))
-    return float(loss), gradients(engine.potential)
+    loss = make(potential)(graph, loss_of, forces=True, stress=True)
+    return float(loss), gradients(potential)
 
 
 def gradients(potential) -> dict:
@@ -57,64 +50,116 @@ def assert_same(found: tuple[float, dict], expected: tuple[float, dict], toleran
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("variant", ONE_BLOCK)
+@pytest.mark.parametrize("variant", KNOWN)
 def test_gradient_of_a_loss_equals_autograd(variant, dtype, new_potential):
     potential, graph = new_potential(variant, dtype), batch()
-    expected = by_autograd(potential, graph)
-    assert_same(by_engine(TrainingEngine(potential), graph), expected, TOLERANCE[dtype])
+    expected = gradients_by(PlainLossGradient, potential, graph)
+    assert_same(gradients_by(CpuLossGradient, potential, graph), expected, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("name", ODD)
 def test_gradient_of_a_loss_equals_autograd_for_odd_settings(name):
-    potential, graph = small(name), batch()
-    expected = by_autograd(potential, graph)
-    assert_same(by_engine(TrainingEngine(potential), graph), expected, 1e-10)
+    potential, graph = odd_potential(name), batch()
+    expected = gradients_by(PlainLossGradient, potential, graph)
+    assert_same(gradients_by(CpuLossGradient, potential, graph), expected, 1e-10)
+
+
+def test_a_loss_of_energies_alone(new_potential):
+    potential, graph = new_potential("fast"), batch(["ethanol", "water"])
+    potential.train().requires_grad_(True)
+    found = []
+    for make in (PlainLossGradient, CpuLossGradient):
+        potential.zero_grad(set_to_none=True)
+        loss = make(potential)(graph, lambda p: p.energies.square().mean(), forces=False, stress=False)
+        found.append((float(loss), gradients(potential)))
+    assert_same(found[1], found[0], 1e-10)
 
 
 def test_weights_that_have_changed_and_batches_that_grow_and_shrink(new_potential):
-    potential = new_potential("segnn")
-    potential.train().requires_grad_(True)
-    engine = TrainingEngine(potential)
+    potential = new_potential("segnn").train().requires_grad_(True)
+    made = CpuLossGradient(potential)
     for names in (["water"], ["copper", "ethanol"], list(NAMED), ["ethanol"], ["one_atom", "water"]):
         graph = batch(names)
-        assert_same(by_engine(engine, graph), by_autograd(potential, graph), 1e-10)
+        expected = gradients_by(PlainLossGradient, potential, graph)
+        assert_same(gradients_by(lambda _: made, potential, graph), expected, 1e-10)
         with torch.no_grad():
             for w in potential.parameters():
                 w += 0.05 * torch.randn_like(w)
 
 
 def test_frozen_weights_get_no_gradient(new_potential):
-    potential = new_potential("fast")
-    potential.train().requires_grad_(True)
+    potential = new_potential("fast").train().requires_grad_(True)
     potential.segnn.embedding.requires_grad_(False)
-    found = by_engine(TrainingEngine(potential), batch(["ethanol"]))[1]
+    found = gradients_by(CpuLossGradient, potential, batch(["ethanol"]))[1]
     assert found and not [name for name in found if name.startswith("segnn.embedding")]
 
 
-@pytest.mark.parametrize("variant", ["uneven", "segnn2022"])
-def test_other_networks_are_trained_layer_by_layer(variant, new_potential):
-    potential = new_potential(variant)
-    potential.requires_grad_(True)
-    assert not supported(potential) and accelerate_training(potential, batch(["ethanol"])) is None
+def test_the_published_network_is_trained_layer_by_layer(new_potential):
+    potential = new_potential("segnn2022").requires_grad_(True)
+    assert choose_loss_gradient(potential, batch(["ethanol"]), "require").name == "compiled layers"
+
+
+def test_many_threads_train_layer_by_layer(new_potential, monkeypatch):
+    potential = new_potential("fast").requires_grad_(True)
+    monkeypatch.setattr(choose.torch, "get_num_threads", lambda: 3)
+    assert choose_loss_gradient(potential, batch(["ethanol"]), "require").name == "compiled layers"
 
 
 def test_the_guard_lets_it_through_and_stops_a_wrong_one(new_potential, monkeypatch):
-    potential, graph = new_potential("fast"), batch(["ethanol"])
-    potential.requires_grad_(True)
-    assert accelerate_training(potential, graph, "off") is None
-    assert isinstance(accelerate_training(potential, graph, "require"), TrainingEngine)
-    original = cpu_training.TrainingEngine._product
+    potential, graph = new_potential("fast").requires_grad_(True), batch(["ethanol"])
+    assert isinstance(choose_loss_gradient(potential, graph, "off"), PlainLossGradient)
+    assert isinstance(choose_loss_gradient(potential, graph, "require"), CpuLossGradient)
+    original = cpu.CpuPasses._weight_gradient
 
-    def short(self, role, step):
-        made = original(self, role, step)
-        for c in made:
-            if role == "mu" and c.matrix[7] == 1:
-                c.matrix[2] -= 1  # the last channel is left out
-        return made
+    def short(self, step):
+        slots, n_in, numbers = original(self, step)
+        if numbers["op"] is Op.WEIGHT_GRADIENT:
+            numbers["outer"] -= 1  # the last channel is left out
+        return slots, n_in, numbers
 
-    monkeypatch.setattr(cpu_training.TrainingEngine, "_product", short)
-    with pytest.warns(AccelerationWarning, match="layer by layer: gradient of the loss differ"):
-        assert accelerate_training(potential, graph) is None
-    assert potential.segnn.fused  # the layers were right
-    with pytest.raises(AccelerationError, match="layer by layer"):
-        accelerate_training(potential, graph, "require")
+    monkeypatch.setattr(cpu.CpuPasses, "_weight_gradient", short)
+    with pytest.warns(AccelerationWarning, match=r"gradient of the loss: gradients of .* differ"):
+        assert choose_loss_gradient(potential, graph).name == "compiled layers"  # they were right
+    with pytest.raises(AccelerationError, match=r"gradients of .* differ"):
+        choose_loss_gradient(potential, graph, "require")
+
+
+def test_a_gradient_that_is_zero_is_noticed_for_each_weight(new_potential, monkeypatch):
+    """Whatever the weight, however small its gradient beside the others."""
+    potential, graph = new_potential("segnn").requires_grad_(True), batch(["ethanol"])
+    names = [name for name, w in potential.named_parameters() if w.numel()]
+    made = choose.CpuLossGradient
+    unused = []
+    for name in names:
+
+        def zeroed(owner, name=name):
+            gradient = made(owner)
+
+            def run(*args, **keywords):
+                loss = gradient(*args, **keywords)
+                grad = dict(owner.named_parameters())[name].grad
+                if grad is None or not bool(grad.any()):
+                    unused.append(name)
+                else:
+                    grad.zero_()
+                return loss
+
+            return run
+
+        problem = choose._training_problem(zeroed, potential, graph)
+        assert (problem is None) == (name in unused), name
+    last = f"segnn.updates.{potential.config.interactions - 1}.second.weights."
+    assert set(unused) <= {f"{last}1", f"{last}2"}  # of the last features only the scalars are read
+
+
+def test_a_failure_in_the_guard_leaves_nothing_changed(new_potential, monkeypatch):
+    potential, graph = new_potential("fast").requires_grad_(True).train(), batch(["ethanol"])
+    before = {name: w.detach().clone() for name, w in potential.state_dict().items()}
+    monkeypatch.setattr(cpu.CpuPasses, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        choose_loss_gradient(potential, graph)
+    assert potential.training and potential.config.core_repulsion
+    assert all(w.grad is None and w.requires_grad for w in potential.parameters())
+    assert all(torch.equal(before[name], w) for name, w in potential.state_dict().items())
+    plain = PlainLossGradient(potential, FUSED)
+    assert float(plain(graph, loss_of, forces=True, stress=True)) > 0

@@ -5,47 +5,33 @@ import warnings
 
 import pytest
 import torch
-from conftest import VARIANTS
-from systems import NAMED
+from helpers.kernels import (
+    IRREPS,
+    TOLERANCE,
+    assert_close,
+    assert_fused_message_is_the_slow_one,
+    everything,
+    random_edges,
+)
+from helpers.potentials import VARIANTS
+from helpers.systems import NAMED
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning, ConfigError
-from segnn_ase.compiled import build, c_code, kernels
+from segnn_ase.compiled import build, c_code, kernels, runtime
 from segnn_ase.compiled.build import CompilerError, load_library
-from segnn_ase.compiled.choose import accelerate
-from segnn_ase.compiled.cpu import Engine
-from segnn_ase.compiled.cpu_training import TrainingEngine
-from segnn_ase.compiled.kernels import Topology, message_kernel, self_product_kernel
+from segnn_ase.compiled.choose import choose_evaluator
+from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.compiled.cpu_training import CpuLossGradient
+from segnn_ase.compiled.formulas import message, self_product
+from segnn_ase.compiled.geometry import sorted_edges
+from segnn_ase.compiled.kernels import Topology, kernel
+from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.splines import DEGREE, spline_pieces, tabulate
-from segnn_ase.model.edges import make_edges, sorted_edges
 from segnn_ase.model.interactions import Message, SelfProduct
 from segnn_ase.model.irreps import parse_irreps
-from segnn_ase.model.predict import predict
-from segnn_ase.structure.graph import Graph, collate, fragment, graph_from_atoms, with_pairs
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-IRREPS = ["16x0e+16x1o", "5x0e+5x1o+5x2e", "7x0e+4x1o+2x2e+1x3o", "20x0e+3x0o+4x1e+6x1o", "33x0e"]
-
-
-def everything(potential, graph: Graph) -> dict[str, torch.Tensor]:
-    """Energies, forces, stress and the gradient of a loss on all of them with respect to every weight."""
-    potential.train()
-    potential.requires_grad_(True)
-    p = predict(potential, graph, forces=True, stress=True)
-    loss = p.energies.square().sum() + p.forces.square().sum() + p.stress.nan_to_num().square().sum()
-    gradients = torch.autograd.grad(loss, list(potential.parameters()), allow_unused=True)
-    return {
-        "energies": p.energies.detach(),
-        "forces": p.forces.detach(),
-        "stress": p.stress.detach().nan_to_num(),
-        "gradient": torch.cat([g.flatten().double() for g in gradients if g is not None]),
-    }
-
-
-def assert_close(found, expected, tolerance: float) -> None:
-    for name, right in expected.items():
-        size = float(right.abs().max()) if right.numel() else 0.0
-        assert float((found[name] - right).abs().max()) <= tolerance * max(size, 1e-3), name
+from segnn_ase.model.predict import PlainEvaluator
+from segnn_ase.structure.graph import collate, fragment, graph_from_atoms, with_pairs
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -54,9 +40,8 @@ def test_T16_fast_path_equals_slow_twin(variant, dtype, new_potential):
     potential = new_potential(variant, dtype)
     graph = collate([with_pairs(graph_from_atoms(make(), potential.cutoff)) for make in NAMED.values()])
     expected = everything(potential, graph)
-    potential.segnn.accelerate()
     # a sum of many squares of forces of 1e3 eV/Å: the gradient loses two digits more in float32
-    found = everything(potential, graph)
+    found = everything(potential, graph, FUSED)
     gradient = {"gradient": found.pop("gradient")}, {"gradient": expected.pop("gradient")}
     assert_close(found, expected, TOLERANCE[dtype])
     assert_close(*gradient, TOLERANCE[dtype] * 10)
@@ -67,20 +52,12 @@ def test_threads_agree(threads, new_potential, monkeypatch):
     potential = new_potential("uneven")
     graph = collate([with_pairs(graph_from_atoms(make(), potential.cutoff)) for make in NAMED.values()])
     expected = everything(potential, graph)
-    potential.segnn.accelerate()
     monkeypatch.setattr(kernels, "WORK_PER_THREAD", 1)
     torch.set_num_threads(threads)
     try:
-        assert_close(everything(potential, graph), expected, 1e-10)
+        assert_close(everything(potential, graph, FUSED), expected, 1e-10)
     finally:
         torch.set_num_threads(1)
-
-
-def random_edges(n_atoms: int, n_edges: int, *, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(n_atoms + n_edges)
-    vectors = torch.randn(n_edges, 3, generator=generator, dtype=torch.float64).to(dtype)
-    ends = torch.randint(0, max(n_atoms, 1), (2, n_edges), generator=generator)
-    return vectors, ends[0], ends[1]
 
 
 @pytest.mark.parametrize("linear", [False, True], ids=["steerable", "linear"])
@@ -88,19 +65,6 @@ def random_edges(n_atoms: int, n_edges: int, *, dtype=torch.float64):
 @pytest.mark.parametrize(("n_atoms", "n_edges"), [(6, 25), (3, 1), (4, 0), (0, 0)])
 def test_message_unsorted_few_or_no_edges(irreps, linear, n_atoms, n_edges):
     assert_fused_message_is_the_slow_one(irreps, n_atoms, n_edges, linear=linear)
-
-
-def assert_fused_message_is_the_slow_one(irreps: str, n_atoms: int, n_edges: int, *, linear=False, device="cpu"):
-    torch.manual_seed(0)
-    layer = Message(parse_irreps(irreps), 2, linear=linear, n_radial=4, hidden=(8,)).double().to(device)
-    vectors, src, dst = (x.to(device) for x in random_edges(n_atoms, n_edges))
-    f = tuple(torch.randn(n_atoms, ir.dim, m, dtype=torch.float64, device=device) for m, ir in parse_irreps(irreps))
-    basis = {"cutoff": 4.0, "lmax": 2, "n_radial": 4}
-    table = make_edges(vectors, src, dst, n_atoms, **basis)
-    slow = layer(f, table, [c.matrices(table.harmonics) for c in layer.couplings])
-    fast = layer(f, sorted_edges(vectors, src, dst, n_atoms, **basis), None)
-    for a, b in zip(fast, slow, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
 def test_message_first_and_second_derivatives():
@@ -111,7 +75,7 @@ def test_message_first_and_second_derivatives():
     c = layer.couplings[0]
     shapes = [(3, 1, 6), (3, 3, 6), (5, len(c.paths), 3), (5, 4), (5, 1), (2, c.paths_into(0), 3), (2, 3)]
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    run = message_kernel(c, 3, 1.3, 1.2)
+    run = kernel(message(c, 3, 1.3, 1.2))
 
     def function(*tensors):
         return run(edges.topology, *tensors)
@@ -126,7 +90,7 @@ def test_self_product_first_and_second_derivatives():
     couplings = (layer.square[0], layer.cube[0])
     shapes = [(2, 1, 2), (2, 3, 2), *((len(c.paths), 2) for c in couplings)]
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    run = self_product_kernel(couplings, 2, layer.scales)
+    run = kernel(self_product(couplings, 2, layer.scales))
 
     def function(*tensors):
         return run(Topology(2), *tensors)
@@ -139,7 +103,7 @@ def test_self_product_first_and_second_derivatives():
 def test_gate_is_accurate_and_finite_for_any_argument(dtype):
     """The kernels' own logistic function, through a message whose bias is the argument."""
     c = Message(parse_irreps("8x0e"), 0, linear=False, n_radial=1, hidden=(1,)).couplings[0]
-    run = message_kernel(c, 8, 1.0, 1.0)
+    run = kernel(message(c, 8, 1.0, 1.0))
     topology = Topology(1, torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([0]))
     one = torch.ones(1, 1, dtype=dtype)
     zero = torch.zeros(1, 1, 16, dtype=dtype)
@@ -181,10 +145,8 @@ def test_functions_too_rough_for_a_table_are_refused():
 def test_tables_change_little_and_forces_stay_the_gradient(variant, new_potential):
     potential = new_potential(variant).requires_grad_(False)
     graph = graph_from_atoms(NAMED["triclinic"](), potential.cutoff)
-    expected = predict(potential, graph, stress=True)
-    potential.segnn.accelerate()
-    potential.segnn.tabulate()
-    found = predict(potential, graph, stress=True)
+    expected, evaluate = PlainEvaluator(potential)(graph, stress=True), CpuEvaluator(potential)
+    found = evaluate(graph, stress=True)
     size = float(expected.forces.abs().max())
     assert float((found.forces - expected.forces).abs().max()) < 1e-7 * size
     assert float((found.energies - expected.energies).abs().max()) < 1e-8
@@ -195,11 +157,9 @@ def test_tables_change_little_and_forces_stay_the_gradient(variant, new_potentia
         for sign in (1, -1):
             positions = graph.positions.clone()
             positions[atom, axis] += sign * h
-            shifted.append(float(predict(potential, graph._replace(positions=positions), forces=False).energy[0]))
+            shifted.append(float(evaluate(graph._replace(positions=positions), forces=False).energy[0]))
         force = -(shifted[0] - shifted[1]) / (2 * h)
         assert abs(force - float(found.forces[atom, axis])) < 1e-6 * max(size, 1.0)
-    potential.train()
-    assert potential.segnn.table_step is None  # a training never sees a table
 
 
 def test_pairs_join_both_directions(small_potential):
@@ -230,11 +190,10 @@ def test_guard_falls_back_and_says_what_differs(new_potential, monkeypatch):
         return (first * 1.001, *others)
 
     monkeypatch.setattr(kernels.Kernel, "run", wrong)
-    with pytest.warns(AccelerationWarning, match="differ by"):
-        assert not accelerate(potential, graph)
-    assert not potential.segnn.fused
+    with pytest.warns(AccelerationWarning, match="compiled layers is not used: .* differ by"):
+        assert choose_evaluator(potential, graph, tables=False).name == "plain PyTorch"
     with pytest.raises(AccelerationError, match="differ by"):
-        accelerate(potential, graph, "require")
+        choose_evaluator(potential, graph, "require", tables=False)
 
 
 def test_without_a_compiler_plain_torch_does_the_work(new_potential, monkeypatch, tmp_path):
@@ -245,8 +204,7 @@ def test_without_a_compiler_plain_torch_does_the_work(new_potential, monkeypatch
     monkeypatch.setenv("SEGNN_ASE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
-    for cached in (kernels.message_kernel, kernels.product_kernel, kernels.self_product_kernel):
-        cached.cache_clear()
+    forget_compiled_code()
     atoms.calc = SEGNNCalculator(potential)
     with pytest.warns(AccelerationWarning, match="no C compiler"):
         assert atoms.get_potential_energy() == expected
@@ -270,7 +228,7 @@ def test_overlapping_atoms_do_not_fool_the_guard(new_potential):
     atoms = NAMED["ethanol"]()
     atoms.positions[1] = atoms.positions[0] + [0.4, 0, 0]
     potential = new_potential("segnn", torch.float32)
-    assert accelerate(potential, graph_from_atoms(atoms, potential.cutoff), "require", tables=True)
+    assert choose_evaluator(potential, graph_from_atoms(atoms, potential.cutoff), "require").name == "the network in C"
 
 
 def test_bad_mode_is_refused(new_potential):
@@ -294,19 +252,17 @@ def test_cache_survives_damage_and_missing_rights(monkeypatch, tmp_path):
         load_library("int answer(void) { return 42; }")
 
 
-@pytest.mark.parametrize("engine", [Engine, TrainingEngine])
-def test_only_the_compiler_runs_in_threads(engine, new_potential, monkeypatch):
+@pytest.mark.parametrize("make", [CpuEvaluator, CpuLossGradient])
+def test_only_the_compiler_runs_in_threads(make, new_potential, monkeypatch):
     """In a process that was forked, PyTorch fails when two new threads enter it at once."""
-    potential = new_potential("segnn")
-    potential.segnn.accelerate()
-    potential.segnn.tabulate()
+    forget_compiled_code()
     threads, derive = set(), c_code.derive
     monkeypatch.setattr(c_code, "derive", lambda *given: threads.add(threading.get_ident()) or derive(*given))
-    engine(potential)
+    make(new_potential("segnn"))
     assert threads == {threading.get_ident()}
 
 
-def test_moving_a_potential_switches_the_kernels_off(new_potential):
-    potential = new_potential("segnn")
-    potential.segnn.accelerate()
-    assert not potential.to(torch.float32).segnn.fused
+def forget_compiled_code() -> None:
+    """What this process has loaded and derived."""
+    for cached in (kernels.kernel, c_code.c_source, runtime.load_runtime):
+        cached.cache_clear()

@@ -10,9 +10,7 @@ import pytest
 import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
-from conftest import SPECIES
-from systems import NAMED, ethanol, tiny_cell, water
-from test_kernels import (
+from helpers.kernels import (
     IRREPS,
     TOLERANCE,
     assert_close,
@@ -20,6 +18,7 @@ from test_kernels import (
     everything,
     random_edges,
 )
+from helpers.systems import NAMED, SPECIES, ethanol, tiny_cell, water
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
-from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
+from helpers.frames import emt_atoms
+from helpers.systems import copper
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.data.frames import (
@@ -26,25 +27,6 @@ from segnn_ase.data.frames import (
 from segnn_ase.data.references import energy_scale, reference_energies
 
 WATER = [1, 8]
-
-
-def emt_atoms(n: int, build=lambda: molecule("H2O"), seed: int = 0, stdev: float = 0.1) -> list[Atoms]:
-    """Rattled copies of a structure that carry ASE's EMT labels, with stress where it is periodic."""
-    images = []
-    for k in range(n):
-        atoms = build()
-        atoms.rattle(stdev, rng=np.random.default_rng([seed, k]))
-        atoms.calc = EMT()
-        labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
-        if atoms.pbc.all():
-            labels["stress"] = atoms.get_stress()
-        atoms.calc = SinglePointCalculator(atoms, **labels)
-        images.append(atoms)
-    return images
-
-
-def copper() -> Atoms:
-    return bulk("Cu", cubic=True)
 
 
 def moved_labels(atoms: Atoms, energy: str, forces: str, stress: str | None = None) -> Atoms:
@@ -336,7 +318,7 @@ def test_reference_energies_from_isolated_atoms():
 
 
 def test_reference_energies_from_isolated_atoms_in_a_file_of_their_own():
-    frames = [frame(molecule("H2O"), -470.0), frame(Atoms("H"), 99.0)]
+    frames = [frame(molecule("H2O"), -470.0), frame(Atoms("H"), -13.6)]
     isolated = [frame(Atoms("H"), -13.6), frame(Atoms("O"), -430.0), frame(Atoms("C"), -1000.0)]
     assert reference_energies(frames, WATER, isolated=isolated).values == {1: -13.6, 8: -430.0}
     with pytest.raises(DataError, match="isolated atoms lack an energy of O; add one frame of one atom"):

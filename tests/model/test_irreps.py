@@ -4,7 +4,7 @@ import pytest
 import torch
 from e3nn import o3
 from e3nn.o3 import Irreps
-from systems import float64_default, join_irreps, rotation, split_irreps, wigner
+from helpers.systems import float64_default, join_irreps, rotation, split_irreps, wigner
 
 from segnn_ase.model.irreps import (
     Constant,

@@ -8,7 +8,7 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from e3nn.math import normalize2mom
 from e3nn.o3 import Irreps
-from systems import CUTOFF, NAMED, float64_default, join_irreps, rotation, split_irreps, wigner
+from helpers.systems import CUTOFF, NAMED, float64_default, join_irreps, rotation, split_irreps, wigner
 
 from segnn_ase.model.edges import bessel, envelope, make_edges, neighbor_table, node_attributes
 from segnn_ase.model.interactions import Message, SelfProduct, Update

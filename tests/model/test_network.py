@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.data import covalent_radii
 from e3nn import o3
 from e3nn.o3 import Irreps
-from systems import CUTOFF, NAMED, SPECIES, ethanol, float64_default, join_irreps, rotation, triclinic, water
+from helpers.systems import CUTOFF, NAMED, SPECIES, ethanol, float64_default, join_irreps, rotation, triclinic, water
 
 from segnn_ase.base.errors import ConfigError, StructureError
 from segnn_ase.model.irreps import parse_irreps

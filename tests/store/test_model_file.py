@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
+from helpers.potentials import METADATA
+from helpers.potentials import uncalibrated_potential as tiny_potential
 
 from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.base.files import write_atomically
-from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
-from segnn_ase.model.settings import model_config
 from segnn_ase.store import model_file, shipped
 from segnn_ase.store.model_file import (
     COMMITTEE,
@@ -31,19 +31,8 @@ from segnn_ase.store.shipped import find_model, shipped_potentials
 from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
-TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": (8,)}
 TFN = {"message": "linear", "body_order": 1}
 PUBLISHED = {"message": "published", "smooth": False, "body_order": 1}
-METADATA = {"training": {"epochs": 3, "freeze": [], "patience": None}, "errors": {"valid": {"energy_rmse": 0.001}}}
-
-
-def tiny_potential(dtype=torch.float32, **settings) -> Potential:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        potential = Potential(
-            model_config(**{**TINY, **settings}), [1, 8, 29], reference_energies=[-13.6, 0.1, 1 / 3], scales=[0.7] * 3
-        )
-    return potential.to(dtype).eval()
 
 
 def structures():

@@ -8,9 +8,9 @@ import pytest
 from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list as ase_neighbor_list
+from helpers.systems import CUTOFF, NAMED, PERIODIC, brute_force, rattled, rotation, transformed, triclinic, water
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from systems import CUTOFF, NAMED, PERIODIC, brute_force, rattled, rotation, transformed, triclinic, water
 
 from segnn_ase.base.errors import StructureError
 from segnn_ase.structure.neighbors import BACKENDS, Neighbors, device_neighbor_list, neighbor_list

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
-from systems import rattled
-from test_train import configured, history, water_frames, weights
+from helpers.frames import water_frames
+from helpers.systems import rattled
+from helpers.trainings import configured, history, weights
 
 from segnn_ase import load_potential
 from segnn_ase.base.errors import ConfigError, OutOfTime

@@ -1,12 +1,12 @@
 """Training: it learns, it resumes to the bit, it tells what is wrong, and it leaves what it promised."""
 
-import csv
 import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import ase.io
@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from test_data import copper, emt_atoms
+from helpers.frames import emt_atoms, water_frames
+from helpers.systems import copper
+from helpers.trainings import TINY, configured, history, weights
 
 from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfTime
@@ -25,9 +27,9 @@ from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
-from segnn_ase.store.model_file import load_committee, load_with_metadata, save_potential
+from segnn_ase.store.model_file import load_committee, load_with_metadata
 from segnn_ase.store.tensors import checksum, load_tensors
-from segnn_ase.train import loop
+from segnn_ase.train import loop, report
 from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.loop import learning_rate, make_batches, out_of_patience, pack_by_edges, trainable, update_average
 from segnn_ase.train.loss import loss_and_prediction
@@ -36,44 +38,7 @@ from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import finetune, train
 
-TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.0, "n_radial": 4, "radial_hidden": [8]}
-SETTINGS = {
-    "epochs": 2,
-    "batch_size": 4,
-    "learning_rate": 0.01,
-    "warmup_steps": 5,
-    "ema_decay": 0.9,
-    "stress_weight": 1.0,
-    "device": "cpu",
-    "rollout_steps": 0,
-}
 FILES = ("csv", "last.pt", "resume.pt", "learning_curve.png", "parity_energy_valid.png", "parity_forces_valid.png")
-
-
-def water_frames(n: int, seed: int = 0) -> list[Atoms]:
-    return emt_atoms(n, seed=seed)
-
-
-def configured(folder: Path, frames: list[Atoms] | None = None, *, data=None, model=None, **settings) -> TrainConfig:
-    """Settings of a tiny training whose files are in the folder; frames are written to train.traj."""
-    if frames is not None:
-        ase.io.write(folder / "train.traj", frames)
-    values = {
-        "out": str(folder / "model.pt"),
-        "data": {"train": str(folder / "train.traj"), "valid_fraction": 0.25, **(data or {})},
-        "model": TINY if model is None else model,
-        "training": {**SETTINGS, **settings},
-    }
-    return TrainConfig.parse(values)
-
-
-def history(out: str | Path) -> list[dict]:
-    with Path(out).with_suffix(".csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def weights(path: str | Path) -> dict:
-    return load_tensors(path)["weights"]
 
 
 def tiny_potential(species: list[int], dtype=torch.float64) -> Potential:
@@ -249,9 +214,9 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing in the package may catch it."""
 
 
-def killed_at(name: str, call: int):
+def killed_at(module, name: str, call: int):
     """Replace a function of the training by one that never returns from its n-th call."""
-    original, calls = getattr(loop, name), []
+    original, calls = getattr(module, name), []
 
     def wrapped(*args, **keywords):
         calls.append(1)
@@ -278,7 +243,8 @@ def killed_at(name: str, call: int):
 )
 def test_a_training_killed_anywhere_goes_on_to_the_same_bits(tmp_path, uninterrupted, name, call):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(loop, name, killed_at(name, call))
+        module = report if name == "plot_parities" else loop
+        patch.setattr(module, name, killed_at(module, name, call))
         resumable(tmp_path / "run", train)
     steps = []
     with pytest.MonkeyPatch.context() as patch:
@@ -296,7 +262,7 @@ def test_a_process_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, unint
     script = f"""
 import sys
 sys.path[:0] = {sys.path!r}
-import torch, test_train, segnn_ase.cli, segnn_ase.train.loop, segnn_ase.train.start
+import pathlib, torch, helpers.trainings, segnn_ase.cli, segnn_ase.train.loop, segnn_ase.train.start
 torch.set_num_threads(1)
 step = segnn_ase.train.loop.training_step
 def step_when_told(*args):
@@ -305,7 +271,8 @@ def step_when_told(*args):
     return step(*args)
 segnn_ase.train.loop.training_step = step_when_told
 with segnn_ase.cli.reported_errors():
-    segnn_ase.train.start.train(test_train.configured(test_train.Path(), **test_train.RESUMED), progress=False)
+    settings = helpers.trainings.configured(pathlib.Path(), **{RESUMED!r})
+    segnn_ase.train.start.train(settings, progress=False)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -375,11 +342,6 @@ def test_changed_settings_or_data_are_refused_on_resume(tmp_path, change, messag
         train(config, progress=False)
 
 
-def test_how_often_to_save_may_change_on_resume(tmp_path):
-    train(configured(tmp_path, water_frames(6)), progress=False)
-    train(configured(tmp_path, save_minutes=3.0), progress=False)
-
-
 # the loop's parts
 
 
@@ -398,7 +360,9 @@ def mixed_frames() -> list[Frame]:
 def test_the_loss_is_the_mean_square_over_the_labels_that_are_there():
     frames, potential = mixed_frames(), tiny_potential([1, 8, 29]).eval()
     settings = OptimConfig(energy_weight=0.5, forces_weight=2.0, stress_weight=3.0)
-    loss, _ = loss_and_prediction(potential, collate_items([make_item(f, 3.0) for f in frames]), settings)
+    loss, _ = loss_and_prediction(
+        partial(predict, potential), collate_items([make_item(f, 3.0) for f in frames]), settings
+    )
     terms = {"energy": [], "forces": [], "stress": []}
     for frame in frames:
         n, crystal = len(frame.atoms), bool(frame.atoms.pbc.all())
@@ -417,7 +381,7 @@ def test_the_loss_is_the_mean_square_over_the_labels_that_are_there():
 def test_the_gradient_of_the_loss_with_missing_labels_is_finite_and_right():
     potential = tiny_potential([1, 8, 29]).train()
     batch = collate_items([make_item(f, 3.0) for f in mixed_frames()])
-    loss_and_prediction(potential, batch, OptimConfig())[0].backward()
+    loss_and_prediction(partial(predict, potential), batch, OptimConfig())[0].backward()
     named = {name: p for name, p in potential.named_parameters() if p.grad is not None}
     assert len(named) > 20 and all(torch.isfinite(p.grad).all() for p in named.values())
     for name in ("segnn.embedding", "segnn.messages.0", "segnn.updates.1", "readout.last"):
@@ -427,7 +391,7 @@ def test_the_gradient_of_the_loss_with_missing_labels_is_finite_and_right():
         for step in (1e-5, -1e-5):
             with torch.no_grad():
                 weight.view(-1)[k] += step
-            losses.append(float(loss_and_prediction(potential, batch, OptimConfig())[0].detach()))
+            losses.append(float(loss_and_prediction(partial(predict, potential), batch, OptimConfig())[0].detach()))
             with torch.no_grad():
                 weight.view(-1)[k] -= step
         assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(float(weight.grad.view(-1)[k]), rel=1e-4), name
@@ -437,7 +401,9 @@ def test_a_prediction_that_is_not_finite_is_not_taken_for_a_missing_label():
     potential = tiny_potential([1, 8])
     with torch.no_grad():
         potential.readout.last.last.weight.fill_(float("nan"))
-    loss, _ = loss_and_prediction(potential, make_item(frame_from_atoms(water_frames(1)[0]), 3.0), OptimConfig())
+    loss, _ = loss_and_prediction(
+        partial(predict, potential), make_item(frame_from_atoms(water_frames(1)[0]), 3.0), OptimConfig()
+    )
     assert not torch.isfinite(loss)
 
 
@@ -684,16 +650,6 @@ def test_frozen_parts_keep_their_weights(tmp_path, trained):
 def test_nothing_frozen():
     potential = tiny_potential([1, 8])
     assert trainable(potential, ()).keys() == dict(potential.named_parameters()).keys()
-
-
-def test_finetuning_resumes_only_from_the_same_model(tmp_path, trained):
-    config = configured(tmp_path, water_frames(6), model={})
-    finetune(trained[0].out, config, progress=False)
-    finetune(trained[0].out, config, progress=False)
-    potential, metadata = load_with_metadata(trained[0].out)
-    save_potential(tmp_path / "other.pt", potential, metadata={**metadata, "epoch": 99})
-    with pytest.raises(ConfigError, match="another model to start from"):
-        finetune(str(tmp_path / "other.pt"), config, progress=False)
 
 
 # what is refused

@@ -11,7 +11,8 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
-from systems import CUTOFF, NAMED, rattled
+from helpers.potentials import build_potential
+from helpers.systems import CUTOFF, NAMED, rattled
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import DomainError, DomainWarning, MDError
@@ -50,8 +51,6 @@ def characterized(potential, frames: list[Atoms], *, lone_atoms: bool = True):
 
 @pytest.fixture(scope="module")
 def known():
-    from conftest import build_potential
-
     return characterized(build_potential("segnn"), training_set())
 
 
@@ -281,7 +280,7 @@ def test_a_run_that_leaves_stops_with_both_frames(new_potential, tmp_path):
     pair.set_momenta(pair.get_masses()[:, None] * np.array([[0, 0.05, 0]] * 2 + [[0, -0.05, 0]] * 2))
     pair.calc = SEGNNCalculator(known, domain="ignore")
     names = {"trajectory": tmp_path / "md.xyz", "log": tmp_path / "md.csv", "restart": tmp_path / "md.npz"}
-    settings = MDConfig(steps=400, timestep=0.5, velocities="keep", stop_outside_domain=True, **names)
+    settings = MDConfig(ensemble="nve", steps=400, timestep=0.5, velocities="keep", stop_outside_domain=True, **names)
     with pytest.raises(
         MDError,
         match=r"outside what the potential was trained on: .*What would help: labels for the refused frame, and frames",

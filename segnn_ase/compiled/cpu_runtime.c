@@ -1,0 +1,381 @@
+/* What is the same for every network: matrix products, the order of steps, pairs, geometry, forces, leverages.
+
+   Compiled behind `vectors.h` and what `runtime.py` writes before it: DIM harmonics, CHUNK atoms, SLOTS tensors of a
+   step, the structures Slot and Step, their operation codes and kinds of memory, and the formulas of the harmonics
+   (HARMONICS_VALUES, HARMONICS_GRADIENT, HARMONICS_TANGENT). */
+typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T *const *, T *const *);
+#define UNROLL _Pragma("GCC unroll 16")
+#ifdef _OPENMP
+#define PARALLEL _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)")
+#define SIMD _Pragma("omp simd")
+#else
+#define PARALLEL
+#define SIMD
+#endif
+
+/* for `runtime.load_runtime`: Python must see the same structures */
+void layout(int64_t *out) {
+  const int64_t found[] = {sizeof(T), W, DIM, CHUNK, sizeof(Slot), sizeof(Step), offsetof(Step, slots)};
+  memcpy(out, found, sizeof found);
+}
+
+/* R rows of c = a b + bias + d (+ c): b (K, NV vectors), all sums in registers */
+#define MICRO(R, NV) \
+static __attribute__((noinline)) void micro_##R##_##NV( \
+    int64_t K, const T *restrict a, int64_t lda, int64_t step, const T *restrict b, int64_t ldb, const T *bias, \
+    const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+  V sum[R][NV]; \
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
+    sum[r][v] = bias ? load(bias + v * W, W) : (V){0}; \
+  for (int64_t k = 0; k < K; k++) { \
+    V x[NV]; \
+    UNROLL for (int v = 0; v < NV; v++) x[v] = load(b + k * ldb + v * W, W); \
+    UNROLL for (int r = 0; r < R; r++) { \
+      const T s = a[r * lda + k * step]; \
+      UNROLL for (int v = 0; v < NV; v++) sum[r][v] += s * x[v]; \
+    } \
+  } \
+  if (columns == NV * W) { \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) { \
+      T *to = c + r * ldc + v * W; \
+      if (d) sum[r][v] += load(d + r * ldd + v * W, W); \
+      if (add) sum[r][v] += load(to, W); \
+      store(to, sum[r][v], W); \
+    } \
+    return; \
+  } \
+  T part[R * NV * W]; \
+  UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
+    store(part + (r * NV + v) * W, sum[r][v], W); \
+  for (int r = 0; r < R; r++) for (int n = 0; n < columns; n++) \
+    c[r * ldc + n] = part[r * NV * W + n] + (d ? d[r * ldd + n] : 0) + (add ? c[r * ldc + n] : 0); \
+}
+#define PANEL(NV, R) \
+MICRO(R, NV) MICRO(4, NV) MICRO(2, NV) MICRO(1, NV) \
+static void panel_##NV(int64_t rows, int64_t K, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb, \
+    const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
+  int64_t i = 0; \
+  for (; i + R <= rows; i += R) \
+    micro_##R##_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
+  for (; i + 4 <= rows; i += 4) \
+    micro_4_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
+  for (; i + 2 <= rows; i += 2) \
+    micro_2_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
+  for (; i < rows; i++) \
+    micro_1_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
+      columns); \
+}
+PANEL(1, 14)
+PANEL(2, 12)
+PANEL(3, 8)
+PANEL(4, 6)
+
+/* b packed in panels, or with ldb > 0 rows of that stride, behind which W numbers can be read */
+static void product(int64_t rows, int64_t K, int64_t N, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb,
+                    const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add) {
+  int64_t left = (N + W - 1) / W;
+  while (left > 0) {
+    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n;
+    const int columns = N < v * W ? N : v * W;
+    const int64_t stride = ldb ? ldb : v * W;
+#define CASE(NV) case NV: panel_##NV(rows, K, a, lda, step, b, stride, bias, d, ldd, c, ldc, add, columns); break;
+    switch (v) { CASE(1) CASE(2) CASE(3) CASE(4) }
+    left -= v; N -= columns; b += ldb ? v * W : K * v * W; c += v * W;
+    if (bias) bias += v * W;
+    if (d) d += v * W;
+  }
+}
+
+/* scratch of a chunk that begins with item `low` lies at `scratch` */
+static void run_step(const Step *s, int64_t low, int64_t high, int64_t scratch, const int64_t *const *links) {
+  T *p[SLOTS];
+  const Slot *x = s->slots;
+  if (s->op == ROWS) {
+    const rows_function rows = (rows_function)s->function;
+    for (int64_t k = 0; k < s->n_in + s->n_out; k++)
+      p[k] = x[k].base && x[k].memory == SCRATCH ? (T *)x[k].base + (scratch - low) * x[k].size : x[k].base;
+    rows(low, high, links, (const T *const *)p, p + s->n_in);
+    return;
+  }
+  for (int64_t k = 0; k < s->n_in + s->n_out; k++)
+    p[k] = x[k].base ? (T *)x[k].base + (x[k].memory == SCRATCH ? scratch : low) * x[k].size : NULL;
+  const int64_t rows = (high - low) * s->rows;
+  switch (s->op) {
+    case PRODUCT: /* a, packed weight, bias, d; c */
+      product(rows, s->inner, s->outer, p[0], s->a_stride, 1, p[1], 0, p[2], p[3], s->d_stride, p[4], s->c_stride,
+              (int)s->add);
+      break;
+    case WEIGHT_GRADIENT: /* a, g; dW (inner, outer) += a' g */
+      product(s->inner, rows, s->outer, p[0], 1, s->a_stride, p[1], s->d_stride, NULL, NULL, 0, p[2], s->outer, 1);
+      break;
+    case BIAS_GRADIENT: /* g; db (outer) += the sum of its rows */
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < s->outer; k++) p[1][k] += p[0][r * s->d_stride + k];
+  }
+}
+
+/* scaled weights (K, N), or their transpose, in the panels of `product` */
+void pack(int64_t K, int64_t N, const T *w, int64_t sk, int64_t sn, double factor, T *out) {
+  const T scale = (T)factor;
+  int64_t left = (N + W - 1) / W, begin = 0;
+  while (left > 0) {
+    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n;
+    for (int64_t k = 0; k < K; k++)
+      for (int64_t q = 0; q < v * W; q++) *out++ = begin + q < N ? scale * w[k * sk + (begin + q) * sn] : 0;
+    left -= v; begin += v * W;
+  }
+}
+
+void run_nodes(const Step *steps, int64_t n_steps, int64_t n, int threads, const int64_t *const *links) {
+  PARALLEL
+  for (int t = 0; t < threads; t++)
+    for (int64_t low = t * CHUNK; low < n; low += (int64_t)threads * CHUNK)
+      for (int64_t k = 0; k < n_steps; k++)
+        run_step(steps + k, low, low + CHUNK < n ? low + CHUNK : n, (int64_t)t * CHUNK, links);
+}
+
+/* rows of the receivers belong to one thread (RECEIVERS); of what is added to at other places (PRIVATE) every thread
+   has a copy, all added to the first at the end. Both are cleared before, if nothing was there. counts: rows in all,
+   of places of each kind */
+void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t *const *links, const int64_t *counts) {
+  const Slot *out = s->slots + s->n_in;
+  PARALLEL
+  for (int t = 0; t < threads; t++) {
+    T *p[SLOTS];
+    for (int64_t k = 0; k < s->n_in; k++) p[k] = s->slots[k].base;
+    for (int64_t k = 0; k < s->n_out; k++) {
+      const int64_t all = counts[out[k].where] * out[k].size;
+      T *const to = p[s->n_in + k] = out[k].base;
+      if (!to) continue;
+      if (out[k].memory == PRIVATE) {
+        p[s->n_in + k] += t * all;
+        if (t || out[k].clear) memset(to + t * all, 0, all * sizeof(T));
+      } else if (out[k].memory == RECEIVERS && out[k].clear)
+        memset(to + bounds[t] * out[k].size, 0, (bounds[t + 1] - bounds[t]) * out[k].size * sizeof(T));
+    }
+    ((rows_function)s->function)(bounds[t], bounds[t + 1], links, (const T *const *)p, p + s->n_in);
+  }
+  if (threads == 1) return;
+  PARALLEL
+  for (int t = 0; t < threads; t++)
+    for (int64_t k = 0; k < s->n_out; k++) {
+      if (!out[k].base || out[k].memory != PRIVATE) continue;
+      const int64_t all = counts[out[k].where] * out[k].size, low = all * t / threads, high = all * (t + 1) / threads;
+      for (int other = 1; other < threads; other++) {
+        T *restrict to = out[k].base, *restrict from = (T *)out[k].base + other * all;
+        for (int64_t m = low; m < high; m++) to[m] += from[m];
+      }
+    }
+}
+
+/* the pairs (sorted by receiver) that are shorter than the cutoff, and how many are within a core; -1 if not sorted.
+   given: positions, cells, shifts, squares of core radii; links: batch, receivers, senders, species, and out: first
+   edges and senders */
+int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, double cutoff2, const double **given, int64_t **links,
+              T **out, int64_t *close) {
+  const double *r = given[0], *core = given[3];
+  int64_t kept = 0, at = 0, *first = links[4];
+  first[0] = *close = 0;
+  for (int64_t e = 0; e < n_pairs; e++) {
+    const int64_t i = links[1][e], j = links[2][e];
+    if (i < at) return -1;
+    while (at < i) first[++at] = kept;
+    const double *h = given[1] + 9 * links[0][i], *s = given[2] + 3 * e;
+    double v[3];
+    for (int k = 0; k < 3; k++) v[k] = r[3 * j + k] - r[3 * i + k] + (s[0] * h[k] + s[1] * h[3 + k] + s[2] * h[6 + k]);
+    const double square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
+    if (square >= cutoff2) continue; /* NaN is kept, and seen in the energy */
+    if (core && square < core[links[3][i] * n_species + links[3][j]]) ++*close;
+    links[5][kept] = j;
+    for (int k = 0; k < 3; k++) out[0][3 * kept + k] = v[k];
+    kept++;
+  }
+  while (at < n) first[++at] = kept;
+  return kept;
+}
+
+/* forces and virials (B, 3, 3) from the gradient of every edge; links: batch, first edges, senders */
+void gather(int64_t n, int64_t **links, T **in, double **out) {
+  double *forces = out[0], *virial = out[1];
+  for (int64_t i = 0; i < n; i++) {
+    double sum[3] = {0}, w[9] = {0};
+    for (int64_t e = links[1][i]; e < links[1][i + 1]; e++) {
+      const T *g = in[1] + 3 * e, *r = in[0] + 3 * e;
+      double *other = forces + 3 * links[2][e];
+      for (int k = 0; k < 3; k++) {
+        sum[k] += g[k];
+        other[k] -= g[k];
+        for (int m = 0; m < 3; m++) w[3 * m + k] += (double)r[m] * g[k];
+      }
+    }
+    for (int k = 0; k < 3; k++) forces[3 * i + k] += sum[k];
+    if (virial)
+      for (int k = 0; k < 9; k++) virial[9 * links[0][i] + k] += w[k];
+  }
+}
+
+/* see `Engine.watch`; NaN is outside, and so are atoms without any neighbours among them, for which there are rules */
+int watch(int64_t n, int64_t k, const int64_t *counts, const double *energy, const double *forces, const T *features,
+          const T *forms, const double *limits, const double *numbers, double *out) {
+  T sum[k + 1], to[k + 1];
+  int inside = *energy >= numbers[3] && *energy <= numbers[4];
+  int64_t neighbors = 0;
+  for (int64_t i = 0; i < n; i++) {
+    neighbors += counts[i];
+    inside &= counts[i] >= limits[i] && counts[i] <= limits[n + i];
+  }
+  for (int64_t q = 0; forces && q < 3 * n; q++) inside &= __builtin_fabs(forces[q]) <= numbers[5];
+  inside &= neighbors > 0;
+  if (!k) return inside;
+  memset(sum, 0, sizeof sum);
+  for (int64_t i = 0; i <= n; i++) { /* at last the sum of all */
+    const T *x = i < n ? features + i * k : sum, *form = forms + (i < n ? 0 : k * k);
+    double square = 0;
+    memset(to, 0, sizeof to);
+    for (int64_t r = 0; r < k; r++) {
+      const T factor = x[r];
+      SIMD for (int64_t q = 0; q < k; q++) to[q] += factor * form[r * k + q];
+    }
+    for (int64_t q = 0; q < k; q++) square += (double)to[q] * to[q];
+    out[i] = __builtin_sqrt(square);
+    if (i == n) break;
+    SIMD for (int64_t q = 0; q < k; q++) sum[q] += x[q];
+    inside &= out[i] <= numbers[6];
+    const double force = numbers[1] * __builtin_pow(out[i], numbers[2]);
+    for (int64_t q = 0; q < 3; q++) out[n + 1 + 3 * i + q] = force;
+  }
+  out[n] *= numbers[0];
+  return inside;
+}
+
+/* unit vectors of n <= W edges, and their lengths; two atoms on one spot have no direction, see `make_edges` */
+INLINE void lanes_of(const T *r, int n, V *u, T *d) {
+  T x[3][W];
+  for (int l = 0; l < W; l++) {
+    const T *p = r + 3 * (l < n ? l : 0);
+    const T square = p[0] * p[0] + p[1] * p[1] + p[2] * p[2];
+    d[l] = sizeof(T) == 4 ? __builtin_sqrtf(square > (T)1e-12 ? square : (T)1e-12)
+                          : __builtin_sqrt(square > (T)1e-12 ? square : (T)1e-12);
+    for (int k = 0; k < 3; k++) x[k][l] = p[k] / d[l];
+  }
+  for (int k = 0; k < 3; k++) u[k] = load(x[k], W);
+}
+
+INLINE T envelope_slope(T x) { return x < 1 ? x * x * x * x * x * (-168 + 336 * x - 168 * x * x) : 0; }
+
+/* in: vectors, harmonics, envelope, fraction, attributes; gradients of the latter four are cleared */
+void geometry(int threads, const int64_t *bounds, int64_t **links, const double *numbers, T **in, T **gradients) {
+  const int64_t *first = links[0];
+  const T cutoff = numbers[0], inverse = 1 / numbers[1];
+  const int64_t last = numbers[2] - 1;
+  PARALLEL
+  for (int t = 0; t < threads; t++) {
+    const int64_t begin = first[bounds[t]], end = first[bounds[t + 1]];
+    for (int64_t e = begin; e < end; e += W) {
+      const int n = end - e < W ? end - e : W;
+      V u[3], y[DIM];
+      T d[W];
+      lanes_of(in[0] + 3 * e, n, u, d);
+      y[0] = (V){0} + 1;
+      HARMONICS_VALUES
+      for (int l = 0; l < n; l++) {
+        for (int r = 0; r < DIM; r++) in[1][(e + l) * DIM + r] = y[r][l];
+        const T near = d[l] < cutoff ? d[l] : cutoff, x = near / cutoff, x3 = x * x * x;
+        in[2][e + l] = 1 - x3 * x3 * (28 - 48 * x + 21 * x * x);
+        const T scaled = near * inverse;
+        const int64_t knot = scaled < last ? (int64_t)scaled : last;
+        links[3][e + l] = knot;
+        in[3][e + l] = scaled - knot;
+      }
+    }
+    memset(gradients[0] + begin * DIM, 0, (end - begin) * DIM * sizeof(T));
+    memset(gradients[1] + begin, 0, (end - begin) * sizeof(T));
+    memset(gradients[2] + begin, 0, (end - begin) * sizeof(T));
+    memset(gradients[3] + bounds[t] * DIM, 0, (bounds[t + 1] - bounds[t]) * DIM * sizeof(T));
+    for (int64_t i = bounds[t]; i < bounds[t + 1]; i++) {
+      T sum[DIM] = {0};
+      for (int64_t e = first[i]; e < first[i + 1]; e++)
+        for (int r = 0; r < DIM; r++) sum[r] += in[2][e] * in[1][e * DIM + r];
+      for (int r = 0; r < DIM; r++) in[4][i * DIM + r] = r ? sum[r] / (1 + sum[0]) : 1;
+    }
+  }
+}
+
+/* derivatives of harmonics, envelope and attributes along a direction of the vectors; in: as `geometry` leaves them */
+void geometry_tangent(int64_t n, int64_t **links, const double *numbers, T **in, T *direction, T **out) {
+  const int64_t *first = links[0];
+  const T cutoff = numbers[0];
+  for (int64_t e = 0; e < first[n]; e += W) {
+    const int m = first[n] - e < W ? first[n] - e : W;
+    V u[3], w[3], dy[DIM];
+    T d[W], lane[3][W], along[W];
+    lanes_of(in[0] + 3 * e, m, u, d);
+    for (int l = 0; l < W; l++) {
+      const T *v = direction + 3 * (e + (l < m ? l : 0));
+      along[l] = u[0][l] * v[0] + u[1][l] * v[1] + u[2][l] * v[2];
+      for (int k = 0; k < 3; k++) lane[k][l] = (v[k] - u[k][l] * along[l]) / d[l];
+    }
+    for (int k = 0; k < 3; k++) w[k] = load(lane[k], W);
+    dy[0] = (V){0};
+    HARMONICS_TANGENT
+    for (int l = 0; l < m; l++) {
+      for (int r = 0; r < DIM; r++) out[0][(e + l) * DIM + r] = dy[r][l];
+      out[1][e + l] = envelope_slope(d[l] / cutoff) / cutoff * along[l];
+    }
+  }
+  for (int64_t i = 0; i < n; i++) {
+    T sum[DIM] = {0}, total = 1;
+    for (int64_t e = first[i]; e < first[i + 1]; e++) {
+      total += in[2][e];
+      for (int r = 0; r < DIM; r++) sum[r] += out[1][e] * in[1][e * DIM + r] + in[2][e] * out[0][e * DIM + r];
+    }
+    for (int r = 0; r < DIM; r++) out[2][i * DIM + r] = r ? (sum[r] - in[4][i * DIM + r] * sum[0]) / total : 0;
+  }
+}
+
+/* from the gradients of harmonics, envelope, fraction and attributes to that of the vectors */
+void geometry_gradient(int threads, const int64_t *bounds, int64_t **links, const double *numbers, T **in,
+                       T **gradients, T **out) {
+  const int64_t *first = links[0];
+  const T cutoff = numbers[0], inverse = 1 / numbers[1];
+  PARALLEL
+  for (int t = 0; t < threads; t++) {
+    for (int64_t i = bounds[t]; i < bounds[t + 1]; i++) {
+      T total = 0, gs[DIM];
+      for (int64_t e = first[i]; e < first[i + 1]; e++) total += in[2][e];
+      gs[0] = 0;
+      for (int r = 1; r < DIM; r++) {
+        gs[r] = gradients[3][i * DIM + r] / (1 + total);
+        gs[0] -= gs[r] * in[4][i * DIM + r];
+      }
+      for (int64_t e = first[i]; e < first[i + 1]; e++) {
+        T gu = 0;
+        for (int r = 0; r < DIM; r++) {
+          gradients[0][e * DIM + r] += in[2][e] * gs[r];
+          gu += gs[r] * in[1][e * DIM + r];
+        }
+        gradients[1][e] += gu;
+      }
+    }
+    const int64_t begin = first[bounds[t]], end = first[bounds[t + 1]];
+    for (int64_t e = begin; e < end; e += W) {
+      const int n = end - e < W ? end - e : W;
+      V u[3], gu[3], g[DIM];
+      T d[W], lane[DIM][W];
+      lanes_of(in[0] + 3 * e, n, u, d);
+      for (int l = 0; l < W; l++)
+        for (int r = 1; r < DIM; r++) lane[r - 1][l] = gradients[0][(e + (l < n ? l : 0)) * DIM + r];
+      for (int r = 0; r < DIM - 1; r++) g[r] = load(lane[r], W);
+      HARMONICS_GRADIENT
+      const V along = gu[0] * u[0] + gu[1] * u[1] + gu[2] * u[2];
+      for (int l = 0; l < n; l++) {
+        const T x = d[l] / cutoff;
+        const T push = gradients[1][e + l] * envelope_slope(x) / cutoff + (x < 1 ? gradients[2][e + l] * inverse : 0);
+        for (int k = 0; k < 3; k++) out[0][3 * (e + l) + k] = (gu[k][l] - u[k][l] * along[l]) / d[l] + u[k][l] * push;
+      }
+    }
+  }
+}

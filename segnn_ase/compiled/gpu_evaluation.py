@@ -1,0 +1,84 @@
+"""Evaluation of a potential on a GPU: the compiled network, without autograd in between."""
+
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from segnn_ase.compiled.geometry import first_edges, tabulated_edges
+from segnn_ase.compiled.gpu import GpuPasses
+from segnn_ase.compiled.kernels import Topology
+from segnn_ase.compiled.network_steps import make_steps
+from segnn_ase.compiled.passes import gradient_pass, joined, shared, value_pass
+from segnn_ase.compiled.splines import radial_tables
+from segnn_ase.compiled.steps import Place
+from segnn_ase.model.edges import node_attributes
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import Evaluator, Prediction, assemble
+from segnn_ase.model.repulsion import repelled
+from segnn_ase.structure.graph import Graph, edge_vectors
+
+
+class GpuEvaluator(Evaluator):
+    """What `CpuEvaluator` is on the CPU. No number is read back, so that it can be recorded; raises CompilerError."""
+
+    name = "the network by Triton"
+
+    def __init__(self, potential: Potential):
+        self._dtype, self._cutoff, self._lmax = potential.dtype, potential.cutoff, potential.config.lmax_attr
+        tables = radial_tables(potential)
+        self._step = tables.step
+        network = make_steps(potential, tables.coefficients)
+        self._forward = value_pass(network)
+        self._both = joined(self._forward, gradient_pass(network))
+        self._values, self._gradients = ([Place(role, x) for x in network.geometry()] for role in ("value", "gradient"))
+        self._epsilon, self._weight = (Place(role, network.epsilon) for role in ("value", "gradient"))
+        self._features = Place("value", network.features.array)
+        outside = {*self._values, *self._gradients, self._epsilon, self._weight, self._features}
+        self.passes = GpuPasses(self._both, shared(self._both, outside), self._dtype, potential.device)
+        self._lock = Lock()
+        species = torch.arange(len(potential.species), device=potential.device)
+        none = torch.zeros(0, dtype=torch.long, device=potential.device)
+        vectors = torch.zeros(0, 3, dtype=self._dtype, device=potential.device)
+        self.elements = potential.elements(self._network(species, vectors, none, none, None)[0])
+
+    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        kind, wanted, elements = self.elements.kinds(graph.numbers), forces or stress, self.elements
+        vectors = edge_vectors(graph).detach()
+        squares = vectors.square().sum(1)
+        neighbors = torch.zeros_like(kind).index_add(0, graph.edge_dst, (squares < self._cutoff**2).long())
+        close = (squares < elements.radii[kind[graph.edge_dst], kind[graph.edge_src]].square()).any()
+        weight = elements.scale[kind].to(self._dtype) if wanted else None
+        with self._lock:
+            epsilon, features, g = self._network(kind, vectors, graph.edge_src, graph.edge_dst, weight)
+        energies = elements.energies(kind, epsilon)
+        energies, g = repelled(energies, g, graph, kind, vectors.to(self._dtype), elements.core)
+        found = assemble(graph, vectors, energies, g, features, forces=forces or stress, stress=stress)
+        return found._replace(neighbors=neighbors, close=close)
+
+    def _network(self, kind: Tensor, vectors: Tensor, src: Tensor, dst: Tensor, weight: Tensor | None):
+        """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
+        r_ij = vectors (E, 3), or None without a weight. Pairs may lie beyond the cutoff: they do nothing."""
+        n, at = len(kind), self.passes.at
+        self.passes.reserve({"node": n, "edge": len(vectors), "pair": 0})
+        with torch.enable_grad():
+            vectors = vectors.detach().to(self._dtype).requires_grad_(weight is not None)
+            near = vectors.detach().square().sum(1) < self._cutoff**2
+            order = torch.argsort(torch.where(near, dst, n), stable=True)  # by receiver; those beyond the cutoff last
+            topology = Topology(n, first_edges(dst, n, near.long()), src[order])
+            edges = tabulated_edges(
+                vectors[order], dst[order], topology, cutoff=self._cutoff, lmax=self._lmax, table_step=self._step
+            )
+            geometry = (edges.harmonics, edges.envelope, edges.fraction, node_attributes(edges, smooth=True))
+        for value, gradient, x in zip(self._values, self._gradients, geometry, strict=True):
+            at(value).copy_(x.detach())
+            at(gradient).zero_()
+        if weight is not None:
+            at(self._weight)[:, 0] = weight
+        nodes = edges.topology._replace(knot=kind)
+        self.passes.run(self._forward if weight is None else self._both, nodes, edges.topology)
+        found = at(self._epsilon)[:, 0].clone(), at(self._features).clone()
+        if weight is None:
+            return *found, None
+        moving = [(x, at(g)) for x, g in zip(geometry, self._gradients, strict=True) if x.requires_grad]
+        return *found, torch.autograd.grad([x for x, _ in moving], vectors, [g for _, g in moving])[0]

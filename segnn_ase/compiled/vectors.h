@@ -1,0 +1,58 @@
+/* Vectors of the machine's width, and what acts on them. `c_code.prelude` writes before it the type REAL of the numbers,
+   INT of the same size, and the constants of the exponential function. */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+typedef REAL T;
+#if defined(__AVX512F__)
+#define BYTES 64
+#elif defined(__AVX__)
+#define BYTES 32
+#else
+#define BYTES 16
+#endif
+typedef T V __attribute__((vector_size(BYTES), may_alias));
+typedef INT I __attribute__((vector_size(BYTES), may_alias));
+#define W ((int)(BYTES / sizeof(T)))
+#define INLINE static inline __attribute__((always_inline))
+INLINE V load(const T *p, const int n) {
+  V v = {0};
+  if (n == W) __builtin_memcpy(&v, p, sizeof(V)); else __builtin_memcpy(&v, p, n * sizeof(T));
+  return v;
+}
+INLINE void store(T *p, V v, const int n) {
+  if (n == W) __builtin_memcpy(p, &v, sizeof(V)); else __builtin_memcpy(p, &v, n * sizeof(T));
+}
+#define FOLD(half, whole, bytes) \
+  typedef T half __attribute__((vector_size(bytes), may_alias)); \
+  INLINE half fold_##half(whole v) { half a, b; \
+    __builtin_memcpy(&a, &v, bytes); __builtin_memcpy(&b, (char *)&v + bytes, bytes); return a + b; }
+typedef T V64 __attribute__((vector_size(64), may_alias));
+FOLD(V32, V64, 32)
+FOLD(V16, V32, 16)
+FOLD(V8, V16, 8)
+INLINE T lanes(V v) {
+#if BYTES == 64
+  const V8 pair = fold_V8(fold_V16(fold_V32(v)));
+#elif BYTES == 32
+  const V8 pair = fold_V8(fold_V16(v));
+#else
+  const V8 pair = fold_V8(v);
+#endif
+  T s = pair[0];
+  for (unsigned k = 1; k < 8 / sizeof(T); k++) s += pair[k];
+  return s;
+}
+INLINE V choose(I mask, V a, V b) { return (V)(((I)a & mask) | ((I)b & ~mask)); }
+/* 1 / (1 + exp(-x)): exp(y) = 2^n (1 + r + r^2/2! + ...), |r| < ln(2)/2; n is rounded by adding MAGIC */
+INLINE V sigmoid(V x) {
+  const V top = (V){0} + (T)LIMIT, magic = (V){0} + (T)MAGIC;
+  V y = choose(-x < top, -x, top);
+  y = choose(y > -top, y, -top);
+  const V rounded = y * (T)1.4426950408889634 + magic;
+  const V k = rounded - magic;
+  const V r = (y - k * (T)LN2_HIGH) - k * (T)LN2_LOW;
+  const V e = EXP_SERIES;
+  const V scale = (V)((((I)rounded - (I)magic) + BIAS) << MANTISSA);
+  return 1 / (1 + e * scale);
+}

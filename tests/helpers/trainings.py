@@ -1,0 +1,63 @@
+"""Tiny trainings in a folder, and what they leave there."""
+
+import csv
+from pathlib import Path
+
+import ase.io
+import pytest
+from ase import Atoms
+
+from segnn_ase.base import figures
+from segnn_ase.store.tensors import load_tensors
+from segnn_ase.train import loop
+from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.start import train
+
+TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.0, "n_radial": 4, "radial_hidden": [8]}
+SETTINGS = {
+    "epochs": 2,
+    "batch_size": 4,
+    "learning_rate": 0.01,
+    "warmup_steps": 5,
+    "ema_decay": 0.9,
+    "stress_weight": 1.0,
+    "device": "cpu",
+    "rollout_steps": 0,
+}
+
+
+def configured(folder: Path, frames: list[Atoms] | None = None, *, data=None, model=None, **settings) -> TrainConfig:
+    """Settings of a tiny training whose files are in the folder; frames are written to train.traj."""
+    if frames is not None:
+        ase.io.write(folder / "train.traj", frames)
+    values = {
+        "out": str(folder / "model.pt"),
+        "data": {"train": str(folder / "train.traj"), "valid_fraction": 0.25, **(data or {})},
+        "model": TINY if model is None else model,
+        "training": {**SETTINGS, **settings},
+    }
+    return TrainConfig.parse(values)
+
+
+def history(out: str | Path) -> list[dict]:
+    with Path(out).with_suffix(".csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(path: str | Path) -> dict:
+    return load_tensors(path)["weights"]
+
+
+def counted_training(folder: Path, count=lambda: None) -> None:
+    """A training of a hundred epochs without plots; `count` is called before each step."""
+
+    def counted(*arguments, step=loop.training_step):
+        count()
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "training_step", counted)
+        for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
+            patch.setattr(figures, name, lambda *_, **__: None)
+        settings = {"epochs": 100, "batch_size": 2, "save_minutes": 0.0005, "rollout_steps": 4, "rollout_every": 20}
+        train(configured(folder, **settings), progress=False)
