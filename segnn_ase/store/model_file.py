@@ -187,10 +187,15 @@ def _build(content: dict) -> Potential:
             scales=content["scales"],
         )
     potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
-    potential.domain = content["domain"] and parse_domain(content["domain"], len(potential.species))
+    potential.domain = content["domain"] and parse_domain(_with_tuples(content["domain"]), len(potential.species))
     width = potential.readout.width
-    potential.uncertainty = content["uncertainty"] and parse_uncertainty(content["uncertainty"], width)
+    potential.uncertainty = content["uncertainty"] and parse_uncertainty(_with_tuples(content["uncertainty"]), width)
     return potential.eval()
+
+
+def _with_tuples(values: dict) -> dict:
+    """Values of a NamedTuple, whose ranges and counts a file knows as lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def _check_weights(weights: dict[str, torch.Tensor], config: ModelConfig) -> None:
