@@ -1,4 +1,4 @@
-"""Validated settings and the typed errors of the package. Unknown keys are errors."""
+"""The typed errors and warnings of the package: every error raised on purpose is a `SEGNNError`."""
 
 
 class SEGNNError(Exception):

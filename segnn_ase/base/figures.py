@@ -179,7 +179,8 @@ def plot_dataset(
     for color, (name, values) in zip(COLORS, energies.items(), strict=False):
         axes.plot(np.arange(start, start + len(values)), values, ".", ms=3, color=color, label=name)
         start += len(values)
-    axes.legend(fontsize=8, frameon=False)
+    if energies:
+        axes.legend(fontsize=8, frameon=False)
     axes = _panel(figure, (2, 2, 2), "|force| / eV/Å", "atoms")
     axes.set_yscale("log")
     for color, (name, values) in zip(COLORS, forces.items(), strict=False):

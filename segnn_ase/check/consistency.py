@@ -13,7 +13,16 @@ from ase.units import Bohr, GPa, Hartree, Rydberg, kcal, kJ, mol
 from scipy.stats import t
 
 from segnn_ase.check.findings import Finding, sources_of
-from segnn_ase.check.linear_model import Equations, Fit, equations_of, fit_folds, predict, with_energies, without_forces
+from segnn_ase.check.linear_model import (
+    Equations,
+    Features,
+    Fit,
+    apply_folds,
+    equations_of,
+    fit_folds,
+    with_energies,
+    without_forces,
+)
 from segnn_ase.check.matching import groups_of
 from segnn_ase.check.strained_series import strained_pairs, stress_offset
 from segnn_ase.data.frames import Frame, species_of
@@ -52,19 +61,25 @@ class Judged(NamedTuple):
     explained_alone: float  # part of the forces in `forces_only`
 
 
-def judge(frames: list[Frame]) -> Judged | None:
-    """Fit the surrogate; None where there is too little to fit, or more elements than it can tell apart."""
-    frames = [f for f in frames if len(f.atoms) > 1 and (f.forces is not None or f.energy is not None)]
-    if sum(f.forces is not None for f in frames) < LEAST_FRAMES or len(species_of(frames)) > MOST_SPECIES:
-        return None
-    numbers = 3 * 250 * sum(len(f.atoms) for f in frames)
-    frames = frames[:: -(-numbers // MOST_NUMBERS)]
+def judgeable(frames: list[Frame]) -> list[int]:
+    """The frames to fit the surrogate to; none where it is too little, or more elements than it can tell apart."""
+    chosen = [n for n, f in enumerate(frames) if len(f.atoms) > 1 and not (f.forces is None and f.energy is None)]
+    with_forces = sum(frames[n].forces is not None for n in chosen)
+    if with_forces < LEAST_FRAMES or len(species_of([frames[n] for n in chosen])) > MOST_SPECIES:
+        return []
+    numbers = 3 * 250 * sum(len(frames[n].atoms) for n in chosen)
+    return chosen[:: -(-numbers // MOST_NUMBERS)]
+
+
+def judge(frames: list[Frame], features: Features) -> Judged:
+    """Fit the surrogate to frames with these features."""
     energies = np.array([np.nan if f.energy is None else f.energy for f in frames])
-    q = equations_of([f.atoms for f in frames], energies, [f.forces for f in frames], species_of(frames))
+    q = equations_of(features, [f.atoms for f in frames], energies, [f.forces for f in frames], species_of(frames))
     factor = best_factor(q)
     alone, explained_alone = fit_folds(q, energies=0.0)
     both, explained = fit_folds(q, factor=factor)
-    return Judged(frames, q, factor, predict(q, both), predict(q, alone), tuple(explained), float(explained_alone[1]))
+    fits = apply_folds(q, both), apply_folds(q, alone)
+    return Judged(frames, q, factor, *fits, tuple(explained), float(explained_alone[1]))
 
 
 def best_factor(equations: Equations) -> float:
@@ -115,7 +130,7 @@ def find_odd_forces(judged: Judged) -> list[Finding]:
             return []
         odd = {n: forces for (n, forces), yes in zip(known.items(), chosen, strict=True) if yes}
         clean = without_forces(judged.equations, odd)
-        predicted = predict(clean, fit_folds(clean, energies=0.0)[0]).forces
+        predicted = apply_folds(clean, fit_folds(clean, energies=0.0)[0]).forces
     text = f"the forces of {len(odd)} frames are not what the other frames let one expect"
     zero = not any(forces.any() for forces in odd.values())
     text += ": they are all zero" if zero else ""
@@ -155,7 +170,7 @@ def find_levels(judged: Judged) -> list[Finding]:
     rest, clean = q.energies, q
     for step in range(6):
         led_by_forces = fit_folds(clean, factor=judged.factor, energies=0.01 if step < 2 else 0.1)[0]
-        rest = q.energies - predict(clean, led_by_forces).energy
+        rest = q.energies - apply_folds(clean, led_by_forces).energy
         cut = best_cut(rest[known])[0]
         upper = known & (rest > cut)
         clean = with_energies(q, q.energies - upper * (rest[upper].mean() - rest[known & ~upper].mean()))

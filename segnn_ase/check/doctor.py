@@ -1,22 +1,27 @@
 """What in a dataset would spoil a training: unread labels, units and signs, copies, leaks, outliers, absurd E0.
 
-`check` reads files and looks at everything; `check_frames` looks at frames. Each kind of flaw is one function that
-returns findings. Whether forces and stress belong to the energies is judged by the crude potential of `surrogate`.
+`check` reads files and looks at everything; `check_frames` has a quick look at frames. Each kind of flaw is one
+function that returns findings: of the frames (`OF_FRAMES`, `OF_SETS`), or of what a crude potential makes of them
+(`OF_FIT`), which tells whether forces and stress belong to the energies.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ase import Atoms
 
 from segnn_ase.base.errors import DataError, StructureError
-from segnn_ase.check.consistency import OF_FIT, Judged, judge
+from segnn_ase.check.consistency import OF_FIT, Judged, judge, judgeable
 from segnn_ase.check.findings import LABELS, Finding, Sets, sentence
 from segnn_ase.check.labels import find_unread_labels, readable_part
+from segnn_ase.check.pairs import Pairs
 from segnn_ase.check.report import SEVERITIES, Report
 from segnn_ase.check.sets_of_frames import OF_SETS
 from segnn_ase.check.single_frames import OF_FRAMES
-from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms, read_images
+from segnn_ase.check.surroundings import Surroundings, survey
+from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms, read_images, species_of
 from segnn_ase.structure.neighbors import check_geometry
 
 
@@ -46,21 +51,39 @@ def check(
         isolated = [frame for frame, _ in pairs]
         findings += found
     sets = Sets(*sets, isolated)
-    judged = judge(sets.all)
-    findings += check_frames(sets) + check_judged(sets.all, judged)
-    order = sorted(findings, key=lambda f: SEVERITIES.index(f.severity))
-    return Report(order, sets, judged, images)
+    examined = examine(sets)
+    order = sorted(findings + examined.findings, key=lambda f: SEVERITIES.index(f.severity))
+    return Report(order, sets, examined.judged, examined.drawn, images)
 
 
-def check_frames(sets: Sets) -> list[Finding]:
+class Examined(NamedTuple):
+    """What is known of frames that have been read."""
+
+    findings: list[Finding]
+    judged: Judged | None
+    drawn: Pairs  # of some of them
+
+
+def examine(sets: Sets) -> Examined:
+    """All checks of frames that have been read."""
+    frames = sets.all
+    chosen = judgeable(frames)
+    some = [frames[n] for n in chosen]
+    seen = survey([f.atoms for f in frames], chosen, species_of(some))
+    judged = judge(some, seen.features) if chosen else None
+    return Examined(check_frames(sets, seen.around) + check_judged(judged), judged, seen.drawn)
+
+
+def check_frames(sets: Sets, around: Sequence[Surroundings] | None = None) -> list[Finding]:
     """The quick checks, of frames that have been read: a second or two for some thousand small ones."""
     if not sets.all:
         return [Finding("empty", "error", "there are no usable frames")]
-    findings = [finding for find in OF_FRAMES for finding in find(sets.all)]
-    return findings + [finding for find in OF_SETS for finding in find(sets)]
+    around = survey([f.atoms for f in sets.all]).around if around is None else around
+    sets = sets._replace(around=around)
+    return [finding for find in OF_FRAMES + OF_SETS for finding in find(sets)]
 
 
-def check_judged(frames: list[Frame], judged: Judged | None) -> list[Finding]:
+def check_judged(judged: Judged | None) -> list[Finding]:
     """The checks that need the surrogate."""
     if judged is None:
         return [Finding("not judged", "note", "too few frames with energies and forces to judge units and signs")]

@@ -1,10 +1,11 @@
-"""Flaws of frames and of sets of frames, each found by one function."""
+"""`Finding`, a flaw in plain words; `Sets`, the frames that are looked at; numbers that several checks go by."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from segnn_ase.check.surroundings import Surroundings
 from segnn_ase.data.frames import Frame, species_of
 
 LABELS = ("energy", "forces", "stress")
@@ -29,6 +30,7 @@ class Sets(NamedTuple):
     valid: Sequence[Frame] = ()
     test: Sequence[Frame] = ()
     isolated: Sequence[Frame] | None = None
+    around: Sequence[Surroundings] = ()  # of `all`, once they were looked at
 
     @property
     def all(self) -> list[Frame]:
@@ -71,7 +73,9 @@ def energies_per_atom(frames: list[Frame]) -> np.ndarray:
 def fit_residuals(frames: list[Frame]) -> np.ndarray:
     """Energies an atom, eV, less a fit of E0 that leaves out what is far off."""
     species, energies = species_of(frames), energies_per_atom(frames)
-    counts = np.array([[np.mean(f.atoms.numbers == z) for z in species] for f in frames]).reshape(len(frames), -1)
+    if not frames:
+        return energies
+    counts = np.array([[np.mean(f.atoms.numbers == z) for z in species] for f in frames])
     residuals, trusted = energies, np.isfinite(energies)
     for _ in range(4):
         residuals = energies - counts @ np.linalg.lstsq(counts[trusted], energies[trusted], rcond=1e-8)[0]

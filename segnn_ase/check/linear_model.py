@@ -13,24 +13,12 @@ import numpy as np
 from ase import Atoms
 from scipy.sparse import csr_matrix
 
-from segnn_ase.structure.neighbors import neighbor_list
+from segnn_ase.check.pairs import CUTOFF, Pairs
 
-CUTOFF = 5.0  # Å
 SHORTEST = 0.8  # Å, where the radial functions begin
 MOMENT_FUNCTIONS = 4
 FOLDS = 4
 RIDGE = 1e-4
-CHUNK = 400  # atoms; temporary arrays stay small
-
-
-class Pairs(NamedTuple):
-    """Directed pairs of many structures, atoms numbered through."""
-
-    i: np.ndarray  # (E,)
-    j: np.ndarray  # (E,)
-    vectors: np.ndarray  # (E, 3) Å, from i to j
-    numbers: np.ndarray  # (N,)
-    frame: np.ndarray  # (N,) structure of each atom
 
 
 class Features(NamedTuple):
@@ -47,18 +35,6 @@ class Fit(NamedTuple):
     energy: np.ndarray  # (n,) eV/atom, without what a fit to the composition explains
     forces: list[np.ndarray]  # n of (3 N,) eV/Å
     stress: np.ndarray  # (n, 3, 3) eV/Å^3
-
-
-def collect_pairs(structures: list[Atoms], cutoff: float = CUTOFF) -> Pairs:
-    """All pairs within the cutoff, Å, of all structures."""
-    parts, start = [], 0
-    for atoms in structures:
-        i, j, S = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-        parts.append((i + start, j + start, atoms.positions[j] + S @ atoms.cell.array - atoms.positions[i]))
-        start += len(atoms)
-    numbers = np.concatenate([atoms.numbers for atoms in structures])
-    frame = np.repeat(np.arange(len(structures)), [len(atoms) for atoms in structures])
-    return Pairs(*(np.concatenate(x) for x in zip(*parts, strict=True)), numbers, frame)
 
 
 def radial_functions(r: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -118,34 +94,28 @@ def blocks_of(pairs: Pairs, species: list[int]) -> Iterator[tuple[np.ndarray, np
             yield chosen, *moment_terms(pairs.i[chosen], r[chosen], unit[chosen], len(pairs.numbers))
 
 
-def features_of(structures: list[Atoms], species: list[int]) -> Features:
-    """Features of every structure, a chunk of them at a time."""
-    energy, forces, stress = [], [], []
-    sizes = np.cumsum([len(atoms) for atoms in structures]) // CHUNK
-    for part in np.unique(sizes):
-        chunk = [atoms for atoms, which in zip(structures, sizes, strict=True) if which == part]
-        e, f, s = _chunk_features(chunk, collect_pairs(chunk), species)
-        energy.append(e)
-        forces += f
-        stress.append(s)
-    return Features(np.concatenate(energy), forces, np.concatenate(stress))
-
-
-def _chunk_features(chunk: list[Atoms], pairs: Pairs, species: list[int]):
+def features_of(structures: list[Atoms], pairs: Pairs, species: list[int]) -> Features:
+    """Features of a few structures, whose pairs are all held at once; see `concatenated`."""
     n_atoms, energy, forces, virial = len(pairs.numbers), [], [], []
     for chosen, value, derivative in blocks_of(pairs, species):
         i, j = pairs.i[chosen], pairs.j[chosen]
         width, ones, columns = value.shape[1], np.ones(len(chosen)), np.arange(len(chosen))
-        by_frame = csr_matrix((ones, (pairs.frame[i], columns)), shape=(len(chunk), len(chosen)))
+        by_frame = csr_matrix((ones, (pairs.frame[i], columns)), shape=(len(structures), len(chosen)))
         ends = csr_matrix((np.r_[ones, -ones], (np.r_[i, j], np.r_[columns, columns])), shape=(n_atoms, len(chosen)))
         outer = pairs.vectors[chosen][:, :, None, None] * derivative[:, None, :, :]
         energy.append(by_frame @ value)
         forces.append((ends @ derivative.reshape(len(chosen), 3 * width)).reshape(3 * n_atoms, width).astype("f4"))
         virial.append((by_frame @ outer.reshape(len(chosen), 9 * width)).reshape(-1, 9, width))
-    volumes = np.array([abs(np.linalg.det(a.cell.array)) if a.pbc.all() else np.nan for a in chunk])
-    cuts = 3 * np.cumsum([len(atoms) for atoms in chunk])[:-1]
+    volumes = np.array([abs(np.linalg.det(a.cell.array)) if a.pbc.all() else np.nan for a in structures])
+    cuts = 3 * np.cumsum([len(atoms) for atoms in structures])[:-1]
     stress = np.concatenate(virial, axis=2) / volumes[:, None, None]
-    return np.concatenate(energy, axis=1), np.split(np.concatenate(forces, axis=1), cuts), stress
+    return Features(np.concatenate(energy, axis=1), np.split(np.concatenate(forces, axis=1), cuts), stress)
+
+
+def concatenated(parts: list[Features]) -> Features:
+    """Those of all structures, one behind the other."""
+    energy, forces, stress = zip(*parts, strict=True)
+    return Features(np.concatenate(energy), [one for part in forces for one in part], np.concatenate(stress))
 
 
 class Equations(NamedTuple):
@@ -161,9 +131,10 @@ class Equations(NamedTuple):
     square: np.ndarray  # (2, FOLDS) of the labels
 
 
-def equations_of(structures: list[Atoms], energies: np.ndarray, forces: list, species: list[int]) -> Equations:
+def equations_of(
+    features: Features, structures: list[Atoms], energies: np.ndarray, forces: list, species: list[int]
+) -> Equations:
     """Prepare the fits. energies (n,) eV with NaN, forces n of (N, 3) eV/Å or None, where there is no label."""
-    features = features_of(structures, species)
     sizes = np.array([len(atoms) for atoms in structures], dtype=float)
     counts = np.array([[np.sum(atoms.numbers == z) for z in species] for atoms in structures]) / sizes[:, None]
     known = np.isfinite(energies)
@@ -229,8 +200,8 @@ def fit_folds(equations: Equations, *, factor: float = 1.0, energies: float = 1.
     return c, 1 - np.divide(missed, total, out=np.ones(2), where=total > 0)
 
 
-def predict(equations: Equations, coefficients: np.ndarray) -> Fit:
-    """Every structure by the coefficients of its fold."""
+def apply_folds(equations: Equations, coefficients: np.ndarray) -> Fit:
+    """Every structure by the coefficients of its fold, which come from the others."""
     own, features = coefficients[equations.fold], equations.features
     return Fit(
         energy=np.einsum("nk,nk->n", equations.projected, own),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ase import Atoms
 
-from segnn_ase.check.linear_model import CHUNK, CUTOFF, collect_pairs
+from segnn_ase.check.pairs import CUTOFF, Pairs
 
 NEAR = 0.05  # Å, rms of the components of the atoms' displacements
 SAME = 1e-3  # Å, likewise, of structures that count as equal
@@ -36,30 +36,25 @@ def groups_of(structures: list[Atoms]) -> dict[tuple, list[int]]:
     return groups
 
 
-def fingerprints(structures: list[Atoms]) -> np.ndarray:
+def fingerprints(structures: list[Atoms], pairs: Pairs) -> np.ndarray:
     """Sorted distances, Å, (n, D), of structures of one group; what is farther than the cutoff counts as there."""
     numbers = np.sort(structures[0].numbers)
-    species, size = np.unique(numbers), len(numbers)
+    species = np.unique(numbers)
     nearest = max(4, 16 // len(species))
-    step, rows = max(1, CHUNK // size), []
-    for start in range(0, len(structures), step):
-        chunk = structures[start : start + step]
-        pairs = collect_pairs(chunk)
-        r = np.linalg.norm(pairs.vectors, axis=1)
-        shell = pairs.i * len(species) + np.searchsorted(species, pairs.numbers[pairs.j])
-        order = np.lexsort((r, shell))
-        counts = np.bincount(shell, minlength=len(pairs.numbers) * len(species))
-        rank = np.arange(len(r)) - np.repeat(np.cumsum(counts) - counts, counts)
-        table = np.full((len(counts), nearest), CUTOFF)
-        kept = rank < nearest
-        table[shell[order][kept], rank[kept]] = r[order][kept]
-        table = table.reshape(len(chunk), size, -1)
-        by_element = np.argsort([atoms.numbers for atoms in chunk], axis=1, kind="stable")
-        table = np.take_along_axis(table, by_element[:, :, None], axis=1)
-        for z in species:
-            table[:, numbers == z] = np.sort(table[:, numbers == z], axis=1)
-        rows.append(table.reshape(len(chunk), -1))
-    return np.concatenate(rows)
+    r = np.linalg.norm(pairs.vectors, axis=1)
+    shell = pairs.i * len(species) + np.searchsorted(species, pairs.numbers[pairs.j])
+    order = np.lexsort((r, shell))
+    counts = np.bincount(shell, minlength=len(pairs.numbers) * len(species))
+    rank = np.arange(len(r)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((len(counts), nearest), CUTOFF)
+    kept = rank < nearest
+    table[shell[order][kept], rank[kept]] = r[order][kept]
+    table = table.reshape(len(structures), len(numbers), -1)
+    by_element = np.argsort([atoms.numbers for atoms in structures], axis=1, kind="stable")
+    table = np.take_along_axis(table, by_element[:, :, None], axis=1)
+    for z in species:
+        table[:, numbers == z] = np.sort(table[:, numbers == z], axis=1)
+    return table.reshape(len(structures), -1)
 
 
 def nearest(a: np.ndarray, b: np.ndarray, *, skip_own: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -137,15 +132,6 @@ def compare(a: Atoms, b: Atoms, distance: float, same_energy: bool) -> str:
 def _all_distances(a: Atoms, b: Atoms) -> float:
     x, y = (np.sort(atoms.get_all_distances(), axis=None) for atoms in (a, b))
     return float(np.sqrt(np.mean((x - y) ** 2)))
-
-
-def prints_of(structures: list[Atoms]) -> list[np.ndarray]:
-    """The fingerprint of every structure."""
-    prints = [np.zeros(0)] * len(structures)
-    for members in groups_of(structures).values():
-        for n, row in zip(members, fingerprints([structures[n] for n in members]), strict=True):
-            prints[n] = row
-    return prints
 
 
 class Described(NamedTuple):

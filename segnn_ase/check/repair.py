@@ -1,8 +1,4 @@
-"""What in a dataset would spoil a training: unread labels, units and signs, copies, leaks, outliers, absurd E0.
-
-`check` reads files and looks at everything; `check_frames` looks at frames. Each kind of flaw is one function that
-returns findings. Whether forces and stress belong to the energies is judged by the crude potential of `surrogate`.
-"""
+"""The training frames written anew, without the flaws that can be repaired safely."""
 
 import io
 from pathlib import Path

@@ -1,8 +1,4 @@
-"""What in a dataset would spoil a training: unread labels, units and signs, copies, leaks, outliers, absurd E0.
-
-`check` reads files and looks at everything; `check_frames` looks at frames. Each kind of flaw is one function that
-returns findings. Whether forces and stress belong to the energies is judged by the crude potential of `surrogate`.
-"""
+"""`Report`: all that was found in the data of a training, as Markdown and as a figure."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,8 +12,8 @@ from segnn_ase.base.figures import plot_dataset
 from segnn_ase.base.files import write_atomically
 from segnn_ase.check.consistency import Judged
 from segnn_ase.check.findings import Finding, Sets, fit_residuals, sentence
-from segnn_ase.check.linear_model import collect_pairs
-from segnn_ase.data.frames import Frame, label_table
+from segnn_ase.check.pairs import Pairs
+from segnn_ase.data.frames import label_table
 
 SEVERITIES = ("error", "warning", "note")
 WORDS = {  # a name that holds one of these words looks like a label
@@ -33,6 +29,7 @@ class Report(NamedTuple):
     findings: list[Finding]
     sets: Sets
     judged: Judged | None
+    drawn: Pairs  # of some of the frames, for the figure
     images: dict[str, Atoms]
 
     @property
@@ -65,7 +62,7 @@ def plot_report(report: Report, path: "str | Path") -> None:
     named = {name: getattr(report.sets, name) for name in ("train", "valid", "test") if getattr(report.sets, name)}
     alone = {name: [f for f in frames if len(f.atoms) > 1 and f.energy is not None] for name, frames in named.items()}
     residuals = fit_residuals([f for frames in alone.values() for f in frames])
-    parts = np.split(residuals, np.cumsum([len(frames) for frames in alone.values()])[:-1])
+    parts = np.split(residuals, np.cumsum([len(frames) for frames in alone.values()], dtype=int))[: len(alone)]
     forces = {
         name: np.concatenate([np.linalg.norm(f.forces, axis=1) for f in frames if f.forces is not None])
         for name, frames in named.items()
@@ -75,14 +72,12 @@ def plot_report(report: Report, path: "str | Path") -> None:
     if report.judged is not None:
         known = np.isfinite(report.judged.equations.energies)
         agreement = report.judged.forces_only.energy[known], report.judged.equations.energies[known]
-    some = report.sets.all[:: -(-sum(len(f.atoms) for f in report.sets.all) // 20_000)]
-    plot_dataset(path, dict(zip(alone, parts, strict=True)), forces, distances_by_elements(some), agreement)
+    plot_dataset(path, dict(zip(alone, parts, strict=True)), forces, distances_by_elements(report.drawn), agreement)
 
 
-def distances_by_elements(frames: list[Frame]) -> dict[str, np.ndarray]:
-    """Distances, Å, up to the surrogate's cutoff."""
-    pairs = collect_pairs([f.atoms for f in frames])
-    a, b = (np.sort([pairs.numbers[pairs.i], pairs.numbers[pairs.j]], axis=0)) if len(pairs.i) else ([], [])
+def distances_by_elements(pairs: Pairs) -> dict[str, np.ndarray]:
+    """Distances, Å, by the elements of the two atoms."""
+    a, b = np.sort([pairs.numbers[pairs.i], pairs.numbers[pairs.j]], axis=0)
     r = np.linalg.norm(pairs.vectors, axis=1)
-    kinds = sorted(set(zip(np.asarray(a).tolist(), np.asarray(b).tolist(), strict=True)))
+    kinds = sorted(set(zip(a.tolist(), b.tolist(), strict=True)))
     return {f"{chemical_symbols[x]}-{chemical_symbols[y]}": r[(a == x) & (b == y)] for x, y in kinds}

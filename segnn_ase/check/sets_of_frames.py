@@ -1,4 +1,4 @@
-"""Flaws of frames and of sets of frames, each found by one function."""
+"""Flaws that only many frames together have: odd ones out, reference energies, copies, splits that leak."""
 
 from collections import Counter
 
@@ -7,14 +7,14 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from segnn_ase.check.findings import LABELS, Finding, Sets, energies_per_atom, numbered
-from segnn_ase.check.matching import NEAR, Described, Match, displacement, groups_of, matches, prints_of, turn_onto
+from segnn_ase.check.matching import NEAR, Described, Match, displacement, groups_of, matches, turn_onto
 from segnn_ase.data.frames import Frame, is_isolated_atom, species_of
 from segnn_ase.data.references import reference_energies
 
 
-def find_lone_elements(frames: list[Frame]) -> list[Finding]:
+def find_lone_elements(sets: Sets) -> list[Finding]:
     """Elements and compositions of a frame or two that look like a mistake among many alike."""
-    big = [f for f in frames if len(f.atoms) > 1]
+    big = [f for f in sets.all if len(f.atoms) > 1]
     if len(big) < 10:
         return []
     where = {z: [f for f in big if z in f.atoms.numbers] for z in species_of(big)}
@@ -44,9 +44,9 @@ def _formula(numbers: tuple) -> str:
     return Atoms(numbers=numbers).get_chemical_formula()
 
 
-def find_mixed_periodicity(frames: list[Frame]) -> list[Finding]:
+def find_mixed_periodicity(sets: Sets) -> list[Finding]:
     kinds: dict[str, Counter] = {}
-    for f in frames:
+    for f in sets.all:
         if len(f.atoms) > 1:
             kinds.setdefault(f.atoms.get_chemical_formula(), Counter())["".join("FT"[int(b)] for b in f.atoms.pbc)] += 1
     mixed = {name: dict(c) for name, c in kinds.items() if len(c) > 1}
@@ -57,9 +57,9 @@ def find_mixed_periodicity(frames: list[Frame]) -> list[Finding]:
     return [Finding("mixed periodicity", "warning", text, (), "Set pbc alike, or make sure that both are meant")]
 
 
-def find_coarse_energies(frames: list[Frame]) -> list[Finding]:
+def find_coarse_energies(sets: Sets) -> list[Finding]:
     """Energies that are rounded to few digits, or were once stored in float32."""
-    known = [f for f in frames if f.energy is not None and len(f.atoms) > 1]
+    known = [f for f in sets.all if f.energy is not None and len(f.atoms) > 1]
     energies = np.array([f.energy for f in known])
     if len(np.unique(energies)) < 10:
         return []
@@ -121,10 +121,10 @@ def find_unseen_elements(sets: Sets) -> list[Finding]:
 
 def find_copies(sets: Sets) -> list[Finding]:
     """Structures that occur twice or nearly so, within a set and across sets, and splits that cut trajectories."""
-    described = {}
+    described, around = {}, iter(sets.around)
     for name, frames in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
-        structures = [f.atoms for f in frames]
-        described[name] = frames, Described(structures, prints_of(structures), energies_per_atom(frames))
+        prints = [next(around).fingerprint for _ in frames]
+        described[name] = frames, Described([f.atoms for f in frames], prints, energies_per_atom(frames))
     findings = [f for name, (frames, own) in described.items() for f in copies_within(name, frames, matches(own, own))]
     for name in ("validation", "test"):
         frames, own = described[name]
@@ -235,6 +235,9 @@ def superfluous(frames: list[Frame], match: Match) -> set[int]:
 
 
 OF_SETS = (
+    find_lone_elements,
+    find_mixed_periodicity,
+    find_coarse_energies,
     find_reference_problems,
     find_unseen_elements,
     find_copies,

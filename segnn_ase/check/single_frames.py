@@ -1,20 +1,15 @@
-"""Flaws of frames and of sets of frames, each found by one function."""
+"""Flaws of single frames: labels and distances that are out of the ordinary."""
 
 import numpy as np
-from ase import Atoms
-from ase.data import covalent_radii
 from ase.units import Bohr, GPa, Hartree
 
-from segnn_ase.check.findings import FEW, Finding, fit_residuals, robust_score, sources_of
-from segnn_ase.check.linear_model import collect_pairs
-from segnn_ase.check.sets_of_frames import find_coarse_energies, find_lone_elements, find_mixed_periodicity
+from segnn_ase.check.findings import FEW, Finding, Sets, fit_residuals, robust_score, sources_of
+from segnn_ase.check.surroundings import DETACHED, distances_from
 from segnn_ase.data.frames import Frame, is_isolated_atom
 
-DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
 
-
-def find_energy_outliers(frames: list[Frame]) -> list[Finding]:
-    known = [f for f in frames if f.energy is not None and not is_isolated_atom(f)]
+def find_energy_outliers(sets: Sets) -> list[Finding]:
+    known = [f for f in sets.all if f.energy is not None and not is_isolated_atom(f)]
     if len(known) < 10:
         return []
     residuals = fit_residuals(known)
@@ -31,8 +26,8 @@ def find_energy_outliers(frames: list[Frame]) -> list[Finding]:
     return findings
 
 
-def find_force_outliers(frames: list[Frame]) -> list[Finding]:
-    known = [f for f in frames if f.forces is not None and len(f.atoms) > 1]
+def find_force_outliers(sets: Sets) -> list[Finding]:
+    known = [f for f in sets.all if f.forces is not None and len(f.atoms) > 1]
     if not known:
         return []
     largest = np.array([np.linalg.norm(f.forces, axis=1).max() for f in known])
@@ -49,9 +44,9 @@ def find_force_outliers(frames: list[Frame]) -> list[Finding]:
     return findings
 
 
-def find_net_forces(frames: list[Frame]) -> list[Finding]:
+def find_net_forces(sets: Sets) -> list[Finding]:
     """Forces that do not sum to zero, which no energy of positions alone can give, and forces set to zero."""
-    known = [f for f in frames if f.forces is not None and len(f.atoms) > 1 and f.forces.any()]
+    known = [f for f in sets.all if f.forces is not None and len(f.atoms) > 1 and f.forces.any()]
     if not known:
         return []
     rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
@@ -73,8 +68,8 @@ def find_net_forces(frames: list[Frame]) -> list[Finding]:
     return findings
 
 
-def find_short_distances(frames: list[Frame]) -> list[Finding]:
-    shortest = np.array([shortest_distance(f.atoms) for f in frames])
+def find_short_distances(sets: Sets) -> list[Finding]:
+    shortest = np.array([around.shortest for around in sets.around])
     findings = []
     for severity, low, high, text in (
         ("error", -1.0, 0.1, "lie on one another"),  # collisions in radiation damage are wider
@@ -84,27 +79,18 @@ def find_short_distances(frames: list[Frame]) -> list[Finding]:
         if chosen.any():
             text = f"atoms {text} in {chosen.sum()} frames: {shortest[chosen].min():.2f} of the sum of covalent radii"
             advice = "Look at these frames; are coordinates in Å?"
-            findings.append(Finding("short distances", severity, text, sources_of(frames, chosen), advice))
+            findings.append(Finding("short distances", severity, text, sources_of(sets.all, chosen), advice))
     return findings
 
 
-def shortest_distance(atoms: Atoms) -> float:
-    """The smallest distance over the sum of the two covalent radii, or infinity."""
-    pairs = collect_pairs([atoms], 2.5)
-    radii = covalent_radii[atoms.numbers]
-    relative = np.linalg.norm(pairs.vectors, axis=1) / (radii[pairs.i] + radii[pairs.j])
-    return float(relative.min(initial=np.inf))
-
-
-def find_detached_atoms(frames: list[Frame]) -> list[Finding]:
+def find_detached_atoms(sets: Sets) -> list[Finding]:
     """Atoms far from all others: torn molecules, whose labels are of whole ones, and atoms that really left."""
-    known = [f for f in frames if len(f.atoms) > 1]
-    alone = [detached_atoms(f.atoms) for f in known]
-    chosen = np.array([which.any() for which in alone], bool)
+    seen = [(f, a.detached) for f, a in zip(sets.all, sets.around, strict=True) if len(f.atoms) > 1]
+    known, chosen = [f for f, _ in seen], np.array([alone.any() for _, alone in seen], bool)
     if not chosen.any():
         return []
     few = chosen.mean() < FEW
-    wrong = np.array([few and is_pulled(f, which) for f, which in zip(known, alone, strict=True)], bool)
+    wrong = np.array([few and is_pulled(f, alone) for f, alone in seen], bool)
     findings = []
     text = f"of {len(known)} frames have an atom without a neighbour within {DETACHED[0]:g} Å and "
     text += f"{DETACHED[1]:g} times the sum of the covalent radii"
@@ -119,29 +105,17 @@ def find_detached_atoms(frames: list[Frame]) -> list[Finding]:
     return findings
 
 
-def detached_atoms(atoms: Atoms) -> np.ndarray:
-    """Which atoms, (N,), are farther from all others and all images than both limits."""
-    alone = np.bincount(collect_pairs([atoms], DETACHED[0]).i, minlength=len(atoms)) == 0
-    if alone.any():
-        reach = DETACHED[1] * covalent_radii[atoms.numbers]
-        pairs = collect_pairs([atoms], max(DETACHED[0], 2 * reach.max()))
-        near = np.linalg.norm(pairs.vectors, axis=1) < reach[pairs.i] + reach[pairs.j]
-        alone[pairs.i[near]] = False
-    return alone
-
-
 def is_pulled(frame: Frame, alone: np.ndarray) -> bool:
     """Is the force on a detached atom clearly larger than that between unit charges as far apart as its neighbour?"""
     for n in np.flatnonzero(alone) if frame.forces is not None else ():
-        others = np.delete(np.arange(len(alone)), n)
-        r = frame.atoms.get_distances(n, others, mic=bool(frame.atoms.pbc.any())).min()
+        r = distances_from(frame.atoms, n).min()
         if np.linalg.norm(frame.forces[n]) > max(0.05, 1.2 * Hartree * Bohr / r**2):
             return True
     return False
 
 
-def find_large_stress(frames: list[Frame]) -> list[Finding]:
-    known = [np.abs(f.stress).max() for f in frames if f.stress is not None]
+def find_large_stress(sets: Sets) -> list[Finding]:
+    known = [np.abs(f.stress).max() for f in sets.all if f.stress is not None]
     if known and np.median(known) > 0.6:
         half = np.median(known)
         text = f"half of the frames have a stress of more than {half:.3g} eV/Å^3 ({half / GPa:.0f} GPa)"
@@ -156,7 +130,4 @@ OF_FRAMES = (
     find_short_distances,
     find_detached_atoms,
     find_large_stress,
-    find_lone_elements,
-    find_mixed_periodicity,
-    find_coarse_energies,
 )

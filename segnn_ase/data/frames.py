@@ -1,4 +1,4 @@
-"""Labelled frames in; splits, statistics and reference energies out. eV, eV/Å, eV/Å^3, ASE's signs."""
+"""Labelled frames: found in files, checked, split into training and validation. eV, eV/Å, eV/Å^3, ASE's signs."""
 
 import math
 import os
@@ -116,7 +116,7 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
     forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)
-    stress, stress_from = _stress(atoms, results, keys.stress, source) if atoms.pbc.all() else (None, None)
+    stress, stress_from = _stress_or_virial(atoms, results, keys.stress, source) if atoms.pbc.all() else (None, None)
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     return Frame(
         atoms=bare,
@@ -128,7 +128,9 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     )
 
 
-def _stress(atoms: Atoms, results: dict, key: str | None, source: str) -> tuple[np.ndarray | None, str | None]:
+def _stress_or_virial(
+    atoms: Atoms, results: dict, key: str | None, source: str
+) -> tuple[np.ndarray | None, str | None]:
     """The stress, or minus the virial over the volume, and where it was found."""
     stress, origin = _find(atoms.info, results, "stress", key, STRESS_KEYS)
     if stress is not None or key is not None:

@@ -1,6 +1,12 @@
-"""`Graph`: one structure or a batch of them, as tensors; everything in Å, positions and cells in float64."""
+"""`Graph`: one structure or a batch of them, as tensors; everything in Å, positions and cells in float64.
 
-from typing import NamedTuple
+A field says with `Per` whether it has a row for each node (atom), edge or structure, and what its values number, where
+they are indices. Whatever joins, selects, pads or copies graphs goes by that: a new field is declared in `Graph` alone.
+"""
+
+from functools import cache
+from itertools import accumulate
+from typing import Annotated, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
@@ -10,19 +16,39 @@ from torch import Tensor
 from segnn_ase.structure.neighbors import Neighbors, neighbor_list
 
 
+class Per(NamedTuple):
+    """What the rows of a field belong to, and what its values number: "node", "edge" or "structure"."""
+
+    rows: str
+    values: str = ""  # of a field that holds no indices
+
+
 class Graph(NamedTuple):
-    numbers: Tensor  # (N,) atomic numbers
-    positions: Tensor  # (N, 3) Å
-    cell: Tensor  # (B, 3, 3) Å, rows are lattice vectors
-    edge_src: Tensor  # (E,) senders j
-    edge_dst: Tensor  # (E,) receivers i
-    edge_shift: Tensor  # (E, 3) cell shifts S
-    batch: Tensor  # (N,) structure of each atom
+    numbers: Annotated[Tensor, Per("node")]  # (N,) atomic numbers
+    positions: Annotated[Tensor, Per("node")]  # (N, 3) Å
+    cell: Annotated[Tensor, Per("structure")]  # (B, 3, 3) Å, rows are lattice vectors
+    edge_src: Annotated[Tensor, Per("edge", "node")]  # (E,) senders j
+    edge_dst: Annotated[Tensor, Per("edge", "node")]  # (E,) receivers i
+    edge_shift: Annotated[Tensor, Per("edge")]  # (E, 3) cell shifts S
+    batch: Annotated[Tensor, Per("node", "structure")]  # (N,) structure of each atom
     n_graphs: int
-    edge_pair: Tensor | None = None  # (E,) an edge of the same pair of atoms, the same one for both directions
+    # (E,) an edge of the same pair of atoms, the same one for both directions
+    edge_pair: Annotated[Tensor | None, Per("edge", "edge")] = None
 
     def to(self, device) -> "Graph":
-        return Graph(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))
+        return type(self)(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))
+
+
+@cache
+def fields_of(kind: type[Graph]) -> dict[str, Per]:
+    """The tensors of a graph by their names."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+def counts_of(graph: Graph) -> dict[str, int]:
+    """How many nodes, edges and structures there are."""
+    return {"node": len(graph.numbers), "edge": len(graph.edge_src), "structure": graph.n_graphs}
 
 
 def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
@@ -47,38 +73,64 @@ def graph_from_atoms(atoms: Atoms, cutoff: float, backend: str = "matscipy") -> 
 def within(graph: Graph, cutoff: float) -> Graph:
     """The graph without pairs beyond the cutoff."""
     near = edge_vectors(graph).square().sum(1) < cutoff**2
-    if bool(near.all()):
-        return graph
-    return graph._replace(
-        edge_src=graph.edge_src[near], edge_dst=graph.edge_dst[near], edge_shift=graph.edge_shift[near], edge_pair=None
-    )
+    return graph if bool(near.all()) else select(graph, near)
+
+
+def select(graph: Graph, edges: Tensor, nodes: Tensor | None = None) -> Graph:
+    """Some edges (a mask) and, if given, some nodes (their indices), which hold both ends of all these edges.
+
+    All structures stay; what numbers edges is left out.
+    """
+    chosen, place = {"edge": edges, "node": nodes, "structure": None}, None
+    if nodes is not None:
+        place = torch.full_like(graph.numbers, -1).index_copy(0, nodes, torch.arange(len(nodes), device=nodes.device))
+    fields = {}
+    for name, per in fields_of(type(graph)).items():
+        x, rows = getattr(graph, name), chosen[per.rows]
+        if per.values == "edge" or x is None:
+            fields[name] = None
+            continue
+        x = x if rows is None else x[rows]
+        fields[name] = place[x] if per.values == "node" and place is not None else x
+    return graph._replace(**fields)
 
 
 def collate(graphs: list[Graph]) -> Graph:
-    """Put several graphs side by side, with no edge between them."""
-    sizes = torch.tensor([len(g.numbers) for g in graphs])
-    offsets = (sizes.cumsum(0) - sizes).tolist()
-    counts = [0]
-    for g in graphs:
-        counts.append(counts[-1] + g.n_graphs)
-    return Graph(
-        numbers=torch.cat([g.numbers for g in graphs]),
-        positions=torch.cat([g.positions for g in graphs]),
-        cell=torch.cat([g.cell for g in graphs]),
-        edge_src=torch.cat([g.edge_src + o for g, o in zip(graphs, offsets, strict=True)]),
-        edge_dst=torch.cat([g.edge_dst + o for g, o in zip(graphs, offsets, strict=True)]),
-        edge_shift=torch.cat([g.edge_shift for g in graphs]),
-        batch=torch.cat([g.batch + c for g, c in zip(graphs, counts[:-1], strict=True)]),
-        n_graphs=counts[-1],
-        edge_pair=_collate_pairs(graphs),
-    )
+    """Put several graphs side by side, with no edge between them; a field that one of them lacks is left out."""
+    kind, sizes = type(graphs[0]), [counts_of(g) for g in graphs]
+    starts = {rows: list(accumulate((size[rows] for size in sizes), initial=0)) for rows in sizes[0]}
+    fields = {}
+    for name, per in fields_of(kind).items():
+        parts = [getattr(g, name) for g in graphs]
+        complete = all(x is not None for x in parts)
+        if complete and per.values:
+            parts = [x + start for x, start in zip(parts, starts[per.values], strict=False)]
+        fields[name] = torch.cat(parts) if complete else None
+    return kind(**fields, n_graphs=starts["structure"][-1])
 
 
-def _collate_pairs(graphs: list[Graph]) -> Tensor | None:
-    if any(g.edge_pair is None for g in graphs):
-        return None
-    counts = torch.tensor([len(g.edge_src) for g in graphs])
-    return torch.cat([g.edge_pair + o for g, o in zip(graphs, (counts.cumsum(0) - counts).tolist(), strict=True)])
+def padding(like: Graph, *, nodes: int, edges: int) -> Graph:
+    """One structure whose rows are all zero, with the fields of another graph, to be put behind it by `collate`."""
+    sizes, fields = {"node": nodes, "edge": edges, "structure": 1}, {}
+    for name, per in fields_of(type(like)).items():
+        x = getattr(like, name)
+        fields[name] = None if x is None else x.new_zeros(sizes[per.rows], *x.shape[1:])
+    return type(like)(**fields, n_graphs=1)
+
+
+def copy_rows(target: Graph, source: Graph, rows: str, *, fill: bool = False) -> None:
+    """Overwrite the first rows of the nodes, edges or structures of a graph, in place, by all of a smaller one.
+
+    fill: the rows behind become like the very last one. Raises ValueError where only one of both has a field.
+    """
+    for name in (name for name, per in fields_of(type(target)).items() if per.rows == rows):
+        place, x = getattr(target, name), getattr(source, name)
+        if (place is None) != (x is None):
+            raise ValueError(f"only one of two graphs has {name}; expected both or none, for rows to be copied")
+        if x is not None:
+            place[: len(x)].copy_(x, non_blocking=True)
+            if fill:
+                place[len(x) :] = place[-1:].clone()
 
 
 def with_pairs(graph: Graph) -> Graph:
@@ -114,19 +166,8 @@ def fragment(graph: Graph, size: int) -> Graph:
             reached[int((~inside).nonzero()[0])] = True  # nothing else is connected: go on with another atom
         inside = reached
     atoms = inside.nonzero()[:, 0][:size]
-    place = torch.full((n,), -1, device=device)
-    place[atoms] = torch.arange(len(atoms), device=device)
-    kept = (place[graph.edge_src] >= 0) & (place[graph.edge_dst] >= 0)
-    return Graph(
-        numbers=graph.numbers[atoms],
-        positions=graph.positions[atoms],
-        cell=graph.cell,
-        edge_src=place[graph.edge_src[kept]],
-        edge_dst=place[graph.edge_dst[kept]],
-        edge_shift=graph.edge_shift[kept],
-        batch=graph.batch[atoms],
-        n_graphs=graph.n_graphs,
-    )
+    inside = torch.zeros_like(inside).index_fill(0, atoms, True)
+    return select(graph, inside[graph.edge_src] & inside[graph.edge_dst], atoms)
 
 
 def edge_vectors(graph: Graph) -> Tensor:

@@ -1,7 +1,7 @@
-"""Neighbour lists: every pair within the cutoff, periodic images included, nothing truncated.
+"""The Verlet skin: pairs of one structure after another, from a list that is reused while it is exact.
 
-`neighbor_list` returns i, j, S as ASE and matscipy do: r_ij = positions[j] + S @ cell - positions[i],
-with |r_ij| < cutoff, for the positions as given (atoms may lie outside the cell).
+A step that reuses its list is small compared with the evaluation of the smallest molecule only if it is lean: what
+rarely changes is compared as bytes, and nothing is made again that is the same.
 """
 
 import numpy as np
@@ -34,7 +34,8 @@ class SkinNeighbors:
         self.tuned = skin == "auto"
         self.skin = 0.5 if self.tuned else skin
         self.rebuilds = self._served = 0
-        self._reference = None
+        self._found: Neighbors | None = None  # for these:
+        self._positions = self._cell = self._pbc = None
 
     def __call__(self, positions, cell, pbc) -> Neighbors:
         i, j, S = self.candidates(positions, cell, pbc)
@@ -47,15 +48,38 @@ class SkinNeighbors:
         """All pairs within the cutoff and some of those within cutoff + skin; the same object while it holds."""
         positions, cell = np.asarray(positions, dtype=float), np.asarray(cell, dtype=float)
         pbc = np.asarray(pbc, dtype=bool)
-        if not self._valid(positions, cell, pbc):
-            if self._same_system(positions, pbc):
-                self._tune()
-            self._served = 0
-            found = self.search(positions, cell, pbc, self.cutoff + self.skin)
-            self._reference = (positions.copy(), cell.copy(), pbc.copy(), found)
-            self.rebuilds += 1
+        if not self._holds(positions, cell, pbc):
+            self._renew(positions, cell, pbc)
         self._served += 1
-        return self._reference[3]
+        return self._found
+
+    def _holds(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
+        if self._found is None or pbc.tobytes() != self._pbc or positions.shape != self._positions.shape:
+            return False
+        places, spare = self._positions, self.skin
+        if cell.tobytes() != self._cell.tobytes():
+            places, spare = self._deformed(cell, pbc)
+        moved = positions - places
+        # written so that NaN is not valid either: the search then says which atom
+        return bool(spare > 0 and np.einsum("na,na->n", moved, moved).max(initial=0.0) <= (0.5 * spare) ** 2)
+
+    def _deformed(self, cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, float]:
+        """Where atoms come to with the cell, (N, 3) Å, and what is left of the skin for how far they are from there."""
+        if np.array_equal(cell, self._cell):  # by the sign of a zero
+            return self._positions, self.skin
+        if not pbc.all():
+            return self._positions, 0.0
+        deformation = np.linalg.solve(self._cell, cell)  # rows: r' = r F
+        smallest = np.linalg.svd(deformation, compute_uv=False)[-1] * (1.0 - 1e-9)
+        return self._positions @ deformation, smallest * (self.cutoff + self.skin) - self.cutoff
+
+    def _renew(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
+        if self._found is not None and pbc.tobytes() == self._pbc and positions.shape == self._positions.shape:
+            self._tune()
+        self._served = 0
+        self._found = self.search(positions, cell, pbc, self.cutoff + self.skin)
+        self._positions, self._cell, self._pbc = positions.copy(), cell.copy(), pbc.tobytes()
+        self.rebuilds += 1
 
     def search(self, positions, cell, pbc, cutoff: float) -> Neighbors:
         return neighbor_list(positions, cell, pbc, cutoff, self.backend)
@@ -66,28 +90,6 @@ class SkinNeighbors:
                 self.skin = min(1.25 * self.skin, SKINS[1])
             elif self._served > MANY_STEPS:
                 self.skin = max(0.8 * self.skin, SKINS[0])
-
-    def _same_system(self, positions, pbc) -> bool:
-        if self._reference is None:
-            return False
-        old_positions, _, old_pbc, _ = self._reference
-        return old_positions.shape == positions.shape and bool((old_pbc == pbc).all())
-
-    def _valid(self, positions, cell, pbc) -> bool:
-        if not self._same_system(positions, pbc):
-            return False
-        old_positions, old_cell, _, _ = self._reference
-        spare = self.skin
-        if not np.array_equal(old_cell, cell):
-            if not pbc.all():
-                return False
-            deformation = np.linalg.solve(old_cell, cell)  # rows: r' = r F
-            smallest = np.linalg.svd(deformation, compute_uv=False)[-1] * (1.0 - 1e-9)
-            spare = smallest * (self.cutoff + self.skin) - self.cutoff
-            old_positions = old_positions @ deformation
-        moved = positions - old_positions
-        # written so that NaN is not valid either: the search then says which atom
-        return bool(spare > 0 and (np.einsum("na,na->n", moved, moved) <= (0.5 * spare) ** 2).all())
 
 
 class SkinGraphs:
@@ -106,22 +108,28 @@ class SkinGraphs:
     def __call__(self, numbers, positions, cell, pbc) -> Graph:
         found = self.neighbors.candidates(positions, cell, pbc)
         if found is not self._found:
-            self._graph = graph_from_arrays(numbers.copy(), positions, cell, found).to(self.device)
-            self._found, self._numbers, self._cell = found, numbers.copy(), np.array(cell)
-            squares = edge_vectors(self._graph).square().sum(1)
-            found_within = self.neighbors.cutoff + self.neighbors.skin
-            self._closest = float(squares.min()) ** 0.5 if len(squares) else found_within
-        elif not np.array_equal(numbers, self._numbers):
+            self._start(numbers, positions, cell, found)
+        if numbers.tobytes() != self._numbers:
             self._graph = self._graph._replace(numbers=torch.tensor(numbers, dtype=torch.long, device=self.device))
-            self._numbers = numbers.copy()
-        positions = torch.as_tensor(positions, dtype=torch.float64)
-        cell = torch.as_tensor(np.asarray(cell), dtype=torch.float64).view(1, 3, 3)
-        return self._graph._replace(positions=positions.to(self.device), cell=cell.to(self.device))
+            self._numbers = numbers.tobytes()
+        if cell.tobytes() != self._cell:
+            tensor = torch.tensor(cell, dtype=torch.float64, device=self.device)
+            self._graph = self._graph._replace(cell=tensor.view(1, 3, 3))
+            self._cell = cell.tobytes()
+        return self._graph._replace(positions=torch.as_tensor(positions, dtype=torch.float64).to(self.device))
+
+    def _start(self, numbers, positions, cell, found: Neighbors) -> None:
+        """With new pairs. Copies are kept: what is changed in place by the caller must be noticed."""
+        self._graph = graph_from_arrays(numbers.copy(), positions, cell.copy(), found).to(self.device)
+        self._found, self._numbers, self._cell = found, numbers.tobytes(), cell.tobytes()
+        squares = edge_vectors(self._graph).square().sum(1)
+        found_within = self.neighbors.cutoff + self.neighbors.skin
+        self._closest, self._cell_then = float(squares.min()) ** 0.5 if len(squares) else found_within, self._cell
 
     def apart(self, distance: float, cell) -> bool:
         """Whether no two atoms of the last structure can be nearer than `distance`, without looking at it."""
         # since the pairs were found each atom has moved by at most half the skin
-        return self._closest - self.neighbors.skin > distance and np.array_equal(cell, self._cell)
+        return self._closest - self.neighbors.skin > distance and cell.tobytes() == self._cell_then
 
 
 class DeviceNeighbors(SkinNeighbors):

@@ -30,7 +30,6 @@ class Domain(NamedTuple):
     """What the training structures covered; species in the order of the potential."""
 
     lone_atoms: bool  # whether E0 are energies of lone atoms, not a fit
-
     frames: int
     closest: Tensor  # (S, S) Å, infinite for pairs that never met within the cutoff
     neighbors: Tensor  # (S, 2) fewest and most within the cutoff; the fewest exceeds the most for one never seen
@@ -57,7 +56,7 @@ class Outside(NamedTuple):
     help: str
 
 
-def measure(
+def measure_domain(
     potential: Potential, frames: Sequence[Covered], closest: dict[tuple[int, int], float], *, lone_atoms: bool
 ) -> Domain | None:
     """The domain of training structures with neighbours, None without any.
@@ -123,8 +122,9 @@ def neighbor_counts(graph: Graph, cutoff: float) -> Tensor:
 
 
 def binding_energy(potential: Potential, numbers: Tensor, p: Prediction) -> float:
-    references = potential.per_species(potential.species_index[numbers])[0]
-    return float(p.energy.sum() - references.sum()) / len(numbers)
+    """(E - sum E0) / N, eV."""
+    references = [potential.reference_energies[k] for k in potential.species_index[numbers].tolist()]
+    return (float(p.energy.sum()) - math.fsum(references)) / len(references)
 
 
 def density_of(numbers: np.ndarray, volume: float) -> float:
@@ -209,7 +209,7 @@ class DomainCheck:
         where = "denser structures or contacts" if crowded else "surfaces, clusters or single molecules"
         return Outside("neighbors", f"{who}; in training it had {lowest} to {highest}", f"of {where}")
 
-    def distance_of(self, graph: Graph) -> list[Outside]:
+    def _distance(self, graph: Graph) -> list[Outside]:
         kind = self.potential.species_index[graph.numbers]
         limits = DISTANCE * self.domain.closest.to(kind.device)
         limits = torch.where(limits.isinf(), self.potential.core_radii.double(), limits)
@@ -253,7 +253,7 @@ class DomainCheck:
         return Outside("features", reason, f"with surroundings like those of {who}")
 
 
-def parse(values: dict, n_species: int) -> Domain:
+def parse_domain(values: dict, n_species: int) -> Domain:
     """The domain of a file. Raises TypeError, ValueError for what is none."""
     domain = Domain(**values)
     wrong = [domain.closest.shape != (n_species, n_species), domain.neighbors.shape != (n_species, 2)]
@@ -265,7 +265,7 @@ def parse(values: dict, n_species: int) -> Domain:
     return domain
 
 
-def describe(domain: Domain, symbols: list[str]) -> str:
+def describe_domain(domain: Domain, symbols: list[str]) -> str:
     """The domain in one line, for `segnn info`."""
     pairs = [
         f"{a}-{b} {float(domain.closest[i, j]):.2f}"
@@ -280,3 +280,6 @@ def describe(domain: Domain, symbols: list[str]) -> str:
     parts.append(f"binding {domain.binding[0]:.3f} to {domain.binding[1]:.3f} eV/atom")
     parts.append(f"forces to {domain.max_force:.3g} eV/Å")
     return "; ".join(parts)
+
+
+measure, parse, describe = measure_domain, parse_domain, describe_domain  # until `train` and `store` use the new names

@@ -65,7 +65,7 @@ class Uncertainty(NamedTuple):
         return self.alpha * torch.linalg.vector_norm(sums @ self.frames, dim=1)
 
 
-def measure(
+def measure_uncertainty(
     train: Sequence[Residuals], held_out: Sequence[Residuals], before: Uncertainty | None = None
 ) -> Uncertainty:
     """The forms of the training frames, calibrated on frames that were held out; on the first where there are none.
@@ -126,10 +126,13 @@ def fit_power(x: np.ndarray, errors: np.ndarray, powers: Sequence[float] = POWER
     return float(np.sqrt(c2)), float(p)
 
 
-def parse(values: dict, width: int) -> Uncertainty:
+def parse_uncertainty(values: dict, width: int) -> Uncertainty:
     """The uncertainty of a file, of so many features. Raises TypeError, ValueError for what is none."""
     u = Uncertainty(**values)
     numbers = all(isinstance(x, float) for x in (u.alpha, u.beta, u.gamma)) and isinstance(u.calibrated_on, str)
     if not numbers or not all(x.shape == (width, width) and torch.isfinite(x).all() for x in (u.atoms, u.frames)):
         raise ValueError(f"uncertainty has no matrices for {width} features, or what should be numbers is not")
     return u
+
+
+measure, parse = measure_uncertainty, parse_uncertainty  # until `train` and `store` use the new names

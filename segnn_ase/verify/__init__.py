@@ -1,4 +1,4 @@
-"""Checks of a potential on the user"s own structure."""
+"""Checks of a potential on the user's own structure."""
 
 from segnn_ase.base.lazy import lazy_names
 

@@ -62,7 +62,7 @@ def result(check: Check) -> str:
     return "pass" if check.passed else "FAIL"
 
 
-def summary(certificate: Certificate) -> dict:
+def as_plain(certificate: Certificate) -> dict:
     """The certificate in plain values, for JSON and model files."""
     checks = [check._asdict() for check in certificate.checks]
     return {**certificate.context, "passed": certificate.passed, "checks": checks}
@@ -74,7 +74,7 @@ def write(
     """Write the files that are asked for: lines as JSON, a figure, the summary in the model file; returns them."""
     written = []
     if json is not None:
-        text = dumps(_finite(summary(certificate)), indent=1, ensure_ascii=False, allow_nan=False)
+        text = dumps(_finite(as_plain(certificate)), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(json, text.encode())
         written.append(json)
     if png is not None:
@@ -108,6 +108,6 @@ def store(certificate: Certificate, model: "str | Path") -> Path:
     potential, metadata = load_with_metadata(path)
     context = certificate.context
     key = ", ".join(context[name] for name in ("structure", "dtype", "device"))
-    verified = {**metadata.get("verified", {}), key: summary(certificate)}
+    verified = {**metadata.get("verified", {}), key: as_plain(certificate)}
     save_potential(path, potential, metadata={**metadata, "verified": verified})
     return path

@@ -1,9 +1,8 @@
-"""`verify`: what must hold for a potential, measured on the user's own model, structure, device and precision.
+"""The checks of `verify`: each is a function that returns its lines, and `CHECKS` is the list of them.
 
-Everything goes through `SEGNNCalculator`, as it does in a simulation. A check is a function that returns its lines;
-`CHECKS` is the list of them. Differences are judged by the size of the terms that energy, forces and stress are sums
-of, since rounding goes with them: a hot melt has larger errors than a crystal at rest. Derivatives are taken in float64
-by the same kind of code, where differences of energies are sharp; float32 is then held against float64.
+Differences are judged by the size of the terms that energy, forces and stress are sums of, since rounding goes with
+them: a hot melt has larger errors than a crystal at rest. Derivatives are taken in float64 by the same kind of code,
+where differences of energies are sharp; float32 is then held against float64.
 """
 
 import math
@@ -16,21 +15,20 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.compiled.choose import ROUNDING, TABLE_TOLERANCE
 from segnn_ase.md.analysis import energy_slope
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.verify.certificate import Check
 from segnn_ase.verify.states import (
+    PLAIN,
     RELATIVE,
     Sizes,
     State,
     Subject,
+    code_of,
     compared,
     energies_of,
     judged,
     moved,
-    predicted,
-    references,
     state_of,
     states_of,
     without,
@@ -40,6 +38,8 @@ from segnn_ase.verify.trajectory import TEMPERATURE
 CROSSING = 1e-7  # Å, to either side of the cutoff
 AT_CUTOFF = 1e-9  # Å; such pairs are rounded to either side
 STEP, ROUGH_STEP, STRAIN = 2e-4, 1e-2, 1e-4  # of finite differences: Å in float64, Å in float32, strain
+FAST = {torch.float64: 1e-6, torch.float32: 1e-5}  # of compiled code, with radial functions from splines
+ROUNDING = 3  # times the error of plain PyTorch in float32 is still rounding
 PLAIN_PAIRS = 40_000  # plain PyTorch takes up to 0.1 MB a pair
 JUMP = Sizes(1e-10, 1e-8, 1e-8)
 SLOPE = {torch.float64: 1e-6, torch.float32: 1e-5}  # eV/atom/ps
@@ -184,7 +184,7 @@ def _scaled(s: Subject, nearest: float, distance: float) -> Atoms:
 
 def cutoff_crossings(s: Subject) -> list[Check]:
     """Jumps of energy and forces when a pair crosses the cutoff (T5)."""
-    cutoff = s.calc.potentials[0].cutoff
+    cutoff = s.parts.cutoff
     lines = _jumps(s, "cutoff, last neighbour", partial(_pair, s), cutoff)
     if _free_direction(s.atoms) is None:
         lines.append(without("cutoff, one of many", "no room for one more atom; the own pairs are many"))
@@ -207,7 +207,7 @@ def _jumps(s: Subject, name: str, build: Callable[[float], Atoms], cutoff: float
             for x in ("energies", "forces")
         )
         found = State(energies.sum(), energies, forces, None)
-        size = np.abs(states[0].energies - references(calc, structures[0].numbers)).sum()
+        size = np.abs(states[0].energies - s.parts.references(structures[0].numbers)).sum()
         rounding = Sizes(max(s.sizes.energy, size), *s.sizes[1:]).times(RELATIVE[torch.float32])
         exact = calc is s.double
         limits = Sizes(*np.multiply(JUMP, np.maximum(s.sizes, 10) / 10)) if exact else rounding.times(Sizes(4, 4, 4))
@@ -218,9 +218,9 @@ def _jumps(s: Subject, name: str, build: Callable[[float], Atoms], cutoff: float
 
 def isolated_atoms(s: Subject) -> list[Check]:
     """E = E0 and F = 0 (T6), in vacuum and in a large periodic cell."""
-    box, pairs = 2.2 * s.calc.potentials[0].cutoff * np.eye(3), []
+    box, pairs = 2.2 * s.parts.cutoff * np.eye(3), []
     for z in np.unique(s.atoms.numbers):
-        zero = State(references(s.calc, np.array([z]))[0], np.zeros(1), np.zeros((1, 3)), np.zeros((3, 3)))
+        zero = State(s.parts.references(np.array([z]))[0], np.zeros(1), np.zeros((1, 3)), np.zeros((3, 3)))
         lonely = [Atoms([z], [[0.3, 0.2, 0.1]]), Atoms([z], [[0.3, 0.2, 0.1]], cell=box, pbc=True)]
         pairs += [(state_of(s.calc, atoms), zero) for atoms in lonely]
     largest = max(abs(zero.energy) for _, zero in pairs)
@@ -235,7 +235,7 @@ def copies(s: Subject) -> list[Check]:
         twice, note = s.atoms.repeat([1 + (k == along) for k in range(3)]), "a supercell"
     else:
         heights = s.atoms.positions @ u
-        distance = np.ptp(heights) + s.calc.potentials[0].cutoff + 3.0
+        distance = np.ptp(heights) + s.parts.cutoff + 3.0
         twice, note = s.atoms + moved(s.atoms, np.eye(3), distance * u), "a copy out of sight"
     expected = State(2 * here.energy, np.tile(here.energies, 2), np.tile(here.forces, (2, 1)), here.stress)
     return compared("size extensivity", [(state_of(s.calc, twice), expected)], s.tolerance.times(Sizes(2, 1, 1)), note)
@@ -243,7 +243,7 @@ def copies(s: Subject) -> list[Check]:
 
 def neighbors(s: Subject) -> list[Check]:
     """All pairs, and what the model gives with those that ASE finds (T10)."""
-    cutoff = s.calc.potentials[0].cutoff
+    cutoff = s.parts.cutoff
     i, j, S = ase_neighbor_list("ijS", s.atoms, cutoff)
     theirs, ours = (set(map(tuple, np.column_stack(x).tolist())) for x in ((i, j, S), s.calc.get_pairs(s.atoms)))
 
@@ -253,7 +253,7 @@ def neighbors(s: Subject) -> list[Check]:
         return int((np.abs(np.linalg.norm(vectors, axis=1) - cutoff) > AT_CUTOFF).sum())
 
     one_way = {pair for pair in ours if (pair[1], pair[0], *(-x for x in pair[2:])) not in ours}
-    predictions = predicted(s.calc, s.atoms, Neighbors(i, j, S))
+    predictions = s.parts.predict(s.atoms, Neighbors(i, j, S))
     means = [np.mean([float(p.energy[0]) for p in predictions])]
     means += [np.mean([p[k].cpu().numpy() for p in predictions], axis=0) for k in (1, 2)]
     stress = np.mean([p.stress[0].cpu().numpy() for p in predictions], axis=0) if s.here.stress is not None else None
@@ -266,7 +266,7 @@ def neighbors(s: Subject) -> list[Check]:
 
 def batches(s: Subject) -> list[Check]:
     """`evaluate` on several structures against one by one (T10)."""
-    structures = [s.atoms, _rattled(s, 0.02), _pair(s, 0.5 * s.calc.potentials[0].cutoff), _rattled(s, 0.05)]
+    structures = [s.atoms, _rattled(s, 0.02), _pair(s, 0.5 * s.parts.cutoff), _rattled(s, 0.05)]
     single = [state_of(s.calc, atoms) for atoms in structures]
     return compared("batch = single", zip(states_of(s.calc, structures), single, strict=True), s.tolerance)
 
@@ -296,7 +296,7 @@ def skin(s: Subject) -> list[Check]:
 def cache(s: Subject) -> list[Check]:
     """Every change of the structure is seen by the calculator."""
     changed, frames = s.atoms.copy(), []
-    others = [z for z in s.calc.potentials[0].species if z != changed.numbers[0]]
+    others = [z for z in s.parts.potentials[0].species if z != changed.numbers[0]]
     for change in ("positions", "charges", "numbers", "cell", "pbc"):
         if change == "positions":
             changed.positions[0] += (0.02, -0.01, 0.03)
@@ -315,14 +315,14 @@ def cache(s: Subject) -> list[Check]:
 
 def fast_path(s: Subject) -> list[Check]:
     """Compiled code against plain PyTorch (T16), on the whole structure, after the calculator has made up its mind."""
-    if not any(p.engine is not None or p.segnn.fused for p in s.calc.potentials):
-        return [without("fast = slow", "plain PyTorch is in use")]
+    if code_of(s.calc) == PLAIN:
+        return [without("fast = slow", f"{PLAIN} is in use")]
     n_pairs = len(s.calc.get_pairs(s.atoms).i)
     atoms = s.atoms if n_pairs <= PLAIN_PAIRS else _cut_out(s.atoms, len(s.atoms) * PLAIN_PAIRS // n_pairs)
     slow = state_of(s.make(accelerate="off"), atoms)
     exact = slow if s.dtype is torch.float64 else state_of(s.make(accelerate="off", dtype="float64"), atoms)
     usual = [ROUNDING * check.value for check in compared("", [(slow, exact)], s.tolerance)]
-    limits = [TABLE_TOLERANCE[s.dtype] * size for size in s.sizes]
+    limits = [FAST[s.dtype] * size for size in s.sizes]
     usual += [0.0] * (len(limits) - len(usual))
     note = "" if atoms is s.atoms else f"on {len(atoms)} of the atoms: plain PyTorch takes too much memory"
     return compared("fast = slow", [(state_of(s.calc, atoms), exact)], Sizes(*map(max, limits, usual)), note)

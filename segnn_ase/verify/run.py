@@ -1,9 +1,6 @@
 """`verify`: what must hold for a potential, measured on the user's own model, structure, device and precision.
 
-Everything goes through `SEGNNCalculator`, as it does in a simulation. A check is a function that returns its lines;
-`CHECKS` is the list of them. Differences are judged by the size of the terms that energy, forces and stress are sums
-of, since rounding goes with them: a hot melt has larger errors than a crystal at rest. Derivatives are taken in float64
-by the same kind of code, where differences of energies are sharp; float32 is then held against float64.
+Everything goes through `SEGNNCalculator`, as it does in a simulation.
 """
 
 import platform
@@ -23,7 +20,7 @@ from segnn_ase.calculator import SEGNNCalculator, members_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.verify.certificate import Certificate, Check
 from segnn_ase.verify.checks import BLOCKS, CHECKS
-from segnn_ase.verify.states import Subject, sizes_of, state_of
+from segnn_ase.verify.states import Subject, code_of, parts_of, sizes_of, state_of
 from segnn_ase.verify.trajectory import constant_energy_run
 
 
@@ -54,12 +51,14 @@ def verify(
     calc = make()
     here = state_of(calc, bare)
     outside = calc.results.get("outside_domain")
-    double = calc if calc.potentials[0].dtype is torch.float64 else make(dtype="float64")
+    parts = parts_of(calc, models, bare, options)
+    double = calc if parts.potentials[0].dtype is torch.float64 else make(dtype="float64")
+    sizes = sizes_of(parts, bare, calc.get_pairs(bare), here)
     steps = int(np.clip(60_000 // len(bare), 60, 400)) if steps is None else steps
     with progress_bar(shown=progress, total=len(CHECKS) + 1, unit="check") as bar:
         run = constant_energy_run(calc, bare, steps, seed)
         bar.update()
-        subject = Subject(bare, make, calc, double, here, sizes_of(calc, bare, here), run, outside, seed)
+        subject = Subject(bare, make, calc, double, parts, here, sizes, run, outside, seed)
         checks: list[Check] = []
         for check in CHECKS:
             try:
@@ -72,12 +71,6 @@ def verify(
 
 
 def _context(model, s: Subject) -> dict:
-    potential = s.calc.potentials[0]
-    code = "plain PyTorch"
-    if potential.engine is not None:
-        code = f"compiled network ({type(potential.engine).__name__})"
-    elif potential.segnn.fused:
-        code = "compiled layers"
     given = model if isinstance(model, list | tuple) else [model]
     named = [str(m) if isinstance(m, str | Path) else "a Potential" for m in given]
     return {
@@ -85,7 +78,7 @@ def _context(model, s: Subject) -> dict:
         "structure": f"{s.atoms.get_chemical_formula()}, pbc {''.join('FT'[int(p)] for p in s.atoms.pbc)}",
         "device": str(s.calc.device),
         "dtype": str(s.dtype).removeprefix("torch."),
-        "code": code,
+        "code": code_of(s.calc),
         "neighbors": s.calc.neighbor_backend,
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

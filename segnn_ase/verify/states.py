@@ -1,6 +1,8 @@
-"""What `verify` works on: a structure with its calculators, the sizes of its terms, and a short trajectory."""
+"""`Subject`: what is verified; `State`: what a calculator makes of a structure; and how two of them are compared."""
 
+import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -9,13 +11,17 @@ import torch
 from ase import Atoms
 from ase.stress import voigt_6_to_full_3x3_stress
 
+from segnn_ase.base.devices import resolve_dtype
+from segnn_ase.base.errors import AccelerationWarning
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.model.predict import Prediction, predict
-from segnn_ase.structure.graph import graph_from_arrays, within
+from segnn_ase.compiled.choose import choose_evaluator
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import Evaluator, Prediction
+from segnn_ase.structure.graph import graph_from_arrays, graph_from_atoms
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.trust.domain import Outside
 from segnn_ase.verify.certificate import Check
-from segnn_ase.verify.trajectory import Run
+from segnn_ase.verify.trajectory import EnergyRun
 
 
 class Sizes(NamedTuple):
@@ -29,6 +35,7 @@ class Sizes(NamedTuple):
         return Sizes(*(a * b for a, b in zip(self, other, strict=True)))
 
 
+PLAIN = "plain PyTorch"
 UNITS = Sizes("eV", "eV/Å", "eV/Å³")
 RELATIVE = {torch.float64: Sizes(1e-11, 1e-9, 1e-10), torch.float32: Sizes(3e-6, 1e-4, 1e-5)}
 
@@ -40,22 +47,45 @@ class State(NamedTuple):
     stress: np.ndarray | None  # (3, 3) eV/Å^3
 
 
+class Parts(NamedTuple):
+    """The members of a calculator, as copies: whoever asks it for its own must expect it to look after them."""
+
+    potentials: list[Potential]
+    evaluators: list[Evaluator]  # for graphs that are none of the calculator's
+
+    @property
+    def cutoff(self) -> float:
+        """Å, of the first one."""
+        return self.potentials[0].cutoff
+
+    def references(self, numbers: np.ndarray) -> np.ndarray:
+        """E0 of atoms, (N,) eV, mean of the members."""
+        tables = [dict(zip(p.species, p.reference_energies, strict=True)) for p in self.potentials]
+        return np.array([np.mean([table[z] for table in tables]) for z in numbers.tolist()])
+
+    def predict(self, atoms: Atoms, pairs: Neighbors) -> list[Prediction]:
+        """Every member's prediction with given pairs."""
+        graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, pairs).to(self.potentials[0].device)
+        return [evaluate(graph, forces=True, stress=bool(atoms.pbc.all())) for evaluate in self.evaluators]
+
+
 class Subject(NamedTuple):
-    """What is verified: a structure, the calculator in use, and its twin in float64."""
+    """What is verified: a structure, the calculator in use, its twin in float64, and what it is made of."""
 
     atoms: Atoms
     make: Callable[..., SEGNNCalculator]
     calc: SEGNNCalculator
     double: SEGNNCalculator
+    parts: Parts
     here: State  # of the structure, by `calc`
     sizes: Sizes
-    run: Run
+    run: EnergyRun
     outside: list[Outside] | None  # of the training data; None where they are not known
     seed: int
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.calc.potentials[0].dtype
+        return self.parts.potentials[0].dtype
 
     @property
     def tolerance(self) -> Sizes:
@@ -68,6 +98,22 @@ class Subject(NamedTuple):
     def some(self, most: int, least: int = 2) -> int:
         """How many samples a structure of this size gets."""
         return int(np.clip(1600 // len(self.atoms), least, most))
+
+
+def code_of(calc: SEGNNCalculator) -> str:
+    """What evaluates the members, once the calculator has made up its mind."""
+    return ", ".join(dict.fromkeys(calc.evaluators)) or PLAIN
+
+
+def parts_of(calc: SEGNNCalculator, models: Sequence[Potential], atoms: Atoms, options: dict) -> Parts:
+    """What a calculator made of these models with these options consists of."""
+    dtype = resolve_dtype(options["dtype"])
+    potentials = [copy.deepcopy(p).to(device=calc.device, dtype=dtype or p.dtype).eval() for p in models]
+    graph = graph_from_atoms(atoms, max(p.cutoff for p in potentials)).to(calc.device)
+    mode = "off" if code_of(calc) == PLAIN else options["accelerate"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", AccelerationWarning)  # the calculator has said so
+        return Parts(potentials, [choose_evaluator(p, graph, mode, tables=True) for p in potentials])
 
 
 def state_of(calc: SEGNNCalculator, atoms: Atoms) -> State:
@@ -92,28 +138,14 @@ def energies_of(calc: SEGNNCalculator, atoms: Atoms) -> np.ndarray:
     return atoms.get_potential_energies()
 
 
-def predicted(calc: SEGNNCalculator, atoms: Atoms, pairs: Neighbors) -> list[Prediction]:
-    """Every member's prediction with given pairs."""
-    graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, pairs).to(calc.device)
-    stress = bool(atoms.pbc.all())
-    return [predict(p, within(graph, p.cutoff), forces=True, stress=stress) for p in calc.potentials]
-
-
-def sizes_of(calc: SEGNNCalculator, atoms: Atoms, here: State) -> Sizes:
-    pairs = calc.get_pairs(atoms)
-    predictions = predicted(calc, atoms, pairs)
-    scale = max(max(p.scales) for p in calc.potentials)
-    push = max([scale, *(float(p.edge_gradients.abs().max()) for p in predictions if len(p.edge_gradients))])
-    network = max(scale, float(np.abs(here.energies - references(calc, atoms.numbers)).max()))
+def sizes_of(parts: Parts, atoms: Atoms, pairs: Neighbors, here: State) -> Sizes:
+    scale = max(max(p.scales) for p in parts.potentials)
+    gradients = [p.edge_gradients for p in parts.predict(atoms, pairs)]
+    push = max([scale, *(float(g.abs().max()) for g in gradients if len(g))])
+    network = max(scale, float(np.abs(here.energies - parts.references(atoms.numbers)).max()))
     volume = atoms.get_volume() if atoms.pbc.all() else math.nan
-    stress = push * calc.potentials[0].cutoff * max(len(pairs.i), 1) ** 0.5 / volume
+    stress = push * parts.cutoff * max(len(pairs.i), 1) ** 0.5 / volume
     return Sizes(network * len(atoms), push, stress)
-
-
-def references(calc: SEGNNCalculator, numbers: np.ndarray) -> np.ndarray:
-    """E0 of atoms, (N,) eV, mean of the members."""
-    tables = [dict(zip(p.species, p.reference_energies, strict=True)) for p in calc.potentials]
-    return np.array([np.mean([table[z] for table in tables]) for z in numbers.tolist()])
 
 
 def judged(name: str, value: float, tolerance: float, unit: str, note: str = "") -> Check:

@@ -1,4 +1,4 @@
-"""What `verify` works on: a structure with its calculators, the sizes of its terms, and a short trajectory."""
+"""A short trajectory at constant energy, with time steps short enough for what happens in it."""
 
 import math
 import time
@@ -19,7 +19,7 @@ TEMPERATURE = 300.0  # K
 FLUCTUATION, HALVINGS = 3e-4, 6  # eV/atom, of the energy of velocity Verlet; of the time step, to reach it
 
 
-class Run(NamedTuple):
+class EnergyRun(NamedTuple):
     """A short trajectory at constant energy."""
 
     timestep: float  # fs
@@ -38,7 +38,7 @@ def timestep_for(atoms: Atoms, forces: np.ndarray) -> float:
     return float(min(0.25 * (masses.min() / 1.008) ** 0.5, 2.0, (0.005 / max(push, 1e-9)) ** 0.5))
 
 
-def constant_energy_run(calc: SEGNNCalculator, atoms: Atoms, steps: int, seed: int) -> Run:
+def constant_energy_run(calc: SEGNNCalculator, atoms: Atoms, steps: int, seed: int) -> EnergyRun:
     """A trajectory with time steps short enough for what happens in it: a structure under stress gets hot.
 
     They are halved until what velocity Verlet makes of the energy is small and known, or that no longer helps.
@@ -49,7 +49,7 @@ def constant_energy_run(calc: SEGNNCalculator, atoms: Atoms, steps: int, seed: i
     set_velocities(atoms, TEMPERATURE, np.random.default_rng(seed))
     before = math.inf
     for _ in range(HALVINGS):
-        run = _trajectory(atoms.copy(), calc, timestep, steps)
+        run = _verlet(atoms.copy(), calc, timestep, steps)
         known, rest = (run.shadow - run.energy).std(), run.shadow.std()
         if (known <= FLUCTUATION * len(atoms) and rest <= 0.1 * known) or rest > before / 1.5:
             break
@@ -57,7 +57,7 @@ def constant_energy_run(calc: SEGNNCalculator, atoms: Atoms, steps: int, seed: i
     return run
 
 
-def _trajectory(atoms: Atoms, calc: SEGNNCalculator, timestep: float, steps: int) -> Run:
+def _verlet(atoms: Atoms, calc: SEGNNCalculator, timestep: float, steps: int) -> EnergyRun:
     """Velocity Verlet, with the energy that it conserves to fourth order in the time step h, its shadow Hamiltonian:
 
     H + h^2 (v K v / 12 - F M^-1 F / 24), K v = -dF/dt (Hairer, Lubich, Wanner, Geometric Numerical Integration, IX).
@@ -79,7 +79,7 @@ def _trajectory(atoms: Atoms, calc: SEGNNCalculator, timestep: float, steps: int
     if not problem and not np.isfinite(rows).all():
         problem = "energies are not finite"
     *columns, ms = np.array(rows or [[math.nan] * 5]).T
-    return Run(timestep, *columns, float(np.median(ms)), problem)
+    return EnergyRun(timestep, *columns, float(np.median(ms)), problem)
 
 
 def held_bytes(device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """The doctor: each kind of spoilt data is named, and sound data are left in peace."""
 
 import re
+import sys
 from collections import Counter
 from functools import cache
 
@@ -11,6 +12,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.data import covalent_radii
 from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
@@ -22,15 +24,18 @@ from helpers.systems import NAMED, rattled, rotation, transformed
 from matplotlib.image import imread
 
 from segnn_ase.base.errors import ConfigError, DataError
-from segnn_ase.check.consistency import find_offset, judge
-from segnn_ase.check.doctor import check, check_frames, check_judged
+from segnn_ase.check import pairs
+from segnn_ase.check.consistency import find_offset
+from segnn_ase.check.doctor import check, check_frames, examine
 from segnn_ase.check.findings import Sets, where_of
 from segnn_ase.check.labels import looks_like
-from segnn_ase.check.linear_model import features_of
-from segnn_ase.check.matching import SAME, compare, displacement, prints_of
+from segnn_ase.check.matching import SAME, compare, displacement
 from segnn_ase.check.repair import repair
+from segnn_ase.check.report import write_report
 from segnn_ase.check.strained_series import stress_offset
+from segnn_ase.check.surroundings import DETACHED, detached_atoms, survey
 from segnn_ase.data.frames import frame_from_atoms
+from segnn_ase.structure.neighbors import neighbor_list
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import train
 
@@ -114,7 +119,7 @@ def with_nan(atoms: Atoms) -> Atoms:
 
 def findings_of(images, **options) -> list:
     sets = Sets([frame_from_atoms(a, source=f"x.xyz, frame {n}") for n, a in enumerate(images)], **options)
-    return check_frames(sets) + check_judged(sets.all, judge(sets.all))
+    return examine(sets).findings
 
 
 def errors_in(findings) -> set[str]:
@@ -490,18 +495,22 @@ def test_a_frame_moved_farther_is_no_copy():
     assert compare(a, moved(0.02)(a), 0.03, True) == "near"
 
 
+def prints_of(*structures: Atoms) -> list[np.ndarray]:
+    return [around.fingerprint for around in survey(list(structures)).around]
+
+
 def test_chemical_order_makes_another_structure():
     """The same lattice sites with other elements on them."""
     a, b = (bulk("Cu", cubic=True).repeat(2) for _ in range(2))
     a.numbers[[0, 1]], b.numbers[[0, 4]] = 13, 13
-    one, two = prints_of([a, b])
+    one, two = prints_of(a, b)
     assert np.sqrt(np.mean((one - two) ** 2)) > 50 * SAME
 
 
 def test_fingerprints_change_by_no_more_than_the_structure():
     a = alloys()[0]
     for size in (1e-6, 1e-3, 0.02):
-        one, two = prints_of([a, moved(size)(a)])
+        one, two = prints_of(a, moved(size)(a))
         assert np.sqrt(np.mean((one - two) ** 2)) < 2 * size
 
 
@@ -696,7 +705,62 @@ def test_a_zoo_of_cells_is_looked_at():
     assert finding.frames == (f"x.xyz, frame {len(images) - 1}",)
 
 
+# neighbours
+
+
+@pytest.fixture
+def searches(monkeypatch) -> list:
+    """The structures whose neighbours are searched from now on, each by its positions."""
+    found, search = [], pairs.neighbor_list
+
+    def counted(positions, *geometry):
+        found.append(positions.tobytes())
+        return search(positions, *geometry)
+
+    for module in [m for name, m in sys.modules.items() if name.startswith("segnn_ase.")]:
+        if getattr(module, "neighbor_list", None) is search:
+            monkeypatch.setattr(module, "neighbor_list", counted)
+    return found
+
+
+def test_neighbours_are_searched_once_a_frame(tmp_path, searches):
+    """With atoms that left, copies, other sets, and the report with its figure."""
+    images = [*molecules(), *alloys()[:20], Atoms("H"), Atoms("CO", [[0, 0, 0], [0, 0, 30.0]]), *trajectory()[:3]]
+    images[7] = labelled(images[7], images[7].calc.results)
+    images[7].positions[0] += 40.0
+    ase.io.write(tmp_path / "train.xyz", images)
+    ase.io.write(tmp_path / "test.xyz", trajectory()[20:25])
+    report = check(tmp_path / "train.xyz", test=(tmp_path / "test.xyz",))
+    write_report(report, tmp_path / "report.md")
+    assert "detached atoms" in codes_in(report.findings) and report.judged is not None
+    assert len(searches) == len(set(searches)) == len(images) + 5
+    searches.clear()
+    check_frames(report.sets)  # before a training
+    assert len(searches) == len(images) + 5
+
+
+@pytest.mark.parametrize("pbc", [False, True, (True, False, False), (True, True, False)], ids=str)
+def test_atoms_are_detached_where_a_longer_search_finds_nothing(pbc):
+    rng, several = np.random.default_rng(3), Counter()
+    for n in range(200):
+        cell = rng.uniform(3, 14, 3) * (np.eye(3) + rng.uniform(-0.4, 0.4, (3, 3)))
+        symbols = rng.choice(["H", "C", "Ba", "Cs"], 3)
+        atoms = Atoms(symbols, rng.uniform(-10, 25, (3, 3)), cell=cell, pbc=pbc)
+        reach = DETACHED[1] * covalent_radii[atoms.numbers]
+        i, j, S = neighbor_list(atoms.positions, cell, atoms.pbc, max(DETACHED[0], 2 * reach.max()))
+        d = np.linalg.norm(atoms.positions[j] + S @ cell - atoms.positions[i], axis=1)
+        near = (d < DETACHED[0]) | (d < reach[i] + reach[j])
+        alone = detached_atoms(atoms, pairs.pairs_of(atoms))
+        assert alone.tolist() == (np.bincount(i[near], minlength=3) == 0).tolist(), n
+        several[int(alone.sum())] += 1
+    assert len(several) > 1
+
+
 # the surrogate
+
+
+def features_of(structures: list[Atoms], species: list[int]):
+    return survey(structures, range(len(structures)), species).features
 
 
 @pytest.mark.parametrize("data", ["alloys", "molecules"])
@@ -724,7 +788,7 @@ def test_features_are_derivatives(data):
 
 @pytest.mark.parametrize("data", SOUND)
 def test_the_surrogate_explains_sound_labels(data):
-    judged = judge([frame_from_atoms(a) for a in SOUND[data]()])
+    judged = examine(Sets([frame_from_atoms(a) for a in SOUND[data]()])).judged
     assert judged.factor == 1.0 and judged.explained_alone > 0.8 and min(judged.explained) > 0.8
 
 
@@ -742,6 +806,27 @@ def test_the_command(tmp_path, monkeypatch):
     result = segnn("check", "spoilt.xyz")
     assert result.exit_code == 1 and "negated forces" in result.stdout
     assert_one_line_error(segnn("check", "nothing.xyz"), "nothing.xyz")
+
+
+def without_label(name: str):
+    return lambda a: labelled(a, a.calc.results, **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (with_nan, "there are no usable frames"),
+        (without_label("energy"), "80/80"),
+        (without_label("forces"), "no frame has forces"),
+        (lambda a: Atoms("H"), "no frame has an energy or forces"),
+    ],
+    ids=["bad", "forces", "energies", "atoms"],
+)
+def test_a_report_of_data_that_lack_something(tmp_path, spoil, words):
+    ase.io.write(tmp_path / "train.xyz", [spoil(a) for a in molecules()])
+    write_report(check(tmp_path / "train.xyz"), tmp_path / "report.md")
+    assert words in (tmp_path / "report.md").read_text()
+    assert imread(tmp_path / "report.png").std() > 0.01
 
 
 def test_training_refuses_what_would_spoil_it(tmp_path):

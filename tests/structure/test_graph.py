@@ -1,17 +1,26 @@
 """Graphs: batches, edge vectors, volumes, sums."""
 
+import sys
+from typing import Annotated, NamedTuple, get_type_hints
+
 import numpy as np
 import pytest
 import torch
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 from helpers.systems import CUTOFF, NAMED, WITH_VOLUME, left_handed, triclinic
+from torch import Tensor
 
 from segnn_ase.base.errors import StructureError
 from segnn_ase.structure.graph import (
     Graph,
+    Per,
     collate,
+    copy_rows,
     edge_vectors,
+    fields_of,
+    fragment,
     graph_from_atoms,
+    padding,
     sum_over_atoms,
     sum_over_structure_edges,
     volume,
@@ -95,6 +104,76 @@ def test_collate_of_one_is_that_one():
         assert torch.equal(torch.as_tensor(ours), torch.as_tensor(expected))
 
 
+CUES = {  # fields that someone may add: of every group, and indices of each kind
+    "charge": Annotated[Tensor | None, Per("node")],
+    "order": Annotated[Tensor | None, Per("edge")],
+    "field": Annotated[Tensor | None, Per("structure")],
+    "partner": Annotated[Tensor | None, Per("node", "node")],
+    "host": Annotated[Tensor | None, Per("edge", "structure")],
+}
+Cued = NamedTuple("Cued", [*get_type_hints(Graph, include_extras=True).items(), *CUES.items()])
+Cued.to = Graph.to
+
+
+def cued(graph: Graph) -> Cued:
+    """With cues that follow from the other fields, so that they can be checked after whatever is done to a graph."""
+    return Cued(
+        *graph,
+        charge=10.0 * graph.numbers + graph.positions[:, 0],
+        order=graph.numbers[graph.edge_src] - 0.5 * graph.numbers[graph.edge_dst],
+        field=2.0 * graph.cell[:, 0],
+        partner=torch.arange(len(graph.numbers)),
+        host=graph.batch[graph.edge_dst],
+    )
+
+
+def assert_cues_follow(graph: Cued) -> None:
+    expected = cued(Graph(*graph[: len(Graph._fields)]))
+    for name in CUES:
+        assert torch.equal(getattr(graph, name), getattr(expected, name)), name
+
+
+def test_new_fields_go_through_all_that_is_done_to_graphs():
+    parts = [cued(g) for g in graphs()]
+    batch = collate(parts)
+    assert_cues_follow(batch)
+    cut, part = within(batch, 0.7 * CUTOFF), fragment(batch, 12)
+    assert 0 < len(cut.edge_src) < len(batch.edge_src) and len(part.numbers) == 12 and len(part.edge_src)
+    for graph in (cut, part, fragment(within(batch, 0.7 * CUTOFF), 20)):
+        assert_cues_follow(graph)
+        assert type(graph) is Cued and graph.edge_pair is None
+    assert {x.device.type for x in batch.to("meta") if isinstance(x, Tensor)} == {"meta"}
+    lacking = collate([parts[0], parts[1]._replace(charge=None)])
+    assert lacking.charge is None and lacking.order is not None
+
+
+def test_padding_and_copies_have_every_field():
+    """As recordings of fixed size use them: room for more, then another graph in the same places."""
+    one, other = (cued(graph_from_atoms(NAMED[name](), CUTOFF)) for name in ("triclinic", "left_handed"))
+    assert len(one.numbers) == len(other.numbers)
+    room = max(len(g.edge_src) for g in (one, other)) + 3
+    spare = room - len(one.edge_src)
+    padded = collate([one, padding(one, nodes=2, edges=spare)._replace(edge_dst=torch.ones(spare, dtype=torch.long))])
+    assert all((x is None) == (name == "edge_pair") for name, x in zip(Cued._fields, padded, strict=True))
+    assert [x.dtype for x in padded if isinstance(x, Tensor)] == [x.dtype for x in one if isinstance(x, Tensor)]
+    n, last = len(one.numbers), [x[-1].clone() for x in padded if isinstance(x, Tensor)]
+    assert padded.n_graphs == 2 and padded.edge_src[-1] == n and padded.edge_dst[-1] == n + 1
+    places = [x.data_ptr() for x in padded if isinstance(x, Tensor)]
+    for graph in (other, one, other):
+        copy_rows(padded, graph, "node")
+        copy_rows(padded, graph, "edge", fill=True)
+        copy_rows(padded, graph, "structure")
+        sizes = {"node": n, "edge": len(graph.edge_src), "structure": 1}
+        for name, per in fields_of(Cued).items():
+            x, expected = getattr(padded, name), getattr(graph, name)
+            assert expected is None or torch.equal(x[: sizes[per.rows]], expected), name
+        assert (padded.edge_src[sizes["edge"] :] == n).all() and (padded.edge_dst[sizes["edge"] :] == n + 1).all()
+    assert places == [x.data_ptr() for x in padded if isinstance(x, Tensor)]
+    assert all(torch.equal(a[-1], b) for a, b in zip((x for x in padded if isinstance(x, Tensor)), last, strict=True))
+    with pytest.raises(ValueError, match="charge"):
+        copy_rows(padded, one._replace(charge=None), "node")
+
+
 def test_edge_vectors_are_differentiable_in_positions_and_cell():
     graph = collate(graphs("wire", "triclinic", "left_handed"))
 
@@ -155,3 +234,36 @@ def test_what_is_known_of_distances_survives_new_elements():
         graphs(np.array(numbers), np.array([[0, 0, -distance / 2], [0, 0, distance / 2]]), cell, pbc)
     assert graphs.neighbors.rebuilds == 1
     assert not graphs.apart(0.05, cell)
+
+
+def test_a_step_that_reuses_its_pairs_is_lean():
+    """What did not change is the same tensor, and few functions are called: small molecules take a millisecond."""
+    atoms, graphs, calls = triclinic(), SkinGraphs(CUTOFF, 1.0, "matscipy", torch.device("cpu")), []
+    first = graphs(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    moved = atoms.positions + 0.01
+
+    def count(frame, event, argument):
+        if event == "call" and "segnn_ase" in frame.f_code.co_filename:
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(count)
+    second = graphs(atoms.numbers, moved, atoms.cell.array, atoms.pbc)
+    known = graphs.apart(0.0, atoms.cell.array)
+    sys.setprofile(None)
+    assert known and len(calls) <= 4, calls
+    assert [name for name, a, b in zip(Graph._fields, first, second, strict=True) if a is not b] == ["positions"]
+    assert torch.equal(second.positions, torch.tensor(moved))
+
+
+def test_what_is_changed_in_place_is_noticed():
+    atoms, graphs = triclinic(), SkinGraphs(CUTOFF, 1.0, "matscipy", torch.device("cpu"))
+    given = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
+    graphs(*given)
+    atoms.cell.array[0] *= 1.001
+    assert torch.equal(graphs(*given).cell[0], torch.tensor(atoms.cell.array)) and graphs.neighbors.rebuilds == 1
+    assert not graphs.apart(-9.0, atoms.cell.array)
+    atoms.numbers[0] = 8
+    assert graphs(*given).numbers.tolist() == atoms.numbers.tolist() and graphs.neighbors.rebuilds == 1
+    atoms.positions[0] += 2.0
+    expected = within(graph_from_atoms(atoms, CUTOFF), CUTOFF)
+    assert all(torch.equal(a, b) for a, b in zip(within(graphs(*given), CUTOFF)[:7], expected[:7], strict=True))

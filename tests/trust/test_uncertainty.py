@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from segnn_ase.trust.uncertainty import Residuals, fit_power, measure
+from segnn_ase.trust.uncertainty import Residuals, fit_power, measure_uncertainty
 
 
 def frames(n: int, seed: int, *, size: int = 6, beta: float = 0.02, power: float = 1.0, width: float = 1.0):
@@ -22,14 +22,14 @@ def frames(n: int, seed: int, *, size: int = 6, beta: float = 0.02, power: float
 
 def test_the_leverage_of_usual_atoms_is_one():
     train = frames(400, 0)
-    u = measure(train, [])
+    u = measure_uncertainty(train, [])
     h = torch.cat([u.leverage(one.features) for one in train])
     assert float(h.square().mean()) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_leverage_is_the_textbook_quadratic_form():
     train = frames(50, 1)
-    u = measure(train, [])
+    u = measure_uncertainty(train, [])
     x = torch.cat([one.features for one in train])
     form = x.T @ x / len(x)
     expected = torch.einsum("nc,cd,nd->n", x, torch.linalg.inv(form), x) / 5
@@ -41,7 +41,7 @@ def test_leverage_is_the_textbook_quadratic_form():
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 1.5])
 def test_scale_and_power_are_found(power):
-    u = measure(frames(100, 2, power=power), frames(2000, 3, power=power))
+    u = measure_uncertainty(frames(100, 2, power=power), frames(2000, 3, power=power))
     assert u.gamma == pytest.approx(power, abs=0.051)
     assert u.calibrated_on == "validation"
     fresh = frames(500, 4, power=power)
@@ -52,7 +52,7 @@ def test_scale_and_power_are_found(power):
 
 
 def test_energies_are_calibrated_per_structure():
-    u = measure(frames(300, 5), held_out := frames(3000, 6))
+    u = measure_uncertainty(frames(300, 5), held_out := frames(3000, 6))
     sums = torch.stack([one.features.sum(0) for one in held_out])
     ratio = np.array([one.energy for one in held_out]) / u.energy_std(sums).numpy()
     assert np.mean(ratio**2) == pytest.approx(1.0, abs=1e-6)
@@ -60,7 +60,7 @@ def test_energies_are_calibrated_per_structure():
 
 def test_surroundings_that_were_not_seen_are_uncertain():
     train = [one._replace(features=one.features * torch.tensor([1, 1, 1, 1, 1e-3])) for one in frames(100, 7)]
-    u = measure(train, [])
+    u = measure_uncertainty(train, [])
     usual, strange = torch.tensor([[1.0, 0, 0, 0, 0], [0, 0, 0, 0, 1.0]], dtype=torch.float64)
     assert u.leverage(strange[None]) > 100 * u.leverage(usual[None])
 
@@ -69,20 +69,22 @@ def test_missing_labels_are_left_out_and_none_at_all_give_nan():
     train = frames(20, 8)
     spoilt = [one._replace(energy=float("nan")) for one in train]
     spoilt[0].forces[2] = np.nan
-    u = measure(spoilt, spoilt)
+    u = measure_uncertainty(spoilt, spoilt)
     assert np.isnan(u.alpha) and np.isfinite(u.beta)
-    assert np.isfinite(measure(train, spoilt[:1]).beta)
+    assert np.isfinite(measure_uncertainty(train, spoilt[:1]).beta)
 
 
 def test_fine_tuning_does_not_forget_what_was_known():
     old, new = frames(300, 10, power=1.5), frames(3, 11, width=0.01)
-    before = measure(old, frames(300, 12, power=1.5))
-    u = measure(new, frames(2, 13), before)
+    before = measure_uncertainty(old, frames(300, 12, power=1.5))
+    u = measure_uncertainty(new, frames(2, 13), before)
     assert u.counts == (303 * 6, 303) and u.gamma == before.gamma
     h = torch.cat([u.leverage(one.features) for one in old])
     assert float(h.square().mean()) == pytest.approx(1.0, rel=0.02)
-    assert float(measure(new, [], None).leverage(old[0].features).max()) > 50  # they alone know nothing of the old
-    together = measure([*old, *new], [])
+    assert (
+        float(measure_uncertainty(new, [], None).leverage(old[0].features).max()) > 50
+    )  # they alone know nothing of the old
+    together = measure_uncertainty([*old, *new], [])
     torch.testing.assert_close(u.leverage(old[0].features), together.leverage(old[0].features), rtol=1e-4, atol=0)
     sums = torch.stack([one.features.sum(0) for one in old])
     ratio = u.energy_std(sums) / u.alpha, together.energy_std(sums) / together.alpha
@@ -91,7 +93,7 @@ def test_fine_tuning_does_not_forget_what_was_known():
 
 def test_features_that_never_vary_are_no_obstacle():
     train = [one._replace(features=torch.ones(6, 5, dtype=torch.float64)) for one in frames(10, 9)]
-    u = measure(train, train)
+    u = measure_uncertainty(train, train)
     assert torch.isfinite(u.leverage(train[0].features)).all() and np.isfinite([u.alpha, u.beta, u.gamma]).all()
 
 

@@ -17,7 +17,8 @@ from matplotlib.image import imread
 from segnn_ase import calculator
 from segnn_ase.base.errors import ConfigError, StructureError
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.compiled.cpu import Engine
+from segnn_ase.compiled import cpu_evaluation
+from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.model import edges as edge_functions
 from segnn_ase.model import network
 from segnn_ase.model import predict as prediction
@@ -25,7 +26,7 @@ from segnn_ase.store.model_file import describe, load_committee, load_with_metad
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure import neighbors
 from segnn_ase.structure.skin import SkinNeighbors
-from segnn_ase.verify.certificate import Check, summary, table, write
+from segnn_ase.verify.certificate import Check, as_plain, table, write
 from segnn_ase.verify.run import verify
 
 STEPS = 20  # at constant energy; too few for the slope to say much, which has a test of its own
@@ -100,7 +101,7 @@ def reference(name: str) -> Atoms:
 def test_shipped_potentials(name, dtype):
     certificate = verify(name, reference(name), dtype=dtype, steps=60)
     assert not certificate.failed, table(certificate)
-    assert certificate.context["code"] == "compiled network (Engine)"
+    assert certificate.context["code"] == CpuEvaluator.name
     assert line(certificate, "fast = slow, forces").value > 0
 
 
@@ -167,21 +168,22 @@ def test_a_neighbour_cap_is_counted(small_potential, monkeypatch):
 
 
 def test_a_stress_of_the_wrong_sign_fails_against_the_strain_only(small_potential, monkeypatch):
-    stress = prediction._stress
-    monkeypatch.setattr(prediction, "_stress", lambda virial, graph: -stress(virial, graph))
+    stress = prediction.stress_of
+    for module in (prediction, cpu_evaluation):
+        monkeypatch.setattr(module, "stress_of", lambda virial, graph: -stress(virial, graph))
     certificate = verify(small_potential("fast"), left_handed(), steps=STEPS)
     assert certificate.failed == ["stress = dE/dstrain / V"]
 
 
 def test_forces_of_compiled_code_that_are_wrong_only_for_many_atoms(small_potential, monkeypatch):
     """The guard of the compiled code looks at 64 atoms of a large structure."""
-    gather = Engine.gather
+    evaluate = CpuEvaluator.__call__
 
-    def wrong(self, graph, edges, g, *, stress):
-        forces, virial = gather(self, graph, edges, g, stress=stress)
-        return (-forces if len(forces) > 64 else forces), virial
+    def wrong(self, graph, **asked):
+        p = evaluate(self, graph, **asked)
+        return p if p.forces is None or len(p.forces) <= 64 else p._replace(forces=-p.forces)
 
-    monkeypatch.setattr(Engine, "gather", wrong)
+    monkeypatch.setattr(CpuEvaluator, "__call__", wrong)
     certificate = verify(small_potential("fast"), many_coppers(), accelerate="require", steps=STEPS)
     assert "fast = slow, forces" in certificate.failed and "forces = -dE/dr" in certificate.failed
     # in a batch the pair of atoms beside the many is wrong too
@@ -190,27 +192,28 @@ def test_forces_of_compiled_code_that_are_wrong_only_for_many_atoms(small_potent
 
 
 def test_stress_of_compiled_code_that_is_wrong(small_potential, monkeypatch):
-    gather = Engine.gather
+    evaluate = CpuEvaluator.__call__
 
-    def wrong(self, graph, edges, g, *, stress):
-        forces, virial = gather(self, graph, edges, g, stress=stress)
-        return forces, virial if virial is None else -virial
+    def wrong(self, graph, **asked):
+        p = evaluate(self, graph, **asked)
+        return p if p.stress is None else p._replace(stress=-p.stress)
 
-    monkeypatch.setattr(Engine, "gather", wrong)
+    monkeypatch.setattr(CpuEvaluator, "__call__", wrong)
     certificate = verify(small_potential("fast"), triclinic(), accelerate="require", dtype="float32", steps=STEPS)
     assert certificate.failed == ["stress = dE/dstrain / V", "fast = slow, stress"]
 
 
 def test_a_skin_that_ignores_wraps(small_potential, monkeypatch):
     def blind(self, positions, cell, pbc):
-        if not self._same_system(positions, pbc) or not np.array_equal(cell, self._reference[1]):
+        same = self._found is not None and self._pbc == pbc.tobytes() and self._positions.shape == positions.shape
+        if not same or not np.array_equal(cell, self._cell):
             return False
-        moved = positions - self._reference[0]
+        moved = positions - self._positions
         if pbc.all():
             moved -= np.round(np.linalg.solve(cell.T, moved.T).T) @ cell
         return bool(((moved**2).sum(1) <= (0.5 * self.skin) ** 2).all())
 
-    monkeypatch.setattr(SkinNeighbors, "_valid", blind)
+    monkeypatch.setattr(SkinNeighbors, "_holds", blind)
     certificate = verify(small_potential("fast"), triclinic(), steps=STEPS)
     assert {"skin = no skin, energy", "skin = no skin, forces"} <= set(certificate.failed)
     # one atom is outside the cell: the list is stale from when it was wrapped to when the cell is strained
@@ -340,6 +343,6 @@ def test_the_command_fails_where_a_check_does(small_potential, tmp_path):
 
 
 def test_the_summary_is_plain(certificate, small_potential, tmp_path):
-    save_potential(tmp_path / "m.pt", small_potential("fast"), metadata={"verified": {"a": summary(certificate)}})
+    save_potential(tmp_path / "m.pt", small_potential("fast"), metadata={"verified": {"a": as_plain(certificate)}})
     stored = load_with_metadata(tmp_path / "m.pt")[1]["verified"]["a"]
     assert stored["checks"][0]["name"] == certificate.checks[0].name and stored["passed"] is True
