@@ -8,7 +8,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-RUN := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .PHONY: md test quick slow lint oldest clean
 
@@ -19,13 +19,13 @@ md: .venv/package
 	$(BIN)/python md_examples/02_langevin_water.py
 
 test: .venv/test
-	$(RUN) $(PYTEST)
+	$(TESTS) $(PYTEST)
 
 quick: .venv/test
-	$(RUN) --quick $(PYTEST)
+	$(TESTS) --quick $(PYTEST)
 
 slow: .venv/test
-	$(RUN) -m slow $(PYTEST)
+	$(TESTS) -m slow $(PYTEST)
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -51,6 +51,11 @@ oldest: .venv/oldest
 
 .venv/lint: .venv/package
 	$(PIP) --editable ".[lint]"
+	touch $@
+
+.venv/oldest: .ci/oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv/old
+	.venv/old/bin/python -m pip install --quiet --constraint .ci/oldest.txt --editable . pytest pytest-xdist hypothesis
 	touch $@
 
 clean:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from packaging.version import Version
 
 import segnn_ase
 
@@ -142,6 +143,13 @@ def test_every_folder_and_file_is_installed():
     assert files == {
         p for name, folder in listed.items() for g in settings["package-data"].get(name, []) for p in folder.glob(g)
     }
+
+
+def test_the_oldest_versions_are_those_that_are_declared():
+    dependencies = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]["dependencies"]
+    declared = dict(dependency.split(">=") for dependency in dependencies)
+    tested = dict(re.findall(r"^(.+)==(.+)$", (TESTS.parent / ".ci" / "oldest.txt").read_text(), flags=re.MULTILINE))
+    assert {n: Version(v) for n, v in declared.items()} == {n: Version(v) for n, v in tested.items() if n in declared}
 
 
 def test_no_public_name_is_that_of_a_room():
