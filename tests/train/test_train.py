@@ -817,7 +817,6 @@ epochs = 1
 
 
 def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
     train(configured(tmp_path, water_frames(6), tensorboard=True), progress=False)
     assert list((tmp_path / "model.tensorboard").glob("events.*"))
 
