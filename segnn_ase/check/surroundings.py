@@ -10,7 +10,7 @@ from ase.geometry import find_mic, minkowski_reduce
 
 from segnn_ase.check.linear_model import Features, concatenated, features_of
 from segnn_ase.check.matching import fingerprints, groups_of
-from segnn_ase.check.pairs import Pairs, pairs_of, merge_pairs
+from segnn_ase.check.pairs import Pairs, merge_pairs, pairs_of
 
 DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
 TOUCHING = 2.5  # Å; pairs farther apart are not looked at for whether they are too close

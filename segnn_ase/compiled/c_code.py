@@ -53,7 +53,7 @@ def prelude(dtype: torch.dtype) -> str:
 @cache
 def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> str:
     """The C code of one derivative of an operation: the function `rows`, and `run`, which shares it among threads."""
-    return _Printer(operation, order).text(dtype)
+    return _CPrinter(operation, order).text(dtype)
 
 
 _INDEX = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}
@@ -87,7 +87,7 @@ void run(int64_t parts, const int64_t *bounds, const int64_t *const *links, cons
 """
 
 
-class _Printer:
+class _CPrinter:
     """Prints the three phases of a row: scalars S, the body of the loop over channels V, and sums over channels R."""
 
     def __init__(self, operation: Operation, order: "int | str"):

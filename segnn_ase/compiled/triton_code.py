@@ -34,10 +34,10 @@ def block_size(channels: int) -> int:
 
 def triton_source(operation: Operation, order: int) -> str:
     """A Python module with the Triton kernel `rows` of an operation (order 0) or of its first or second derivative."""
-    return _Printer(operation, order).text()
+    return _TritonPrinter(operation, order).text()
 
 
-class _Printer:
+class _TritonPrinter:
     """Prints what happens before the rows, for each row, and behind them."""
 
     def __init__(self, operation: Operation, order: int):

@@ -10,10 +10,12 @@ from torch import Tensor
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
 from segnn_ase.compiled.choose import choose_evaluator
+from segnn_ase.compiled.layers import FUSED
 from segnn_ase.data.batches import Item, collate_items, make_item
 from segnn_ase.data.frames import LabelKeys, as_paths, check_labels, check_species, read_frames
+from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Prediction
+from segnn_ase.model.predict import Evaluator, PlainEvaluator, Prediction
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.structure.graph import Graph, sum_over_atoms
 from segnn_ase.train.loss import loss_and_prediction
@@ -24,13 +26,14 @@ QUANTITIES = ("energy", "forces", "stress")
 Evaluate = Callable[..., Prediction]  # (graph, *, forces, stress), all on the CPU
 
 
-def evaluator_of(potential: Potential, items: list[Item], mode: str = "auto", *, tables: bool = True) -> Evaluate:
-    """The fastest way to evaluate a potential with its present weights that is right on the largest of structures.
+def evaluator_of(potential: Potential, items: list[Item], mode: str = "auto") -> Evaluate:
+    """The fastest way to evaluate a potential with its present weights that is right on the largest of structures."""
+    largest = max(items, key=lambda item: len(item.graph.edge_src))
+    return on_cpu(choose_evaluator(potential, largest.graph.to(potential.device), mode), potential.device)
 
-    tables: whether it may take the time to fit splines.
-    """
-    device, largest = potential.device, max(items, key=lambda item: len(item.graph.edge_src))
-    evaluator = choose_evaluator(potential, largest.graph.to(device), mode, tables=tables)
+
+def on_cpu(evaluator: Evaluator, device: torch.device) -> Evaluate:
+    """Evaluate on a device what comes from the CPU and goes back there."""
 
     def evaluate(graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
         found = evaluator(graph.to(device), forces=forces, stress=stress)
@@ -38,6 +41,12 @@ def evaluator_of(potential: Potential, items: list[Item], mode: str = "auto", *,
         return Prediction(*(x.cpu() if isinstance(x, Tensor) else x for x in found))
 
     return evaluate
+
+
+def operations_for(potential: Potential, graph: Graph, mode: str) -> Operations | None:
+    """Compiled operations of the layers if they are right on a structure; they serve for weights that change."""
+    tried = choose_evaluator(potential, graph, mode, tables=False)
+    return None if tried.name == PlainEvaluator(potential).name else FUSED
 
 
 def residuals(
@@ -49,12 +58,12 @@ def residuals(
         batch = collate_items(items[start : start + settings.batch_size])
         loss, prediction = loss_and_prediction(evaluate, batch, settings)
         collected["loss"].append([float(loss)] * batch.graph.n_graphs)
-        for name, values in side_by_side(batch, prediction, uncertainty).items():
+        for name, values in labels_and_predictions(batch, prediction, uncertainty).items():
             collected.setdefault(name, []).append(values.double().numpy())
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collected.items()}
 
 
-def side_by_side(batch: Item, prediction: Prediction, uncertainty: Uncertainty | None) -> dict[str, Tensor]:
+def labels_and_predictions(batch: Item, prediction: Prediction, uncertainty: Uncertainty | None) -> dict[str, Tensor]:
     atoms = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
     expected = {} if uncertainty is None else predicted_deviations(uncertainty, batch.graph, prediction)
     found = {}

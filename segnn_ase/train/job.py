@@ -11,6 +11,7 @@ from segnn_ase.base.errors import ConfigError
 from segnn_ase.data.batches import Item
 from segnn_ase.data.frames import Frame
 from segnn_ase.data.references import ReferenceEnergies
+from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import LossGradient
 
@@ -59,6 +60,7 @@ class Learner(NamedTuple):
     means: list[Tensor]  # the same in `averaged`
     optimizer: torch.optim.Optimizer
     loss_gradient: LossGradient
+    operations: Operations | None  # of the layers, to evaluate `averaged`
 
 
 def output_files(out: str) -> dict[str, Path]:

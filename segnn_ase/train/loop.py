@@ -19,10 +19,11 @@ from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
 from segnn_ase.compiled.choose import choose_loss_gradient
 from segnn_ase.data.batches import Item, Labels, asked_for, collate_items
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.store.model_file import load_with_metadata, save_potential
 from segnn_ase.train.characterize import characterize
-from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
-from segnn_ase.train.job import Learner, Training, output_files
+from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, operations_for, residuals
+from segnn_ase.train.job import Learner, Training, TrainingData, output_files
 from segnn_ase.train.loss import loss_of
 from segnn_ase.train.report import error_table, measure_sets, printer, summary, tensorboard, write_history
 from segnn_ase.train.resume import Progress, load_state, save_state
@@ -69,7 +70,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
             check_finite(done, len(batches), settings)
             done.epoch, done.batch = done.epoch + 1, 0
             if done.epoch % settings.validate_every == 0 or done.epoch == settings.epochs:
-                row = validate(learner.averaged, job, settings, done, len(batches))
+                row = validate(learner, job.data, settings, done, len(batches))
                 done.history.append(row)
                 bar.set_postfix_str(summary(row))
                 if better(row, done, settings):
@@ -98,10 +99,16 @@ def make_learner(job: Training, settings: OptimConfig) -> Learner:
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights, means = trainable(potential, settings.freeze), dict(averaged.named_parameters())
     example = job.data.smallest.graph.to(potential.device)
-    loss_gradient = choose_loss_gradient(potential, example, settings.accelerate)
     parameters, betas = list(weights.values()), (0.9, settings.beta2)
-    optimizer = torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True)
-    return Learner(potential, averaged, parameters, [means[name] for name in weights], optimizer, loss_gradient)
+    return Learner(
+        potential,
+        averaged,
+        weights=parameters,
+        means=[means[name] for name in weights],
+        optimizer=torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True),
+        loss_gradient=choose_loss_gradient(potential, example, settings.accelerate),
+        operations=operations_for(averaged, example, settings.accelerate),
+    )
 
 
 def training_step(learner: Learner, batch: Item, settings: OptimConfig, rate: float) -> float:
@@ -166,13 +173,14 @@ def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[
     return groups
 
 
-def validate(averaged: Potential, job: Training, settings: OptimConfig, done: Progress, n: int) -> dict:
+def validate(learner: Learner, data: TrainingData, settings: OptimConfig, done: Progress, n: int) -> dict:
     """A row of the history: where the training stands, errors on the validation set, rollouts where they are due."""
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n}
-    evaluate = evaluator_of(averaged, [job.data.smallest], settings.accelerate, tables=False)
-    errors = errors_of(residuals(evaluate, job.data.chosen_by, settings))
+    averaged = learner.averaged
+    evaluate = on_cpu(PlainEvaluator(averaged, learner.operations), averaged.device)
+    errors = errors_of(residuals(evaluate, data.chosen_by, settings))
     row |= {f"valid_{name}": value for name, value in errors.items()}
-    return row | rollouts(averaged, job.data, settings, done)
+    return row | rollouts(averaged, data, settings, done)
 
 
 def better(row: dict, done: Progress, settings: OptimConfig) -> bool:

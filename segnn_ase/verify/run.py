@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from ase import Atoms
 
-import segnn_ase
 from segnn_ase.base.errors import ConfigError, SEGNNError
 from segnn_ase.base.files import progress_bar
+from segnn_ase.base.version import __version__
 from segnn_ase.calculator import SEGNNCalculator, members_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.verify.certificate import Certificate, Check
@@ -83,7 +83,8 @@ def _context(model, s: Subject) -> dict:
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {
-            **{module.__name__: str(module.__version__) for module in (segnn_ase, torch, ase, np)},
+            "segnn_ase": __version__,
+            **{module.__name__: str(module.__version__) for module in (torch, ase, np)},
             "python": platform.python_version(),
         },
         "ms_per_step": s.run.ms_per_step,

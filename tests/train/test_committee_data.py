@@ -43,9 +43,8 @@ def calls(monkeypatch):
 @pytest.mark.parametrize("members", [1, 3])
 def test_the_data_are_prepared_once(tmp_path, calls, members):
     ase.io.write(tmp_path / "test.xyz", water_frames(2, seed=1))
-    config = configured(
-        tmp_path, water_frames(8), data={"test": str(tmp_path / "test.xyz")}, epochs=1, committee=members
-    )
+    data = {"test": str(tmp_path / "test.xyz")}
+    config = configured(tmp_path, water_frames(8), data=data, epochs=1, committee=members, accelerate="off")
     start.train(config, progress=False)
     once = dict.fromkeys(("check_labels", "warn_or_refuse", "reference_energies", "energy_scale"), 1)
     assert calls == {**once, "read_frames": 2, "make_item": 10, "neighbor_list": 10}
