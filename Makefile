@@ -1,11 +1,16 @@
-# make md    liquid water with the shipped potential: sets up .venv, compiles nothing
-# make test  the same set-up plus torch-cluster (compiled once), then the tests
+# make md      liquid water with the shipped potential: sets up .venv, compiles nothing
+# make test    the same set-up plus torch-cluster (compiled once), then the tests
+# make quick   a fifth of the tests, from every room, in less than two minutes: for every save
+# make slow    only the tests that take minutes
+# make lint    style, format and types
+# make oldest  the quick tests with the oldest versions that pyproject.toml allows
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
-.PHONY: md test clean
+.PHONY: md test quick slow lint oldest clean
 
 # glibc gives large blocks back after every use and gets them again page by page, a third of a step: keep them
 md: export MALLOC_MMAP_THRESHOLD_ = 1073741824
@@ -14,7 +19,21 @@ md: .venv/package
 	$(BIN)/python md_examples/02_langevin_water.py
 
 test: .venv/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(PYTEST)
+	$(TESTS) $(PYTEST)
+
+quick: .venv/test
+	$(TESTS) --quick $(PYTEST)
+
+slow: .venv/test
+	$(TESTS) -m slow $(PYTEST)
+
+lint: .venv/lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+oldest: .venv/oldest
+	OMP_NUM_THREADS=1 .venv/old/bin/python -m pytest -n auto --quick $(PYTEST)
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
@@ -28,6 +47,15 @@ test: .venv/test
 .venv/test: .venv/package
 	$(PIP) ninja setuptools wheel
 	$(PIP) --no-build-isolation --editable ".[cluster,test]"
+	touch $@
+
+.venv/lint: .venv/package
+	$(PIP) --editable ".[lint]"
+	touch $@
+
+.venv/oldest: .ci/oldest.txt pyproject.toml
+	$(PYTHON) -m venv .venv/old
+	.venv/old/bin/python -m pip install --quiet --constraint .ci/oldest.txt --editable . pytest pytest-xdist hypothesis
 	touch $@
 
 clean:

@@ -21,6 +21,7 @@ hypothesis.settings.load_profile("seeded")
 
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true", help="no slow test, and of the cases of each test only one")
+    parser.addoption("--no-skip", action="store_true", help="a test that is skipped and needs no GPU has failed")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -31,6 +32,15 @@ def pytest_collection_modifyitems(config, items):
     chosen = [group[zlib.crc32(group[0].nodeid.encode()) % len(group)] for group in cases]  # not always the first
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    unexpected = item.get_closest_marker("gpu") is None and not hasattr(report, "wasxfail")
+    if report.skipped and unexpected and item.config.getoption("--no-skip"):
+        report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ EXAMPLES = sorted((Path(__file__).parent.parent / "md_examples").glob("[0-9]*.py
 @pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_example(script, tmp_path):
-    if "pyscf" in script.read_text():
-        pytest.importorskip("pyscf", reason="pip install 'segnn-ase[dft]'")
     env = {**os.environ, "SEGNN_STEPS": "6", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(script)], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600
