@@ -95,8 +95,7 @@ class SEGNNCalculator(Calculator):
             _prepare(potential, self.device, resolve_dtype(dtype), allow_nonsmooth)
             for potential in committee.potentials
         ]
-        for name, value, known in (("accelerate", accelerate, MODES), ("domain", domain, OUTSIDE)):
-            expect(isinstance(value, str) and value in known, name, value, f"one of {', '.join(known)}")
+        _check_choices(accelerate=(accelerate, MODES), domain=(domain, OUTSIDE))
         for name, value in (("tables", tables), ("allow_nonsmooth", allow_nonsmooth)):
             expect(isinstance(value, bool), name, value, "True or False")
         self._tables = tables
@@ -291,6 +290,11 @@ def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | No
             "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
         )
     return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+
+
+def _check_choices(**choices: tuple) -> None:
+    for name, (value, known) in choices.items():
+        expect(isinstance(value, str) and value in known, name, value, f"one of {', '.join(known)}")
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:

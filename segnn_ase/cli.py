@@ -38,9 +38,11 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 Out = Annotated[str | None, typer.Option(help="model file that is written; default: model.pt")]
 
 
-@app.command(epilog="Example: segnn train --train frames.xyz --out cu-al.pt --cutoff 4 --preset fast --epochs 3")
+@app.command(
+    "train", epilog="Example: segnn train --train frames.xyz --out cu-al.pt --cutoff 4 --preset fast --epochs 3"
+)
 @with_options(data=Options(DataConfig), model=Options(ModelConfig), training=Options(OptimConfig))
-def train(
+def train_command(
     data: dict,
     model: dict,
     training: dict,
@@ -63,9 +65,11 @@ def train(
         run(_train_config(config, out, data=data, model={**chosen, **model}, training=training))
 
 
-@app.command(epilog="Example: segnn finetune cu-al.pt --train frames.xyz --out tuned.pt --epochs 2")
+@app.command("finetune", epilog="Example: segnn finetune cu-al.pt --train frames.xyz --out tuned.pt --epochs 2")
 @with_options(data=Options(DataConfig), training=Options(OptimConfig, defaults=FINETUNE_DEFAULTS))
-def finetune(model: Model, data: dict, training: dict, config: Toml = None, out: Out = None, threads: Threads = None):
+def finetune_command(
+    model: Model, data: dict, training: dict, config: Toml = None, out: Out = None, threads: Threads = None
+):
     """Go on from a trained model on new frames, also of another level of theory; options override the TOML file."""
     with reported_errors():
         from segnn_ase.train.start import finetune as run
@@ -92,9 +96,9 @@ def evaluate(
         typer.echo(error_table(evaluate_files(model, frames, keys=_label_keys(keys), device=device)))
 
 
-@app.command(epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")
+@app.command("check", epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")
 @with_options(data=Options(DataConfig, only=("valid", "test", "isolated_atoms")), keys=Options(DataConfig, only=KEYS))
-def check(
+def check_command(
     frames: Annotated[list[str], typer.Argument(help="training frames")],
     data: dict,
     keys: dict,
@@ -125,8 +129,8 @@ def info(model: Model):
         typer.echo(describe(load_committee(model)))
 
 
-@app.command(epilog="Example: segnn verify silicon-pbe si8.xyz --json si8.json --png si8.png")
-def verify(
+@app.command("verify", epilog="Example: segnn verify silicon-pbe si8.xyz --json si8.json --png si8.png")
+def verify_command(
     model: Model,
     structure: Structure,
     device: Device = "auto",

@@ -66,7 +66,7 @@ class _Network:
             if t < depth - 1:
                 x = self.view(self.scalar, both[self.scalar])
                 self.now.append(MatrixProduct(x, _dense(self.potential.readout.linear[t]), self.epsilon, add=t > 0))
-        self.now += self.mlp(self.potential.readout.last, self.network.features, self.epsilon, add=depth > 1)
+        self.now += _mlp(self.potential.readout.last, self.network.features, self.epsilon, add=depth > 1)
         self.network.segments.append(Segment("node", self.now))
         return self.network
 
@@ -89,20 +89,10 @@ class _Network:
 
     # layers
 
-    def mlp(self, layers: MLP, x: View, out: View, *, add: bool = False) -> list[Step]:
-        made: list[Step] = []
-        for layer in layers.layers:
-            width = layer.weight.shape[1]
-            before, after = (Array(x.array.where, width) for _ in range(2))
-            made.append(MatrixProduct(x, _dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
-            made.append(RowOperation(formulas.activation(width, SILU_SCALE), (before,), (after,)))
-            x = View(after, 1, width)
-        return [*made, MatrixProduct(x, _dense(layers.last), out, add=add)]
-
     def radial(self, message: Message) -> tuple[Array, list[Step]]:
         """rho of all pairs, and how it is made."""
         factors, n = Array("pair", sum(message.n_factors)), self.network.radial.size
-        return factors, self.mlp(message.radial, View(self.network.radial, 1, n), View(factors, 1, factors.size))
+        return factors, _mlp(message.radial, View(self.network.radial, 1, n), View(factors, 1, factors.size))
 
     def embed(self, out: list[Array]) -> None:
         layer, species = self.segnn.embedding, len(self.potential.species)
@@ -153,22 +143,11 @@ class _Network:
             stride = pair[k].size // self.dims[k]
             changes[f"receiver{position}"] = _within(self.dims[k], stride, low)
             changes[f"sender{position}"] = _within(self.dims[k], stride, low + stride - self.mul[k])
-            changes[f"out{position}"] = self.sent_by(message, b, position, sent[k].size // self.dims[k])
+            changes[f"out{position}"] = _sent_by(message, b, position, self.dims[k], sent[k].size // self.dims[k])
         rho = (Weight(factors), self.network.fraction) if tabulated else (factors,)
         weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
         inputs = (*(pair[k] for k in members), *rho, self.network.harmonics, self.network.envelope, *weights)
         return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
-
-    def sent_by(self, message: Message, b: int, position: int, stride: int) -> dict:
-        """Where a block's paths into a kind go: behind those of the blocks before, (2l+1, all paths and channels)."""
-        k = message.blocks.members[b][position]
-        paths = [
-            0 if k not in members else 1 if message.linear else c.paths_into(members.index(k))
-            for members, c in zip(message.blocks.members, message.couplings, strict=True)
-        ]
-        before, width = sum(n * message.blocks.width(q) for q, n in enumerate(paths[:b])), message.blocks.width(b)
-        offsets = (m * stride + before + p * width for m in range(self.dims[k]) for p in range(paths[b]))
-        return {"size": self.dims[k] * stride, "offsets": tuple(offsets)}
 
     def multiply(self, t: int, powers: list[Array], both: list[Array]) -> None:
         """Self-products of what was received, and their sum beside the features."""
@@ -282,3 +261,26 @@ def _dense(layer: Dense, scale: float = 1.0) -> Weight:
 
 def _tensor_product(linear: SteerableLinear, k: int, scale: float = 1.0) -> Weight:
     return Weight(linear.weights[k], scale * max(len(linear.weights[k]), 1) ** -0.5)
+
+
+def _mlp(layers: MLP, x: View, out: View, *, add: bool = False) -> list[Step]:
+    made: list[Step] = []
+    for layer in layers.layers:
+        width = layer.weight.shape[1]
+        before, after = (Array(x.array.where, width) for _ in range(2))
+        made.append(MatrixProduct(x, _dense(layer), View(before, 1, width), bias=Weight(layer.bias)))
+        made.append(RowOperation(formulas.activation(width, SILU_SCALE), (before,), (after,)))
+        x = View(after, 1, width)
+    return [*made, MatrixProduct(x, _dense(layers.last), out, add=add)]
+
+
+def _sent_by(message: Message, b: int, position: int, dim: int, stride: int) -> dict:
+    """Where a block's paths into a kind go: behind those of the blocks before, (2l+1, all paths and channels)."""
+    k = message.blocks.members[b][position]
+    paths = [
+        0 if k not in members else 1 if message.linear else c.paths_into(members.index(k))
+        for members, c in zip(message.blocks.members, message.couplings, strict=True)
+    ]
+    before, width = sum(n * message.blocks.width(q) for q, n in enumerate(paths[:b])), message.blocks.width(b)
+    offsets = (m * stride + before + p * width for m in range(dim) for p in range(paths[b]))
+    return {"size": dim * stride, "offsets": tuple(offsets)}

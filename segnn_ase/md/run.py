@@ -174,7 +174,7 @@ def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
             bar.update()
             if step % config.log_every == 0:
                 speed = nanoseconds_per_day(config.timestep, 1e3 * (time.perf_counter() - begin) / (step - first))
-                bar.set_postfix_str(describe(run, speed), refresh=False)
+                bar.set_postfix_str(progress_text(run, speed), refresh=False)
             late = time.monotonic() > deadline
             if stopped or late or step % config.checkpoint_every == 0 or step == config.steps:
                 checkpoint(run, step)
@@ -296,7 +296,7 @@ def temperature_of(run: Run) -> float:
     return 2 * float(run.atoms.get_kinetic_energy()) / (run.dof * units.kB)
 
 
-def describe(run: Run, speed: float) -> str:
+def progress_text(run: Run, speed: float) -> str:
     row = dict(zip(COLUMNS, run.rows[-len(COLUMNS) :], strict=True))
     return f"{speed:.3g} ns/day, {row['temperature']:.0f} K, {row['total'] / len(run.atoms):.5f} eV/atom"
 

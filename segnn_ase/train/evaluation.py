@@ -10,12 +10,10 @@ from torch import Tensor
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
 from segnn_ase.compiled.choose import choose_evaluator
-from segnn_ase.compiled.layers import FUSED
 from segnn_ase.data.batches import Item, collate_items, make_item
 from segnn_ase.data.frames import LabelKeys, as_paths, check_labels, check_species, read_frames
-from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, PlainEvaluator, Prediction
+from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.structure.graph import Graph, sum_over_atoms
 from segnn_ase.train.loss import loss_and_prediction
@@ -41,12 +39,6 @@ def on_cpu(evaluator: Evaluator, device: torch.device) -> Evaluate:
         return Prediction(*(x.cpu() if isinstance(x, Tensor) else x for x in found))
 
     return evaluate
-
-
-def operations_for(potential: Potential, graph: Graph, mode: str) -> Operations | None:
-    """Compiled operations of the layers if they are right on a structure; they serve for weights that change."""
-    tried = choose_evaluator(potential, graph, mode, tables=False)
-    return None if tried.name == PlainEvaluator(potential).name else FUSED
 
 
 def residuals(

@@ -16,13 +16,13 @@ from segnn_ase.base import figures
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, DataError, OutOfTime
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
-from segnn_ase.compiled.choose import choose_loss_gradient
+from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
 from segnn_ase.data.batches import Item, Labels, asked_for, collate_items
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.store.model_file import load_with_metadata, save_potential
 from segnn_ase.train.characterize import characterize
-from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, operations_for, residuals
+from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, residuals
 from segnn_ase.train.job import Learner, Training, TrainingData, output_files
 from segnn_ase.train.loss import loss_of
 from segnn_ase.train.report import error_table, measure_sets, printer, summary, tensorboard, write_history
@@ -107,7 +107,7 @@ def make_learner(job: Training, settings: OptimConfig) -> Learner:
         means=[means[name] for name in weights],
         optimizer=torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True),
         loss_gradient=choose_loss_gradient(potential, example, settings.accelerate),
-        operations=operations_for(averaged, example, settings.accelerate),
+        operations=choose_operations(averaged, example, settings.accelerate),
     )
 
 

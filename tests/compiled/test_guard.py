@@ -87,6 +87,6 @@ def test_a_kernel_with_one_wrong_constant_is_noticed(kernels, dtype, monkeypatch
 def test_a_structure_of_another_kind_is_compared_as_it_is(new_potential):
     """Molecules, too: the atoms thrown together do not replace those of the user."""
     potential = new_potential("fast")
-    own, moved, thrown = choose.samples(potential, graph_from_atoms(water(), potential.cutoff))
+    (own, _), (moved, _), (thrown, _) = choose.samples(potential, graph_from_atoms(water(), potential.cutoff))
     assert own.numbers.equal(moved.numbers) and not own.positions.equal(moved.positions)
     assert set(thrown.numbers.tolist()) == set(potential.species) and len(thrown.edge_src) >= 40

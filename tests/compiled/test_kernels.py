@@ -190,7 +190,7 @@ def test_guard_falls_back_and_says_what_differs(new_potential, monkeypatch):
         return (first * 1.001, *others)
 
     monkeypatch.setattr(kernels.Kernel, "run", wrong)
-    with pytest.warns(AccelerationWarning, match="compiled layers is not used: .* differ by"):
+    with pytest.warns(AccelerationWarning, match="compiled layers: not used, as .* differ by"):
         assert choose_evaluator(potential, graph, tables=False).name == "plain PyTorch"
     with pytest.raises(AccelerationError, match="differ by"):
         choose_evaluator(potential, graph, "require", tables=False)
