@@ -1,8 +1,9 @@
 """The fastest evaluator that agrees with plain PyTorch on a structure of the user's own: one list, one guard.
 
-Plain PyTorch is the oracle. Compared are energies, forces and virial, in training the gradient of a loss weight by
-weight, on the user's structure (a fragment of a large one), on the same with its atoms displaced, and on a few atoms of
-the potential's elements thrown together: a perfect crystal hides every path that is odd, a dimer all that need a plane.
+Plain PyTorch is the oracle. Compared are energies, forces and gradients of pairs, in training the gradient of a loss
+weight by weight, on the user's structure (a fragment of a large one) and on the same with its atoms displaced, as a
+perfect crystal hides every path that is odd; and, with random weights instead of learned ones, which may have closed a
+path, on a few atoms of the potential's elements thrown together, as a dimer hides what needs a plane.
 """
 
 import copy
@@ -25,7 +26,7 @@ from segnn_ase.compiled.network_steps import supported
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, LossGradient, PlainEvaluator, PlainLossGradient, Prediction
-from segnn_ase.structure.graph import Graph, edge_vectors, fragment, graph_from_arrays, sum_over_structure_edges, within
+from segnn_ase.structure.graph import Graph, fragment, graph_from_arrays, within
 from segnn_ase.structure.neighbors import neighbor_list
 
 LAYERS = "compiled layers"
@@ -84,7 +85,7 @@ def choose_evaluator(potential: Potential, graph: Graph, mode: str = "auto", *, 
             continue
         try:
             evaluator = backend.make(potential, mode == "require")
-            problem = _problem_of(evaluator, plain, potential, graph, backend.tolerance[potential.dtype])
+            problem = _problem_of(evaluator, backend, potential, graph)
         except (CompilerError, ValueError) as error:
             evaluator, problem = None, str(error)
         if problem is None:
@@ -135,25 +136,53 @@ def _refuse(message: str, mode: str) -> None:
     warnings.warn(message, AccelerationWarning, stacklevel=4)
 
 
-def samples(potential: Potential, graph: Graph) -> list[tuple[Graph, int]]:
-    """Structures on which evaluators are compared, and times how much they may differ: a fragment of the user's, the
-    same displaced, and atoms thrown together."""
+class Sample(NamedTuple):
+    """What evaluators are compared on, and times how much they may differ."""
+
+    potential: Potential
+    graph: Graph
+    leeway: float
+
+
+def samples(potential: Potential, graph: Graph) -> list[Sample]:
+    """The user's structure, the same displaced, and other weights on atoms thrown together."""
     part, rng = fragment(graph, FRAGMENT), np.random.default_rng(0)
     moved = torch.as_tensor(rng.normal(scale=DISPLACED, size=tuple(part.positions.shape)))
     displaced = part._replace(positions=part.positions + moved.to(part.positions.device))
     limit = CERTAIN * potential.cutoff
     thrown = within(_thrown(potential, rng), limit)
-    return [(within(part, limit), 1), (within(displaced, limit), LEEWAY), (thrown, LEEWAY)]
+    return [
+        Sample(potential, within(part, limit), 1),
+        Sample(potential, within(displaced, limit), LEEWAY),
+        Sample(_with_random_weights(potential, thrown), thrown, LEEWAY),
+    ]
+
+
+def _with_random_weights(potential: Potential, graph: Graph) -> Potential:
+    """The same network, to which every path matters on this graph."""
+    other = Potential(potential.config, potential.species, seed=1).to(potential.device, potential.dtype)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(2)
+        for weight in other.parameters():
+            if not bool(weight.any()):
+                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+    other.calibrate(graph)
+    for mine, its in zip(potential.parameters(), other.parameters(), strict=True):
+        its.requires_grad_(mine.requires_grad)
+    return other.train(potential.training)
 
 
 def _thrown(potential: Potential, rng: np.random.Generator) -> Graph:
-    """Atoms of all elements in a ball in which each sees all others, not closer than half of it is wide enough for."""
+    """Atoms of all elements in a ball in which each sees all others, none much closer than they need be."""
     n = max(THROWN, len(potential.species))
+    places = np.zeros((0, 3))
+    while len(places) < n:  # the best of some random places for each
+        tried = rng.uniform(-1, 1, size=(50, 3))
+        tried = tried[np.linalg.norm(tried, axis=1) < 1]
+        apart = np.linalg.norm(tried[:, None] - places, axis=2).min(axis=1, initial=np.inf)
+        places = np.vstack([places, tried[np.argmax(apart)]])
+    places *= 0.49 * potential.cutoff
     numbers = np.resize(potential.species, n)
-    places = rng.normal(size=(n, 3))
-    places *= (
-        0.5 * potential.cutoff * rng.uniform(0.4, 0.95, size=(n, 1)) / np.linalg.norm(places, axis=1, keepdims=True)
-    )
     neighbors = neighbor_list(places, np.zeros((3, 3)), False, potential.cutoff)
     return graph_from_arrays(numbers, places, np.zeros((3, 3)), neighbors).to(potential.device)
 
@@ -165,46 +194,41 @@ class Quantity(NamedTuple):
     size: float
 
 
-def _problem_of(
-    evaluator: Evaluator, plain: Evaluator, potential: Potential, graph: Graph, tolerance: float
-) -> str | None:
-    # in float32 plain PyTorch is not exact either: both are held against float64
-    exact = plain if potential.dtype is torch.float64 else PlainEvaluator(_in_float64(potential))
-    scale = max(potential.scales)
-    for sample, leeway in samples(potential, graph):
-        found, usual, right = (
-            _quantities(e.without_core()(sample), plain.elements, sample, scale, potential.cutoff)
-            for e in (evaluator, plain, exact)
-        )
-        problem = _difference(found, usual, right, leeway * tolerance)
+def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, graph: Graph) -> str | None:
+    """What an evaluator of a backend gets wrong, or None."""
+    for sample in samples(potential, graph):
+        mine = sample.potential is potential
+        found = evaluator if mine else backend.make(sample.potential, False)
+        plain = PlainEvaluator(sample.potential)
+        # in float32 plain PyTorch is not exact either: both are held against float64
+        exact = plain if potential.dtype is torch.float64 else PlainEvaluator(_in_float64(sample.potential))
+        given = [_quantities(e.without_core()(sample.graph), e, sample) for e in (found, plain, exact)]
+        problem = _difference(*given, sample.leeway * backend.tolerance[potential.dtype])
         if problem is not None:
-            return problem
+            return problem if mine else f"with random weights {problem}"
     return None
 
 
-def _quantities(p: Prediction, elements, graph: Graph, scale: float, cutoff: float) -> dict[str, Quantity]:
-    network = p.energies.detach() - elements.reference[elements.index[graph.numbers]]
-    forces = p.forces.detach()
+def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str, Quantity]:
+    scale, elements = max(sample.potential.scales), evaluator.elements
+    network = p.energies.detach() - elements.reference[elements.index[sample.graph.numbers]]
+    push = max(
+        (float(x.detach().abs().max()) for x in (p.forces, p.edge_gradients) if x is not None and len(x)), default=0
+    )
+    push = max(scale, push)
     found = {"energies": Quantity(p.energies, max(scale, float(network.abs().max())))}  # E0 of thousands hide nothing
-    if not len(graph.edge_src):
-        return found | {"forces": Quantity(forces, scale)}
-    push = max(scale, float(forces.abs().max()))
-    if p.edge_gradients is None:
-        return found | {"forces": Quantity(forces, push)}
-    push = max(push, float(p.edge_gradients.detach().abs().max()))
-    virial = sum_over_structure_edges(edge_vectors(graph)[:, :, None] * p.edge_gradients.detach()[:, None], graph)
-    size = push * cutoff * len(graph.edge_src) ** 0.5
-    return found | {"forces": Quantity(forces, push), "virial": Quantity(virial, size)}
+    found["forces"] = Quantity(p.forces, push)
+    if p.edge_gradients is not None:
+        found["gradients of pairs"] = Quantity(p.edge_gradients, push)
+    return found
 
 
 def _training_problem(make: Callable[[Potential], LossGradient], potential: Potential, graph: Graph) -> str | None:
-    twin, exact = _twin(potential), _in_float64(_twin(potential))
-    tolerance = TOLERANCE[potential.dtype]
-    gradient, plain, right = make(twin), PlainLossGradient(twin), PlainLossGradient(exact)
-    for sample, leeway in samples(potential, graph):
-        pairs = ((gradient, twin), (plain, twin), (right, exact))
-        found, usual, expected = (_gradients(one, owner, sample) for one, owner in pairs)
-        problem = _difference(found, usual, expected, leeway * tolerance)
+    for sample in samples(_twin(potential), graph):
+        twin, exact = sample.potential, _in_float64(sample.potential)
+        pairs = ((make(twin), twin), (PlainLossGradient(twin), twin), (PlainLossGradient(exact), exact))
+        given = [_gradients(one, owner, sample.graph) for one, owner in pairs]
+        problem = _difference(*given, sample.leeway * TOLERANCE[potential.dtype])
         if problem is not None:
             return problem
     return None
