@@ -33,7 +33,7 @@ from segnn_ase.base.settings import read_toml
 from segnn_ase.md.analysis import radial_distribution
 from segnn_ase.store.model_file import describe, load_committee, load_with_metadata, save_potential
 from segnn_ase.train.characterize import characterize
-from segnn_ase.train.evaluation import speed_up
+from segnn_ase.train.evaluation import evaluator_of
 from segnn_ase.train.prepare import prepare
 from segnn_ase.train.settings import TrainConfig
 
@@ -124,8 +124,8 @@ def measure_again(name: str, folder: str) -> None:
         settings = read_toml(HERE / name / "train.toml")
         # a name of its own: no training is to be gone on with
         job = prepare(TrainConfig.parse({**settings, "out": "measured_again.pt"}), report=print)
-    speed_up(potential, job.train)
-    characterize(potential, job.train, job.valid, job.closest, lone_atoms=job.lone_atoms)
+    data, evaluate = job.data, evaluator_of(potential, job.data.train)
+    characterize(potential, data.train, data.valid, data.closest, lone_atoms=job.lone_atoms, evaluate=evaluate)
     save_potential(path, potential, metadata=metadata)
     print(describe(load_committee(path)))
 

@@ -57,13 +57,20 @@ def assert_same(a: dict, b: dict, tolerance: float = 0.0) -> None:
 
 def count_calls(monkeypatch) -> list:
     """A list that grows with every evaluation of a potential."""
-    calls, predict = [], calculator.predict
+    calls, choose = [], calculator.choose_evaluator
 
-    def counted(*args, **keywords):
-        calls.append(keywords)
-        return predict(*args, **keywords)
+    def counted(*given, **keywords):
+        evaluator = choose(*given, **keywords)
 
-    monkeypatch.setattr(calculator, "predict", counted)
+        class Counted(type(evaluator)):
+            def __call__(self, graph, **wanted):
+                calls.append(wanted)
+                return super().__call__(graph, **wanted)
+
+        evaluator.__class__ = Counted
+        return evaluator
+
+    monkeypatch.setattr(calculator, "choose_evaluator", counted)
     return calls
 
 

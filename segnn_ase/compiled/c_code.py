@@ -1,13 +1,8 @@
-"""Formulas of fused operations, their derivatives, and the C code that evaluates them.
+"""Operations and their derivatives printed as C.
 
-An operation is written once, as the formula of one row (an edge or a node) in terms of `Expr`. Its first
-and second derivatives are derived from that formula, and all three are printed as C. Channels are the
-vector lanes: everything in between stays in registers or on the stack, and no tensor of edges x paths x
-channels reaches memory.
-
-Three kinds of values appear in a row: "S" scalars shared by all channels (harmonics, envelope), "V" one
-number per channel, and "R" sums over channels still spread over the lanes (gradients of S). The code runs
-in three phases: S values, a loop over channels for V, then R values, whose lanes are added up last.
+Channels are the vector lanes: everything in between stays in registers or on the stack, and no tensor of edges x paths
+x channels reaches memory. The code of a row runs in three phases: scalars (level S), a loop over channels (V), then the
+sums over channels (R), whose lanes are added up last.
 """
 
 import math
@@ -57,124 +52,138 @@ def prelude(dtype: torch.dtype) -> str:
 
 @cache
 def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> str:
-    """The C code of one derivative of an operation."""
-    program = derive(operation, order)
-    zero = program.formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
-    stores = [(o, c, zero if e is None and o.overwrites else e) for o, c, e in program.stores]
-    live = program.formula.needed([e for _, _, e in stores if e is not None])
-    operands = {o.name: o for o in program.inputs}
-    index = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}
+    """The C code of one derivative of an operation: the function `rows`, and `run`, which shares it among threads."""
+    return _CPrinter(operation, order).text(dtype)
 
-    def address(array: str, o: Operand, component: int) -> str:
-        return f"{array}[{o.tensor}] + {index[o.where]} * {o.size}L + {o.offsets[component]}"
 
-    def name(e: Expr) -> str:
+_INDEX = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}
+_LINKS = {"j": ("sender", 1), "q": ("pair", 2), "k": ("knot", 3)}  # 0 where the operation has no use for one
+
+# the body of the channel loop is printed once and used for full and for partial vectors
+_ROWS = """
+INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, int64_t k, const T *const *restrict in,
+    T *const *restrict out, const int c, const int n{parameters}) {{
+  {channels_body}
+}}
+void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {{
+  const int64_t *first = links[0];
+  for (int64_t i = low; i < high; i++) {rows} {{
+  const int64_t {indices};
+  {scalars}
+  {sums}
+  int c = 0;
+  _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{ channels_body(i, j, e, q, k, in, out, c, W{given}); }}
+  if ({channels} % W) {{ channels_body(i, j, e, q, k, in, out, c, {channels} % W{given}); }}
+  {totals}
+  }}
+}}
+void run(int64_t parts, const int64_t *bounds, const int64_t *const *links, const T *const *in, T *const *out,
+    int64_t n_out) {{
+#ifdef _OPENMP
+#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
+#endif
+  for (int64_t t = 0; t < parts; t++) rows(bounds[t], bounds[t + 1], links, in, out + t * n_out);
+}}
+"""
+
+
+class _CPrinter:
+    """Prints the three phases of a row: scalars S, the body of the loop over channels V, and sums over channels R."""
+
+    def __init__(self, operation: Operation, order: "int | str"):
+        self.operation, program = operation, derive(operation, order)
+        zero = program.formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
+        stores = [(o, c, zero if e is None and o.overwrites else e) for o, c, e in program.stores]
+        self.live = program.formula.needed([e for _, _, e in stores if e is not None])
+        self.operands = {o.name: o for o in program.inputs}
+        self.phases: dict[str, list[str]] = {"S": [], "V": [], "R": []}
+        self.waiting: dict[int, list[tuple[Operand, int]]] = {}  # where a value goes
+        for o, component, e in stores:
+            if e is not None:
+                self.waiting.setdefault(e.index, []).append((o, component))
+        self.late = _late_terms(self.live, self.waiting)
+        self.made: set[int] = set()
+
+    def address(self, array: str, o: Operand, component: int) -> str:
+        return f"{array}[{o.tensor}] + {_INDEX[o.where]} * {o.size}L + {o.offsets[component]}"
+
+    def name(self, e: Expr) -> str:
         if e.op == "in" and e.level == "V":  # read wherever it is used: to keep it would be to store it once more
-            return f"load({address('in', operands[e.args[0]], e.args[1])} + c, n)"
+            return f"load({self.address('in', self.operands[e.args[0]], e.args[1])} + c, n)"
         return f"((T){e.args[0]!r})" if e.op == "const" else f"{e.level.lower()}{e.index}"
 
-    def value(e: Expr) -> str:
+    def value(self, e: Expr) -> str:
         if e.op == "in":
-            return f"*({address('in', operands[e.args[0]], e.args[1])})" if e.level == "S" else name(e)
-        a = [name(x) for x in e.args]
+            place = self.address("in", self.operands[e.args[0]], e.args[1])
+            return f"*({place})" if e.level == "S" else self.name(e)
+        a = [self.name(x) for x in e.args]
         return {"add": " + ", "mul": " * "}[e.op].join(a) if e.op != "sigmoid" else f"sigmoid({a[0]})"
 
-    phases: dict[str, list[str]] = {"S": [], "V": [], "R": []}
-    sums = [name(e) for e in live if e.op == "sum"]
-    waiting: dict[int, list[tuple[Operand, int]]] = {}
-    for o, component, e in stores:
-        if e is not None:
-            waiting.setdefault(e.index, []).append((o, component))
-    late = _late_terms(live, waiting)
-    due: dict[int, list[Expr]] = {}  # sums over channels by their last term: stored once, when all can be had
-    for e in live:
-        if e.op == "sum":
-            due.setdefault(max(term.index for term in e.args), []).append(e)
-
-    def write(e: Expr) -> None:
-        for o, component in waiting.get(e.index, []):
-            where = address("out", o, component)
+    def write(self, e: Expr) -> None:
+        for o, component in self.waiting.get(e.index, []):
+            where = self.address("out", o, component)
             if o.level == "V":
-                what = f"{name(e)}" if e.level == "V" else f"(V){{0}} + {name(e)}"
-                if o.overwrites:
-                    phases["V"].append(f"store({where} + c, {what}, n);")
-                else:
-                    phases["V"].append(f"store({where} + c, load({where} + c, n) + {what}, n);")
+                what = self.name(e) if e.level == "V" else f"(V){{0}} + {self.name(e)}"
+                what = what if o.overwrites else f"load({where} + c, n) + {what}"
+                self.phases["V"].append(f"store({where} + c, {what}, n);")
             else:
-                what = f"lanes({name(e)})" if e.level == "R" else name(e)
-                phases["R"].append(f"*({where}) {'=' if o.overwrites else '+='} {what};")
+                what = f"lanes({self.name(e)})" if e.level == "R" else self.name(e)
+                self.phases["R"].append(f"*({where}) {'=' if o.overwrites else '+='} {what};")
 
-    made: set[int] = set()
-
-    def make(e: Expr) -> None:
+    def make(self, e: Expr) -> None:
         """Print what a V value needs, just before it is needed: few are alive at a time."""
-        if e.level == "V" and e.op not in ("const", "in") and e.index not in made:
-            made.add(e.index)
+        if e.level == "V" and e.op not in ("const", "in") and e.index not in self.made:
+            self.made.add(e.index)
             for argument in e.args:
-                make(argument)
-            phases["V"].append(f"const V {name(e)} = {value(e)};")
+                self.make(argument)
+            self.phases["V"].append(f"const V {self.name(e)} = {self.value(e)};")
 
-    for e in live:
-        if e.op not in ("const", "sum") and e.level != "V":
-            phases[e.level].append(f"const {'T' if e.level == 'S' else 'V'} {name(e)} = {value(e)};")
-        for total in due.get(e.index, ()):
-            terms = []
-            for term in total.args:
-                for needed in term.args if term.index in late else [term]:
-                    make(needed)
-                terms.append(value(term) if term.index in late else name(term))
-            phases["V"].append(f"*p_{name(total)} = {' + '.join([f'*p_{name(total)}', *terms])};")
-        if e.index in waiting:
-            make(e)
-            write(e)
+    def add_up(self, total: Expr) -> None:
+        """A sum over channels, stored once all its terms can be had."""
+        terms = []
+        for term in total.args:
+            for needed in term.args if term.index in self.late else [term]:
+                self.make(needed)
+            terms.append(self.value(term) if term.index in self.late else self.name(term))
+        to = f"*p_{self.name(total)}"
+        self.phases["V"].append(f"{to} = {' + '.join([to, *terms])};")
 
-    channels = operation.channels
-    scalars = [e for e in live if e.level == "S" and e.op != "const"]
-    rows = (
-        "for (int64_t e = first[i]; e < first[i + 1]; e++)" if operation.edges else "for (int64_t e = i; e <= i; e++)"
-    )
-    # indices of an edge: sender, pair, knot; 0 where the operation has no use for one
-    used = {o.where for o in (*operation.inputs, *operation.outputs)}
-    indices = {"j": ("sender", 1), "q": ("pair", 2), "k": ("knot", 3)}
-    places = {n: f"links[{link}][e]" if where in used else "0" for n, (where, link) in indices.items()}
-    # the body of the channel loop is printed once and used for full and for partial vectors
-    pass_scalars = "".join(f", const T {name(e)}" for e in scalars)
-    pass_sums = "".join(f", V *restrict p_{s}" for s in sums)
-    call = (
-        "channels_body(i, j, e, q, k, in, out, c, WIDTH"
-        + "".join(f", {name(e)}" for e in scalars)
-        + "".join(f", &{s}" for s in sums)
-        + ");"
-    )
-    newline = "\n  "
-    lines = [
-        prelude(dtype),
-        "INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, int64_t k, "
-        "const T *const *restrict in, T *const *restrict out, "
-        f"const int c, const int n{pass_scalars}{pass_sums}) {{",
-        "  " + newline.join(phases["V"]),
-        "}",
-        "void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {",
-        "  const int64_t *first = links[0];",
-        f"  for (int64_t i = low; i < high; i++) {rows} {{",
-        f"  const int64_t {', '.join(f'{name} = {place}' for name, place in places.items())};",
-        "  " + newline.join(phases["S"]),
-        "  " + newline.join(f"V {s} = {{0}};" for s in sums),
-        "  int c = 0;",
-        f'  _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{ {call.replace("WIDTH", "W")} }}',
-        f"  if ({channels} % W) {{ {call.replace('WIDTH', f'{channels} % W')} }}",
-        "  " + newline.join(phases["R"]),
-        "  }",
-        "}",
-        "void run(int64_t parts, const int64_t *bounds, const int64_t *const *links, "
-        "const T *const *in, T *const *out, int64_t n_out) {",
-        "#ifdef _OPENMP",
-        "#pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)",
-        "#endif",
-        "  for (int64_t t = 0; t < parts; t++) rows(bounds[t], bounds[t + 1], links, in, out + t * n_out);",
-        "}",
-    ]
-    return "\n".join(lines) + "\n"
+    def print_phases(self) -> None:
+        due: dict[int, list[Expr]] = {}  # sums over channels by their last term
+        for e in self.live:
+            if e.op == "sum":
+                due.setdefault(max(term.index for term in e.args), []).append(e)
+        for e in self.live:
+            if e.op not in ("const", "sum") and e.level != "V":
+                kind = "T" if e.level == "S" else "V"
+                self.phases[e.level].append(f"const {kind} {self.name(e)} = {self.value(e)};")
+            for total in due.get(e.index, ()):
+                self.add_up(total)
+            if e.index in self.waiting:
+                self.make(e)
+                self.write(e)
+
+    def text(self, dtype: torch.dtype) -> str:
+        self.print_phases()
+        operation = self.operation
+        scalars = [self.name(e) for e in self.live if e.level == "S" and e.op != "const"]
+        sums = [self.name(e) for e in self.live if e.op == "sum"]
+        used = {o.where for o in (*operation.inputs, *operation.outputs)}
+        places = {n: f"links[{link}][e]" if where in used else "0" for n, (where, link) in _LINKS.items()}
+        one_row = "for (int64_t e = i; e <= i; e++)"
+        rows = "for (int64_t e = first[i]; e < first[i + 1]; e++)" if operation.edges else one_row
+        body = {
+            "parameters": "".join([*(f", const T {x}" for x in scalars), *(f", V *restrict p_{x}" for x in sums)]),
+            "given": "".join([*(f", {x}" for x in scalars), *(f", &{x}" for x in sums)]),
+            "rows": rows,
+            "indices": ", ".join(f"{name} = {place}" for name, place in places.items()),
+            "channels": operation.channels,
+            "channels_body": "\n  ".join(self.phases["V"]),
+            "scalars": "\n  ".join(self.phases["S"]),
+            "sums": "\n  ".join(f"V {x} = {{0}};" for x in sums),
+            "totals": "\n  ".join(self.phases["R"]),
+        }
+        return prelude(dtype) + _ROWS.format(**body)
 
 
 def _late_terms(live: list[Expr], stored) -> set[int]:

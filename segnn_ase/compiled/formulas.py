@@ -71,6 +71,28 @@ def _rho(f: Formula, x: dict, n_paths: int) -> list[Expr]:
     return [f.add(*(f.mul(w, x["table"][q * n_paths + p]) for q, w in enumerate(weights))) for p in range(n_paths)]
 
 
+def _strided(count: int, channels: int) -> tuple[int, ...]:
+    return tuple(q * channels for q in range(count))
+
+
+def _message_inputs(coupling, channels: int, tabulated: bool) -> tuple[Operand, ...]:
+    inputs, n = [], len(coupling.left)
+    for k, kind in enumerate(coupling.left):
+        for half, where in enumerate(("receiver", "sender")):
+            offsets = tuple((2 * m + half) * channels for m in range(kind.dim))
+            inputs.append(Operand(f"{where}{k}", k, "V", where, 2 * kind.dim * channels, offsets))
+    inputs += _radial(n, len(coupling.paths), channels, tabulated)
+    used, dim = n + 1 + tabulated, sum(kind.dim for kind in coupling.right)
+    mixed = n * coupling.paths_into(coupling.left.index(SCALAR))
+    return (
+        *inputs,
+        Operand("harmonics", used, "S", "row", dim, tuple(range(dim))),
+        Operand("envelope", used + 1, "S", "row", 1, (0,)),
+        Operand("mix", used + 2, "V", "shared", 0, _strided(mixed, channels), constant=tabulated),
+        Operand("bias", used + 3, "V", "shared", 0, _strided(n, channels), constant=tabulated),
+    )
+
+
 @cache
 def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: bool = False) -> Operation:
     """The steerable message of `Message` on one block of channels, envelope and sum over neighbours included.
@@ -81,73 +103,55 @@ def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: 
     the fraction of the way to the next knot (E, 1), and there are no gradients of table, mix and bias.
     Outputs: for each kind (N, 2l+1, paths, channels).
     """
-    kinds_ = coupling.left
-    scalar = kinds_.index(SCALAR)
-    n_scalars, n_out, n_paths = coupling.paths_into(scalar), len(kinds_), len(coupling.paths)
-    inputs = []
-    for k, kind in enumerate(kinds_):
-        for half, where in enumerate(("receiver", "sender")):
-            offsets = tuple((2 * m + half) * channels for m in range(kind.dim))
-            inputs.append(Operand(f"{where}{k}", k, "V", where, 2 * kind.dim * channels, offsets))
-    n = len(kinds_)
-    y_dim = sum(kind.dim for kind in coupling.right)
-
-    def strided(count):
-        return tuple(q * channels for q in range(count))
-
-    inputs += _radial(n, n_paths, channels, tabulated)
-    n_used = n + 1 + tabulated
-    inputs += [
-        Operand("harmonics", n_used, "S", "row", y_dim, tuple(range(y_dim))),
-        Operand("envelope", n_used + 1, "S", "row", 1, (0,)),
-        Operand("mix", n_used + 2, "V", "shared", 0, strided(n_out * n_scalars), constant=tabulated),
-        Operand("bias", n_used + 3, "V", "shared", 0, strided(n_out), constant=tabulated),
-    ]
+    n, columns = len(coupling.left), _path_columns(coupling)
 
     def build(f: Formula, x: dict) -> dict:
         matrices = [_coupled(f, coupling, k, x["harmonics"]) for k in range(n)]
-        columns = _path_columns(coupling)
-        rho = _rho(f, x, n_paths)
-        half = f.const(0.5**0.5)
+        rho, half = _rho(f, x, len(coupling.paths)), f.const(0.5**0.5)
         both = [
             [f.mul(half, f.add(a, b)) for a, b in zip(x[f"receiver{k}"], x[f"sender{k}"], strict=True)]
             for k in range(n)
         ]
         # rho weighs what goes into a path: its products then add up to the kind's sum at once
         weighed = [[f.mul(rho[p], v) for v in both[path.left]] for p, path in enumerate(coupling.paths)]
-        scalars = [
-            f.add(*(f.mul(row[columns[p][0]], v) for row, v in zip(matrices[path.left], weighed[p], strict=True)))
-            for p, path in enumerate(coupling.paths)
-            if path.out == scalar
-        ]
-        mixed = [
-            f.add(x["bias"][o], *(f.mul(x["mix"][o * n_scalars + s], t) for s, t in enumerate(scalars)))
-            for o in range(n_out)
-        ]
-        gates = iter(mixed[1:])
-        u = x["envelope"][0]
-        h = []
-        for k, kind in enumerate(kinds_):
-            if k == scalar:
-                h.append([f.mul(f.const(silu), mixed[0], f.sigmoid(mixed[0]))])
-                continue
-            gate = f.mul(f.const(sigmoid), f.sigmoid(next(gates)))
-            into = [p for p, path in enumerate(coupling.paths) if path.out == k]
-            sums = [
-                f.add(
-                    *(
-                        f.mul(row[columns[p][m]], v)
-                        for p in into
-                        for row, v in zip(matrices[coupling.paths[p].left], weighed[p], strict=True)
-                    )
-                )
-                for m in range(kind.dim)
-            ]
-            h.append([f.mul(gate, v) for v in sums])
-        h = [[f.mul(u, v) for v in row] for row in h]
-        return _sent_out(f, coupling, columns, matrices, h)
 
-    return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "receiver"), build, edges=True)
+        def path_sum(k: int, m: int) -> Expr:
+            into = [p for p, path in enumerate(coupling.paths) if path.out == k]
+            rows = ((row[columns[p][m]], v) for p in into for row, v in _pairs(matrices, coupling, weighed, p))
+            return f.add(*(f.mul(a, v) for a, v in rows))
+
+        h = _gated(f, coupling, x, columns, matrices, weighed, path_sum, silu, sigmoid)
+        return _sent_out(f, coupling, columns, matrices, [[f.mul(x["envelope"][0], v) for v in row] for row in h])
+
+    inputs = _message_inputs(coupling, channels, tabulated)
+    return Operation(channels, inputs, _paths_out("out", coupling, channels, "receiver"), build, edges=True)
+
+
+def _pairs(matrices, coupling, weighed, p: int):
+    return zip(matrices[coupling.paths[p].left], weighed[p], strict=True)
+
+
+def _gated(f: Formula, coupling, x: dict, columns, matrices, weighed, path_sum, silu: float, sigmoid: float) -> list:
+    """h of each kind: silu on 0e, the others times a sigmoid, of mixtures of the scalar paths."""
+    scalar = coupling.left.index(SCALAR)
+    scalars = [
+        f.add(*(f.mul(row[columns[p][0]], v) for row, v in _pairs(matrices, coupling, weighed, p)))
+        for p, path in enumerate(coupling.paths)
+        if path.out == scalar
+    ]
+    mixed = [
+        f.add(x["bias"][o], *(f.mul(x["mix"][o * len(scalars) + s], t) for s, t in enumerate(scalars)))
+        for o in range(len(coupling.left))
+    ]
+    gates, h = iter(mixed[1:]), []
+    for k, kind in enumerate(coupling.left):
+        if k == scalar:
+            h.append([f.mul(f.const(silu), mixed[0], f.sigmoid(mixed[0]))])
+            continue
+        gate = f.mul(f.const(sigmoid), f.sigmoid(next(gates)))
+        sums = [path_sum(k, m) for m in range(kind.dim)]
+        h.append([f.mul(gate, v) for v in sums])
+    return h
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Fused operations on a GPU: the formulas of `codegen.py` printed for Triton, with the same derivatives.
+"""Fused operations on a GPU: the formulas of `formulas.py` printed for Triton, with the same derivatives.
 
 An edge operation has a program for each receiver (several where there are few receivers), whose lanes are the
 channels: it goes through the receiver's edges with everything in registers. A node operation's programs share the
@@ -18,6 +18,13 @@ def rows({arguments}, ALONE: tl.constexpr):
     zero = tl.zeros(({block},), dtype={dtype}.dtype.element_ty)
 """
 _INDEX = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}
+_EDGES = (
+    "i = tl.program_id(0).to(tl.int64)",
+    "low = tl.load(first + i)",
+    "count = tl.load(first + i + 1) - low",
+    "begin = low + count * tl.program_id(1) // tl.num_programs(1)",
+    "end = low + count * (tl.program_id(1) + 1) // tl.num_programs(1)",
+)
 _LINKS = {"sender": ("j", "src"), "pair": ("q", "pair"), "knot": ("k", "knot")}
 
 
@@ -27,99 +34,100 @@ def block_size(channels: int) -> int:
 
 def triton_source(operation: Operation, order: int) -> str:
     """A Python module with the Triton kernel `rows` of an operation (order 0) or of its first or second derivative."""
-    program = derive(operation, order)
-    formula, channels = program.formula, operation.channels
-    nothing = formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
-    stores = [(o, c, nothing if e is None and o.overwrites else e) for o, c, e in program.stores]
-    live = formula.needed([e for _, _, e in stores if e is not None])
-    operands = {o.name: o for o in program.inputs}
-    mask = "" if block_size(channels) == channels else f", mask=c < {channels}"
-    n_in = 1 + max(o.tensor for o in program.inputs)
-    n_out = {0: operation.n_outputs(), 1: operation.n_inputs(), 2: operation.n_inputs() + operation.n_outputs()}[order]
+    return _TritonPrinter(operation, order).text()
 
-    def address(array: str, o: Operand, component: int) -> str:
+
+class _TritonPrinter:
+    """Prints what happens before the rows, for each row, and behind them."""
+
+    def __init__(self, operation: Operation, order: int):
+        self.operation, self.order, program = operation, order, derive(operation, order)
+        formula, channels = program.formula, operation.channels
+        nothing = formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
+        self.stores = [(o, c, nothing if e is None and o.overwrites else e) for o, c, e in program.stores]
+        self.live = formula.needed([e for _, _, e in self.stores if e is not None])
+        self.inputs, self.operands = program.inputs, {o.name: o for o in program.inputs}
+        self.mask = "" if block_size(channels) == channels else f", mask=c < {channels}"
+        self.fixed: list[str] = []  # before the rows
+        self.body: list[str] = []  # for each row
+        self.totals: list[str] = []  # of what is added up over rows
+        self.last: list[str] = []  # after the rows
+        self.kept = ("shared", "receiver") if operation.edges else ("shared",)
+
+    def address(self, array: str, o: Operand, component: int) -> str:
         lanes = " + c" if o.level == "V" else ""
         return f"{array}{o.tensor} + {_INDEX[o.where]} * {o.size} + {o.offsets[component]}{lanes}"
 
-    def name(e: Expr) -> str:
-        return f"({e.args[0]!r})" if e.op == "const" else f"{e.level.lower()}{e.index}"
+    def loaded(self, place: str, level: str) -> str:
+        other = ", other=0.0" if self.mask and level == "V" else ""
+        return f"tl.load({place}{self.mask if level == 'V' else ''}{other})"
 
-    def loaded(o: Operand, component: int) -> str:
-        other = ", other=0.0" if mask and o.level == "V" else ""
-        return f"tl.load({address('in', o, component)}{mask if o.level == 'V' else ''}{other})"
-
-    def value(e: Expr) -> str:
+    def value(self, e: Expr) -> str:
         if e.op == "in":
-            return loaded(operands[e.args[0]], e.args[1])
+            o = self.operands[e.args[0]]
+            return self.loaded(self.address("in", o, e.args[1]), o.level)
         if e.op == "sigmoid":
-            return f"1.0 / (1.0 + tl.exp(-{name(e.args[0])}))"
-        return {"add": " + ", "mul": " * ", "sum": " + "}[e.op].join(name(a) for a in e.args)
+            return f"1.0 / (1.0 + tl.exp(-{_name(e.args[0])}))"
+        return {"add": " + ", "mul": " * ", "sum": " + "}[e.op].join(_name(a) for a in e.args)
 
-    fixed: list[str] = []  # before the rows
-    body: list[str] = []  # for each row
-    totals: list[str] = []  # of what is added up over rows
-    last: list[str] = []  # after the rows
-    kept = ("shared", "receiver") if operation.edges else ("shared",)
-
-    def write(o: Operand, component: int, e: Expr) -> None:
-        where, lanes = address("out", o, component), mask if o.level == "V" else ""
-        what = name(e)
+    def write(self, o: Operand, component: int, e: Expr) -> None:
+        where, lanes, what = self.address("out", o, component), self.mask if o.level == "V" else "", _name(e)
         if o.level == "V" and e.level == "S":
             what = f"zero + {what}"
         elif o.level == "S" and e.level == "R":
             what = f"tl.sum({what}, axis=0)"
         elif o.level == "S" and e.op == "const":
             what = f"tl.sum(zero, axis=0) + {what}"
-        if o.where in kept:
-            total = f"t{len(totals)}"
-            totals.append(f"{total} = zero")
-            body.append(f"{total} += {what}")
-            if o.where == "shared":
-                last.append(f"tl.atomic_add({where}, {total}{lanes})")
-            else:  # no other program writes there, but the other parts of this receiver
-                last.append("if ALONE:")
-                last.append(f"    tl.store({where}, {total}{lanes})")
-                last.append("else:")
-                last.append(f"    tl.atomic_add({where}, {total}{lanes})")
+        if o.where in self.kept:
+            self.add_up(o, where, what, lanes)
         elif o.where != "row":
-            body.append(f"tl.atomic_add({where}, {what}{lanes})")
-        elif o.added:
-            before = f"tl.load({where}{lanes}{', other=0.0' if lanes else ''})"
-            body.append(f"tl.store({where}, {before} + {what}{lanes})")
+            self.body.append(f"tl.atomic_add({where}, {what}{lanes})")
         else:
-            body.append(f"tl.store({where}, {what}{lanes})")
+            before = f"{self.loaded(where, o.level)} + " if o.added else ""
+            self.body.append(f"tl.store({where}, {before}{what}{lanes})")
 
-    waiting: dict[int, list[tuple[Operand, int]]] = {}
-    for o, component, e in stores:
-        if e is not None:
-            waiting.setdefault(e.index, []).append((o, component))
-    for e in live:
-        if e.op != "const":
-            place = fixed if e.op == "in" and operands[e.args[0]].where in kept else body
-            place.append(f"{name(e)} = {value(e)}")
-        for o, component in waiting.get(e.index, ()):
-            write(o, component, e)
+    def add_up(self, o: Operand, where: str, what: str, lanes: str) -> None:
+        total = f"t{len(self.totals)}"
+        self.totals.append(f"{total} = zero")
+        self.body.append(f"{total} += {what}")
+        if o.where == "shared":
+            self.last.append(f"tl.atomic_add({where}, {total}{lanes})")
+        else:  # no other program writes there, but the other parts of this receiver
+            self.last += ["if ALONE:", f"    tl.store({where}, {total}{lanes})"]
+            self.last += ["else:", f"    tl.atomic_add({where}, {total}{lanes})"]
 
-    used = {o.where for o in (*program.inputs, *(o for o, _, _ in stores))}
-    links = [f"{index} = tl.load({array} + e)" for where, (index, array) in _LINKS.items() if where in used]
-    if operation.edges:
-        head = [
-            "i = tl.program_id(0).to(tl.int64)",
-            "low = tl.load(first + i)",
-            "count = tl.load(first + i + 1) - low",
-            "begin = low + count * tl.program_id(1) // tl.num_programs(1)",
-            "end = low + count * (tl.program_id(1) + 1) // tl.num_programs(1)",
-        ]
-        loop = ["for e in range(begin, end):", *(f"    {link}" for link in links)]
-    else:
-        head = []
-        loop = [
-            "for e in range(tl.program_id(0).to(tl.int64), n, tl.num_programs(0)):",
-            *(f"    {link}" for link in links),
-        ]
-    arguments = ["n", "first", "src", "pair", "knot"]
-    arguments += [f"in{k}" for k in range(n_in)] + [f"out{k}" for k in range(n_out)]
-    lines = [*head, *fixed, *totals, *loop, *(f"    {line}" for line in body), *last]
-    dtype = f"in{program.inputs[0].tensor}"
-    text = _HEADER.format(arguments=", ".join(arguments), block=block_size(channels), dtype=dtype)
-    return text + "".join(f"    {line}\n" for line in lines)
+    def print_rows(self) -> None:
+        waiting: dict[int, list[tuple[Operand, int]]] = {}
+        for o, component, e in self.stores:
+            if e is not None:
+                waiting.setdefault(e.index, []).append((o, component))
+        for e in self.live:
+            if e.op != "const":
+                outside = e.op == "in" and self.operands[e.args[0]].where in self.kept
+                (self.fixed if outside else self.body).append(f"{_name(e)} = {self.value(e)}")
+            for o, component in waiting.get(e.index, ()):
+                self.write(o, component, e)
+
+    def loop(self) -> list[str]:
+        used = {o.where for o in (*self.inputs, *(o for o, _, _ in self.stores))}
+        links = [f"    {index} = tl.load({array} + e)" for where, (index, array) in _LINKS.items() if where in used]
+        if self.operation.edges:
+            return ["for e in range(begin, end):", *links]
+        return ["for e in range(tl.program_id(0).to(tl.int64), n, tl.num_programs(0)):", *links]
+
+    def text(self) -> str:
+        self.print_rows()
+        operation = self.operation
+        n_in, n_out = 1 + max(o.tensor for o in self.inputs), operation.n_inputs()
+        n_out = {0: operation.n_outputs(), 1: n_out, 2: n_out + operation.n_outputs()}[self.order]
+        arguments = ["n", "first", "src", "pair", "knot"]
+        arguments += [f"in{k}" for k in range(n_in)] + [f"out{k}" for k in range(n_out)]
+        body = [*self.loop(), *(f"    {line}" for line in self.body)]
+        lines = [*(_EDGES if operation.edges else ()), *self.fixed, *self.totals, *body, *self.last]
+        dtype = f"in{self.inputs[0].tensor}"
+        head = _HEADER.format(arguments=", ".join(arguments), block=block_size(operation.channels), dtype=dtype)
+        return head + "".join(f"    {line}\n" for line in lines)
+
+
+def _name(e: Expr) -> str:
+    return f"({e.args[0]!r})" if e.op == "const" else f"{e.level.lower()}{e.index}"

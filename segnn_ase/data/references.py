@@ -1,4 +1,4 @@
-"""Labelled frames in; splits, statistics and reference energies out. eV, eV/Å, eV/Å^3, ASE's signs."""
+"""Reference energies E0 of the elements, eV, and the scale of what a network has to add to them."""
 
 import math
 from typing import NamedTuple
@@ -8,6 +8,9 @@ from ase.data import chemical_symbols
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.data.frames import Frame, is_isolated_atom
+
+SAME = 1e-6  # eV, between calculations of one isolated atom
+AS_TYPED = 1e-3  # eV, between such a calculation and a table
 
 
 class ReferenceEnergies(NamedTuple):
@@ -39,36 +42,52 @@ def reference_energies(
 ) -> ReferenceEnergies:
     """E0 from a table, else from isolated atoms, else by ridge least squares on the total energies.
 
-    isolated: frames read for this purpose only; without them those among the frames are used.
-    Raises DataError when the table or `isolated` lacks an element.
+    isolated: frames read for this purpose only; those among the frames are used, too.
+    Raises DataError when the table or `isolated` lacks an element, or where two of them contradict one another.
     """
-    if table is not None:
-        missing = [chemical_symbols[z] for z in species if z not in table]
-        if missing:
-            raise DataError(f"reference energies lack {', '.join(missing)}; give one for every element or none at all")
-        return ReferenceEnergies({z: float(table[z]) for z in species}, "a table", None, None, True)
-    atoms = [f for f in (*frames, *(isolated or ())) if is_isolated_atom(f) and f.energy is not None]
-    lonely = {int(f.atoms.numbers[0]): f.energy for f in atoms}
-    missing = [chemical_symbols[z] for z in species if z not in lonely]
+    lonely = energies_of_isolated_atoms([*frames, *(isolated or ())], table)
+    known, method = (lonely, "isolated atoms") if table is None else (table, "a table")
+    missing = ", ".join(chemical_symbols[z] for z in species if z not in known)
     if not missing:
-        return ReferenceEnergies({z: lonely[z] for z in species}, "isolated atoms", None, None, True)
+        return ReferenceEnergies({z: float(known[z]) for z in species}, method, None, None, True)
+    if table is not None:
+        raise DataError(f"reference energies lack {missing}; give one for every element or none at all")
     if isolated is not None:
-        raise DataError(f"isolated atoms lack an energy of {', '.join(missing)}; add one frame of one atom for each")
-    labelled = [f for f in frames if f.energy is not None]
-    if not labelled:
+        raise DataError(f"isolated atoms lack an energy of {missing}; add one frame of one atom for each")
+    return fitted_energies([f for f in frames if f.energy is not None], species, ridge)
+
+
+def energies_of_isolated_atoms(frames: list[Frame], table: dict[int, float] | None = None) -> dict[int, float]:
+    """Energies, eV, of a table and of isolated atoms. Raises DataError where two of one element differ.
+
+    The potential gives an isolated atom exactly E0, so that frames with another energy could never be learned.
+    """
+    found = {z: (energy, "reference_energies", AS_TYPED) for z, energy in (table or {}).items()}
+    for frame in frames:
+        if is_isolated_atom(frame) and frame.energy is not None:
+            here = frame.energy, frame.source, SAME
+            energy, source, tolerance = found.setdefault(int(frame.atoms.numbers[0]), here)
+            if abs(frame.energy - energy) > tolerance:
+                raise DataError(
+                    f"an isolated atom of {frame.atoms.symbols} has different energies: {energy} eV ({source}) and "
+                    f"{frame.energy} eV ({frame.source}); keep the one that is to be E0"
+                )
+    return {z: energy for z, (energy, *_) in found.items()}
+
+
+def fitted_energies(frames: list[Frame], species: list[int], ridge: float) -> ReferenceEnergies:
+    """E0 by least squares on frames with energies, shrunk towards one value where their compositions say nothing."""
+    if not frames:
         return ReferenceEnergies(dict.fromkeys(species, 0.0), "zero: no frame has an energy", None, None)
-    sizes = np.array([len(f.atoms) for f in labelled], dtype=float)
-    counts = np.array([[np.sum(f.atoms.numbers == z) for z in species] for f in labelled]) / sizes[:, None]
-    energies = np.array([f.energy for f in labelled]) / sizes
-    # shrink towards one common value: the least surprising choice where the data say nothing
-    centre = energies.mean()
+    sizes = np.array([len(f.atoms) for f in frames], dtype=float)
+    counts = np.array([[np.sum(f.atoms.numbers == z) for z in species] for f in frames]) / sizes[:, None]
+    energies = np.array([f.energy for f in frames]) / sizes
+    centre = energies.mean()  # the least surprising of all values
     gram = counts.T @ counts
     shift = np.linalg.solve(gram + ridge * np.trace(gram) * np.eye(len(species)), counts.T @ (energies - centre))
-    residual = counts @ (shift + centre) - energies
+    residual = math.sqrt(np.mean((counts @ (shift + centre) - energies) ** 2))
     values = {z: float(centre + s) for z, s in zip(species, shift, strict=True)}
-    return ReferenceEnergies(
-        values, "least squares", int(np.linalg.matrix_rank(counts, tol=1e-6)), math.sqrt(np.mean(residual**2))
-    )
+    return ReferenceEnergies(values, "least squares", int(np.linalg.matrix_rank(counts, tol=1e-6)), residual)
 
 
 def energy_scale(frames: list[Frame], references: dict[int, float]) -> float:

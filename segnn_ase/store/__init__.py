@@ -1,1 +1,1 @@
-"""The model file."""
+"""Files of models and trainings: tensors and plain values, read without trust."""

@@ -1,8 +1,4 @@
-"""The model file: tensors and plain values only, versioned, checked, written atomically.
-
-Loading never runs code: `torch.load(weights_only=True)` reads tensors, dicts, lists, strings and numbers.
-A checksum over the whole content refuses what is bit-flipped or spliced.
-"""
+"""Where a model lies: a path, or the name of a potential that comes with the package."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training, fine-tuning and evaluation."""
+"""Training, fine-tuning and evaluation: the errors of a potential on labelled frames, made small."""
 
 from segnn_ase.base.lazy import lazy_names
 

@@ -1,11 +1,11 @@
-"""How good a potential is: its errors on labelled structures, those it expects itself, and what its data covered."""
+"""What a potential is to say about itself: which structures it was trained on, and how far it may be off."""
 
 from ase import Atoms
-from torch import Tensor
 
 from segnn_ase.data.batches import Item
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Prediction, predict
+from segnn_ase.model.predict import Prediction
+from segnn_ase.train.evaluation import Evaluate, evaluator_of
 from segnn_ase.trust import domain, uncertainty
 
 
@@ -17,15 +17,17 @@ def characterize(
     *,
     lone_atoms: bool,
     before: Potential | None = None,
+    evaluate: Evaluate | None = None,
 ) -> None:
     """Store in the potential what its training structures covered, and how far its predictions may be off.
 
     closest: see `smallest_distances`; lone_atoms: whether E0 are energies of lone atoms; before: the potential that
-    was fine-tuned.
+    was fine-tuned; evaluate: a faster way to evaluate this one.
     """
-    predictions, errors = see(potential, train)
+    evaluate = evaluate or evaluator_of(potential, train)
+    predictions, errors = see(evaluate, train)
     known = None if before is None else before.uncertainty
-    potential.uncertainty = uncertainty.measure(errors, see(potential, valid)[1], known)
+    potential.uncertainty = uncertainty.measure(errors, see(evaluate, valid)[1], known)
     covered = [
         domain.Covered(item.graph, p, _density(item.atoms), potential.uncertainty.leverage(p.features.double()))
         for item, p in zip(train, predictions, strict=True)
@@ -34,21 +36,18 @@ def characterize(
     potential.domain = domain.merged(found, known) if found and known else found or known
 
 
-def see(potential: Potential, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
+def see(evaluate: Evaluate, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
     """What a potential makes of each structure, and its errors."""
-    predictions, residuals = [], []
-    for item in items:
-        p = Prediction(*(to_cpu(x) for x in predict(potential, item.graph.to(potential.device))))
-        errors = (p.forces - item.labels.forces).numpy()
-        residuals.append(uncertainty.Residuals(p.features, float(p.energy[0] - item.labels.energy[0]), errors))
-        predictions.append(p._replace(edge_gradients=None))
+    predictions = [evaluate(item.graph) for item in items]
+    residuals = [
+        uncertainty.Residuals(
+            p.features, float(p.energy[0] - item.labels.energy[0]), (p.forces - item.labels.forces).numpy()
+        )
+        for item, p in zip(items, predictions, strict=True)
+    ]
     return predictions, residuals
 
 
 def _density(atoms: Atoms) -> float | None:
     """amu/Å^3, of a structure that is periodic in three directions."""
     return domain.density_of(atoms.numbers, atoms.cell.volume) if atoms.pbc.all() else None
-
-
-def to_cpu(x):
-    return x.cpu() if isinstance(x, Tensor) else x

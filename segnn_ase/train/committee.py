@@ -1,36 +1,36 @@
-"""Training and fine-tuning: one loop, to be read from top to bottom.
-
-Everything random is a function of the seed and the epoch, so a killed training goes on with the same
-command and, on one CPU thread, ends with the same bits.
-"""
+"""A committee: potentials that differ in their seeds only, in one file with the factors of their spread."""
 
 from pathlib import Path
+
+import numpy as np
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.store.model_file import COMMITTEE, Committee, load_with_metadata, save_committee
 from segnn_ase.store.tensors import load_tensors
-from segnn_ase.train.evaluation import committee_residuals, errors_of, speed_up, spread_factor
-from segnn_ase.train.job import Training, output_files
+from segnn_ase.train.evaluation import QUANTITIES, committee_residuals, evaluator_of
+from segnn_ase.train.job import TrainingData, output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
-from segnn_ase.train.prepare import prepare
-from segnn_ase.train.report import error_table, plot_parities, printer
+from segnn_ase.train.prepare import from_scratch, read_data
+from segnn_ase.train.report import error_table, measure_sets, printer
 from segnn_ase.train.settings import TrainConfig
 
 
 def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> dict:
     """Train potentials that differ in their seeds on the same frames, and put them into one file.
 
-    Their spread is too small by a factor that is measured on the validation set and kept with them.
+    The frames for validation are drawn by the first seed. The spread is too small by a factor that is measured on them
+    and kept with the members.
     """
-    output_files(config.out)  # refuses other names
-    refuse_all_but_committees(config.out)
     report, members = printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
+    refuse_all_but_committees(config.out)
+    for member in members:
+        refuse_overwriting(member.out)
+    data = read_data(config, report)
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
-        job = prepare(member, split_seed=config.training.seed, report=report if k == 1 else lambda text: None)
-        run_training(member, job, deadline, progress=progress)
-    return finish_committee(config, members, job, progress=progress)
+        run_training(member, from_scratch(member, data, report), deadline, progress=progress)
+    return finish_committee(config, members, data, progress=progress)
 
 
 def member_config(config: TrainConfig, k: int) -> TrainConfig:
@@ -40,7 +40,8 @@ def member_config(config: TrainConfig, k: int) -> TrainConfig:
 
 
 def refuse_all_but_committees(out: str) -> None:
-    """Raise ConfigError for a file that is there and is no committee."""
+    """Raise ConfigError for a name that no model has, and for a file that is there and is no committee."""
+    output_files(out)
     if not Path(out).exists():
         return
     try:
@@ -51,20 +52,24 @@ def refuse_all_but_committees(out: str) -> None:
         raise ConfigError(f"out is {out!r}, which exists and is no committee to go on with: rename or remove it")
 
 
-def finish_committee(config: TrainConfig, members: list[TrainConfig], job: Training, *, progress: bool) -> dict:
+def finish_committee(config: TrainConfig, members: list[TrainConfig], data: TrainingData, *, progress: bool) -> dict:
     """Measure the spread of the members against their errors, and write the committee's file."""
-    potentials = [load_with_metadata(member.out)[0] for member in members]
-    for potential in potentials:
-        speed_up(potential.to(resolve_device(config.training.device)), job.train, config.training.accelerate)
-    values = committee_residuals(potentials, job.valid or job.train, config.training)
-    factors = {name: spread_factor(values, name) for name in ("energy", "forces", "stress")}
-    metadata = {"training": config.model_dump(mode="json")}
-    errors = {}
-    for name, items in {"valid": job.valid, **job.test}.items():
-        if items:
-            found = committee_residuals(potentials, items, config.training, factors)
-            errors[name] = {k: v for k, v in errors_of(found).items() if k != "loss"}
-            plot_parities(Path(config.out), Path(name).stem, found)
-    save_committee(config.out, Committee(potentials, factors, {**metadata, "errors": errors}))
+    settings, device = config.training, resolve_device(config.training.device)
+    potentials = [load_with_metadata(member.out)[0].to(device) for member in members]
+    evaluators = [evaluator_of(potential, data.train, settings.accelerate) for potential in potentials]
+    values = committee_residuals(evaluators, data.chosen_by, settings)
+    factors = {name: spread_factor(values, name) for name in QUANTITIES}
+    sets = {"valid": data.valid, **data.test}
+    errors = measure_sets(config.out, sets, lambda items: committee_residuals(evaluators, items, settings, factors))
+    metadata = {"training": config.model_dump(mode="json"), "errors": errors}
+    save_committee(config.out, Committee(potentials, factors, metadata))
     printer(progress)(f"{error_table(errors)}\nwrote {config.out}")
     return errors
+
+
+def spread_factor(values: dict[str, np.ndarray], name: str) -> float:
+    """What the spread must be multiplied by to have the size of the errors; 1 where nothing is known."""
+    errors, spread = values[f"{name}_predicted"] - values[f"{name}_reference"], values[f"{name}_std"]
+    if not len(errors) or not spread.any():
+        return 1.0
+    return float(np.sqrt(np.mean(errors**2) / np.mean(spread**2)))

@@ -1,29 +1,64 @@
-"""Training and fine-tuning: one loop, to be read from top to bottom.
+"""What a training works on, what it changes, and the files that it writes."""
 
-Everything random is a function of the seed and the epoch, so a killed training goes on with the same
-command and, on one CPU thread, ends with the same bits.
-"""
-
+import math
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+from torch import Tensor
+
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.data.batches import Item
+from segnn_ase.data.frames import Frame
+from segnn_ase.data.references import ReferenceEnergies
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import LossGradient
+
+
+class TrainingData(NamedTuple):
+    """Labelled frames: read, checked and turned into graphs once, for all members of a committee."""
+
+    frames: list[Frame]  # to train on
+    train: list[Item]  # these as graphs
+    valid: list[Item]
+    test: dict[str, list[Item]]  # by path
+    isolated: list[Frame] | None  # read for their energies only
+    closest: dict[tuple[int, int], float]  # Å, see `smallest_distances`
+    references: ReferenceEnergies | None  # None where those of a trained potential are shifted
+    scale: float | None  # eV, of what the network adds to them; likewise
+    checksum: str  # of the frames for training and validation
+
+    @property
+    def chosen_by(self) -> list[Item]:
+        """The structures whose loss chooses the model: those for validation, where there are any."""
+        return self.valid or self.train
+
+    @property
+    def smallest(self) -> Item:
+        """The cheapest structure with pairs, on which compiled code is tried."""
+        return min(self.train, key=lambda item: len(item.graph.edge_src) or math.inf)
 
 
 class Training(NamedTuple):
-    """What a training works on, prepared once."""
+    """One potential to be trained, and where it comes from."""
 
     potential: Potential
-    train: list[Item]
-    valid: list[Item]
-    test: dict[str, list[Item]]
-    closest: dict[tuple[int, int], float]  # Å, see `smallest_distances`
+    data: TrainingData
     lone_atoms: bool  # whether E0 are energies of lone atoms
     before: Potential | None  # that is fine-tuned
     metadata: dict
     fingerprint: dict  # of settings, data and starting point
+
+
+class Learner(NamedTuple):
+    """What changes with every step."""
+
+    potential: Potential
+    averaged: Potential  # the moving average of its weights, which is what is kept
+    weights: list[Tensor]  # those that are trained
+    means: list[Tensor]  # the same in `averaged`
+    optimizer: torch.optim.Optimizer
+    loss_gradient: LossGradient
 
 
 def output_files(out: str) -> dict[str, Path]:
@@ -31,14 +66,8 @@ def output_files(out: str) -> dict[str, Path]:
     path = Path(out)
     if path.suffix != ".pt":
         raise ConfigError(f"out is {out!r}; expected a name that ends in .pt")
-    names = {
-        "last": "last.pt",
-        "resume": "resume.pt",
-        "csv": "csv",
-        "curve": "learning_curve.png",
-        "tensorboard": "tensorboard",
-    }
-    return {kind: path.with_suffix(f".{ending}") for kind, ending in names.items()}
+    endings = {"last": "last.pt", "resume": "resume.pt", "csv": "csv", "curve": "learning_curve.png"}
+    return {kind: path.with_suffix(f".{end}") for kind, end in (endings | {"tensorboard": "tensorboard"}).items()}
 
 
 def refuse_overwriting(out: str) -> None:

@@ -1,19 +1,20 @@
-"""Labelled structures as tensors, and the loss of a prediction on them."""
+"""The loss: weighted mean squares of what a prediction misses, over the labels that are there."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from segnn_ase.data.batches import Item, Labels, asked_for
-from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Prediction, predict
+from segnn_ase.model.predict import Prediction
 from segnn_ase.structure.graph import Graph, volume
 from segnn_ase.train.settings import OptimConfig
 
 
-def loss_and_prediction(potential: Potential, batch: Item, settings: OptimConfig) -> tuple[Tensor, Prediction]:
-    graph, labels = batch.graph.to(potential.device), Labels(*(x.to(potential.device) for x in batch.labels))
-    prediction = predict(potential, graph, **asked_for(labels))
-    return loss_of(prediction, graph, labels, settings), prediction
+def loss_and_prediction(evaluate: Callable, batch: Item, settings: OptimConfig) -> tuple[Tensor, Prediction]:
+    """evaluate: see `evaluation.Evaluate`."""
+    prediction = evaluate(batch.graph, **asked_for(batch.labels))
+    return loss_of(prediction, batch.graph, batch.labels, settings), prediction
 
 
 def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: OptimConfig) -> Tensor:

@@ -1,8 +1,10 @@
-"""How good a potential is: its errors on labelled structures, those it expects itself, and what its data covered."""
+"""What a training tells: tables, the history of its errors, figures, TensorBoard."""
 
 import csv
 import io
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,35 +12,15 @@ from tqdm import tqdm
 
 from segnn_ase.base import figures
 from segnn_ase.base.files import write_atomically
+from segnn_ase.data.batches import Item
+from segnn_ase.train.evaluation import errors_of
+
+UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
 
 
-def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
-    for quantity, unit in (("energy", "eV/atom"), ("forces", "eV/Å"), ("stress", "eV/Å³")):
-        reference = values[f"{quantity}_reference"]
-        if len(reference):
-            path = out.with_suffix(f".parity_{quantity}_{name}.png")
-            figures.plot_parity(path, reference, values[f"{quantity}_predicted"], label=quantity, unit=unit)
-            std = values.get(f"{quantity}_std", ())
-            if len(std):
-                path = out.with_suffix(f".calibration_{quantity}_{name}.png")
-                error = values[f"{quantity}_predicted"] - reference
-                figures.plot_calibration(path, std, error, label=quantity, unit=unit)
-
-
-def error_table(errors: dict[str, dict]) -> str:
-    """RMSE and MAE of every set, in the units that papers use, and the RMSE that the potential itself expects."""
-    columns = [("energy", "meV/atom", 1e3), ("forces", "meV/Å", 1e3), ("stress", "meV/Å³", 1e3)]
-    heads = [f"{f'{n} [{u}] rmse':>26s} {'mae':>9s}" for n, u, _ in columns]
-    lines = [f"{'set':24s}" + "".join(heads) + f"{'forces: rmse expected':>26s}"]
-    for name, values in errors.items():
-        cells = []
-        for quantity, _, factor in columns:
-            rmse, mae = values[f"{quantity}_rmse"], values[f"{quantity}_mae"]
-            cells.append(f"{'-':>26s} {'-':>9s}" if rmse is None else f"{factor * rmse:26.3f} {factor * mae:9.3f}")
-        expected = values.get("forces_std")
-        cells.append(f"{'-':>26s}" if expected is None else f"{1e3 * expected:26.3f}")
-        lines.append(f"{Path(name).name[-24:]:24s}" + "".join(cells))
-    return "\n".join(lines)
+def printer(progress: bool):
+    """Print around the progress bar, or not at all."""
+    return (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
 
 
 def summary(row: dict) -> str:
@@ -58,22 +40,68 @@ def write_history(path: Path, history: list[dict]) -> None:
     write_atomically(path, buffer.getvalue().encode())
 
 
-def tensorboard_writer(folder: Path):
+@contextmanager
+def tensorboard(folder: Path, wanted: bool) -> Iterator[Callable[[dict], None]]:
+    """A function that logs a row of the history, or does nothing."""
+    if not wanted:
+        yield lambda row: None
+        return
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError("tensorboard = true needs tensorboard: pip install 'segnn-ase[tensorboard]'") from error
-    return SummaryWriter(str(folder))
 
-
-def log_scalars(writer, row: dict) -> None:
-    if writer is not None:
+    def log(row: dict) -> None:
         for name, value in row.items():
             if value is not None:
                 writer.add_scalar(name, value, row["step"])
         writer.flush()
 
+    with SummaryWriter(str(folder)) as writer:
+        yield log
 
-def printer(progress: bool):
-    """Print around the progress bar, or not at all."""
-    return (lambda text: tqdm.write(text, file=sys.stderr)) if progress else (lambda text: None)
+
+def measure_sets(out: str, sets: dict[str, list[Item]], residuals: Callable[[list[Item]], dict]) -> dict[str, dict]:
+    """The errors on each set that has structures; figures of all but those that were trained on are drawn."""
+    errors = {}
+    for name, items in sets.items():
+        if items:
+            values = residuals(items)
+            errors[name] = {k: v for k, v in errors_of(values).items() if k != "loss"}
+            if name != "train":
+                plot_parities(Path(out), short_name(name, list(sets)), values)
+    return errors
+
+
+def short_name(name: str, names: list[str]) -> str:
+    """The name of a set in that of a file: its own without the folder, with it where two have the same."""
+    stem = Path(name).stem
+    alone = sum(Path(other).stem == stem for other in names) == 1
+    return stem if alone else "_".join(Path(name).parts[-2:])
+
+
+def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
+    for quantity, unit in UNITS.items():
+        reference, predicted = values[f"{quantity}_reference"], values[f"{quantity}_predicted"]
+        std = values.get(f"{quantity}_std", ())
+        if len(reference):
+            path = out.with_suffix(f".parity_{quantity}_{name}.png")
+            figures.plot_parity(path, reference, predicted, label=quantity, unit=unit)
+        if len(std):
+            path = out.with_suffix(f".calibration_{quantity}_{name}.png")
+            figures.plot_calibration(path, std, predicted - reference, label=quantity, unit=unit)
+
+
+def error_table(errors: dict[str, dict]) -> str:
+    """RMSE and MAE of every set, in the units that papers use, and the RMSE that the potential itself expects."""
+    columns = [("energy", "meV/atom"), ("forces", "meV/Å"), ("stress", "meV/Å³")]
+    heads = [f"{f'{quantity} [{unit}] rmse':>26s} {'mae':>9s}" for quantity, unit in columns]
+    lines = [f"{'set':24s}" + "".join(heads) + f"{'forces: rmse expected':>26s}"]
+    for name, values in errors.items():
+        cells = [f"{milli(values[f'{q}_rmse']):>26s} {milli(values[f'{q}_mae']):>9s}" for q, _ in columns]
+        lines.append(f"{Path(name).name[-24:]:24s}" + "".join(cells) + f"{milli(values.get('forces_std')):>26s}")
+    return "\n".join(lines)
+
+
+def milli(value: float | None) -> str:
+    return "-" if value is None else f"{1e3 * value:.3f}"

@@ -1,20 +1,45 @@
-"""Training and fine-tuning: one loop, to be read from top to bottom.
+"""A training that was stopped goes on from its resume file, if it is still the same training.
 
-Everything random is a function of the seed and the epoch, so a killed training goes on with the same
-command and, on one CPU thread, ends with the same bits.
+Everything random is a function of the seed and the epoch, so that it ends with the same bits (on one CPU thread) as if
+nothing had stopped it. It is the same training if what decides about the weights that are kept is the same: the frames
+for training and validation, the model or the potential that it starts from, and the settings of the loop but those in
+`INDIFFERENT` and, as long as rollouts only fill columns of the log, `ONLY_LOGGED`. Where the frames lie, what labels
+are called and which test sets are measured in the end may change.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
+import torch
+from ase import Atoms
+
 from segnn_ase.base.errors import ConfigError, ModelFileError, SEGNNError
 from segnn_ase.data.batches import Item
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.settings import model_config
 from segnn_ase.store.tensors import checksum, load_tensors, save_tensors
-from segnn_ase.train.job import Training
+from segnn_ase.train.job import Learner, Training, TrainingData
 from segnn_ase.train.settings import TrainConfig
 
 STATE_FORMAT = "segnn_ase training state"
+INDIFFERENT = {  # settings of the loop that may change, and why
+    "save_minutes": "when files are written",
+    "max_minutes": "when it stops, to go on the same way",
+    "tensorboard": "another log of the same numbers",
+    "committee": "how many trainings, each with a resume file of its own",
+    "device": "where it runs: the last digits, as on another computer or with another number of threads",
+    "accelerate": "how it is evaluated: the last digits",
+}
+ONLY_LOGGED = {  # and these unless `select` is "stability"
+    "rollout_steps": "how long rollouts are",
+    "rollout_every": "when they are made",
+    "rollout_temperature": "how hot they are",
+}
+OF_FRAMES = ("train", "valid", "valid_fraction", "energy_key", "forces_key", "stress_key")
+OF_START = ("isolated_atoms", "reference_energies")
 
 
 @dataclass
@@ -31,39 +56,54 @@ class Progress:
     history: list[dict] = field(default_factory=list)
 
 
-def fingerprint(config: TrainConfig, sets: list[list[Item]], origin: dict | None) -> dict:
-    """What must be the same for a training to go on: settings, data and the model that it started from."""
-    data = [[list(item.graph) + list(item.labels) for item in items] for items in sets]
-    return {"settings": decisive_settings(config), "data": checksum(data), "start": checksum(origin)}
+def fingerprint(config: TrainConfig, data: TrainingData, before: Potential | None) -> dict:
+    """What must be the same for a training to go on; no number in it depends on how sums are rounded."""
+    if before is None:
+        isolated = [[*frame.atoms.numbers.tolist(), frame.energy] for frame in data.isolated or ()]
+        start = [model_config(**config.model).model_dump(mode="json"), config.data.reference_energies, isolated]
+    else:
+        constants = [before.config.model_dump(mode="json"), before.species, before.reference_energies, before.scales]
+        start = [*constants, dict(before.state_dict())]
+    return {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
 
 
 def decisive_settings(config: TrainConfig) -> dict:
-    """The settings without those that change no bit of the outcome."""
-    settings = config.model_dump(mode="json")
-    for section, name in (("training", "save_minutes"), ("training", "max_minutes"), ("data", "refuse_flaws")):
-        settings[section].pop(name)
-    return settings
+    """The settings of the loop that decide about the weights that are kept."""
+    settings = config.training.model_dump(mode="json")
+    others = {**INDIFFERENT, **({} if settings["select"] == "stability" else ONLY_LOGGED)}
+    return {name: value for name, value in settings.items() if name not in others}
 
 
-def save_state(path: Path, job: Training, potential, averaged, optimizer, done: Progress) -> None:
+def checksum_of_items(sets: list[list[Item]]) -> str:
+    """Of structures and labels as they were read."""
+    return checksum([[[*map(torch.tensor, arrays_of(item.atoms)), *item.labels] for item in items] for items in sets])
+
+
+def arrays_of(atoms: Atoms) -> tuple[np.ndarray, ...]:
+    return atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
+
+
+def save_state(path: Path, job: Training, learner: Learner, done: Progress) -> None:
     state = {
         "format": STATE_FORMAT,
         "fingerprint": job.fingerprint,
-        "weights": potential.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "config": job.metadata["training"],
+        "weights": learner.potential.state_dict(),
+        "averaged": learner.averaged.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
         "progress": asdict(done),
     }
     save_tensors(path, state)
 
 
-def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Progress:
-    """Restore a training. Raises ConfigError when the file belongs to other settings or data."""
+def load_state(path: Path, job: Training, learner: Learner) -> Progress:
+    """Restore a training. Raises ConfigError when the file belongs to another one, ModelFileError when it is bad."""
     state = load_tensors(path, "resume file")
     if state.get("format") != STATE_FORMAT:
         raise ModelFileError(f"{path} is a {state.get('format')!r}, not a {STATE_FORMAT!r}")
     try:
-        return restore_state(path, state, job, potential, averaged, optimizer)
+        refuse_another_training(path, state, job)
+        return restore_state(state, learner)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, SEGNNError):
             raise
@@ -73,27 +113,43 @@ def load_state(path: Path, job: Training, potential, averaged, optimizer) -> Pro
         ) from error
 
 
-def restore_state(path: Path, state: dict, job: Training, potential, averaged, optimizer) -> Progress:
-    here, there = job.fingerprint, state.get("fingerprint")
-    if there != here:
-        same = there["settings"] == here["settings"]
-        what = "other data or another model to start from" if same else ", ".join(_differing(there, here))
-        raise ConfigError(
-            f"{path} belongs to a training with {what}: choose another out, or delete that file to start again"
-        )
+def restore_state(state: dict, learner: Learner) -> Progress:
     done = Progress(**state["progress"])
     if min(done.epoch, done.batch, done.step) < 0 or done.step > 0 == len(state["optimizer"]["state"]):
         raise ValueError(f"progress is {done}")
-    potential.load_state_dict(state["weights"])
-    averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
-    for parameter, moments in optimizer.state.items():
+    learner.potential.load_state_dict(state["weights"])
+    learner.averaged.load_state_dict(state["averaged"])
+    learner.optimizer.load_state_dict(state["optimizer"])
+    for parameter, moments in learner.optimizer.state.items():
         if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
             raise ValueError("the optimizer's moments have other shapes than the weights")
     return done
 
 
-def _differing(there: dict, here: dict) -> list[str]:
-    old, new = there["settings"], here["settings"]
-    flat = [(f"{s}.{k}", old[s].get(k), v) for s in ("data", "model", "training") for k, v in new[s].items()]
-    return [f"{name} = {before!r} (now {now!r})" for name, before, now in flat if before != now] or ["other settings"]
+def refuse_another_training(path: Path, state: dict, job: Training) -> None:
+    """Raise ConfigError that names what is different."""
+    if state["fingerprint"] != job.fingerprint:
+        raise ConfigError(
+            f"{path} belongs to a training with {what_differs(state, job)}: choose another out, or delete that file to "
+            "start again"
+        )
+
+
+def what_differs(state: dict, job: Training) -> str:
+    """The settings that were changed, each under the part of the fingerprint that it changes; else that part."""
+    there, here, old, new = state["fingerprint"], job.fingerprint, state["config"], job.metadata["training"]
+    found = changed("training", here["settings"], old, new)
+    if there["data"] != here["data"]:
+        found += changed("data", OF_FRAMES, old, new)
+    if there["start"] != here["start"]:
+        found += changed("model", {**old["model"], **new["model"]}, old, new) + changed("data", OF_START, old, new)
+    if found:
+        return ", ".join(found)
+    if there["data"] != here["data"]:
+        return "other data"
+    return "another model to start from" if job.before else "other isolated atoms, or a model to start from"
+
+
+def changed(section: str, names: Iterable[str], old: dict, new: dict) -> list[str]:
+    pairs = [(name, old[section].get(name), new[section].get(name)) for name in names]
+    return [f"{section}.{name} = {before!r} (now {now!r})" for name, before, now in pairs if before != now]

@@ -19,7 +19,7 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.md.velocities import set_velocities
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.neighbors import neighbor_list
-from segnn_ase.train.job import Training
+from segnn_ase.train.job import TrainingData
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig
 
@@ -125,19 +125,19 @@ def _nearest(atoms: Atoms, closest: dict[tuple[int, int], float]) -> float:
     return float(ratio.min()) if len(ratio) else math.inf
 
 
-def rollouts(averaged: Potential, job: Training, settings: OptimConfig, done: Progress) -> dict:
+def rollouts(averaged: Potential, data: TrainingData, settings: OptimConfig, done: Progress) -> dict:
     """Short dynamics from a validation frame, always the same one, where they are due; None where they are not."""
     every = settings.rollout_every or max(settings.epochs // 5, 1)
     last = max((row["epoch"] for row in done.history if row["survived"] is not None), default=0)
     due = done.epoch // every > last // every or done.epoch == settings.epochs
-    starts = [item.atoms for item in job.valid or job.train if len(item.atoms) > 1]
+    starts = [item.atoms for item in data.chosen_by if len(item.atoms) > 1]
     if not (settings.rollout_steps and due and starts and averaged.config.smooth):
         return dict.fromkeys(Stability._fields)
     start = starts[np.random.default_rng(settings.seed).integers(len(starts))]
     found = stability(
         averaged,
         start,
-        job.closest,
+        data.closest,
         steps=settings.rollout_steps,
         temperature=settings.rollout_temperature,
         seed=settings.seed,

@@ -1,4 +1,4 @@
-"""Validated settings and the typed errors of the package. Unknown keys are errors."""
+"""The settings of a training: where its frames are, what the model is, and how the loop runs."""
 
 from typing import Literal
 
@@ -11,16 +11,18 @@ from segnn_ase.model.settings import model_config
 class DataConfig(Settings):
     """Where the frames are and what their labels are called; paths may carry ASE's index, "run.xyz@:100"."""
 
-    train: tuple[str, ...] = Field(min_length=1)
-    valid: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    valid_fraction: float = Field(0.1, ge=0, lt=1, description="drawn from train when valid is empty")
+    train: tuple[str, ...] = Field(min_length=1, description="files of frames to learn from, of any format of ASE")
+    valid: tuple[str, ...] = Field((), description="files of frames that choose the model; none: drawn from train")
+    test: tuple[str, ...] = Field((), description="files of frames on which the finished model is measured")
+    valid_fraction: float = Field(
+        0.1, ge=0, lt=1, description="part of train that is drawn for valid, where that is empty"
+    )
     isolated_atoms: str | None = Field(None, description="file with one frame per element, for E0")
-    reference_energies: dict[str, float] | None = Field(None, description="E0 by symbol, eV")
-    energy_key: str | None = None
-    forces_key: str | None = None
-    stress_key: str | None = None
-    refuse_flaws: bool = Field(True, description="False only tells what `segnn check` would call an error")
+    reference_energies: dict[str, float] | None = Field(None, description="E0 of each element by symbol, eV")
+    energy_key: str | None = Field(None, description="name of the energies, eV; none: the usual names are tried")
+    forces_key: str | None = Field(None, description="name of the forces, eV/Å; none: the usual names are tried")
+    stress_key: str | None = Field(None, description="name of the stresses, eV/Å^3; none: the usual names are tried")
+    refuse_flaws: bool = Field(True, description="refuse what `segnn check` calls an error; false only tells")
 
     @field_validator("train", "valid", "test", mode="before")
     @classmethod
@@ -29,41 +31,47 @@ class DataConfig(Settings):
 
 
 class OptimConfig(Settings):
-    """The training loop's settings."""
+    """How the training loop runs; `resume.INDIFFERENT` lists what may change when a training goes on."""
 
-    epochs: int = Field(420, ge=1)
-    batch_size: int = Field(5, ge=1, description="structures")
-    max_edges: int | None = Field(None, ge=1, description="fill batches up to this many edges instead")
-    learning_rate: float = Field(0.015, gt=0)
+    epochs: int = Field(420, ge=1, description="passes over the training frames")
+    batch_size: int = Field(5, ge=1, description="structures in a step")
+    max_edges: int | None = Field(None, ge=1, description="fill steps up to this many edges instead of batch_size")
+    learning_rate: float = Field(0.015, gt=0, description="step size of Adam after the warm-up; falls to zero")
     beta2: float = Field(0.999, gt=0, lt=1, description="Adam's memory of squared gradients")
-    warmup_steps: int = Field(50, ge=0)
-    weight_decay: float = Field(0.002, ge=0, description="AdamW when positive, Adam for zero")
-    ema_decay: float = Field(0.99, ge=0, lt=1)
-    clip_norm: float = Field(1.0, gt=0)
-    energy_weight: float = Field(1.0, ge=0)
-    forces_weight: float = Field(1.0, ge=0)
-    stress_weight: float = Field(0.05, ge=0)
-    patience: int | None = Field(None, ge=1, description="stop after so many epochs without improvement")
-    validate_every: int = Field(1, ge=1, description="epochs")
-    rollout_steps: int = Field(200, ge=0, description="of short dynamics at some validations; 0 for none")
-    rollout_every: int | None = Field(None, ge=1, description="epochs between them; None for five in all")
-    rollout_temperature: float = Field(300.0, gt=0, le=10_000, description="K; one rollout is twice as hot")
+    warmup_steps: int = Field(50, ge=0, description="steps in which the learning rate rises from zero")
+    weight_decay: float = Field(0.002, ge=0, description="AdamW's decay of the weights; 0: plain Adam")
+    ema_decay: float = Field(0.99, ge=0, lt=1, description="memory of the moving average of the weights, which is kept")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of the loss's gradient")
+    energy_weight: float = Field(1.0, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
+    forces_weight: float = Field(1.0, ge=0, description="weight of squared errors of force components, (eV/Å)^2")
+    stress_weight: float = Field(
+        0.05, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
+    )
+    patience: int | None = Field(None, ge=1, description="epochs without a better validation loss before it stops")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")
+    rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: five in all")
+    rollout_temperature: float = Field(
+        300.0, gt=0, le=10_000, description="temperature of the short dynamics, K; a second run is twice as hot"
+    )
     select: Literal["loss", "stability"] = Field(
-        "loss", description="keep the lowest validation loss, or that among the longest rollouts"
+        "loss", description="keep the lowest validation loss, or that among the longest short dynamics"
     )
-    save_minutes: float = Field(1.0, ge=0, description="time between resume files")
+    save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
     max_minutes: float | None = Field(
-        None, gt=0, description="of wall-clock time; then the training can be gone on with"
+        None, gt=0, description="wall-clock minutes after which it stops; the same call goes on"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="random seed of first weights, batches and frames drawn for valid")
     committee: int = Field(1, ge=1, le=100, description="potentials that differ in their seeds, for uncertainties")
-    device: str = "auto"
-    dtype: Literal["float32", "float64"] = "float32"
-    freeze: tuple[str, ...] = Field(
-        (), description="parts to keep as they are when fine-tuning, such as 'segnn.messages.0'"
+    device: str = Field("auto", description="where it runs: auto (a GPU, if there is one), cpu, cuda or cuda:1")
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="precision of the weights; fine-tuning keeps that of its start"
     )
-    tensorboard: bool = False
-    accelerate: Literal["auto", "off", "require"] = Field("auto", description="compiled code")
+    freeze: tuple[str, ...] = Field((), description="parts kept as they are when fine-tuning, as segnn.messages.0")
+    tensorboard: bool = Field(False, description="write the learning curves for TensorBoard, too")
+    accelerate: Literal["auto", "off", "require"] = Field(
+        "auto", description="compiled code: auto takes it where it is right, require fails without it"
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self):
@@ -77,9 +85,9 @@ class OptimConfig(Settings):
 class TrainConfig(Settings):
     """Everything that defines a training; `[model]` takes a preset and any field of `ModelConfig`."""
 
-    out: str = "model.pt"
+    out: str = Field("model.pt", description="file of the model; all others are named after it")
     data: DataConfig
-    model: dict = Field(default_factory=dict)
+    model: dict = Field(default_factory=dict, description="preset and settings of the network")
     training: OptimConfig = OptimConfig()
 
     @model_validator(mode="after")

@@ -1,13 +1,10 @@
-"""Training and fine-tuning: one loop, to be read from top to bottom.
-
-Everything random is a function of the seed and the epoch, so a killed training goes on with the same
-command and, on one CPU thread, ends with the same bits.
-"""
+"""Where a training begins: from scratch, from a trained model, or as a committee."""
 
 import math
 import time
 
 from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.train.committee import train_committee
 from segnn_ase.train.loop import run_training
@@ -30,21 +27,43 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     return run_training(config, prepare(config, report=printer(progress)), deadline, progress=progress)
 
 
+def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
+    """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`.
+
+    Settings that are not given take `FINETUNE_DEFAULTS`, and the precision that of the model.
+    """
+    expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
+    refuse_for_finetuning(model, config)
+    report, start = printer(progress), load_with_metadata(model)
+    config = config.model_copy(update={"training": finetune_settings(config.training, start[0], report)})
+    deadline = deadline_of(config.training)
+    return run_training(config, prepare(config, start=start, report=report), deadline, progress=progress)
+
+
 def deadline_of(settings: OptimConfig) -> float:
     return math.inf if settings.max_minutes is None else time.monotonic() + 60 * settings.max_minutes
 
 
-def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
-    """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`."""
-    expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
-    if config.training.committee > 1:
-        raise ConfigError(
-            f"setting 'training.committee' is {config.training.committee}: fine-tune the members one by one"
-        )
+def refuse_for_finetuning(model: str, config: TrainConfig) -> None:
+    """Raise ConfigError for settings that fine-tuning could only leave aside."""
+    data, committee = config.data, config.training.committee
+    if committee > 1:
+        raise ConfigError(f"setting 'training.committee' is {committee}: fine-tune the members one by one")
     if config.model:
         raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
-    given = config.training.model_dump(exclude_unset=True)
-    config = config.model_copy(update={"training": OptimConfig(**{**FINETUNE_DEFAULTS, **given})})
-    start = load_with_metadata(model)
-    deadline = deadline_of(config.training)
-    return run_training(config, prepare(config, start=start, report=printer(progress)), deadline, progress=progress)
+    for name in ("isolated_atoms", "reference_energies"):
+        if getattr(data, name) is not None:
+            raise ConfigError(
+                f"setting 'data.{name}' is {getattr(data, name)!r}: fine-tuning shifts the E0 of {model} to the "
+                "energies of its frames; leave it out, or add isolated atoms to data.train"
+            )
+
+
+def finetune_settings(settings: OptimConfig, start: Potential, report) -> OptimConfig:
+    """The settings given, and the defaults of fine-tuning; told is a precision below that of the start."""
+    known = str(start.dtype).removeprefix("torch.")
+    given = settings.model_dump(exclude_unset=True)
+    settings = OptimConfig(**{**FINETUNE_DEFAULTS, "dtype": known, **given})
+    if (known, settings.dtype) == ("float64", "float32"):
+        report("the starting model is in float64, dtype is 'float32': its weights are rounded")
+    return settings

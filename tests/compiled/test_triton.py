@@ -22,17 +22,19 @@ from helpers.systems import NAMED, SPECIES, ethanol, tiny_cell, water
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
-from segnn_ase.compiled import gpu_recording, kernels
-from segnn_ase.compiled.choose import accelerate
-from segnn_ase.compiled.gpu import DeviceEngine
-from segnn_ase.compiled.gpu_recording import CapturedPredict
-from segnn_ase.compiled.kernels import message_kernel
-from segnn_ase.model import potential
-from segnn_ase.model.edges import sorted_edges
+from segnn_ase.compiled import build, choose, gpu_recording, kernels
+from segnn_ase.compiled.choose import choose_evaluator
+from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.compiled.formulas import message
+from segnn_ase.compiled.geometry import sorted_edges
+from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
+from segnn_ase.compiled.gpu_recording import RecordingEvaluator
+from segnn_ase.compiled.kernels import kernel
+from segnn_ase.compiled.layers import FUSED
 from segnn_ase.model.interactions import Message
 from segnn_ase.model.irreps import parse_irreps
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import predict
+from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 
@@ -46,13 +48,11 @@ def device(monkeypatch):
     monkeypatch.setattr(kernels, "PROGRAMS", 4)  # one program for the edges of a receiver, a few for atoms
     if torch.cuda.is_available():
         return torch.device("cuda")
-    for module in (kernels, potential):
-        monkeypatch.setattr(module, "runs_on_triton", lambda device: True)
+    monkeypatch.setattr(kernels, "runs_on_triton", lambda device: True)
     return torch.device("cpu")
 
 
 def small(hidden: str = "3x0e+3x1o", dtype=torch.float64, **settings) -> Potential:
-    torch.manual_seed(0)
     config = model_config(cutoff=SHORT, hidden_irreps=hidden, lmax_attr=2, radial_hidden=(4,), **settings)
     made = Potential(config, SPECIES, reference_energies=[-0.5, -1.25, 0.75, 2.0], scales=[1.0, 1.1, 0.9, 1.2])
     return made.to(dtype).eval()
@@ -76,8 +76,7 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
     model = small(hidden, dtype, **settings).to(device)
     graph = batch("water", "one_atom", "tiny_cell").to(device)
     expected = everything(model, graph)
-    model.segnn.accelerate()
-    assert_close(everything(model, graph), expected, TOLERANCE[dtype] * 10)
+    assert_close(everything(model, graph, FUSED), expected, TOLERANCE[dtype] * 10)
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -97,7 +96,7 @@ def test_first_and_second_derivatives_are_those_of_the_c_kernels(parts, device, 
     c = layer.couplings[0]
     shapes = [(3, 1, 6), (3, 3, 6), (5, len(c.paths), 3), (5, 4), (5, 1), (2, c.paths_into(0), 3), (2, 3)]
     inputs = [torch.randn(s, dtype=torch.float64) for s in shapes]
-    run = message_kernel(c, 3, 1.3, 1.2)
+    run = kernel(message(c, 3, 1.3, 1.2))
 
     def derivatives(where):
         there = [x.to(where).requires_grad_() for x in inputs]
@@ -113,39 +112,27 @@ def test_first_and_second_derivatives_are_those_of_the_c_kernels(parts, device, 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def engines(model: Potential, device, monkeypatch):
-    """The same network by the engine for the CPU and by that for the device."""
-    reference, found = small(), model.to(device)
-    reference.load_state_dict(found.state_dict())
-    for m, on_triton in ((reference, False), (found, True)):
-        monkeypatch.setattr(potential, "runs_on_triton", lambda device, on=on_triton: on)
-        m.segnn.accelerate()
-        m.segnn.tabulate()
-        assert m.compile_network()
-        assert isinstance(m.engine, DeviceEngine) is on_triton
-    return reference, found
-
-
-def test_engine_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(device, monkeypatch):
-    reference, model = engines(small(), device, monkeypatch)
+@pytest.mark.parametrize("hidden", ["3x0e+3x1o", "4x0e+2x1o"])
+def test_network_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(hidden, device):
+    reference, evaluate = CpuEvaluator(small(hidden)), GpuEvaluator(small(hidden).to(device))
     for names in (("water", "one_atom", "tiny_cell"), ("one_atom",)):
-        expected = predict(reference, batch(*names), stress=True)
+        expected = reference(batch(*names), stress=True)
         for cutoff in (SHORT, 1.3 * SHORT):
             graph = batch(*names, cutoff=cutoff).to(device)
-            found = predict(model, graph, stress=True)
+            found = evaluate(graph, stress=True)
             assert bool(found.close) == expected.close
             for name in ("energy", "energies", "forces", "stress", "features", "neighbors"):
                 a, b = getattr(found, name).cpu(), getattr(expected, name)
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10, equal_nan=True)
-            alone = predict(model, graph, forces=False)
+            alone = evaluate(graph, forces=False)
             assert alone.forces is None
             torch.testing.assert_close(alone.energies.cpu(), expected.energies, rtol=1e-10, atol=1e-10)
 
 
 def test_what_is_recorded_serves_other_structures(device, monkeypatch):
     """Moving atoms, other pairs, other elements, more pairs than there is room for, other numbers of atoms."""
-    _, model = engines(small(), device, monkeypatch)
-    step = CapturedPredict(model)
+    model = small().to(device)
+    step, plain = RecordingEvaluator(model, require=True), GpuEvaluator(model)
     recordings = []
     monkeypatch.setattr(gpu_recording, "HEADROOM", 1.0)
     record = step._record
@@ -160,7 +147,7 @@ def test_what_is_recorded_serves_other_structures(device, monkeypatch):
             atoms = tiny_cell()
         graph = graph_from_atoms(atoms, 2.6 if k == 3 else 1.2).to(device)  # k = 3: more pairs than there is room for
         wanted = {"forces": k != 8, "stress": k in (4, 5, 6, 7)}
-        found, expected = step(graph, **wanted), predict(model, graph, **wanted)
+        found, expected = step(graph, **wanted), plain(graph, **wanted)
         for name in ("energy", "energies", "forces", "stress", "features", "neighbors", "close"):
             a, b = getattr(found, name), getattr(expected, name)
             assert (a is None) == (b is None), name
@@ -173,8 +160,8 @@ def test_what_is_recorded_serves_other_structures(device, monkeypatch):
 
 
 def test_a_recording_that_was_interrupted_is_not_used(device, monkeypatch):
-    _, model = engines(small(), device, monkeypatch)
-    step, record = CapturedPredict(model), CapturedPredict._record
+    model = small().to(device)
+    step, record, plain = RecordingEvaluator(model), RecordingEvaluator._record, GpuEvaluator(model)
 
     def graph(shift: float):
         atoms = water()
@@ -183,36 +170,40 @@ def test_a_recording_that_was_interrupted_is_not_used(device, monkeypatch):
 
     for _ in range(2):
         step(graph(0.0))
-    monkeypatch.setattr(CapturedPredict, "_record", lambda *wanted: 1 / 0)
+    monkeypatch.setattr(RecordingEvaluator, "_record", lambda *wanted: 1 / 0)
     step(graph(0.0), forces=False)
     with pytest.raises(ZeroDivisionError):
         step(graph(0.0), forces=False)
-    monkeypatch.setattr(CapturedPredict, "_record", record)
+    monkeypatch.setattr(RecordingEvaluator, "_record", record)
     for shift in (0.1, 0.2):
-        torch.testing.assert_close(step(graph(shift)).forces, predict(model, graph(shift)).forces, rtol=0, atol=1e-10)
+        torch.testing.assert_close(step(graph(shift)).forces, plain(graph(shift)).forces, rtol=0, atol=1e-10)
 
 
-def test_dynamics_is_that_of_the_cpu(device, monkeypatch):
+@pytest.fixture
+def chosen(device, monkeypatch):
+    """Lets the code for a GPU be chosen, also where there is none."""
+    first, *others = choose.BACKENDS
+    monkeypatch.setattr(choose, "BACKENDS", (first._replace(fits=lambda p, tables: True), *others))
+
+
+def test_dynamics_is_that_of_the_cpu(device, chosen, monkeypatch):
     model, paths = small(), []
-    for on in (False, True):
-        monkeypatch.setattr(potential, "runs_on_triton", lambda device, on=on: on)
-        monkeypatch.setattr(kernels, "runs_on_triton", lambda device, on=on: on)
+    for accelerate in ("off", "require"):
         atoms = water()
-        where = str(device) if on else "cpu"
-        atoms.calc = SEGNNCalculator(model, device=where, accelerate="require", neighbor_backend="matscipy")
+        where = str(device) if accelerate == "require" else "cpu"
+        atoms.calc = SEGNNCalculator(model, device=where, accelerate=accelerate, neighbor_backend="matscipy")
         atoms.set_velocities(np.random.default_rng(0).normal(0, 0.05, (len(atoms), 3)))
         VelocityVerlet(atoms, 0.5 * units.fs).run(5)
-        assert isinstance(atoms.calc.potentials[0].engine, DeviceEngine) is on
-        assert (atoms.calc._captured[0] is not None) is on
         paths.append(np.concatenate([atoms.positions, atoms.get_forces()]))
-    np.testing.assert_allclose(*paths, rtol=0, atol=1e-9)
+    assert atoms.calc.evaluators == ("the network by Triton, recorded",)
+    np.testing.assert_allclose(*paths, rtol=0, atol=1e-6)
 
 
-def test_a_recording_that_fails_is_left_out(device, monkeypatch):
+def test_a_recording_that_fails_is_left_out(device, chosen, monkeypatch):
     def fails(*args, **keywords):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(gpu_recording.CapturedPredict, "_record", fails)
+    monkeypatch.setattr(gpu_recording.RecordingEvaluator, "_record", fails)
     atoms = water()
     atoms.calc = SEGNNCalculator(small(), device=str(device), accelerate="require")
     atoms.get_forces()
@@ -229,7 +220,7 @@ def test_a_recording_that_fails_is_left_out(device, monkeypatch):
 @pytest.mark.parametrize("what", ["sign", "absent"])
 def test_a_broken_or_missing_kernel_falls_back(what, device, monkeypatch):
     model, graph = small().to(device), batch("water").to(device)
-    expected = predict(model, graph).forces
+    expected = PlainEvaluator(model)(graph).forces
     if what == "sign":
         write = kernels.triton_source
 
@@ -238,21 +229,19 @@ def test_a_broken_or_missing_kernel_falls_back(what, device, monkeypatch):
             return source.replace(" * in", " * -in").replace(" + r", " - r", 1).replace(" + v", " - v", 1)
 
         monkeypatch.setattr(kernels, "triton_source", flipped)
-        message = "differ by"
+        reason = "differ by"
     else:
-        monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
-        message = "Triton is not installed"
-    for cached in (kernels.message_kernel, kernels.product_kernel, kernels.self_product_kernel):
-        cached.cache_clear()
-    with pytest.warns(AccelerationWarning, match=message):
-        assert not accelerate(model, graph)
-    assert not model.segnn.fused
-    torch.testing.assert_close(predict(model, graph).forces, expected)
+        monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+        reason = "Triton is not installed"
+    kernel.cache_clear()
+    with pytest.warns(AccelerationWarning, match=reason):
+        evaluate = choose_evaluator(model, graph, tables=False)
+    assert evaluate.name == "plain PyTorch"
+    torch.testing.assert_close(evaluate(graph).forces, expected)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not accelerate(model, graph, "off")
-    for cached in (kernels.message_kernel, kernels.product_kernel, kernels.self_product_kernel):
-        cached.cache_clear()
+        assert choose_evaluator(model, graph, "off").name == "plain PyTorch"
+    kernel.cache_clear()
 
 
 COMPILE = """
@@ -305,7 +294,7 @@ def test_500_replayed_steps_are_those_without_recording(name, dtype):
         atoms.calc = SEGNNCalculator(name, device="cuda", dtype=dtype, accelerate="require")
         atoms.get_forces()
         if not captured_steps:
-            atoms.calc._captured = [None]
+            atoms.calc._evaluators = [GpuEvaluator(atoms.calc.potentials[0])]
         atoms.set_velocities(np.random.default_rng(0).normal(0, 0.01, (len(atoms), 3)))
         VelocityVerlet(atoms, 0.5 * units.fs).run(500)
         paths.append(atoms.positions)

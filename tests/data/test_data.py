@@ -318,7 +318,7 @@ def test_reference_energies_from_isolated_atoms():
 
 
 def test_reference_energies_from_isolated_atoms_in_a_file_of_their_own():
-    frames = [frame(molecule("H2O"), -470.0), frame(Atoms("H"), 99.0)]
+    frames = [frame(molecule("H2O"), -470.0), frame(Atoms("H"), -13.6)]
     isolated = [frame(Atoms("H"), -13.6), frame(Atoms("O"), -430.0), frame(Atoms("C"), -1000.0)]
     assert reference_energies(frames, WATER, isolated=isolated).values == {1: -13.6, 8: -430.0}
     with pytest.raises(DataError, match="isolated atoms lack an energy of O; add one frame of one atom"):

@@ -72,10 +72,6 @@ def message_layer(irreps, *, linear: bool = False) -> Message:
     return double(Message(parse_irreps(irreps), LMAX, linear=linear, n_radial=8, hidden=(16,)))
 
 
-def steering(message: Message, edges):
-    return [coupling.matrices(edges.harmonics) for coupling in message.couplings]
-
-
 @pytest.mark.parametrize(("ours", "theirs"), [(silu, torch.nn.functional.silu), (sigmoid, torch.sigmoid)])
 def test_activations_have_unit_second_moment(ours, theirs):
     z = torch.randn(10**6, dtype=torch.float64)
@@ -337,7 +333,7 @@ def test_message_equals_edge_by_edge_reference(irreps, linear):
     )
     assert (edges.mask == 0).sum() > edges.width
     message, f = message_layer(irreps, linear=linear), random_features(irreps, len(atoms))
-    assert_features_close(message(f, edges, steering(message, edges)), message_edge_by_edge(message, f, graph), 1e-11)
+    assert_features_close(message(f, edges), message_edge_by_edge(message, f, graph), 1e-11)
 
 
 @all_rotations
@@ -347,14 +343,14 @@ def test_message_is_equivariant(irreps, linear, matrix):
     message, k = message_layer(irreps, linear=linear), kinds(parse_irreps(irreps))
     edges, turned = edges_of("ethanol"), edges_of("ethanol", matrix)
     f = random_features(irreps, edges.n_atoms)
-    out = message(rotated(f, k, matrix), turned, steering(message, turned))
-    assert_features_close(out, rotated(message(f, edges, steering(message, edges)), k, matrix))
+    out = message(rotated(f, k, matrix), turned)
+    assert_features_close(out, rotated(message(f, edges), k, matrix))
 
 
 @pytest.mark.parametrize("irreps", [EVEN, UNEVEN, PARITIES])
 def test_message_without_edges_is_zero(irreps):
     message, edges = message_layer(irreps), edges_of("one_atom")
-    assert all((x == 0).all() for x in message(random_features(irreps, 1), edges, steering(message, edges)))
+    assert all((x == 0).all() for x in message(random_features(irreps, 1), edges))
 
 
 def e3nn_layer(layer: SteerableLinear, f, a):
@@ -383,7 +379,7 @@ def test_published_message_equals_e3nn(irreps, n_edge_scalars):
     m = apply_e3nn_gate(e3nn_layer(message.second, h, a), irreps)
     expected = [x.new_zeros(edges.n_atoms, *x.shape[1:]).index_add(0, i, x) for x in m]
     edge_scalars = edges.to_slots(scalars) if n_edge_scalars else None
-    assert_features_close(message(f, edges, edges.harmonics, edge_scalars), expected)
+    assert_features_close(message(f, edges, edge_scalars), expected)
 
 
 @all_rotations
@@ -392,9 +388,9 @@ def test_published_message_is_equivariant(irreps, matrix):
     message, k = double(PublishedMessage(parse_irreps(irreps), LMAX, n_edge_scalars=0)), kinds(parse_irreps(irreps))
     edges, turned = edges_of("ethanol"), edges_of("ethanol", matrix)
     f = random_features(irreps, edges.n_atoms)
-    out = message(rotated(f, k, matrix), turned, turned.harmonics, None)
+    out = message(rotated(f, k, matrix), turned)
     # d^2 is up to 16 Å^2 and both layers are random: the numbers are in the thousands
-    assert_features_close(out, rotated(message(f, edges, edges.harmonics, None), k, matrix), 1e-9)
+    assert_features_close(out, rotated(message(f, edges), k, matrix), 1e-9)
 
 
 @all_rotations

@@ -10,9 +10,10 @@ from e3nn.o3 import Irreps
 from helpers.systems import CUTOFF, NAMED, SPECIES, ethanol, float64_default, join_irreps, rotation, triclinic, water
 
 from segnn_ase.base.errors import ConfigError, StructureError
+from segnn_ase.model.elements import check_elements, parse_species
 from segnn_ase.model.irreps import parse_irreps
 from segnn_ase.model.network import SEGNN, EnergyReadout
-from segnn_ase.model.potential import Potential, check_species, parse_species
+from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.model.published import SteerableHead
 from segnn_ase.model.repulsion import core_repulsion
@@ -247,9 +248,9 @@ def test_potential_refuses_wrong_species(arguments, message):
 
 def test_unknown_elements_name_the_atom():
     potential = Potential(model_config(hidden_irreps="4x0e", **SMALL), [1, 8])
-    check_species(potential, water().numbers)
+    check_elements(potential.symbols, potential.species, water().numbers)
     with pytest.raises(StructureError, match=r"atom 1 is C,.*trained for H, O"):
-        check_species(potential, np.array([1, 6, 8]))
+        check_elements(potential.symbols, potential.species, np.array([1, 6, 8]))
     assert parse_species(["H", "Cu"]) == [1, 29]
     with pytest.raises(ConfigError, match="Xx"):
         parse_species(["H", "Xx"])

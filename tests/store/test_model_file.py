@@ -1,8 +1,9 @@
 """The model file: the same bits back, and nothing that is damaged, foreign, newer or harmful."""
 
+import json
 import os
+import random
 import stat
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from segnn_ase.base.files import write_atomically
 from segnn_ase.model.predict import predict
 from segnn_ase.store import model_file, shipped
 from segnn_ase.store.model_file import (
+    COMMITTEE,
     FORMAT,
     VERSION,
     describe,
@@ -26,7 +28,7 @@ from segnn_ase.store.model_file import (
     save_potential,
 )
 from segnn_ase.store.shipped import find_model, shipped_potentials
-from segnn_ase.store.tensors import checksum, load_tensors, save_tensors
+from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
 TFN = {"message": "linear", "body_order": 1}
@@ -79,10 +81,33 @@ def test_metadata_and_settings_come_back(file):
     assert potential.scales == [0.7] * 3 and not potential.training
 
 
-def test_the_file_holds_only_tensors_and_plain_values(file):
-    content = torch.load(file, weights_only=True)
-    assert content["format"] == FORMAT and content["version"] == VERSION
+def test_the_file_says_what_it_is_to_a_json_parser(file):
+    header, _ = parts_of(file)
+    content = json.loads(header["__metadata__"]["segnn_ase"])["content"]
+    assert content["format"] == FORMAT and content["version"] == VERSION == 1
     assert content["units"]["forces"] == "eV/Å" and "e3nn" in content["convention"]
+    assert header["weights/readout.last.last.weight"]["dtype"] == "F32"
+
+
+def parts_of(file: Path) -> tuple[dict, bytes]:
+    """The header of a file of safetensors, and the numbers."""
+    data = file.read_bytes()
+    n = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:n]), data[n:]
+
+
+def test_any_name_will_do(tmp_path, file):
+    for name in ("model.safetensors", "model", "model.tar.gz"):
+        save_potential(tmp_path / name, load_potential(file), metadata=METADATA)
+        assert (tmp_path / name).read_bytes() == file.read_bytes()
+        assert load_with_metadata(tmp_path / name)[1] == METADATA
+
+
+def test_loading_draws_no_random_number(file):
+    before = torch.random.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    load_potential(file)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
 @pytest.mark.parametrize("value", [np.float64(1.0), np.zeros(3), Path("a"), object(), {1, 2}])
@@ -113,23 +138,25 @@ def test_a_file_without_its_last_byte_is_refused(tmp_path, file):
 
 
 def test_every_flipped_bit_in_a_weight_is_refused(tmp_path, file):
-    with zipfile.ZipFile(file) as archive:
-        entry = max(archive.infolist(), key=lambda e: e.file_size)
-        data = archive.read(entry)
-    start = file.read_bytes().index(data)
-    for position in np.random.default_rng(1).integers(len(data), size=10):
-        flipped = bytearray(file.read_bytes())
-        flipped[start + position] ^= 1
+    data, numbers = file.read_bytes(), parts_of(file)[1]
+    for position in np.random.default_rng(1).integers(len(numbers), size=40):
+        flipped = bytearray(data)
+        flipped[len(data) - len(numbers) + position] ^= 1
         (tmp_path / "flipped.pt").write_bytes(flipped)
-        with pytest.raises(ModelFileError, match="is damaged"):
+        with pytest.raises(ModelFileError, match=r"flipped\.pt is damaged"):
             load_potential(tmp_path / "flipped.pt")
 
 
-def test_a_repacked_file_with_another_weight_is_refused(tmp_path, file):
-    content = torch.load(file, weights_only=True)
-    content["weights"]["readout.last.last.weight"][0] += 1e-3
-    torch.save(content, tmp_path / "edited.pt")
-    with pytest.raises(ModelFileError, match="does not match its checksum"):
+@pytest.mark.parametrize("change", [("3.5", "3.6"), ("-13.6", "-13.7"), ("[8]", "[9]"), ('"O"', '"N"')])
+def test_a_setting_that_was_edited_is_refused(tmp_path, file, change):
+    """By hand, in the header, with everything else as it should be."""
+    header, numbers = parts_of(file)
+    text = header["__metadata__"]["segnn_ase"]
+    assert change[0] in text
+    header["__metadata__"]["segnn_ase"] = text.replace(*change, 1)
+    edited = json.dumps(header).encode()
+    (tmp_path / "edited.pt").write_bytes(len(edited).to_bytes(8, "little") + edited + numbers)
+    with pytest.raises(ModelFileError, match=r"edited\.pt is damaged: its content does not match its checksum"):
         load_potential(tmp_path / "edited.pt")
 
 
@@ -162,46 +189,73 @@ def test_a_weight_too_many_is_refused(tmp_path, file):
         load_potential(tmp_path / "odd.pt")
 
 
-def test_older_versions_are_upgraded_one_by_one(tmp_path, file, monkeypatch):
-    save_tensors(tmp_path / "old.pt", {**content_of(file), "version": VERSION - 2, "species": None})
-    upgrades = {
-        VERSION - 2: lambda content: {**content, "version": VERSION - 1},
-        VERSION - 1: lambda content: {**content, "version": VERSION, "species": ["H", "O", "Cu"]},
-    }
+def of_version_3(content: dict) -> dict:
+    if content["elements"] is None:
+        raise ConfigError("it has no elements: train it again")
+    return {**content, "species": content["elements"]}
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """A segnn_ase that has gone on to version 3, where the elements are what the species were."""
+    monkeypatch.setattr(model_file, "VERSION", 3)
+    upgrades = {1: lambda content: {**content, "elements": content["atoms"]}, 2: of_version_3}
     monkeypatch.setattr(model_file, "UPGRADES", upgrades)
+
+
+def old_content(file: Path, **changes) -> dict:
+    content = content_of(file)
+    del content["species"]
+    return {**content, "atoms": ["H", "O", "Cu"], **changes}
+
+
+def test_older_versions_are_upgraded_one_by_one(tmp_path, file, later):
+    save_tensors(tmp_path / "old.pt", old_content(file))
     assert load_potential(tmp_path / "old.pt").symbols == ["H", "O", "Cu"]
 
 
-def version_1(content: dict, *, zbl: bool) -> dict:
-    weights = {k: v for k, v in content["weights"].items() if k != "core_radii"}
-    config = {k: v for k, v in content["config"].items() if k != "core_repulsion"}
-    return {**content, "version": 1, "config": {**config, "zbl": zbl}, "weights": weights}
+def test_members_of_a_committee_are_upgraded_with_it(tmp_path, file, later):
+    committee = {"format": COMMITTEE, "version": 1, "metadata": {"a": 1}, "factors": {"energy": 2}}
+    save_tensors(tmp_path / "old.pt", {**committee, "members": [old_content(file), old_content(file)]})
+    assert [p.symbols for p in load_committee(tmp_path / "old.pt").potentials] == 2 * [["H", "O", "Cu"]]
 
 
-def test_version_1_had_no_core(tmp_path, file):
-    save_tensors(tmp_path / "old.pt", version_1(content_of(file), zbl=False))
-    old, new = load_potential(tmp_path / "old.pt"), load_potential(file)
-    assert new.config.core_repulsion and not old.config.core_repulsion
-    graph = graph_from_atoms(next(structures()), 3.5)
-    new.config = old.config
-    assert torch.equal(predict(old, graph).forces, predict(new, graph).forces)
-    save_tensors(tmp_path / "zbl.pt", version_1(content_of(file), zbl=True))
-    with pytest.raises(ModelFileError, match=r"zbl\.pt, of format version 1, .*train it again"):
-        load_potential(tmp_path / "zbl.pt")
+def test_what_cannot_be_upgraded_says_why(tmp_path, file, later):
+    save_tensors(tmp_path / "old.pt", old_content(file, atoms=None))
+    with pytest.raises(ModelFileError, match=r"old\.pt, of format version 1, cannot be read: .* train it again"):
+        load_potential(tmp_path / "old.pt")
 
 
-def test_the_checksum_sees_values_types_shapes_and_order():
-    base = {"a": 1, "b": [torch.zeros(2, 3), "x"]}
-    others = [
-        {"a": 1.0, "b": [torch.zeros(2, 3), "x"]},
-        {"a": 1, "b": [torch.zeros(3, 2), "x"]},
-        {"a": 1, "b": [torch.zeros(2, 3, dtype=torch.float64), "x"]},
-        {"a": 1, "b": [torch.zeros(2, 3), "y"]},
-        {"a": True, "b": [torch.zeros(2, 3), "x"]},
-        {"a": 1, "b": ["x", torch.zeros(2, 3)]},
-    ]
-    assert checksum(base) == checksum({"a": 1, "b": [torch.zeros(2, 3), "x"]})
-    assert len({checksum(x) for x in [base, *others]}) == 7
+def test_an_upgrade_that_fails_names_the_version(tmp_path, file, later):
+    save_tensors(tmp_path / "odd.pt", content_of(file))
+    with pytest.raises(ModelFileError, match=r"odd\.pt, of format version 1, cannot be read: 'atoms'"):
+        load_potential(tmp_path / "odd.pt")
+
+
+@pytest.mark.parametrize("version", [0, 2, 4])
+def test_versions_without_an_upgrade_are_refused(tmp_path, file, version):
+    save_tensors(tmp_path / "odd.pt", {**content_of(file), "version": version})
+    with pytest.raises(ModelFileError, match=f"format version {version}, but this segnn_ase reads up to 1: upgrade it"):
+        load_potential(tmp_path / "odd.pt")
+
+
+WRONG_COMMITTEES = {
+    "members": {"members": 3},
+    "no members": {"members": []},
+    "factors": {"factors": {"energy": "large"}},
+    "metadata": {"metadata": 7},
+    "a member": {"members": [{"format": "cat"}]},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_COMMITTEES)
+def test_committees_that_make_no_sense_are_refused(tmp_path, file, name):
+    honest = {"format": COMMITTEE, "version": VERSION, "members": 2 * [content_of(file)], "factors": {}, "metadata": {}}
+    save_tensors(tmp_path / "good.pt", honest)
+    assert len(load_committee(tmp_path / "good.pt").potentials) == 2
+    save_tensors(tmp_path / "odd.pt", {**honest, **WRONG_COMMITTEES[name]})
+    with pytest.raises(ModelFileError, match=r"odd\.pt (does not describe|is) a "):
+        load_committee(tmp_path / "odd.pt")
 
 
 def test_a_write_that_is_killed_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,0 +1,92 @@
+"""What the guard of compiled code notices: kernels with one wrong constant, as a faulty compiler would make them."""
+
+import ctypes
+import re
+from itertools import count
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from helpers.systems import water
+
+from segnn_ase import load_potential
+from segnn_ase.compiled import build, choose, runtime
+from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.model.predict import PlainEvaluator
+from segnn_ase.structure.graph import graph_from_atoms
+
+CONSTANT = re.compile(r"\(\(T\)\(?(-?[0-9][0-9.e+-]*)\)?\)")
+NUMBER = count()
+
+
+def perfect_crystal() -> Atoms:
+    return bulk("Si", a=5.468, cubic=True)
+
+
+def dimer() -> Atoms:
+    return Atoms("Si2", [[0.0, 0.0, 0.0], [0.0, 0.0, 2.3]])
+
+
+def liquid() -> Atoms:
+    atoms = bulk("Si", a=5.468, cubic=True).repeat(2)
+    atoms.rattle(0.6, seed=1)
+    return atoms
+
+
+FIRST = (perfect_crystal, dimer, liquid)
+
+
+class Compiler:
+    """Compiles what it is asked for, but one constant of one source, of all in order, wrongly."""
+
+    def __init__(self, folder, load):
+        self.folder, self.load, self.sources, self.wrong = folder, load, [], None
+
+    def __call__(self, source: str) -> ctypes.CDLL:
+        if source not in self.sources:
+            self.sources.append(source)
+        if self.wrong is None or source != self.sources[self.wrong[0]]:
+            return self.load(source)
+        _, place, change = self.wrong
+        found = list(CONSTANT.finditer(source))[place]
+        source = f"{source[: found.start()]}((T)({change * float(found.group(1))!r})){source[found.end() :]}"
+        folder = self.folder / str(next(NUMBER))
+        folder.mkdir()
+        return ctypes.CDLL(str(build._compile(source, folder)))
+
+
+def noticed(potential, compiler: Compiler, plain, graphs) -> list[bool]:
+    runtime.load_runtime.cache_clear()
+    evaluator, limit = CpuEvaluator(potential), choose.TABLE_TOLERANCE[potential.dtype]
+    return [choose._problem_of(evaluator, plain, potential, graph, limit) is not None for graph in graphs]
+
+
+@pytest.mark.parametrize(
+    ("kernels", "dtype"),
+    [(6, "float32"), pytest.param(64, "float32", marks=pytest.mark.slow)],
+)
+def test_a_kernel_with_one_wrong_constant_is_noticed(kernels, dtype, monkeypatch, tmp_path):
+    potential = load_potential("silicon-pbe", dtype=dtype)
+    plain, graphs = PlainEvaluator(potential), [graph_from_atoms(make(), potential.cutoff) for make in FIRST]
+    compiler = Compiler(tmp_path, build.load_library)
+    for module in (build, runtime):
+        monkeypatch.setattr(module, "load_library", compiler)
+    try:
+        assert not any(noticed(potential, compiler, plain, graphs))
+        places = [(k, n) for k, source in enumerate(compiler.sources) for n in range(len(CONSTANT.findall(source)))]
+        rng = np.random.default_rng(0)
+        for k, n in rng.permutation(places)[:kernels].tolist():
+            compiler.wrong = (k, n, rng.choice([-1.0, 1.1]))
+            found = noticed(potential, compiler, plain, graphs)
+            assert all(found), (compiler.wrong, dict(zip((f.__name__ for f in FIRST), found, strict=True)))
+    finally:
+        runtime.load_runtime.cache_clear()
+
+
+def test_a_structure_of_another_kind_is_compared_as_it_is(new_potential):
+    """Molecules, too: the atoms thrown together do not replace those of the user."""
+    potential = new_potential("fast")
+    own, moved, thrown = choose.samples(potential, graph_from_atoms(water(), potential.cutoff))
+    assert own.numbers.equal(moved.numbers) and not own.positions.equal(moved.positions)
+    assert set(thrown.numbers.tolist()) == set(potential.species) and len(thrown.edge_src) >= 40

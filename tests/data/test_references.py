@@ -1,0 +1,62 @@
+"""Reference energies that contradict one another are told, not chosen from."""
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+from segnn_ase.base.errors import DataError
+from segnn_ase.data.frames import Frame
+from segnn_ase.data.references import energies_of_isolated_atoms, reference_energies
+
+WATER = [1, 8]
+
+
+def frame(atoms: Atoms, energy: float, source: str) -> Frame:
+    return Frame(atoms, energy, np.zeros((len(atoms), 3)), None, source, (None, None, None))
+
+
+FRAMES = [
+    frame(molecule("H2O"), -14.0, "train.xyz, frame 0"),
+    frame(Atoms("H"), -1.5, "train.xyz, frame 1"),
+    frame(Atoms("O"), -2.5, "train.xyz, frame 2"),
+]
+
+
+def test_two_energies_of_one_isolated_atom_are_refused():
+    other = frame(Atoms("H"), -1.25, "train.xyz, frame 7")
+    told = r"an isolated atom of H has different energies: -1.5 eV \(train.xyz, frame 1\) and -1.25 eV "
+    with pytest.raises(DataError, match=told + r"\(train.xyz, frame 7\)"):
+        reference_energies([*FRAMES, other], WATER)
+
+
+def test_an_isolated_atom_among_the_frames_that_is_not_that_of_the_file_is_refused():
+    isolated = [frame(Atoms("H"), -1.5, "atoms.xyz, frame 0"), frame(Atoms("O"), -3.0, "atoms.xyz, frame 1")]
+    with pytest.raises(DataError, match=r"of O .*-2.5 eV \(train.xyz, frame 2\) and -3.0 eV \(atoms.xyz, frame 1\)"):
+        reference_energies(FRAMES, WATER, isolated=isolated)
+
+
+@pytest.mark.parametrize("place", ["frames", "isolated"])
+def test_a_table_that_is_not_what_the_isolated_atoms_say_is_refused(place):
+    frames, isolated = (FRAMES, None) if place == "frames" else (FRAMES[:1], FRAMES[1:])
+    told = r"of H has different energies: -1.6 eV \(reference_energies\) and -1.5 eV \(train.xyz, frame 1\)"
+    with pytest.raises(DataError, match=told):
+        reference_energies(frames, WATER, table={1: -1.6, 8: -2.5}, isolated=isolated)
+
+
+def test_a_table_of_other_elements_contradicts_nothing():
+    found = reference_energies(FRAMES[:2], WATER, table={1: -1.5, 8: -9.0, 29: 3.0})
+    assert found.values == {1: -1.5, 8: -9.0}
+
+
+def test_the_same_energies_within_rounding_contradict_nothing():
+    again = [frame(Atoms("H"), -1.5 + 5e-7, "train.xyz, frame 7"), frame(Atoms("O"), -2.5, "atoms.xyz, frame 0")]
+    assert reference_energies([*FRAMES, *again], WATER).values == {1: -1.5, 8: -2.5}
+    typed = {1: -1.5004, 8: -2.5}  # to three digits
+    assert reference_energies(FRAMES, WATER, table=typed).values == typed
+
+
+def test_energies_of_isolated_atoms_leave_out_what_is_none():
+    in_crystal = frame(Atoms("H", cell=[2, 2, 2], pbc=True), -3.0, "train.xyz, frame 3")
+    assert energies_of_isolated_atoms([*FRAMES, in_crystal]) == {1: -1.5, 8: -2.5}
+    assert energies_of_isolated_atoms(FRAMES[:1]) == {}
