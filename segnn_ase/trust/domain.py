@@ -256,8 +256,10 @@ class DomainCheck:
 def parse_domain(values: dict, n_species: int) -> Domain:
     """The domain of a file. Raises TypeError, ValueError for what is none."""
     domain = Domain(**values)
+    density = None if domain.density is None else tuple(domain.density)
+    domain = domain._replace(density=density, binding=tuple(domain.binding))  # lists in a file
     wrong = [domain.closest.shape != (n_species, n_species), domain.neighbors.shape != (n_species, 2)]
-    ranges = [pair for pair in (domain.density, domain.binding) if pair is not None]
+    ranges = [pair for pair in (density, domain.binding) if pair is not None]
     wrong += [len(pair) != 2 or not all(map(math.isfinite, pair)) for pair in ranges]
     wrong += [not math.isfinite(x) for x in (domain.frames, domain.max_force, domain.max_leverage)]
     if any(wrong):

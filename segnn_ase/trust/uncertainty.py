@@ -129,6 +129,7 @@ def fit_power(x: np.ndarray, errors: np.ndarray, powers: Sequence[float] = POWER
 def parse_uncertainty(values: dict, width: int) -> Uncertainty:
     """The uncertainty of a file, of so many features. Raises TypeError, ValueError for what is none."""
     u = Uncertainty(**values)
+    u = u._replace(counts=tuple(u.counts))  # a list in a file
     numbers = all(isinstance(x, float) for x in (u.alpha, u.beta, u.gamma)) and isinstance(u.calibrated_on, str)
     if not numbers or not all(x.shape == (width, width) and torch.isfinite(x).all() for x in (u.atoms, u.frames)):
         raise ValueError(f"uncertainty has no matrices for {width} features, or what should be numbers is not")

@@ -96,5 +96,5 @@ def test_format_follows_the_name(tmp_path, suffix, magic):
 
 
 def test_pyplot_is_not_imported():
-    code = "import sys, segnn_ase.plot; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, segnn_ase.base.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -174,9 +174,9 @@ def test_said_once_of_its_kind(known):
 def test_the_file_keeps_it_and_a_copy_too(known, tmp_path):
     save_potential(tmp_path / "known.pt", known)
     loaded = load_potential(tmp_path / "known.pt")
-    for name in domain.Domain._fields:
-        a, b = getattr(loaded.domain, name), getattr(known.domain, name)
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+    for found, expected in ((loaded.domain, known.domain), (loaded.uncertainty, known.uncertainty)):
+        for name, a, b in zip(found._fields, found, expected, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
     calculator = pickle.loads(pickle.dumps(SEGNNCalculator(loaded, domain="ignore")))
     assert kinds(calculator, contact())[0] == kinds(SEGNNCalculator(known, domain="ignore"), contact())[0]
 
