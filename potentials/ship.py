@@ -31,7 +31,8 @@ from ase.optimize import FIRE
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.settings import read_toml
 from segnn_ase.md.analysis import radial_distribution
-from segnn_ase.store.model_file import describe, load_committee, load_with_metadata, save_potential
+from segnn_ase.store.description import describe_model
+from segnn_ase.store.model_file import load_committee, load_with_metadata, save_potential
 from segnn_ase.train.characterize import characterize
 from segnn_ase.train.evaluation import evaluator_of
 from segnn_ase.train.prepare import prepare
@@ -127,7 +128,7 @@ def measure_again(name: str, folder: str) -> None:
     data, evaluate = job.data, evaluator_of(potential, job.data.train)
     characterize(potential, data.train, data.valid, data.closest, lone_atoms=job.lone_atoms, evaluate=evaluate)
     save_potential(path, potential, metadata=metadata)
-    print(describe(load_committee(path)))
+    print(describe_model(*load_committee(path)))
 
 
 def main(name: str, trained: str, frames: str | None = None) -> None:

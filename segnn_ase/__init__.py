@@ -1,8 +1,8 @@
 """SEGNN interatomic potentials for ASE."""
 
 from segnn_ase.base.lazy import lazy_names
-from segnn_ase.base.version import __version__ as __version__
 
+__version__ = "0.1.0"
 __all__ = ["Potential", "SEGNNCalculator", "load_potential", "run_md", "save_potential", "shipped_potentials"]
 __getattr__ = lazy_names(
     __name__,

@@ -8,10 +8,14 @@ import numpy as np
 from ase import Atoms
 
 from segnn_ase.check.findings import LABELS, Finding
-from segnn_ase.check.report import WORDS
 from segnn_ase.data.frames import ENERGY_KEYS, FORCES_KEYS, STRESS_KEYS, VIRIAL_KEYS, Frame, split_index
 
 USUAL = {"energy": ENERGY_KEYS, "forces": FORCES_KEYS, "stress": STRESS_KEYS + VIRIAL_KEYS}
+WORDS = {  # a name that holds one of these words looks like a label
+    "energy": {"energy", "energies", "e", "en", "etot", "toten"},
+    "forces": {"force", "forces", "f", "frc", "gradient", "gradients", "grad"},
+    "stress": {"stress", "stresses", "virial", "virials", "sigma"},
+}
 
 
 def readable_part(path: str) -> list[tuple[str, Atoms]]:

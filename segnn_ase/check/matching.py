@@ -158,7 +158,7 @@ def matches(first: Described, second: Described) -> list[Match]:
         columns, distances, medians = nearest(a, b, skip_own=first is second)
         for row, n in enumerate(mine):
             candidates = [(theirs[c], float(d)) for c, d in zip(columns[row], distances[row], strict=True)]
-            kinds = [_kind(first, n, second, m, distance) for m, distance in candidates]
+            kinds = [_match_kind(first, n, second, m, distance) for m, distance in candidates]
             exact = [k for k, kind in enumerate(kinds) if kind == "exact"]
             best = next((k for k, kind in enumerate(kinds) if kind), 0)
             best = min(exact, key=lambda k: candidates[k][0]) if exact else best
@@ -166,6 +166,6 @@ def matches(first: Described, second: Described) -> list[Match]:
     return found
 
 
-def _kind(first: Described, n: int, second: Described, m: int, distance: float) -> str:
+def _match_kind(first: Described, n: int, second: Described, m: int, distance: float) -> str:
     same_energy = not abs(first.energies[n] - second.energies[m]) > SAME_ENERGY
     return compare(first.structures[n], second.structures[m], distance, same_energy)

@@ -16,11 +16,6 @@ from segnn_ase.check.pairs import Pairs
 from segnn_ase.data.frames import label_table
 
 SEVERITIES = ("error", "warning", "note")
-WORDS = {  # a name that holds one of these words looks like a label
-    "energy": {"energy", "energies", "e", "en", "etot", "toten"},
-    "forces": {"force", "forces", "f", "frc", "gradient", "gradients", "grad"},
-    "stress": {"stress", "stresses", "virial", "virials", "sigma"},
-}
 
 
 class Report(NamedTuple):

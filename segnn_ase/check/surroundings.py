@@ -28,7 +28,7 @@ class Surroundings(NamedTuple):
 
 class Survey(NamedTuple):
     around: list[Surroundings]  # of every frame
-    features: Features | None  # of the frames that they were asked for of
+    features: Features | None  # of the frames for which they were asked for
     drawn: Pairs  # of every so many frames
 
 

@@ -23,8 +23,6 @@ NO_NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 DTYPES = {torch.float16, torch.float32, torch.float64, torch.bool, torch.uint8}
 DTYPES |= {torch.int8, torch.int16, torch.int32, torch.int64}
 DEPTH = 64  # of nested values
-DIMENSIONS = 16  # of a tensor; numpy knows no more than 64
-BITS = 4096  # of a whole number; Python reads no more than 4300 digits
 VALUES = 1_000_000  # in one text
 
 
@@ -44,8 +42,6 @@ def encode(value, tensors: dict[str, torch.Tensor], path: tuple = ()):
     if type(value) not in PLAIN:
         kind = type(value).__name__
         raise ConfigError(f"{_spelt(path)} is {in_short(value)}, a {kind}; expected tensors and plain values")
-    if isinstance(value, int) and value.bit_length() > BITS:
-        raise ConfigError(f"{_spelt(path)} has {value.bit_length()} bits; expected at most {BITS}")
     if isinstance(value, float) and not math.isfinite(value):
         return {"$float": str(value)}
     return value
@@ -76,9 +72,7 @@ def unsuitable(tensor: torch.Tensor) -> str | None:
     """What a tensor is that no file may hold."""
     if tensor.layout != torch.strided or tensor.device.type == "meta" or tensor.is_quantized:
         return "a tensor that is sparse, quantized or without data"
-    if tensor.dtype not in DTYPES:
-        return f"a tensor of {tensor.dtype}"
-    return f"a tensor of {tensor.dim()} dimensions" if tensor.dim() > DIMENSIONS else None
+    return None if tensor.dtype in DTYPES else f"a tensor of {tensor.dtype}"
 
 
 def _spelt(path: tuple) -> str:

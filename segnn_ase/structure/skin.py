@@ -76,7 +76,7 @@ class SkinNeighbors:
     def _renew(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
         if self._found is not None and pbc.tobytes() == self._pbc and positions.shape == self._positions.shape:
             self._tune()
-        self._served = 0
+        self._served, self._found = 0, None  # a search that fails must not leave a list with another skin
         self._found = self.search(positions, cell, pbc, self.cutoff + self.skin)
         self._positions, self._cell, self._pbc = positions.copy(), cell.copy(), pbc.tobytes()
         self.rebuilds += 1

@@ -49,7 +49,7 @@ def constant_energy_run(calc: SEGNNCalculator, atoms: Atoms, steps: int, seed: i
     set_velocities(atoms, TEMPERATURE, np.random.default_rng(seed))
     before = math.inf
     for _ in range(HALVINGS):
-        run = _verlet(atoms.copy(), calc, timestep, steps)
+        run = _conserving_run(atoms.copy(), calc, timestep, steps)
         known, rest = (run.shadow - run.energy).std(), run.shadow.std()
         if (known <= FLUCTUATION * len(atoms) and rest <= 0.1 * known) or rest > before / 1.5:
             break
@@ -57,7 +57,7 @@ def constant_energy_run(calc: SEGNNCalculator, atoms: Atoms, steps: int, seed: i
     return run
 
 
-def _verlet(atoms: Atoms, calc: SEGNNCalculator, timestep: float, steps: int) -> EnergyRun:
+def _conserving_run(atoms: Atoms, calc: SEGNNCalculator, timestep: float, steps: int) -> EnergyRun:
     """Velocity Verlet, with the energy that it conserves to fourth order in the time step h, its shadow Hamiltonian:
 
     H + h^2 (v K v / 12 - F M^-1 F / 24), K v = -dF/dt (Hairer, Lubich, Wanner, Geometric Numerical Integration, IX).

@@ -50,7 +50,7 @@ class Compiler:
             return self.load(source)
         _, place, change = self.wrong
         found = list(CONSTANT.finditer(source))[place]
-        source = f"{source[: found.start()]}((T)({change * float(found.group(1))!r})){source[found.end() :]}"
+        source = f"{source[: found.start()]}((T)({float(change) * float(found.group(1))!r})){source[found.end() :]}"
         folder = self.folder / str(next(NUMBER))
         folder.mkdir()
         return ctypes.CDLL(str(build._compile(source, folder)))

@@ -17,11 +17,11 @@ from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.base.files import write_atomically
 from segnn_ase.model.predict import predict
 from segnn_ase.store import model_file, shipped
+from segnn_ase.store.description import describe_model
 from segnn_ase.store.model_file import (
     COMMITTEE,
     FORMAT,
     VERSION,
-    describe,
     load_committee,
     load_potential,
     load_with_metadata,
@@ -302,7 +302,19 @@ def test_a_file_comes_before_a_shipped_name(file, monkeypatch):
     assert find_model("model.pt") == Path("model.pt")
 
 
-def test_describe_is_a_page_about_the_model(file):
-    page = describe(load_committee(file))
+def test_the_description_is_a_page_about_the_model(file):
+    page = describe_model(*load_committee(file))
     for part in ("H O Cu", "H -13.6000", "4x0e+4x1o", "cutoff      3.5 Å", "float32", "energy_rmse 0.001"):
         assert part in page
+    assert "committee" not in page and "domain" not in page and "uncertainty" not in page and "verified" not in page
+
+
+def test_the_description_of_a_shipped_potential_tells_what_it_is_worth():
+    page = describe_model(*load_committee("silicon-pbe"))
+    for part in ("E0          Si -5.1253 eV", "domain      201 frames", "uncertainty of a usual force", "checks hold"):
+        assert part in page
+
+
+def test_the_description_of_a_committee_says_so(file):
+    page = describe_model([load_potential(file)] * 3, {"energy": 1.5, "forces": 0.25}, {})
+    assert page.startswith("committee   3 potentials like this one; spread times energy 1.5, forces 0.25\nelements")

@@ -160,14 +160,12 @@ def endless() -> dict:
         ({"a": {(1, 2): 3}}, r"a has the key \(1, 2\); expected texts and whole numbers"),
         ({None: 3}, "content has the key None"),
         ({True: 3}, "content has the key True"),
-        ({"a": 2**5000}, "a has 5001 bits; expected at most 4096"),
         ({"a": deep(70)}, r"a\[0\]\[0\] is nested more than 64 deep"),
         (endless(), "nested more than 64 deep"),
         ({"a": torch.zeros(2, dtype=torch.bfloat16)}, "a is a tensor of torch.bfloat16"),
         ({"a": torch.zeros(2, dtype=torch.complex64)}, "a is a tensor of torch.complex64"),
         ({"a": [torch.zeros(2).to_sparse()]}, r"a\[0\] is a tensor that is sparse"),
         ({"a": torch.zeros(2, device="meta")}, "a is a tensor that is .* without data"),
-        ({"a": torch.zeros([1] * 17)}, "a is a tensor of 17 dimensions"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
@@ -190,11 +188,6 @@ def test_the_longest_that_is_written_is_read(path, monkeypatch):
     monkeypatch.setattr(nested, "VALUES", 100)
     longest = max(n for n in range(100) if written(path, {"a": [0] * n}, "content has more than 100 values"))
     assert 60 < longest and load_tensors(path) == {"a": [0] * longest}
-
-
-def test_the_largest_numbers_and_shapes_are_read(path):
-    content = {"b": torch.zeros([1] * 16), "c": 2**4096 - 1}
-    assert checksum(there_and_back(content, path)) == checksum(content)
 
 
 def written(path, content: dict, reason: str) -> bool:

@@ -339,6 +339,16 @@ def test_skin_follows_the_speed_of_the_atoms(speed, limits):
     assert limits[0] <= tuned.skin <= limits[1] and fixed.skin == 0.5
 
 
+def test_a_search_that_failed_leaves_no_list_with_another_skin():
+    """The skin is tuned before the search: the list of before must not be taken to reach as far."""
+    skin, atoms = SkinNeighbors(CUTOFF), Atoms("CO", [[0, 0, 0], [CUTOFF + 0.55, 0, 0]])
+    assert rows(skin(*geometry(atoms))) == []
+    with pytest.raises(StructureError, match="atom 1"):
+        skin(atoms.positions * [[1.0], [np.nan]], *geometry(atoms)[1:])
+    atoms.positions[:, 0] += [0.3, -0.3]
+    assert len(skin(*geometry(atoms)).i) == 2
+
+
 def test_skin_does_not_follow_unrelated_structures():
     skin = SkinNeighbors(CUTOFF)
     for atoms in {len(build()): build() for build in NAMED.values()}.values():

@@ -186,7 +186,7 @@ def test_a_copy_of_a_calculator_that_was_used_goes_its_own_way(known, duplicate)
     calculator, atoms = SEGNNCalculator(known, domain="ignore"), copper(1)
     assert kinds(calculator, atoms) == []
     other = duplicate(calculator)
-    calculator._watch.check._last[1].neighbors[:] = -1.0  # its own, not those of the copy
+    calculator._monitor.check._last[1].neighbors[:] = -1.0  # its own, not those of the copy
     atoms.positions[0] += 1e-4
     assert kinds(other, atoms) == []
     assert kinds(calculator, atoms) == ["neighbors"]
@@ -195,11 +195,11 @@ def test_a_copy_of_a_calculator_that_was_used_goes_its_own_way(known, duplicate)
 def test_another_precision_is_refused_by_compiled_code(known):
     calculator = SEGNNCalculator(known, dtype="float32", domain="ignore")
     kinds(calculator, copper(1))
-    watch = calculator._watch
-    watch._forms = watch._forms.double()
+    monitor = calculator._monitor
+    monitor._forms = monitor._forms.double()
     with pytest.raises(ValueError, match=r"forms are torch.float64 .* features of torch.float32"):
         kinds(calculator, copper(2))
-    watch._forms = watch._forms.float()[:, :-1]
+    monitor._forms = monitor._forms.float()[:, :-1]
     with pytest.raises(ValueError, match="forms are"):
         kinds(calculator, copper(3))
 
