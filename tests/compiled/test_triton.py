@@ -129,6 +129,7 @@ def test_network_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(hidde
             torch.testing.assert_close(alone.energies.cpu(), expected.energies, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_what_is_recorded_serves_other_structures(device, monkeypatch):
     """Moving atoms, other pairs, other elements, more pairs than there is room for, other numbers of atoms."""
     model = small().to(device)
@@ -159,6 +160,7 @@ def test_what_is_recorded_serves_other_structures(device, monkeypatch):
         step(graph._replace(numbers=graph.numbers + 40), **wanted)
 
 
+@pytest.mark.slow
 def test_a_recording_that_was_interrupted_is_not_used(device, monkeypatch):
     model = small().to(device)
     step, record, plain = RecordingEvaluator(model), RecordingEvaluator._record, GpuEvaluator(model)
@@ -186,6 +188,7 @@ def chosen(device, monkeypatch):
     monkeypatch.setattr(choose, "BACKENDS", (first._replace(fits=lambda p, tables: True), *others))
 
 
+@pytest.mark.slow
 def test_dynamics_is_that_of_the_cpu(device, chosen, monkeypatch):
     model, paths = small(), []
     for accelerate in ("off", "require"):
@@ -199,6 +202,7 @@ def test_dynamics_is_that_of_the_cpu(device, chosen, monkeypatch):
     np.testing.assert_allclose(*paths, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_recording_that_fails_is_left_out(device, chosen, monkeypatch):
     def fails(*args, **keywords):
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -275,6 +279,7 @@ for operation in made:
 """
 
 
+@pytest.mark.slow
 def test_the_compiler_takes_what_the_interpreter_takes(tmp_path):
     """Compiled for a GPU that need not be there: the interpreter is not strict about types."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -148,6 +148,7 @@ print(deaths)
 """
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path):
     settings = {"ensemble": "langevin", "steps": 300, "save_every": 1, "log_every": 1, "checkpoint_every": 7, "seed": 2}
     settings |= {"frames": "md.traj"}

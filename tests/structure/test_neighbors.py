@@ -108,6 +108,7 @@ def found_by(name: str, positions, cell, pbc, cutoff: float) -> list[tuple]:
     return kept
 
 
+@pytest.mark.slow
 @settings(max_examples=2000)
 @given(geometry=geometries(), cutoff=st.floats(0.6, 4.5))
 def test_every_list_equals_brute_force_in_random_cells(geometry, cutoff):

@@ -71,6 +71,7 @@ def test_rollouts_are_logged_when_they_are_due_and_change_no_bit(tmp_path):
     assert checksum(weights(folders[0] / "model.pt")) == checksum(weights(folders[1] / "model.pt"))
 
 
+@pytest.mark.slow
 def test_stopped_between_rollouts_it_goes_on_to_the_same_history(tmp_path):
     options = {"epochs": 4, "rollout_steps": 10, "rollout_every": 2, "select": "stability", "save_minutes": 0.0}
     for name in ("whole", "parts"):

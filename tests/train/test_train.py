@@ -254,6 +254,7 @@ def test_a_training_killed_anywhere_goes_on_to_the_same_bits(tmp_path, uninterru
     assert_identical(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, code", [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)])
 def test_a_process_killed_in_the_middle_goes_on_to_the_same_bits(tmp_path, uninterrupted, number, code):
     folder = tmp_path / "run"
@@ -721,6 +722,7 @@ def committee(tmp_path_factory):
     return config, train(config, progress=False)
 
 
+@pytest.mark.slow
 def test_a_committee_is_one_file_of_potentials_trained_from_other_seeds(committee):
     config, _ = committee
     found = load_committee(config.out)
