@@ -124,9 +124,10 @@ def check_command(
 def info(model: Model):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():
-        from segnn_ase.store.model_file import describe, load_committee
+        from segnn_ase.store.description import describe_model
+        from segnn_ase.store.model_file import load_committee
 
-        typer.echo(describe(load_committee(model)))
+        typer.echo(describe_model(*load_committee(model)))
 
 
 @app.command("verify", epilog="Example: segnn verify silicon-pbe si8.xyz --json si8.json --png si8.png")

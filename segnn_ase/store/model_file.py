@@ -29,7 +29,6 @@ from segnn_ase.model.elements import parse_species
 from segnn_ase.model.irreps import CONVENTION, multiplicities, parse_irreps
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import ModelConfig
-from segnn_ase.store.description import describe_model
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.trust.domain import parse_domain
@@ -179,13 +178,12 @@ def _build(content: dict) -> Potential:
     if content["units"] != UNITS:
         raise ConfigError(f"units are {content['units']}; expected {UNITS}")
     _check_weights(weights, config)
-    with torch.random.fork_rng(devices=[]):  # the weights to begin with are drawn, and replaced
-        potential = Potential(
-            config,
-            parse_species(content["species"]),
-            reference_energies=content["reference_energies"],
-            scales=content["scales"],
-        )
+    potential = Potential(
+        config,
+        parse_species(content["species"]),
+        reference_energies=content["reference_energies"],
+        scales=content["scales"],
+    )
     potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
     potential.domain = content["domain"] and parse_domain(_with_tuples(content["domain"]), len(potential.species))
     width = potential.readout.width
@@ -216,8 +214,3 @@ def _checked_metadata(metadata: dict) -> dict:
         if not all(value is None or isinstance(value, int | float) for value in errors.values()):
             raise ConfigError(f"metadata of the errors on {name!r} is {errors}; expected numbers")
     return metadata
-
-
-def describe(committee: Committee) -> str:  # until the command line calls describe_model
-    """A page about a model."""
-    return describe_model(*committee)

@@ -27,12 +27,12 @@ def characterize(
     evaluate = evaluate or evaluator_of(potential, train)
     predictions, errors = see(evaluate, train)
     known = None if before is None else before.uncertainty
-    potential.uncertainty = uncertainty.measure(errors, see(evaluate, valid)[1], known)
+    potential.uncertainty = uncertainty.measure_uncertainty(errors, see(evaluate, valid)[1], known)
     covered = [
         domain.Covered(item.graph, p, _density(item.atoms), potential.uncertainty.leverage(p.features.double()))
         for item, p in zip(train, predictions, strict=True)
     ]
-    found, known = domain.measure(potential, covered, closest, lone_atoms=lone_atoms), before and before.domain
+    found, known = domain.measure_domain(potential, covered, closest, lone_atoms=lone_atoms), before and before.domain
     potential.domain = domain.merged(found, known) if found and known else found or known
 
 

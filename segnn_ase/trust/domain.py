@@ -282,6 +282,3 @@ def describe_domain(domain: Domain, symbols: list[str]) -> str:
     parts.append(f"binding {domain.binding[0]:.3f} to {domain.binding[1]:.3f} eV/atom")
     parts.append(f"forces to {domain.max_force:.3g} eV/Å")
     return "; ".join(parts)
-
-
-measure, parse, describe = measure_domain, parse_domain, describe_domain  # until `train` and `store` use the new names

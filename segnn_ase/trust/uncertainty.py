@@ -134,6 +134,3 @@ def parse_uncertainty(values: dict, width: int) -> Uncertainty:
     if not numbers or not all(x.shape == (width, width) and torch.isfinite(x).all() for x in (u.atoms, u.frames)):
         raise ValueError(f"uncertainty has no matrices for {width} features, or what should be numbers is not")
     return u
-
-
-measure, parse = measure_uncertainty, parse_uncertainty  # until `train` and `store` use the new names

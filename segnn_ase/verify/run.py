@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from segnn_ase import __version__
 from segnn_ase.base.errors import ConfigError, SEGNNError
 from segnn_ase.base.files import progress_bar
 from segnn_ase.base.version import __version__

@@ -22,7 +22,8 @@ from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.model import edges as edge_functions
 from segnn_ase.model import network
 from segnn_ase.model import predict as prediction
-from segnn_ase.store.model_file import describe, load_committee, load_with_metadata, save_potential
+from segnn_ase.store.description import describe_model
+from segnn_ase.store.model_file import load_committee, load_with_metadata, save_potential
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure import neighbors
 from segnn_ase.structure.skin import SkinNeighbors
@@ -337,7 +338,7 @@ def test_the_command_fails_where_a_check_does(small_potential, tmp_path):
     ase.io.write(tmp_path / "a.xyz", water())
     result = segnn("verify", tmp_path / "m.pt", tmp_path / "a.xyz", "--steps", STEPS, "--store")
     assert result.exit_code == 1 and "FAIL" in result.stdout and "Traceback" not in result.output
-    assert "fails cutoff, last neighbour, energy; cutoff" in describe(load_committee(tmp_path / "m.pt"))
+    assert "fails cutoff, last neighbour, energy; cutoff" in describe_model(*load_committee(tmp_path / "m.pt"))
     result = segnn("verify", tmp_path / "m.pt", tmp_path / "no.xyz")
     assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith("error: structure is")
 
