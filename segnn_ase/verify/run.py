@@ -16,7 +16,6 @@ from ase import Atoms
 from segnn_ase import __version__
 from segnn_ase.base.errors import ConfigError, SEGNNError
 from segnn_ase.base.files import progress_bar
-from segnn_ase.base.version import __version__
 from segnn_ase.calculator import SEGNNCalculator, members_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.verify.certificate import Certificate, Check
