@@ -277,9 +277,9 @@ def members_of(model) -> Committee:
         return load_committee(model)
     if not model:
         raise ConfigError("model is an empty list; expected at least one potential")
+    expect(not any(isinstance(one, list | tuple) for one in model), "model", model, "a list of paths or potentials")
     if len(model) == 1:
         return members_of(model[0])  # the factors of a committee's file stay
-    expect(not any(isinstance(one, list | tuple) for one in model), "model", model, "a list of paths or potentials")
     return Committee([potential for one in model for potential in members_of(one).potentials], {}, {})
 
 

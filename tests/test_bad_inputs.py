@@ -30,7 +30,7 @@ from segnn_ase.data.frames import LabelKeys, read_frames
 from segnn_ase.md.analysis import plot_run, radial_distribution
 from segnn_ase.md.run import run_md
 from segnn_ase.md.settings import MDConfig
-from segnn_ase.model.potential import parse_species
+from segnn_ase.model.elements import parse_species
 from segnn_ase.model.settings import ModelConfig, model_config
 from segnn_ase.structure.neighbors import neighbor_list
 from segnn_ase.structure.skin import SkinNeighbors

@@ -21,11 +21,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from segnn_ase.base.devices import usable_cores
 from segnn_ase.compiled.c_code import c_source
 from segnn_ase.compiled.derivatives import Operation
+from segnn_ase.compiled.interpret import Tensors, kernel_problem
 
 
 class CompilerError(RuntimeError):
@@ -90,9 +92,35 @@ def load_libraries(wanted: Iterable[tuple[Operation, "int | str"]], dtype: torch
     Only the compiler runs in threads: in a process that was forked, PyTorch fails when two new threads enter it at
     once, and the sources are derived with it.
     """
+    wanted = list(wanted)
     sources = [c_source(operation, order, dtype) for operation, order in wanted]
     with ThreadPoolExecutor(usable_cores()) as pool:
-        return list(pool.map(load_library, sources))
+        libraries = list(pool.map(load_library, sources))
+    for (operation, order), library in zip(wanted, libraries, strict=True):
+        _check(operation, order, dtype, library)
+    return libraries
+
+
+_checked: set[int] = set()  # addresses of functions that were found right
+
+
+def _check(operation: Operation, order: "int | str", dtype: torch.dtype, library: ctypes.CDLL) -> None:
+    """Raise CompilerError for a kernel that does not give what its formula gives."""
+    address = ctypes.cast(library.rows, ctypes.c_void_p).value
+    if address in _checked:
+        return
+
+    def addresses(arrays: list[np.ndarray | None]) -> ctypes.Array:
+        return (ctypes.c_void_p * len(arrays))(*(None if x is None else x.ctypes.data for x in arrays))
+
+    def run(links: list[np.ndarray], inputs: Tensors, outputs: Tensors) -> None:
+        tensors = ([given.get(k) for k in range(1 + max(given))] for given in (inputs, outputs))
+        library.rows(ctypes.c_int64(0), ctypes.c_int64(len(links[0]) - 1), *map(addresses, (links, *tensors)))
+
+    problem = kernel_problem(operation, order, np.dtype(str(dtype).removeprefix("torch.")), run)
+    if problem is not None:
+        raise CompilerError(f"{compiler()[0]} made a kernel that is wrong: {problem}")
+    _checked.add(address)
 
 
 def _compile(source: str, folder: Path) -> Path:

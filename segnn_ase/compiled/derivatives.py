@@ -12,6 +12,7 @@ in three phases: S values, a loop over channels for V, then R values, whose lane
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 from segnn_ase.compiled.expressions import Expr, Formula
@@ -61,7 +62,7 @@ class Operation:
         return 1 + max(o.tensor for o in self.outputs)
 
 
-class Program(NamedTuple):
+class Derivative(NamedTuple):
     """One derivative of an operation: nodes to be evaluated and where they go."""
 
     formula: Formula
@@ -69,7 +70,8 @@ class Program(NamedTuple):
     stores: list[tuple[Operand, int, "Expr | None"]]  # operand, component, value
 
 
-def derive(operation: Operation, order: "int | str") -> Program:
+@cache
+def derive(operation: Operation, order: "int | str") -> Derivative:
     """order 0: outputs. 1: gradients with respect to the inputs. 2: gradients of <v, order 1>.
 
     Tensors are numbered on: inputs, then gradients G of the outputs, then cotangents v of the inputs;
@@ -83,7 +85,7 @@ def derive(operation: Operation, order: "int | str") -> Program:
     y = operation.build(formula, x)
     if order == 0:
         stores = [(o, c, y[o.name][c]) for o in operation.outputs for c in range(len(o.offsets))]
-        return Program(formula, list(operation.inputs), stores)
+        return Derivative(formula, list(operation.inputs), stores)
     n_in, n_out = operation.n_inputs(), operation.n_outputs()
     if order in ("tangent", "dual"):
         return _along(operation, order, formula, x, y)
@@ -98,7 +100,7 @@ def derive(operation: Operation, order: "int | str") -> Program:
     wanted = [e for _, _, e in flat]
     if order == 1:
         gradients = formula.gradients(outputs, wanted)
-        return Program(
+        return Derivative(
             formula,
             [*operation.inputs, *given],
             [(o, c, g) for (o, c, _), g in zip(flat, gradients, strict=True)],
@@ -113,10 +115,10 @@ def derive(operation: Operation, order: "int | str") -> Program:
     for o in operation.outputs:
         target = _renamed(o, o.name, n_in)
         stores += [(target, c, None if e is None else by_output[e.index]) for c, e in enumerate(y[o.name])]
-    return Program(formula, [*operation.inputs, *given, *directions], stores)
+    return Derivative(formula, [*operation.inputs, *given, *directions], stores)
 
 
-def _along(operation: Operation, order: str, formula: Formula, x: dict, y: dict) -> Program:
+def _along(operation: Operation, order: str, formula: Formula, x: dict, y: dict) -> Derivative:
     n_in, n_out = operation.n_inputs(), operation.n_outputs()
     moving = [o for o in operation.inputs if not (o.constant or o.weight)]
     directions = [_renamed(o, "v_" + o.name, n_in) for o in moving]
@@ -128,7 +130,7 @@ def _along(operation: Operation, order: str, formula: Formula, x: dict, y: dict)
     tangents = dict(zip((e.index for e in present), formula.tangents(present, along), strict=True))
     if order == "tangent":
         stores = [(o, c, None if e is None else tangents[e.index]) for o, c, e in flat]
-        return Program(formula, [*operation.inputs, *directions], stores)
+        return Derivative(formula, [*operation.inputs, *directions], stores)
     seeds = []
     outputs = []
     for name, shift in (("L_", 2 * n_in), ("M_", 2 * n_in + n_out)):
@@ -142,7 +144,7 @@ def _along(operation: Operation, order: str, formula: Formula, x: dict, y: dict)
     ]
     gradients = formula.gradients(outputs, [e for _, _, e in trained])
     stores = [(o, c, g) for (o, c, _), g in zip(trained, gradients, strict=True)]
-    return Program(formula, [*operation.inputs, *directions, *seeds], stores)
+    return Derivative(formula, [*operation.inputs, *directions, *seeds], stores)
 
 
 def _renamed(operand: Operand, name: str, shift: int) -> Operand:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled.build import CompilerError, load_library, load_triton, runs_on_triton
-from segnn_ase.compiled.c_code import c_source
+from segnn_ase.compiled.build import CompilerError, load_libraries, load_triton, runs_on_triton
 from segnn_ase.compiled.derivatives import Operation
 from segnn_ase.compiled.triton_code import block_size, triton_source
 
@@ -71,7 +70,7 @@ class Kernel:
 
     def library(self, order: "int | str", dtype: torch.dtype) -> ctypes.CDLL:
         if (order, dtype) not in self._libraries:
-            library = load_library(c_source(self.operation, order, dtype))
+            (library,) = load_libraries([(self.operation, order)], dtype)
             library.run.restype = None
             self._libraries[order, dtype] = library
         return self._libraries[order, dtype]
