@@ -25,7 +25,6 @@ IMPORTS = HOUSE.all_imports(PACKAGE)
 THIRD_PARTY = "ase, ase.io, e3nn.o3, matplotlib, matscipy, numpy, pydantic, scipy, tqdm, typer"
 
 
-# What was above the limits or twice when they were set; nothing is added here, and what is gone is taken out.
 def run_python(code: str) -> str:
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr

@@ -257,6 +257,7 @@ def test_pairs_at_the_cutoff_do_not_upset_the_check():
         choose_evaluator(potential, graph_from_atoms(atoms, CUTOFF), "require")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.parametrize("accelerate", ["auto", "off"])
 def test_a_calculator_works_in_forked_processes(accelerate):

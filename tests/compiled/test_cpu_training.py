@@ -124,6 +124,7 @@ def test_the_guard_lets_it_through_and_stops_a_wrong_one(new_potential, monkeypa
         choose_loss_gradient(potential, graph, "require")
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_zero_is_noticed_for_each_weight(new_potential, monkeypatch):
     """Whatever the weight, however small its gradient beside the others."""
     potential, graph = new_potential("segnn").requires_grad_(True), batch(["ethanol"])

@@ -69,6 +69,7 @@ def forces_of(potential, atoms: Atoms) -> torch.Tensor:
     return CpuEvaluator(potential)(graph_from_atoms(atoms, potential.cutoff)).forces
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernels", "dtype"),
     [(6, "float32"), pytest.param(64, "float32", marks=pytest.mark.slow)],
