@@ -30,14 +30,12 @@ def build(name: str, dtype: str, device: str):
 
 
 def random_potential(preset: str):
-    import torch
     from systems import system
 
     from segnn_ase.model.potential import Potential
     from segnn_ase.model.settings import model_config
     from segnn_ase.structure.graph import collate, graph_from_atoms
 
-    torch.manual_seed(0)
     potential = Potential(model_config(preset, cutoff=CUTOFF), ELEMENTS)
     potential.calibrate(collate([graph_from_atoms(system(n), CUTOFF) for n in ("acetylacetone", "water81")]))
     pairs = [(a, b) for a in ELEMENTS for b in ELEMENTS if a <= b]

@@ -4,7 +4,7 @@
 
 A step is the loss of energies and forces, its gradient with respect to all weights, and Adam; the batches are five
 frames of acetylacetone (the default recipe), and one of 64 water molecules. With `--device cuda` times are wall times,
-and there is no engine.
+and all passes in C (`engine_ms`) are left out.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from calculators import random_potential
 from report import plot_lines, print_table, save
 from systems import system
 
-from segnn_ase.compiled.cpu_training import TrainingEngine
-from segnn_ase.model.predict import assemble, predict
-from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
+from segnn_ase.compiled.cpu_training import CpuLossGradient
+from segnn_ase.compiled.layers import FUSED
+from segnn_ase.model.predict import PlainLossGradient
+from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 
 BATCHES = {"acetylacetone": 5, "water192": 1}
 
@@ -37,20 +38,13 @@ def loss_of(prediction) -> torch.Tensor:
     return prediction.energy.square().mean() + prediction.forces.square().mean()
 
 
-def step_ms(potential, graph, steps: int, engine: TrainingEngine | None = None) -> float:
-    optimizer, vectors, times = torch.optim.Adam(potential.parameters(), lr=1e-4), edge_vectors(graph), []
-
-    def by_engine(energies, g):
-        return loss_of(assemble(graph, vectors, energies, g, None, forces=True, stress=False))
-
+def step_ms(potential, gradient, graph, steps: int) -> float:
+    optimizer, times = torch.optim.Adam(potential.parameters(), lr=1e-4), []
     clock = time.perf_counter if potential.device.type == "cuda" else time.process_time
     for _ in range(steps + 2):
         begin = clock()
         optimizer.zero_grad(set_to_none=True)
-        if engine is not None:
-            engine.step(graph, by_engine)
-        else:
-            loss_of(predict(potential, graph)).backward()
+        gradient(graph, loss_of, forces=True, stress=False)
         optimizer.step()
         if potential.device.type == "cuda":
             torch.cuda.synchronize()
@@ -75,12 +69,14 @@ def main() -> None:
             size = BATCHES[name]
             slow = random_potential(preset).train().to(a.device)
             layers, whole = copy.deepcopy(slow), copy.deepcopy(slow)
-            layers.segnn.accelerate()
             graph = batch(name, size, slow.cutoff).to(a.device)
-            runs = {"torch_ms": (slow, None), "layers_ms": (layers, None)}
+            runs = {
+                "torch_ms": (slow, PlainLossGradient(slow)),
+                "layers_ms": (layers, PlainLossGradient(layers, FUSED)),
+            }
             if a.device == "cpu":
-                runs["engine_ms"] = (whole, TrainingEngine(whole))
-            rounds = [[step_ms(p, graph, a.steps, engine) for p, engine in runs.values()] for _ in range(a.rounds)]
+                runs["engine_ms"] = (whole, CpuLossGradient(whole))
+            rounds = [[step_ms(*run, graph, a.steps) for run in runs.values()] for _ in range(a.rounds)]
             best = dict(zip(runs, np.min(rounds, axis=0).tolist(), strict=True))
             row = {"preset": preset, "atoms": len(graph.numbers), "frames": size, **best}
             rows.append(row | {"torch / best": best["torch_ms"] / min(best.values())})

@@ -13,8 +13,8 @@ import torch
 from report import plot_lines, print_table, save
 from systems import system
 
-from segnn_ase import SEGNNCalculator
-from segnn_ase.trust.monitor import Watch
+from segnn_ase import SEGNNCalculator, load_potential
+from segnn_ase.trust.monitor import Monitor
 
 POTENTIALS = {"acetylacetone": "acetylacetone-pbe", "water": "water-pbe0", "silicon": "silicon-pbe"}
 
@@ -28,13 +28,13 @@ def times(name: str, steps: int) -> dict[str, float]:
     calc, atoms, rng = SEGNNCalculator(potential_for(name), domain="ignore"), system(name), np.random.default_rng(0)
     atoms.calc, start = calc, atoms.positions.copy()
     atoms.get_forces()  # compiles
-    bare = calc.potentials[0]
-    both, bare.uncertainty = calc._watch, None
-    watches = {"step": lambda *given: {}, "domain": Watch(bare), "both": both}
+    bare = load_potential(potential_for(name))
+    bare.uncertainty = None
+    watches = {"step": lambda *given: {}, "domain": Monitor(bare), "both": calc._monitor}
     spent: dict[str, list[float]] = {key: [] for key in watches}
     for _ in range(steps):
         for key, watch in watches.items():
-            calc._watch = watch
+            calc._monitor = watch
             atoms.positions = start + rng.normal(scale=0.01, size=start.shape)
             begin = time.perf_counter()
             atoms.get_forces()

@@ -22,7 +22,7 @@ from segnn_ase import calculator
 from segnn_ase.base.errors import ConfigError, DeviceError, StructureError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.model.potential import Potential
-from segnn_ase.store.model_file import save_potential
+from segnn_ase.store.model_file import Committee, save_committee, save_potential
 
 everywhere = pytest.mark.parametrize("name", NAMED)
 
@@ -545,3 +545,53 @@ def test_a_committee_has_one_set_of_elements(potential):
     other = Potential(potential.config, [1, 8])
     with pytest.raises(ConfigError, match="different elements"):
         SEGNNCalculator([potential, other])
+
+
+CHANGES = {
+    "in place": lambda p: p.readout.last.last.weight.mul_(1.5),
+    "behind autograd's back": lambda p: p.segnn.messages[0].pair[0].weight.data.mul_(1.5),
+    "loaded into a part": lambda p: p.segnn.updates[0].load_state_dict(tiny_potential(3).segnn.updates[0].state_dict()),
+    "another tensor": lambda p: setattr(p.readout.last, "last", tiny_potential(4).readout.last.last),
+    "another precision": lambda p: p.to(torch.float32),
+    "E0": lambda p: p.reference_energies.__setitem__(0, 7.0),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_change_are_those_that_count(change):
+    atoms = rattled(copper())
+    atoms.calc = calc = SEGNNCalculator(tiny_potential(), accelerate="require")
+    before = atoms.get_forces().copy()
+    with torch.no_grad():
+        CHANGES[change](calc.potentials[0])
+    atoms.positions += 1e-12  # ASE keeps what it has for the same structure
+    fresh = atoms.copy()
+    fresh.calc = SEGNNCalculator(calc.potentials[0], accelerate="off")
+    tolerance = 1e-3 if change == "another precision" else 1e-5
+    assert atoms.get_potential_energy() == pytest.approx(fresh.get_potential_energy(), abs=tolerance)
+    assert np.abs(atoms.get_forces() - fresh.get_forces()).max() < tolerance
+    assert change in ("another precision", "E0") or np.abs(before - fresh.get_forces()).max() > 1e-3
+    assert calc.evaluators == ("the network in C",)
+
+
+def test_moving_to_the_own_precision_changes_nothing():
+    atoms = rattled(copper())
+    atoms.calc = calc = SEGNNCalculator(tiny_potential(), accelerate="require")
+    before = atoms.get_forces()
+    calc.potentials[0].to(torch.float64)
+    chosen = calc._evaluators
+    atoms.positions += 1e-12
+    assert np.abs(atoms.get_forces() - before).max() < 1e-8 and calc._evaluators is chosen
+
+
+def test_a_list_of_one_committee_keeps_its_factors(tmp_path):
+    members = [tiny_potential(seed) for seed in range(2)]
+    save_committee(tmp_path / "c.pt", Committee(members, {"forces": 5.0, "energy": 3.0}, {}))
+    found = []
+    for model in (tmp_path / "c.pt", [tmp_path / "c.pt"]):
+        atoms = rattled(copper())
+        atoms.calc = SEGNNCalculator(model)
+        atoms.get_forces()
+        found.append(atoms.calc.results)
+    assert found[0]["energy_std"] == found[1]["energy_std"] > 0
+    assert np.array_equal(found[0]["forces_std"], found[1]["forces_std"])

@@ -198,12 +198,12 @@ def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, gr
     """What an evaluator of a backend gets wrong, or None."""
     for sample in samples(potential, graph):
         mine = sample.potential is potential
-        found = evaluator if mine else backend.make(sample.potential, False)
+        tried = evaluator if mine else backend.make(sample.potential, False)
         plain = PlainEvaluator(sample.potential)
         # in float32 plain PyTorch is not exact either: both are held against float64
         exact = plain if potential.dtype is torch.float64 else PlainEvaluator(_in_float64(sample.potential))
-        given = [_quantities(e.without_core()(sample.graph), e, sample) for e in (found, plain, exact)]
-        problem = _difference(*given, sample.leeway * backend.tolerance[potential.dtype])
+        found, usual, right = (_quantities(e.without_core()(sample.graph), e, sample) for e in (tried, plain, exact))
+        problem = _difference(found, usual, right, sample.leeway * backend.tolerance[potential.dtype])
         if problem is not None:
             return problem if mine else f"with random weights {problem}"
     return None
@@ -227,8 +227,8 @@ def _training_problem(make: Callable[[Potential], LossGradient], potential: Pote
     for sample in samples(_twin(potential), graph):
         twin, exact = sample.potential, _in_float64(sample.potential)
         pairs = ((make(twin), twin), (PlainLossGradient(twin), twin), (PlainLossGradient(exact), exact))
-        given = [_gradients(one, owner, sample.graph) for one, owner in pairs]
-        problem = _difference(*given, sample.leeway * TOLERANCE[potential.dtype])
+        found, usual, right = (_gradients(one, owner, sample.graph) for one, owner in pairs)
+        problem = _difference(found, usual, right, sample.leeway * TOLERANCE[potential.dtype])
         if problem is not None:
             return problem
     return None

@@ -11,10 +11,9 @@ from torch import Tensor
 from segnn_ase.compiled.cpu import HEADROOM, CpuPasses
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.network_steps import make_steps
-from segnn_ase.compiled.passes import gradient_pass, joined, shared, value_pass
+from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.runtime import pointers
 from segnn_ase.compiled.splines import radial_tables
-from segnn_ase.compiled.steps import Place
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, stress_of
 from segnn_ase.model.repulsion import repelled
@@ -43,15 +42,9 @@ class CpuEvaluator(Evaluator):
     def __init__(self, potential: Potential):
         self._dtype, self._cutoff = potential.dtype, potential.cutoff
         tables = radial_tables(potential)
-        network = self._network = make_steps(potential, tables.coefficients)
-        forward = value_pass(network)
-        both = joined(forward, gradient_pass(network))
-        self._values, self._gradients = ([Place(role, x) for x in network.geometry()] for role in ("value", "gradient"))
-        self._epsilon, self._weight = (Place(role, network.epsilon) for role in ("value", "gradient"))
-        self._features = Place("value", network.features.array)
-        outside = {*self._values, *self._gradients, self._epsilon, self._weight, self._features}
-        storage = shared(both, outside)
-        self._passes = CpuPasses({"energies": forward, "all": both}, storage, self._dtype, potential.config.lmax_attr)
+        plan = self._plan = evaluation(make_steps(potential, tables.coefficients))
+        passes = {"energies": plan.energies, "all": plan.everything}
+        self._passes = CpuPasses(passes, plan.storage(), self._dtype, potential.config.lmax_attr)
         self._runtime = self._passes.runtime
         knots = round(self._cutoff / tables.step)
         self._numbers = (ctypes.c_double * 3)(self._cutoff, tables.step, knots)
@@ -63,7 +56,7 @@ class CpuEvaluator(Evaluator):
         self._make_room(n, 0)
         self._links.first[: n + 1] = 0
         self._run(torch.arange(n), 0, None)
-        return self._passes.at(self._epsilon)[:n, 0].clone()
+        return self._passes.at(self._plan.epsilon)[:n, 0].clone()
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
         kind = self.elements.kinds(graph.numbers)
@@ -93,8 +86,8 @@ class CpuEvaluator(Evaluator):
         self._run(kind, n_edges, elements.scale[kind] if wanted else None)
         vectors, src, _, first = self._links
         vectors, src, neighbors = vectors[:n_edges], src[:n_edges], first[: n + 1].diff()
-        energies = elements.energies(kind, self._passes.at(self._epsilon)[:n, 0])
-        features, g = self._passes.at(self._features)[:n].clone(), self._edge_gradient if wanted else None
+        energies = elements.energies(kind, self._passes.at(self._plan.epsilon)[:n, 0])
+        features, g = self._passes.at(self._plan.features)[:n].clone(), self._edge_gradient if wanted else None
         if close and elements.repels:
             near = graph._replace(edge_src=src, edge_dst=torch.repeat_interleave(neighbors))
             energies, g = repelled(energies, g, near, kind, vectors, elements.core)
@@ -136,7 +129,7 @@ class CpuEvaluator(Evaluator):
         links, values, gradients = self._addresses
         runtime.geometry(threads, bounds, links, self._numbers, values, gradients)
         if weight is not None:
-            passes.at(self._weight)[:n, 0] = weight
+            passes.at(self._plan.weight)[:n, 0] = weight
         passes.run("energies" if weight is None else "all", counts, cuts, links, pointers([first, src, src, kind]))
         if weight is not None:
             self._edge_gradient = torch.empty(n_edges, 3, dtype=self._dtype)
@@ -146,7 +139,9 @@ class CpuEvaluator(Evaluator):
     def _find_addresses(self) -> tuple[ctypes.Array, ...]:
         """Links of the edges, geometry and its gradients; until something is moved."""
         vectors, src, knot, first = self._links
-        values, gradients = ([self._passes.at(x) for x in places] for places in (self._values, self._gradients))
+        values, gradients = (
+            [self._passes.at(x) for x in places] for places in (self._plan.values, self._plan.gradients)
+        )
         return pointers([first, src, src, knot]), pointers([vectors, *values]), pointers(gradients)
 
     def _gather(self, graph: Graph, n: int, g: Tensor, stress: bool) -> tuple[Tensor, Tensor | None]:

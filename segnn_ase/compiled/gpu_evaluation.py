@@ -9,9 +9,8 @@ from segnn_ase.compiled.geometry import first_edges, tabulated_edges
 from segnn_ase.compiled.gpu import GpuPasses
 from segnn_ase.compiled.kernels import Topology
 from segnn_ase.compiled.network_steps import make_steps
-from segnn_ase.compiled.passes import gradient_pass, joined, shared, value_pass
+from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
-from segnn_ase.compiled.steps import Place
 from segnn_ase.model.edges import node_attributes
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, assemble
@@ -28,14 +27,8 @@ class GpuEvaluator(Evaluator):
         self._dtype, self._cutoff, self._lmax = potential.dtype, potential.cutoff, potential.config.lmax_attr
         tables = radial_tables(potential)
         self._step = tables.step
-        network = make_steps(potential, tables.coefficients)
-        self._forward = value_pass(network)
-        self._both = joined(self._forward, gradient_pass(network))
-        self._values, self._gradients = ([Place(role, x) for x in network.geometry()] for role in ("value", "gradient"))
-        self._epsilon, self._weight = (Place(role, network.epsilon) for role in ("value", "gradient"))
-        self._features = Place("value", network.features.array)
-        outside = {*self._values, *self._gradients, self._epsilon, self._weight, self._features}
-        self.passes = GpuPasses(self._both, shared(self._both, outside), self._dtype, potential.device)
+        plan = self._plan = evaluation(make_steps(potential, tables.coefficients))
+        self.passes = GpuPasses(plan.everything, plan.storage(), self._dtype, potential.device)
         self._lock = Lock()
         species = torch.arange(len(potential.species), device=potential.device)
         none = torch.zeros(0, dtype=torch.long, device=potential.device)
@@ -70,15 +63,15 @@ class GpuEvaluator(Evaluator):
                 vectors[order], dst[order], topology, cutoff=self._cutoff, lmax=self._lmax, table_step=self._step
             )
             geometry = (edges.harmonics, edges.envelope, edges.fraction, node_attributes(edges, smooth=True))
-        for value, gradient, x in zip(self._values, self._gradients, geometry, strict=True):
+        for value, gradient, x in zip(self._plan.values, self._plan.gradients, geometry, strict=True):
             at(value).copy_(x.detach())
             at(gradient).zero_()
         if weight is not None:
-            at(self._weight)[:, 0] = weight
+            at(self._plan.weight)[:, 0] = weight
         nodes = edges.topology._replace(knot=kind)
-        self.passes.run(self._forward if weight is None else self._both, nodes, edges.topology)
-        found = at(self._epsilon)[:, 0].clone(), at(self._features).clone()
+        self.passes.run(self._plan.energies if weight is None else self._plan.everything, nodes, edges.topology)
+        found = at(self._plan.epsilon)[:, 0].clone(), at(self._plan.features).clone()
         if weight is None:
             return *found, None
-        moving = [(x, at(g)) for x, g in zip(geometry, self._gradients, strict=True) if x.requires_grad]
+        moving = [(x, at(g)) for x, g in zip(geometry, self._plan.gradients, strict=True) if x.requires_grad]
         return *found, torch.autograd.grad([x for x, _ in moving], vectors, [g for _, g in moving])[0]

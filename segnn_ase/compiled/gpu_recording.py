@@ -15,7 +15,7 @@ from segnn_ase.base.errors import AccelerationError, AccelerationWarning
 from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
-from segnn_ase.structure.graph import Graph
+from segnn_ase.structure.graph import Graph, collate, copy_rows, padding
 
 HEADROOM = 1.15  # of the pairs, so that a few more do not need another recording
 ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-9}  # sums of a GPU have no fixed order
@@ -58,12 +58,13 @@ class RecordingEvaluator(Evaluator):
         return self._inner(graph, forces=forces, stress=stress)
 
     def _recorded(self, graph: Graph, forces: bool, stress: bool) -> Prediction:
+        graph = graph._replace(edge_pair=None)  # of no use here
         n, n_pairs = len(graph.numbers), len(graph.edge_src)
         state = (n, graph.n_graphs, forces, stress)
         known, self._asked = self._asked == state, state
         if self._state != state and not known:
             return self._inner(graph, forces=forces, stress=stress)
-        fresh = self._state != state or n_pairs > len(self._graph.edge_src)
+        fresh = self._state != state or n_pairs >= len(self._graph.edge_src)
         if fresh:
             self._state = self._replay = None  # until all is there
             self._graph = padded(graph, math.ceil(HEADROOM * n_pairs) + 1, self._first, self._cutoff)
@@ -76,7 +77,7 @@ class RecordingEvaluator(Evaluator):
 
     def _copy(self, graph: Graph) -> None:
         """Into the places that are read by the recording; what has not been replaced since is there already."""
-        static, n, n_pairs = self._graph, len(graph.numbers), len(graph.edge_src)
+        static, n = self._graph, len(graph.numbers)
         if self._numbers is not graph.numbers:
             if n and int(self.elements.index[graph.numbers].min()) < 0:
                 raise ValueError(f"numbers has elements that are not of {list(self.elements.symbols)}")
@@ -84,9 +85,7 @@ class RecordingEvaluator(Evaluator):
             static.batch[:n].copy_(graph.batch)
             self._numbers = graph.numbers
         if self._pairs is not graph.edge_src:
-            static.edge_src[n_pairs:], static.edge_dst[n_pairs:], static.edge_shift[n_pairs:] = n, n + 1, 0.0
-            for name in ("edge_src", "edge_dst", "edge_shift"):
-                getattr(static, name)[:n_pairs].copy_(getattr(graph, name))
+            copy_rows(static, graph, "edge", fill=True)
             self._pairs = graph.edge_src
         static.positions[:n].copy_(graph.positions, non_blocking=True)
         static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
@@ -138,20 +137,12 @@ class RecordingEvaluator(Evaluator):
 
 def padded(graph: Graph, n_pairs: int, species: int, cutoff: float) -> Graph:
     """A graph of its own with room for as many pairs, two atoms and a structure more than there are."""
-    n, device = len(graph.numbers), graph.positions.device
-    apart = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, 2.0 * cutoff]], dtype=torch.float64, device=device)
-    two = torch.ones(2, dtype=torch.long, device=device)
-    pairs = torch.full((n_pairs,), n, dtype=torch.long, device=device)
-    return Graph(
-        numbers=torch.cat([graph.numbers, two * species]),
-        positions=torch.cat([graph.positions, apart]),
-        cell=torch.cat([graph.cell, torch.eye(3, dtype=torch.float64, device=device)[None]]),
-        edge_src=pairs,
-        edge_dst=pairs + 1,
-        edge_shift=torch.zeros(n_pairs, 3, dtype=torch.float64, device=device),
-        batch=torch.cat([graph.batch, two * graph.n_graphs]),
-        n_graphs=graph.n_graphs + 1,
-    )
+    behind = padding(graph, nodes=2, edges=n_pairs - len(graph.edge_src))
+    behind.numbers.fill_(species)
+    behind.positions[1, 2] = 2.0 * cutoff
+    behind.cell.copy_(torch.eye(3, dtype=behind.cell.dtype))
+    behind.edge_dst.fill_(1)
+    return collate([graph, behind])
 
 
 def _without_padding(p: Prediction, n: int, n_graphs: int) -> Prediction:

@@ -12,6 +12,7 @@ goes back: forward over reverse, without a second graph.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -158,6 +159,30 @@ def _columns(view: View, width: int) -> np.ndarray:
 def joined(forward: list[Segment], back: list[Segment]) -> list[Segment]:
     """One pass behind the other; the last steps on nodes go on into the first ones, while all is in the cache."""
     return [*forward[:-1], Segment("node", [*forward[-1].steps, *back[0].steps]), *back[1:]]
+
+
+class Evaluation(NamedTuple):
+    """What evaluators run, and the places of what they give to it and take from it."""
+
+    energies: list[Segment]
+    everything: list[Segment]  # energies and their gradient
+    values: list[Place]  # of the geometry
+    gradients: list[Place]
+    epsilon: Place
+    weight: Place  # of each atom's epsilon in the sum whose gradient is taken
+    features: Place
+
+    def storage(self) -> "dict[Place, Storage]":
+        return shared(self.everything, {*self.values, *self.gradients, self.epsilon, self.weight, self.features})
+
+
+def evaluation(network: NetworkSteps) -> Evaluation:
+    forward = value_pass(network)
+    values, gradients = ([Place(role, x) for x in network.geometry()] for role in ("value", "gradient"))
+    epsilon, weight = (Place(role, network.epsilon) for role in ("value", "gradient"))
+    features = Place("value", network.features.array)
+    everything = joined(forward, gradient_pass(network))
+    return Evaluation(forward, everything, values, gradients, epsilon, weight, features)
 
 
 @dataclass(eq=False)

@@ -9,11 +9,14 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from ase.calculators.fd import calculate_numerical_forces
 from helpers.systems import water
 
-from segnn_ase import load_potential
+from segnn_ase import SEGNNCalculator, load_potential
+from segnn_ase.base.errors import AccelerationWarning
 from segnn_ase.compiled import build, choose, runtime
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.model import interactions, network
 from segnn_ase.structure.graph import graph_from_atoms
 
 CONSTANT = re.compile(r"\(\(T\)\(?(-?[0-9][0-9.e+-]*)\)?\)")
@@ -109,3 +112,19 @@ def test_a_structure_of_another_kind_is_compared_as_it_is(new_potential):
     own, moved, thrown = (x.graph for x in choose.samples(potential, graph_from_atoms(water(), potential.cutoff)))
     assert own.numbers.equal(moved.numbers) and not own.positions.equal(moved.positions)
     assert set(thrown.numbers.tolist()) == set(potential.species) and len(thrown.edge_src) >= 40
+
+
+def test_a_changed_layer_works_at_once_in_plain_torch(new_potential, monkeypatch):
+    """One file changed, `model/interactions.py`: compiled code, which does not know it, is refused."""
+    plain = interactions.received_by_steps
+
+    def twice(message, pair, edges):
+        return [tuple(2.0 * x for x in block) for block in plain(message, pair, edges)]
+
+    monkeypatch.setattr(network, "PLAIN", network.PLAIN._replace(message=twice))
+    atoms = water()
+    atoms.calc = SEGNNCalculator(new_potential("fast"))
+    with pytest.warns(AccelerationWarning, match="not used, as .* differ"):
+        forces = atoms.get_forces()
+    assert atoms.calc.evaluators == ("plain PyTorch",)
+    assert np.abs(calculate_numerical_forces(atoms, eps=1e-5) - forces).max() < 1e-6
