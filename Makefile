@@ -32,8 +32,9 @@ lint: .venv/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# PyTorch before 2.6 warns of how it copies tensors itself
 oldest: .venv/oldest
-	OMP_NUM_THREADS=1 .venv/old/bin/python -m pytest -n auto --quick $(PYTEST)
+	OMP_NUM_THREADS=1 .venv/old/bin/python -m pytest -n auto --quick -W "ignore:You are using:FutureWarning" $(PYTEST)
 
 .venv/torch:
 	$(PYTHON) -m venv .venv
