@@ -329,6 +329,7 @@ def test_it_works_without_gradients(potential):
         assert SEGNNCalculator(potential).get_hessian(ethanol()).any()
 
 
+@pytest.mark.slow
 def test_hessian_is_symmetric_and_the_derivative_of_the_forces(potential):
     calc = SEGNNCalculator([potential, tiny_potential(1)])
     for build in NAMED.values():

@@ -345,6 +345,7 @@ def test_the_installed_command(work):
     assert result.stderr.startswith("error: model is 'no.pt': there is no such file") and result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_installed_command_trains(work, tmp_path):
     (tmp_path / "config.toml").write_text(TOML.replace('"train.xyz"', f'"{work}/train.xyz"'))
     result = run_segnn("train", "config.toml", "--epochs", "1", "--threads", "1", cwd=tmp_path)

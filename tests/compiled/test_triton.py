@@ -112,6 +112,7 @@ def test_first_and_second_derivatives_are_those_of_the_c_kernels(parts, device, 
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hidden", ["3x0e+3x1o", "4x0e+2x1o"])
 def test_network_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(hidden, device):
     reference, evaluate = CpuEvaluator(small(hidden)), GpuEvaluator(small(hidden).to(device))

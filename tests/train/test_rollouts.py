@@ -59,6 +59,7 @@ def test_time_steps_follow_the_lightest_atom():
     assert usual_timestep(bulk("Au")) == 2.0
 
 
+@pytest.mark.slow
 def test_rollouts_are_logged_when_they_are_due_and_change_no_bit(tmp_path):
     folders = [tmp_path / name for name in ("with", "without")]
     for folder, steps in zip(folders, (15, 0), strict=True):

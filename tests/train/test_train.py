@@ -736,6 +736,7 @@ def test_a_committee_is_one_file_of_potentials_trained_from_other_seeds(committe
         load_with_metadata(config.out)
 
 
+@pytest.mark.slow
 def test_the_committee_expects_its_errors(committee):
     from segnn_ase.calculator import SEGNNCalculator
 
@@ -755,12 +756,14 @@ def test_the_committee_expects_its_errors(committee):
     assert found["forces_std"] == pytest.approx(errors[path]["forces_std"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_finished_committee_is_not_trained_again(committee, monkeypatch):
     config, errors = committee
     monkeypatch.setattr(loop, "training_step", None)
     assert train(config, progress=False) == errors
 
 
+@pytest.mark.slow
 def test_a_committee_that_was_stopped_goes_on(committee, tmp_path, monkeypatch):
     config, _ = committee
     data = {"train": config.data.train, "test": config.data.test}
@@ -780,6 +783,7 @@ def test_a_committee_that_was_stopped_goes_on(committee, tmp_path, monkeypatch):
         assert checksum(a.state_dict()) == checksum(b.state_dict())
 
 
+@pytest.mark.slow
 def test_another_file_is_not_replaced_by_a_committee(committee, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"precious")
     with pytest.raises(ConfigError, match="exists and is no committee to go on with"):
