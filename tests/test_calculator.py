@@ -249,7 +249,7 @@ def test_energy_alone_needs_no_derivative(potential, monkeypatch):
 
 
 def test_only_a_change_of_the_structure_is_computed_again(potential, monkeypatch):
-    atoms = triclinic()
+    atoms, calls = triclinic(), count_calls(monkeypatch)
     atoms.calc = SEGNNCalculator(potential)
     seen = [atoms.get_forces()]
     changes = {
@@ -260,7 +260,6 @@ def test_only_a_change_of_the_structure_is_computed_again(potential, monkeypatch
         "cell": lambda: atoms.set_cell(atoms.cell * 1.01),
         "pbc": lambda: atoms.set_pbc((True, True, False)),
     }
-    calls = count_calls(monkeypatch)
     for name, change in changes.items():
         change()
         calls.clear()

@@ -1,6 +1,6 @@
 """The fastest evaluator that agrees with plain PyTorch on a structure of the user's own: one list, one guard.
 
-Plain PyTorch is the oracle. Compared are energies, forces and gradients of pairs, in training the gradient of a loss
+Plain PyTorch is the oracle. Compared are energies, forces and virial, in training the gradient of a loss
 weight by weight, on the user's structure (a fragment of a large one) and on the same with its atoms displaced, as a
 perfect crystal hides every path that is odd; and, with random weights instead of learned ones, which may have closed a
 path, on a few atoms of the potential's elements thrown together, as a dimer hides what needs a plane.
@@ -26,7 +26,7 @@ from segnn_ase.compiled.network_steps import supported
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, LossGradient, PlainEvaluator, PlainLossGradient, Prediction
-from segnn_ase.structure.graph import Graph, fragment, graph_from_arrays, within
+from segnn_ase.structure.graph import Graph, edge_vectors, fragment, graph_from_arrays, sum_over_structure_edges, within
 from segnn_ase.structure.neighbors import neighbor_list
 
 LAYERS = "compiled layers"
@@ -218,8 +218,10 @@ def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str
     push = max(scale, push)
     found = {"energies": Quantity(p.energies, max(scale, float(network.abs().max())))}  # E0 of thousands hide nothing
     found["forces"] = Quantity(p.forces, push)
-    if p.edge_gradients is not None:
-        found["gradients of pairs"] = Quantity(p.edge_gradients, push)
+    if p.edge_gradients is not None and len(p.edge_gradients):  # of either direction of a pair: their sum is defined
+        r, g = edge_vectors(sample.graph), p.edge_gradients.detach()
+        virial = sum_over_structure_edges(r[:, :, None] * g[:, None], sample.graph)
+        found["virial"] = Quantity(virial, push * sample.potential.cutoff * len(g) ** 0.5)
     return found
 
 

@@ -41,7 +41,7 @@ def kernel_problem(operation: Operation, order: "int | str", dtype: np.dtype, ru
     rows = _made_up(operation, rng)
     targets = [o for o, _, _ in derivative.stores]
     inputs, outputs = (
-        {k: x.astype(dtype) for k, x in _numbers(operands, rows, rng).items()}
+        {k: x.astype(dtype) for k, x in _random_tensors(operands, rows, rng).items()}
         for operands in (derivative.inputs, targets)
     )
     found = {k: x.copy() for k, x in outputs.items()}
@@ -95,7 +95,7 @@ def _made_up(operation: Operation, rng: np.random.Generator) -> _Rows:
     return _Rows(first, at, operation.channels)
 
 
-def _numbers(operands: list[Operand], rows: _Rows, rng: np.random.Generator) -> Tensors:
+def _random_tensors(operands: list[Operand], rows: _Rows, rng: np.random.Generator) -> Tensors:
     """Random tensors with room for all that the operands reach."""
     lengths: dict[int, int] = {}
     for o in operands:
