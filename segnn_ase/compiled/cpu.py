@@ -26,6 +26,7 @@ from segnn_ase.compiled.steps import (
 )
 
 HEADROOM = 1.15  # of the memory, so that it does not grow at every step
+ALIGNED = 16  # numbers: a line of the cache
 NOTHING = Slot(None, 0, 0, 0, 0)
 
 
@@ -116,15 +117,19 @@ class CpuPasses:
         grown = {k: max(room[k], n if k == "threads" else 1 + int(HEADROOM * n)) for k, n in wanted.items()}
         self.capacity = dict.fromkeys(self.capacity, 0)  # until all is there: what is half made must not be used
         with torch.inference_mode(False):  # the memory outlives this call
-            self._memory = {}
-            for storage in self._storage.values():
-                if storage not in self._memory:
-                    rows = grown["threads"] * CHUNK if storage.where == "scratch" else grown[storage.where]
-                    rows *= grown["threads"] if storage in self._private else 1
-                    self._memory[storage] = torch.zeros(rows, storage.size, dtype=self.dtype)
+            self._memory = {}  # one behind the other: with pages of their own they would meet in the same cache lines
+            rows = {storage: self._rows_of(storage, grown) for storage in self._storage.values()}
+            sizes = [(1 - (-n * storage.size // ALIGNED)) * ALIGNED for storage, n in rows.items()]
+            pieces = torch.zeros(sum(sizes) + ALIGNED, dtype=self.dtype)[: sum(sizes)].split(sizes)
+            for (storage, n), piece in zip(rows.items(), pieces, strict=True):
+                self._memory[storage] = piece[: n * storage.size].view(n, storage.size)
             self._segments = {name: self._prepared(segments) for name, segments in self._passes.items()}
         self.capacity = grown
         return True
+
+    def _rows_of(self, storage: Storage, room: dict[str, int]) -> int:
+        rows = room["threads"] * CHUNK if storage.where == "scratch" else room[storage.where]
+        return rows * room["threads"] if storage in self._private else rows
 
     def at(self, place: Place) -> Tensor:
         """Where a place lies: (rows, size), of which as many are used as were asked for."""
