@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from segnn_ase.base.devices import usable_cores
 from segnn_ase.compiled.c_code import c_source
@@ -97,10 +98,17 @@ def load_libraries(wanted: Iterable[tuple[Operation, "int | str"]], dtype: torch
     with ThreadPoolExecutor(usable_cores()) as pool:
         libraries = list(pool.map(load_library, sources))
     for (operation, order), library in zip(wanted, libraries, strict=True):
+        for name, arguments in FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = None, arguments
         _check(operation, order, dtype, library)
     return libraries
 
 
+FUNCTIONS = {  # of every kernel, and their arguments; `c_code` prints them
+    "rows": (ctypes.c_int64, ctypes.c_int64, *[ctypes.c_void_p] * 3),
+    "run": (ctypes.c_int64, *[ctypes.c_void_p] * 4, ctypes.c_int64),
+}
 _checked: set[int] = set()  # addresses of functions that were found right
 
 
@@ -115,7 +123,7 @@ def _check(operation: Operation, order: "int | str", dtype: torch.dtype, library
 
     def run(links: list[np.ndarray], inputs: Tensors, outputs: Tensors) -> None:
         tensors = ([given.get(k) for k in range(1 + max(given))] for given in (inputs, outputs))
-        library.rows(ctypes.c_int64(0), ctypes.c_int64(len(links[0]) - 1), *map(addresses, (links, *tensors)))
+        library.rows(0, len(links[0]) - 1, *map(addresses, (links, *tensors)))
 
     problem = kernel_problem(operation, order, np.dtype(str(dtype).removeprefix("torch.")), run)
     if problem is not None:
@@ -141,6 +149,18 @@ def _compile(source: str, folder: Path) -> Path:
             except OSError as error:
                 messages.append(str(error))
     raise CompilerError(f"{compiler()[0]} does not compile the kernels: {messages[-1]}")
+
+
+def pointers(tensors: "Sequence[Tensor | None]") -> ctypes.Array:
+    """Addresses of contiguous tensors, which live as long as the array of their addresses."""
+    array = (ctypes.c_void_p * len(tensors))()
+    kept: list[Tensor] = []  # a copy that is made here must not be freed before it is read
+    for k, t in enumerate(tensors):
+        if t is not None:
+            kept.append(t := t.contiguous())
+            array[k] = t.data_ptr()
+    array.kept = kept  # type: ignore[attr-defined]
+    return array
 
 
 def runs_on_triton(device: torch.device) -> bool:

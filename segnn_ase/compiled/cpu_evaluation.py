@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.cpu import HEADROOM, CpuPasses
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.passes import evaluation
-from segnn_ase.compiled.runtime import pointers
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, stress_of

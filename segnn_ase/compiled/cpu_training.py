@@ -6,11 +6,11 @@ import math
 import torch
 from torch import Tensor
 
+from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.cpu import CpuPasses
 from segnn_ase.compiled.geometry import first_edges
 from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.passes import apart, dual_pass, gradient_pass, tangent_pass, value_pass
-from segnn_ase.compiled.runtime import pointers
 from segnn_ase.compiled.steps import Place, steps_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Loss, assemble

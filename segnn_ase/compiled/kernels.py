@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled.build import CompilerError, load_libraries, load_triton, runs_on_triton
+from segnn_ase.compiled.build import CompilerError, load_libraries, load_triton, pointers, runs_on_triton
 from segnn_ase.compiled.derivatives import Operation
 from segnn_ase.compiled.triton_code import block_size, triton_source
 
@@ -71,7 +71,6 @@ class Kernel:
     def library(self, order: "int | str", dtype: torch.dtype) -> ctypes.CDLL:
         if (order, dtype) not in self._libraries:
             (library,) = load_libraries([(self.operation, order)], dtype)
-            library.run.restype = None
             self._libraries[order, dtype] = library
         return self._libraries[order, dtype]
 
@@ -124,15 +123,15 @@ class Kernel:
             w = new((parts, *place.shape) if private else place.shape, dtype=dtype)
             written.append(w)
             addresses.append((w.data_ptr(), w.stride(0) * w.element_size() if private else 0))
-        pointers = [a if a is None else a + t * step for t in range(parts) for a, step in addresses]
+        written_to = [a if a is None else a + t * step for t in range(parts) for a, step in addresses]
         links = (topology.first, topology.src, topology.pair, topology.knot)
         self.library(order, dtype).run(
-            ctypes.c_int64(parts),
+            parts,
             (ctypes.c_int64 * len(bounds))(*bounds),
-            (ctypes.c_void_p * 4)(*(None if x is None else x.data_ptr() for x in links)),
-            (ctypes.c_void_p * len(tensors))(*(None if t is None else t.data_ptr() for t in tensors)),
-            (ctypes.c_void_p * len(pointers))(*pointers),
-            ctypes.c_int64(len(written)),
+            pointers(links),
+            pointers(tensors),
+            (ctypes.c_void_p * len(written_to))(*written_to),
+            len(written),
         )
         return tuple(w.sum(0) if step else w for w, (_, step) in zip(written, addresses, strict=True))
 

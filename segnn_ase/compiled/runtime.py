@@ -3,14 +3,12 @@ sides mean the same."""
 
 import ctypes
 import math
-from collections.abc import Sequence
 from ctypes import c_double, c_int, c_int64, c_void_p
 from enum import IntEnum
 from functools import cache
 from importlib.resources import files
 
 import torch
-from torch import Tensor
 
 from segnn_ase.compiled.build import CompilerError, load_library
 from segnn_ase.compiled.c_code import prelude
@@ -116,17 +114,6 @@ def _structure(name: str, structure: type[ctypes.Structure]) -> str:
         else:
             fields.append(f"int64_t {field};" if kind is c_int64 else f"Slot {field}[SLOTS];")
     return f"typedef struct {{ {' '.join(fields)} }} {name};"
-
-
-def pointers(tensors: "Sequence[Tensor | None]") -> ctypes.Array:
-    """Addresses of contiguous tensors, which live as long as the array of their addresses."""
-    array = (c_void_p * len(tensors))()
-    array.kept = kept = []  # a copy that is made here must not be freed before it is read
-    for k, t in enumerate(tensors):
-        if t is not None:
-            kept.append(t := t.contiguous())
-            array[k] = t.data_ptr()
-    return array
 
 
 def harmonics_formula(lmax: int) -> tuple[Formula, list[Expr], list[Expr | None], list[Expr | None]]:

@@ -20,10 +20,10 @@ from helpers.systems import CUTOFF, NAMED, SPECIES
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
 from segnn_ase.compiled import cpu, cpu_evaluation, kernels
+from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.network_steps import supported
-from segnn_ase.compiled.runtime import pointers
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure.graph import collate, graph_from_atoms
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from helpers.systems import CUTOFF, NAMED
 
+from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
-from segnn_ase.compiled.runtime import KINDS, pointers
+from segnn_ase.compiled.runtime import KINDS
 from segnn_ase.compiled.steps import Place
 from segnn_ase.structure.graph import edge_vectors, graph_from_atoms
 
