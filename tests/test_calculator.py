@@ -305,6 +305,7 @@ def test_global_state_is_left_alone(potential):
     assert state() == before and torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.slow
 def test_no_tensor_outlives_a_call(potential):
     def alive() -> int:
         gc.collect()
@@ -405,6 +406,7 @@ def test_md_with_a_skin_is_that_without(potential, build, skin):
     assert np.abs(np.array(paths[0]) - np.array(paths[1])).max() < 1e-9
 
 
+@pytest.mark.slow
 def test_one_calculator_for_many_structures(potential):
     shared = SEGNNCalculator(potential)
     expected = [evaluated(build(), SEGNNCalculator(potential)) for build in NAMED.values()]

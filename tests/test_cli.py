@@ -87,6 +87,7 @@ def test_train_from_options_alone(work, tmp_path):
     assert set(metadata["errors"]) == {"train", "valid"}
 
 
+@pytest.mark.slow
 def test_finetune(work, tmp_path):
     out = tmp_path / "tuned.pt"
     options = "--train test.xyz --epochs 2 --freeze segnn.messages.0 --freeze segnn.embedding --device cpu"
@@ -335,6 +336,7 @@ def run_segnn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_the_installed_command(work):
     result = run_segnn("--help", cwd=work)
     assert result.returncode == 0 and not result.stderr

@@ -1162,6 +1162,7 @@ def test_outputs_below_a_file_are_refused(tmp_path):
         run(crystal(), settings)
 
 
+@pytest.mark.slow
 def test_training_on_a_full_disk_keeps_its_files_and_goes_on(tmp_path, monkeypatch):
     for name in "ab":
         (tmp_path / name).mkdir()

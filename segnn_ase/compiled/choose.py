@@ -77,9 +77,8 @@ def choose_evaluator(potential: Potential, graph: Graph, mode: str = "auto", *, 
     takes plain PyTorch. Neither the potential nor any global state is changed.
     """
     _check_mode(mode)
-    plain = PlainEvaluator(potential)
     if mode == "off":
-        return plain
+        return PlainEvaluator(potential)
     for backend in BACKENDS:
         if not backend.fits(potential, tables):
             continue
@@ -93,7 +92,7 @@ def choose_evaluator(potential: Potential, graph: Graph, mode: str = "auto", *, 
         _refuse(f"{evaluator.name if evaluator else 'compiled code'}: not used, as {problem}", mode)
     if mode == "require" and potential.device.type not in ("cpu", "cuda"):
         raise AccelerationError(f"accelerate='require', but there is no compiled code for {potential.device}")
-    return plain
+    return PlainEvaluator(potential)
 
 
 def choose_operations(potential: Potential, graph: Graph, mode: str = "auto") -> Operations | None:
@@ -111,9 +110,8 @@ def choose_loss_gradient(potential: Potential, graph: Graph, mode: str = "auto")
     plain = PlainLossGradient(potential)
     if mode == "off" or potential.device.type not in ("cpu", "cuda"):
         return plain
-    layers = lambda p: PlainLossGradient(p, FUSED, name=LAYERS)  # noqa: E731
-    on_cpu = potential.device.type == "cpu" and torch.get_num_threads() <= 2
-    for make in ([CpuLossGradient] if on_cpu and supported(potential) else []) + [layers]:
+    one_thread = potential.device.type == "cpu" and torch.get_num_threads() <= 2
+    for make in (CpuLossGradient, _by_layers) if one_thread and supported(potential) else (_by_layers,):
         try:
             problem = _training_problem(make, potential, graph)
         except (CompilerError, ValueError) as error:
@@ -122,6 +120,10 @@ def choose_loss_gradient(potential: Potential, graph: Graph, mode: str = "auto")
             return make(potential)
         _refuse(f"compiled code is not used for the gradient of the loss: {problem}", mode)
     return plain
+
+
+def _by_layers(potential: Potential) -> LossGradient:
+    return PlainLossGradient(potential, FUSED, name=LAYERS)
 
 
 def _check_mode(mode: str) -> None:
@@ -196,16 +198,18 @@ class Quantity(NamedTuple):
 
 def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, graph: Graph) -> str | None:
     """What an evaluator of a backend gets wrong, or None."""
+    other = None
     for sample in samples(potential, graph):
-        mine = sample.potential is potential
-        tried = evaluator if mine else backend.make(sample.potential, False)
-        plain = PlainEvaluator(sample.potential)
-        # in float32 plain PyTorch is not exact either: both are held against float64
-        exact = plain if potential.dtype is torch.float64 else PlainEvaluator(_in_float64(sample.potential))
+        if sample.potential is not other:  # the evaluators of the first potential serve for its next samples, too
+            other = sample.potential
+            tried = evaluator if other is potential else backend.make(other, False)
+            plain = PlainEvaluator(other)
+            # in float32 plain PyTorch is not exact either: both are held against float64
+            exact = plain if potential.dtype is torch.float64 else PlainEvaluator(_in_float64(other))
         found, usual, right = (_quantities(e.without_core()(sample.graph), e, sample) for e in (tried, plain, exact))
         problem = _difference(found, usual, right, sample.leeway * backend.tolerance[potential.dtype])
         if problem is not None:
-            return problem if mine else f"with random weights {problem}"
+            return problem if other is potential else f"with random weights {problem}"
     return None
 
 

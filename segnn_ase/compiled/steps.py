@@ -13,8 +13,6 @@ from torch import Tensor
 
 from segnn_ase.compiled.derivatives import Operation
 
-ROLES = ("value", "gradient", "tangent", "dual")
-
 
 @dataclass(eq=False, frozen=True)
 class Array:
@@ -26,7 +24,7 @@ class Array:
 
 
 class Place(NamedTuple):
-    """An array's values, or its derivatives of one of the `ROLES`."""
+    """An array's "value", or what belongs to it in the "gradient", "tangent" or "dual" pass."""
 
     role: str
     array: Array

@@ -62,6 +62,7 @@ def batch(*names: str, cutoff: float = SHORT):
     return collate([with_pairs(graph_from_atoms(NAMED[name](), cutoff)) for name in names])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("hidden", "settings", "dtype"),
     [

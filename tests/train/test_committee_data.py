@@ -50,6 +50,7 @@ def test_the_data_are_prepared_once(tmp_path, calls, members):
     assert calls == {**once, "read_frames": 2, "make_item": 10, "neighbor_list": 10}
 
 
+@pytest.mark.slow
 def test_members_differ_in_their_seeds_only(tmp_path):
     (tmp_path / "all").mkdir(), (tmp_path / "one").mkdir()
     config = configured(tmp_path / "all", water_frames(8), committee=2, seed=3)

@@ -610,6 +610,7 @@ def another_level(images: list[Atoms], offset: dict[int, float]) -> list[Atoms]:
     return images
 
 
+@pytest.mark.slow
 def test_finetuning_moves_the_reference_energies_and_improves(tmp_path, trained):
     model, found = trained[0].out, {}
     for name, offset in (("same", {1: 0.0, 8: 0.0, 29: 0.0}), ("other", {1: 5.0, 8: -40.0, 29: 3.0})):
@@ -698,6 +699,7 @@ def test_one_frame_is_enough(tmp_path):
     assert set(train(config, progress=False)) == {"train"}
 
 
+@pytest.mark.slow
 def test_out_of_time_it_stops_saved_and_goes_on_to_the_same_bits(tmp_path):
     (whole := tmp_path / "whole").mkdir(), (parts := tmp_path / "parts").mkdir()
     train(configured(whole, water_frames(8)), progress=False)

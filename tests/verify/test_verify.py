@@ -317,6 +317,7 @@ def test_files(certificate, tmp_path):
     assert min(imread(tmp_path / "a.png").shape[:2]) > 300
 
 
+@pytest.mark.slow
 def test_the_command_stores_what_it_found(small_potential, tmp_path):
     save_potential(tmp_path / "m.pt", small_potential("fast"), metadata={"errors": {"test": {"forces_rmse": 0.5}}})
     ase.io.write(tmp_path / "a.xyz", [water(), triclinic()])
