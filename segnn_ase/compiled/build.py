@@ -1,9 +1,8 @@
-"""Fused kernels: operations compiled for the machine they run on, with first and second derivatives.
+"""Code compiled for the machine it runs on, when it is first needed, and kept in a cache folder.
 
-On the CPU the C code of `codegen.py` is compiled by the machine's own compiler when it is first needed, and kept in a
-cache folder ($SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase); on a GPU Triton does the same
-(`triton_codegen.py`). The layers in plain torch are the slow twin; without a compiler and when a check fails, they do
-the work.
+C (`c_code.py`, `runtime.py`) goes through the machine's own compiler, `triton_code.py` through Triton's. The folder is
+$SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase. Every kernel in C is compared with its formula
+before use.
 """
 
 import ctypes

@@ -217,7 +217,7 @@ void gather(int64_t n, int64_t **links, T **in, double **out) {
   }
 }
 
-/* see `Engine.watch`; NaN is outside, and so are atoms without any neighbours among them, for which there are rules */
+/* see `Evaluator.inside_and_deviations`; NaN is outside, and so are atoms without any neighbours among them, for which there are rules */
 int watch(int64_t n, int64_t k, const int64_t *counts, const double *energy, const double *forces, const T *features,
           const T *forms, const double *limits, const double *numbers, double *out) {
   T sum[k + 1], to[k + 1];

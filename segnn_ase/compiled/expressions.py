@@ -1,13 +1,7 @@
-"""Formulas of fused operations, their derivatives, and the C code that evaluates them.
+"""Formulas of one row, as a graph of sums, products and logistic functions, with their gradients and tangents.
 
-An operation is written once, as the formula of one row (an edge or a node) in terms of `Expr`. Its first
-and second derivatives are derived from that formula, and all three are printed as C. Channels are the
-vector lanes: everything in between stays in registers or on the stack, and no tensor of edges x paths x
-channels reaches memory.
-
-Three kinds of values appear in a row: "S" scalars shared by all channels (harmonics, envelope), "V" one
-number per channel, and "R" sums over channels still spread over the lanes (gradients of S). The code runs
-in three phases: S values, a loop over channels for V, then R values, whose lanes are added up last.
+Three levels of values appear in a row: "S" scalars shared by all channels (harmonics, envelope), "V" one number per
+channel, and "R" sums over channels (gradients of S).
 """
 
 from typing import NamedTuple
