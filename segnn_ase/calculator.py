@@ -99,9 +99,9 @@ class SEGNNCalculator(Calculator):
         for name, value in (("tables", tables), ("allow_nonsmooth", allow_nonsmooth)):
             expect(isinstance(value, bool), name, value, "True or False")
         self._tables = tables
-        self._domain, self._warned = domain, set()
-        self._accelerate = accelerate
-        self._evaluators: list[Evaluator] | None = None  # chosen on the first structure
+        self._domain, self._warned, self._accelerate = domain, set(), accelerate
+        self._evaluators: list[Evaluator] | None = None  # chosen on the first structure with neighbours
+        self._meanwhile: list[Evaluator] | None = None  # what is used until then
         self._stamps: list[tuple] | None = None  # of the weights that they know, once somebody has the potentials
         self._monitor = Monitor(self._potentials[0])
         elements = {tuple(p.symbols) for p in self._potentials}
@@ -240,20 +240,19 @@ class SEGNNCalculator(Calculator):
         if self._stamps is not None:
             stamps = [p.stamp() for p in self._potentials]
             if stamps != self._stamps:
-                self._stamps, self._evaluators = stamps, None
+                self._stamps, self._evaluators, self._meanwhile = stamps, None, None
                 self._monitor = Monitor(self._potentials[0])
         if self._evaluators is not None:
             return self._evaluators
-        settled = all(len(within(graph, cutoff).edge_src) for cutoff, graph in graphs.items())
-        mode = self._accelerate if settled else "off"
-        found = [choose_evaluator(p, graphs[p.cutoff], mode, tables=self._tables) for p in self._potentials]
-        if settled:
-            self._evaluators = found
-        return found
+        if all(len(within(graph, cutoff).edge_src) for cutoff, graph in graphs.items()):
+            self._evaluators = _choose(self._potentials, graphs, self._accelerate, self._tables)
+        else:  # there is nothing to compare yet
+            self._meanwhile = self._meanwhile or _choose(self._potentials, graphs, "off", self._tables)
+        return self._evaluators or self._meanwhile
 
     def __getstate__(self) -> dict:
         # compiled code stays in its process: another machine may have another compiler, or none
-        return {**self.__dict__, "_evaluators": None}
+        return {**self.__dict__, "_evaluators": None, "_meanwhile": None}
 
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
@@ -290,6 +289,10 @@ def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | No
             "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
         )
     return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+
+
+def _choose(potentials: list[Potential], graphs: dict[float, Graph], mode: str, tables: bool) -> list[Evaluator]:
+    return [choose_evaluator(p, graphs[p.cutoff], mode, tables=tables) for p in potentials]
 
 
 def _check_choices(**choices: tuple) -> None:
