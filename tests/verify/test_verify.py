@@ -55,6 +55,12 @@ def dense_copper() -> Atoms:
     return rattled(bulk("Cu", a=3.2, cubic=True), 5, 0.05)  # 42 neighbours within 4 Å
 
 
+@pytest.fixture
+def fast(small_potential):
+    """Made before a test breaks anything: it is shared, and calibrated when it is made."""
+    return small_potential("fast")
+
+
 def failed_lines(certificate) -> set[str]:
     """The names of the lines that fail, without the quantity and precision they are about."""
     return {name.split(",")[0].removesuffix(" (float32)") for name in certificate.failed}
@@ -123,19 +129,19 @@ def test_a_committee(small_potential, new_potential):
 
 
 @pytest.mark.parametrize("build, own", [(triclinic, True), (far_molecule, False)])
-def test_a_hard_mean_of_the_neighbours_fails_at_the_cutoff(small_potential, monkeypatch, build, own):
+def test_a_hard_mean_of_the_neighbours_fails_at_the_cutoff(fast, monkeypatch, build, own):
     attributes = network.node_attributes
     monkeypatch.setattr(network, "node_attributes", lambda edges, *, smooth: attributes(edges, smooth=False))
-    certificate = verify(small_potential("fast"), build(), accelerate="off", steps=STEPS)
+    certificate = verify(fast, build(), accelerate="off", steps=STEPS)
     assert "cutoff" in failed_lines(certificate) <= {"cutoff", "NVE"}  # pairs cross the cutoff in a hot crystal
     assert line(certificate, "cutoff, last neighbour, energy").value > 1e-3
     name = "cutoff, own pairs, energy" if own else "cutoff, one of many, energy"
     assert name in certificate.failed
 
 
-def test_messages_without_envelope_fail_at_the_cutoff(small_potential, monkeypatch):
+def test_messages_without_envelope_fail_at_the_cutoff(fast, monkeypatch):
     monkeypatch.setattr(edge_functions, "envelope", torch.ones_like)
-    certificate = verify(small_potential("fast"), slab(), accelerate="off", steps=STEPS)
+    certificate = verify(fast, slab(), accelerate="off", steps=STEPS)
     assert failed_lines(certificate) == {"cutoff"}
     assert {"cutoff, one of many, energy", "cutoff, own pairs, forces"} <= set(certificate.failed)
 
@@ -148,7 +154,7 @@ def test_the_published_network_fails_at_the_cutoff(small_potential, dtype):
         assert "cutoff, last neighbour (float32), energy" in certificate.failed
 
 
-def test_a_neighbour_cap_is_counted(small_potential, monkeypatch):
+def test_a_neighbour_cap_is_counted(fast, monkeypatch):
     complete = neighbors.BACKENDS["matscipy"]
 
     def capped(positions, cell, pbc, cutoff):
@@ -160,7 +166,7 @@ def test_a_neighbour_cap_is_counted(small_potential, monkeypatch):
         return i[rank < 32], j[rank < 32], S[rank < 32]
 
     monkeypatch.setitem(neighbors.BACKENDS, "matscipy", capped)
-    certificate = verify(small_potential("fast"), dense_copper(), dtype="float64", steps=STEPS)
+    certificate = verify(fast, dense_copper(), dtype="float64", steps=STEPS)
     missing = line(certificate, "neighbours, missing or too many")
     assert not missing.passed and missing.value > 20 and "ASE finds" in missing.note
     assert {"neighbours of ASE, energy", "neighbours of ASE, forces"} <= set(certificate.failed)
@@ -168,15 +174,15 @@ def test_a_neighbour_cap_is_counted(small_potential, monkeypatch):
     assert not failed_lines(certificate) & {"rotation", "permutation", "total force", "fast = slow", "cutoff"}
 
 
-def test_a_stress_of_the_wrong_sign_fails_against_the_strain_only(small_potential, monkeypatch):
+def test_a_stress_of_the_wrong_sign_fails_against_the_strain_only(fast, monkeypatch):
     stress = prediction.stress_of
     for module in (prediction, cpu_evaluation):
         monkeypatch.setattr(module, "stress_of", lambda virial, graph: -stress(virial, graph))
-    certificate = verify(small_potential("fast"), left_handed(), steps=STEPS)
+    certificate = verify(fast, left_handed(), steps=STEPS)
     assert certificate.failed == ["stress = dE/dstrain / V"]
 
 
-def test_forces_of_compiled_code_that_are_wrong_only_for_many_atoms(small_potential, monkeypatch):
+def test_forces_of_compiled_code_that_are_wrong_only_for_many_atoms(fast, monkeypatch):
     """The guard of the compiled code looks at 64 atoms of a large structure."""
     evaluate = CpuEvaluator.__call__
 
@@ -185,14 +191,14 @@ def test_forces_of_compiled_code_that_are_wrong_only_for_many_atoms(small_potent
         return p if p.forces is None or len(p.forces) <= 64 else p._replace(forces=-p.forces)
 
     monkeypatch.setattr(CpuEvaluator, "__call__", wrong)
-    certificate = verify(small_potential("fast"), many_coppers(), accelerate="require", steps=STEPS)
+    certificate = verify(fast, many_coppers(), accelerate="require", steps=STEPS)
     assert "fast = slow, forces" in certificate.failed and "forces = -dE/dr" in certificate.failed
     # in a batch the pair of atoms beside the many is wrong too
     assert failed_lines(certificate) <= {"fast = slow", "forces = -dE/dr", "NVE", "batch = single"}
     assert line(certificate, "fast = slow, energy").passed and line(certificate, "fast = slow, stress").passed
 
 
-def test_stress_of_compiled_code_that_is_wrong(small_potential, monkeypatch):
+def test_stress_of_compiled_code_that_is_wrong(fast, monkeypatch):
     evaluate = CpuEvaluator.__call__
 
     def wrong(self, graph, **asked):
@@ -200,11 +206,11 @@ def test_stress_of_compiled_code_that_is_wrong(small_potential, monkeypatch):
         return p if p.stress is None else p._replace(stress=-p.stress)
 
     monkeypatch.setattr(CpuEvaluator, "__call__", wrong)
-    certificate = verify(small_potential("fast"), triclinic(), accelerate="require", dtype="float32", steps=STEPS)
+    certificate = verify(fast, triclinic(), accelerate="require", dtype="float32", steps=STEPS)
     assert certificate.failed == ["stress = dE/dstrain / V", "fast = slow, stress"]
 
 
-def test_a_skin_that_ignores_wraps(small_potential, monkeypatch):
+def test_a_skin_that_ignores_wraps(fast, monkeypatch):
     def blind(self, positions, cell, pbc):
         same = self._found is not None and self._pbc == pbc.tobytes() and self._positions.shape == positions.shape
         if not same or not np.array_equal(cell, self._cell):
@@ -215,26 +221,26 @@ def test_a_skin_that_ignores_wraps(small_potential, monkeypatch):
         return bool(((moved**2).sum(1) <= (0.5 * self.skin) ** 2).all())
 
     monkeypatch.setattr(SkinNeighbors, "_holds", blind)
-    certificate = verify(small_potential("fast"), triclinic(), steps=STEPS)
+    certificate = verify(fast, triclinic(), steps=STEPS)
     assert {"skin = no skin, energy", "skin = no skin, forces"} <= set(certificate.failed)
     # one atom is outside the cell: the list is stale from when it was wrapped to when the cell is strained
     assert failed_lines(certificate) <= {"skin = no skin", "wrapped = unwrapped", "stress = dE/dstrain / V"}
 
 
 @pytest.mark.parametrize("change", ["cell", "numbers"])
-def test_a_cache_that_misses_a_change(small_potential, monkeypatch, change):
+def test_a_cache_that_misses_a_change(fast, monkeypatch, change):
     check_state = Calculator.check_state
 
     def forgetful(self, atoms, tol=1e-15):
         return [x for x in check_state(self, atoms, tol) if x != change]
 
     monkeypatch.setattr(SEGNNCalculator, "check_state", forgetful)
-    certificate = verify(small_potential("fast"), triclinic(), steps=STEPS)
+    certificate = verify(fast, triclinic(), steps=STEPS)
     assert "stale cache, energy" in certificate.failed
     assert not failed_lines(certificate) & {"rotation", "forces = -dE/dr", "neighbours", "fast = slow", "NVE"}
 
 
-def test_forces_that_are_no_gradient(small_potential, monkeypatch):
+def test_forces_that_are_no_gradient(fast, monkeypatch):
     """Forces a hundredth too large: equivariant, zero in sum, and energy is made out of nothing."""
     results = calculator._results
 
@@ -245,12 +251,12 @@ def test_forces_that_are_no_gradient(small_potential, monkeypatch):
         return found
 
     monkeypatch.setattr(calculator, "_results", stretched)
-    certificate = verify(small_potential("fast"), triclinic(), steps=100)
+    certificate = verify(fast, triclinic(), steps=100)
     assert {"forces = -dE/dr", "NVE, fluctuation"} <= set(certificate.failed)
     assert failed_lines(certificate) <= {"forces = -dE/dr", "NVE", "neighbours of ASE", "fast = slow"}
 
 
-def test_memory_that_is_not_given_back(small_potential, monkeypatch):
+def test_memory_that_is_not_given_back(fast, monkeypatch):
     kept, results = [], calculator._results
 
     def leaking(members, factors):
@@ -259,17 +265,17 @@ def test_memory_that_is_not_given_back(small_potential, monkeypatch):
         return results(members, factors)
 
     monkeypatch.setattr(calculator, "_results", leaking)
-    certificate = verify(small_potential("fast"), water(), steps=60)
+    certificate = verify(fast, water(), steps=60)
     growth = line(certificate, "memory growth")
     assert certificate.failed == ["memory growth"] and 800 < growth.value < 3000
 
 
-def test_what_goes_wrong_later_is_a_line_that_fails(small_potential, monkeypatch):
+def test_what_goes_wrong_later_is_a_line_that_fails(fast, monkeypatch):
     def refused(*_, **__):
         raise StructureError("no batches today")
 
     monkeypatch.setattr(SEGNNCalculator, "evaluate", refused)
-    certificate = verify(small_potential("fast"), water(), steps=STEPS)
+    certificate = verify(fast, water(), steps=STEPS)
     assert certificate.failed == ["batches", "skin", "cache"]
     assert line(certificate, "skin").note == "no batches today"
 
