@@ -2,10 +2,11 @@
 
 Channels are the vector lanes: everything in between stays in registers or on the stack, and no tensor of edges x paths
 x channels reaches memory. The code of a row runs in three phases: scalars (level S), a loop over channels (V), then the
-sums over channels (R), whose lanes are added up last.
+sums over channels (R), whose lanes are added up last. Of an operation without channels the rows are the lanes.
 """
 
 import math
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 
@@ -53,10 +54,20 @@ def prelude(dtype: torch.dtype) -> str:
 @cache
 def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> str:
     """The C code of one derivative of an operation: the function `rows`, and `run`, which shares it among threads."""
-    return _CPrinter(operation, order).text(dtype)
+    rows = _CPrinter(operation, order).text() if operation.channels else _rows_as_lanes(operation, order)
+    return prelude(dtype) + rows + _RUN
 
 
 _INDEX = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}
+_FUNCTIONS = {
+    "sigmoid": "sigmoid({})",
+    "sqrt": "root({})",
+    "reciprocal": "1 / {}",
+    "sin": "sine({})",
+    "cos": "cosine({})",
+    "max": "at_least({}, {})",
+    "above": "above({}, {})",
+}
 _LINKS = {"j": ("sender", 1), "q": ("pair", 2), "k": ("knot", 3)}  # 0 where the operation has no use for one
 
 # the body of the channel loop is printed once and used for full and for partial vectors
@@ -77,13 +88,24 @@ void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const
   {totals}
   }}
 }}
+"""
+_LANES = """
+INLINE void lanes_body(const int64_t e, const int64_t *const *links, const T *const *in, T *const *out, const int n) {{
+  {body}
+}}
+void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {{
+  for (; low + W <= high; low += W) lanes_body(low, links, in, out, W);
+  if (low < high) lanes_body(low, links, in, out, (int)(high - low));
+}}
+"""
+_RUN = """
 void run(int64_t parts, const int64_t *bounds, const int64_t *const *links, const T *const *in, T *const *out,
-    int64_t n_out) {{
+    int64_t n_out) {
 #ifdef _OPENMP
 #pragma omp parallel for schedule(static, 1) num_threads(parts) if (parts > 1)
 #endif
   for (int64_t t = 0; t < parts; t++) rows(bounds[t], bounds[t + 1], links, in, out + t * n_out);
-}}
+}
 """
 
 
@@ -116,8 +138,7 @@ class _CPrinter:
         if e.op == "in":
             place = self.address("in", self.operands[e.args[0]], e.args[1])
             return f"*({place})" if e.level == "S" else self.name(e)
-        a = [self.name(x) for x in e.args]
-        return {"add": " + ", "mul": " * "}[e.op].join(a) if e.op != "sigmoid" else f"sigmoid({a[0]})"
+        return _printed(e, self.name)
 
     def write(self, e: Expr) -> None:
         for o, component in self.waiting.get(e.index, []):
@@ -134,7 +155,7 @@ class _CPrinter:
         """Print what a V value needs, just before it is needed: few are alive at a time."""
         if e.level == "V" and e.op not in ("const", "in") and e.index not in self.made:
             self.made.add(e.index)
-            for argument in e.args:
+            for argument in e.given():
                 self.make(argument)
             self.phases["V"].append(f"const V {self.name(e)} = {self.value(e)};")
 
@@ -163,7 +184,7 @@ class _CPrinter:
                 self.make(e)
                 self.write(e)
 
-    def text(self, dtype: torch.dtype) -> str:
+    def text(self) -> str:
         self.print_phases()
         operation = self.operation
         scalars = [self.name(e) for e in self.live if e.level == "S" and e.op != "const"]
@@ -183,15 +204,48 @@ class _CPrinter:
             "sums": "\n  ".join(f"V {x} = {{0}};" for x in sums),
             "totals": "\n  ".join(self.phases["R"]),
         }
-        return prelude(dtype) + _ROWS.format(**body)
+        return _ROWS.format(**body)
+
+
+def _printed(e: Expr, name: Callable[[Expr], str]) -> str:
+    """A sum, product or function of values that have names."""
+    if e.op in _FUNCTIONS:
+        return _FUNCTIONS[e.op].format(*(name(a) if isinstance(a, Expr) else f"(T){a!r}" for a in e.args))
+    return {"add": " + ", "mul": " * "}[e.op].join(map(name, e.args))
+
+
+def _rows_as_lanes(operation: Operation, order: "int | str") -> str:
+    program, body = derive(operation, order), []
+    operands = {o.name: o for o in program.inputs}
+
+    def name(e: Expr) -> str:
+        return f"((T){e.args[0]!r})" if e.op == "const" else f"v{e.index}"
+
+    def read(e: Expr) -> str:
+        o, component = operands[e.args[0]], e.args[1]
+        if o.where == "row":
+            return f"gathered(in[{o.tensor}] + e * {o.size}L + {o.offsets[component]}, {o.size}, n)"
+        if o.where == "shared":
+            return f"(V){{0}} + in[{o.tensor}][{o.offsets[component]}]"
+        link = dict(_LINKS.values())[o.where]
+        return f"picked(in[{o.tensor}] + {o.offsets[component]}, {o.size}, links[{link}] + e, n)"
+
+    for e in program.formula.needed([e for _, _, e in program.stores if e is not None]):
+        if e.op != "const":
+            body.append(f"const V {name(e)} = {read(e) if e.op == 'in' else _printed(e, name)};")
+    for o, component, e in program.stores:
+        if e is not None or o.overwrites:
+            to = f"out[{o.tensor}] + e * {o.size}L + {o.offsets[component]}, {o.size}"
+            what = f"(V){{0}} + {name(e)}" if e is not None else "(V){0}"
+            body.append(f"scatter({to}, {what if o.overwrites else f'gathered({to}, n) + {what}'}, n);")
+    return _LANES.format(body="\n  ".join(body))
 
 
 def _late_terms(live: list[Expr], stored) -> set[int]:
     """Products that are terms of one sum over channels and nothing else: they are made where the sum is stored."""
     uses: dict[int, int] = {}
     for e in live:
-        for argument in e.args:
-            if isinstance(argument, Expr):
-                uses[argument.index] = uses.get(argument.index, 0) + 1
+        for argument in e.given():
+            uses[argument.index] = uses.get(argument.index, 0) + 1
     terms = {term.index: term for e in live if e.op == "sum" for term in e.args}
     return {k for k, term in terms.items() if term.op == "mul" and uses[k] == 1 and k not in stored}

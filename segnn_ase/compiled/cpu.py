@@ -6,6 +6,7 @@ threads share the chunks, and the edges of a message.
 
 import ctypes
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,10 +81,9 @@ class CpuPasses:
         passes: Mapping[str, list[Segment]],
         storage: dict[Place, Storage],
         dtype: torch.dtype,
-        lmax: int,
         gradients: dict[Weight, Tensor] | None = None,
     ):
-        self.runtime, self.dtype = load_runtime(dtype, lmax), dtype
+        self.runtime, self.dtype = load_runtime(dtype), dtype
         self._passes, self._storage, self._gradients = passes, storage, gradients or {}
         self._steps = [step for segments in passes.values() for step in steps_of(segments)]
         self.weights = PackedWeights(self._steps, self.runtime, dtype)
@@ -96,7 +96,7 @@ class CpuPasses:
         }
         self.capacity = dict.fromkeys((*KINDS, "threads"), 0)
         self._memory: dict[Storage, Tensor] = {}
-        self._segments: dict[str, list[tuple[str, ctypes.Array, int]]] = {}
+        self._segments: dict[str, list[_Prepared]] = {}
 
     def _compile(self) -> dict:
         """The functions of all row operations, compiled side by side where they are not in the cache."""
@@ -137,11 +137,11 @@ class CpuPasses:
 
     # steps
 
-    def _prepared(self, segments: list[Segment]) -> list[tuple[str, ctypes.Array, int]]:
+    def _prepared(self, segments: list[Segment]) -> "list[_Prepared]":
         there: set[Place] = set()  # what edges have added to
         return [
-            (where, (CStep * len(steps))(*(self._c_step(step, there) for step in steps)), len(steps))
-            for where, steps in segments
+            _Prepared(s.where, s.summed, (CStep * len(s.steps))(*(self._c_step(step, there) for step in s.steps)))
+            for s in segments
         ]
 
     def _c_step(self, step: Step, there: set[Place]) -> CStep:
@@ -202,11 +202,20 @@ class CpuPasses:
         """Run a pass: cuts of the receivers for each thread; addresses of links (`Topology`) of edges and nodes."""
         threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
         rows = (ctypes.c_int64 * 3)(counts["node"], counts["pair"], counts["edge"])  # as in KINDS
-        for where, steps, n_steps in self._segments[name]:
-            if where == "edge":
+        for where, summed, steps in self._segments[name]:
+            if summed:
                 self.runtime.run_edges(steps, threads, bounds, on_edges, rows)
             else:
-                self.runtime.run_nodes(steps, n_steps, counts[where], threads, on_nodes)
+                links = on_edges if where == "edge" else on_nodes
+                self.runtime.run_nodes(steps, len(steps), counts[where], threads, links)
+
+
+class _Prepared(NamedTuple):
+    """A segment as the runtime reads it."""
+
+    where: str
+    summed: bool
+    steps: "ctypes.Array[CStep]"
 
 
 def fixed(tensor: Tensor) -> Slot:

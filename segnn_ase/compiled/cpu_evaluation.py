@@ -2,14 +2,13 @@
 
 import ctypes
 from threading import Lock
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segnn_ase.compiled.build import pointers
-from segnn_ase.compiled.cpu import HEADROOM, CpuPasses
+from segnn_ase.compiled.cpu import CpuPasses
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.passes import evaluation
@@ -22,13 +21,14 @@ from segnn_ase.structure.graph import Graph, sum_over_atoms, within
 EDGE_WORK = 20  # of an edge, in the units of `kernels.WORK_PER_THREAD`: 1,500 edges are worth a thread
 
 
-class Links(NamedTuple):
-    """The pairs within the cutoff, in order of their receivers; room for as many as there have been."""
+class Links:
+    """The pairs within the cutoff, in order of their receivers: first edges of the atoms, senders and knots."""
 
-    vectors: Tensor  # (E, 3) Å
-    src: Tensor  # (E,) senders
-    knot: Tensor  # (E,) of the radial tables
-    first: Tensor  # (N + 1,) see `kernels.Topology`
+    def __init__(self, n: int, n_pairs: int):
+        with torch.inference_mode(False):  # they outlive this call
+            self.first = torch.zeros(n + 1, dtype=torch.long)  # see `kernels.Topology`
+            self.src, self.knot = torch.empty(2, n_pairs, dtype=torch.long)
+        self.addresses = pointers([self.first, self.src, self.src, self.knot])
 
 
 class CpuEvaluator(Evaluator):
@@ -42,20 +42,19 @@ class CpuEvaluator(Evaluator):
     def __init__(self, potential: Potential):
         self._dtype, self._cutoff = potential.dtype, potential.cutoff
         tables = radial_tables(potential)
-        plan = self._plan = evaluation(make_steps(potential, tables.coefficients))
+        plan = self._plan = evaluation(make_steps(potential, tables))
         passes = {"energies": plan.energies, "all": plan.everything}
-        self._passes = CpuPasses(passes, plan.storage(), self._dtype, potential.config.lmax_attr)
+        self._passes = CpuPasses(passes, plan.storage(), self._dtype)
         self._runtime = self._passes.runtime
-        knots = round(self._cutoff / tables.step)
-        self._numbers = (ctypes.c_double * 3)(self._cutoff, tables.step, knots)
-        self._links, self._addresses, self._lock = _room_for(0, 0, self._dtype), None, Lock()
+        self._limits = (ctypes.c_double * 3)(self._cutoff, tables.step, round(self._cutoff / tables.step))
+        self._links, self._lock = Links(0, 0), Lock()
         self.elements = potential.elements(self._lonely(len(potential.species)))
 
     def _lonely(self, n: int) -> Tensor:
         """Epsilon of one atom of each species without neighbours."""
-        self._make_room(n, 0)
-        self._links.first[: n + 1] = 0
-        self._run(torch.arange(n), 0, None)
+        self._make_room(n, 0, 1)
+        self._links.first.zero_()
+        self._run(torch.arange(n), 0, [0, n], None)
         return self._passes.at(self._plan.epsilon)[:n, 0].clone()
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
@@ -78,79 +77,65 @@ class CpuEvaluator(Evaluator):
 
     def _evaluate(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
         """None for pairs that are not sorted by receiver."""
-        n, elements = len(kind), self.elements
-        self._make_room(n, len(graph.edge_src))
+        n, elements, at = len(kind), self.elements, self._passes.at
+        self._make_room(n, 0, 1)
         n_edges, close = self._find_edges(graph, kind)
         if n_edges < 0:
             return None
-        self._run(kind, n_edges, elements.scale[kind] if wanted else None)
-        vectors, src, _, first = self._links
-        vectors, src, neighbors = vectors[:n_edges], src[:n_edges], first[: n + 1].diff()
-        energies = elements.energies(kind, self._passes.at(self._plan.epsilon)[:n, 0])
-        features, g = self._passes.at(self._plan.features)[:n].clone(), self._edge_gradient if wanted else None
+        cuts = receiver_ranges(self._links.first, n, n_edges, EDGE_WORK)
+        if self._make_room(n, n_edges, len(cuts) - 1):
+            self._find_edges(graph, kind)
+        self._run(kind, n_edges, cuts, elements.scale[kind] if wanted else None)
+        vectors, g = at(self._plan.vectors)[:n_edges], at(self._plan.gradient)[:n_edges]
+        src, neighbors = self._links.src[:n_edges], self._links.first[: n + 1].diff()
+        energies = elements.energies(kind, at(self._plan.epsilon)[:n, 0])
+        features = at(self._plan.features)[:n].clone()
         if close and elements.repels:
             near = graph._replace(edge_src=src, edge_dst=torch.repeat_interleave(neighbors))
-            energies, g = repelled(energies, g, near, kind, vectors, elements.core)
+            energies, g = repelled(energies, g if wanted else None, near, kind, vectors, elements.core)
         energy = sum_over_atoms(energies, graph)
         if not wanted:
             return Prediction(energy, energies, None, None, None, features, neighbors, close)
-        forces, virial = self._gather(graph, n, g, stress)
+        forces, virial = self._gather(graph, vectors, g, stress)
         s = None if virial is None else stress_of(virial, graph)
-        return Prediction(energy, energies, forces, s, g.double(), features, neighbors, close)
+        return Prediction(energy, energies, forces, s, g.to(torch.float64, copy=True), features, neighbors, close)
 
-    def _make_room(self, n: int, n_pairs: int) -> None:
-        nodes, pairs = len(self._links.first) - 1, len(self._links.src)
-        if n > nodes or n_pairs > pairs:
-            with torch.inference_mode(False):
-                self._links = _room_for(max(n, nodes), max(int(HEADROOM * n_pairs), pairs), self._dtype)
-                self._addresses = None
+    def _make_room(self, n: int, n_edges: int, threads: int) -> bool:
+        """Whether anything was moved."""
+        moved = self._passes.reserve({"node": n, "pair": 0, "edge": n_edges}, threads)
+        room = self._passes.capacity
+        if len(self._links.first) <= room["node"] or len(self._links.src) < room["edge"]:
+            self._links, moved = Links(room["node"], room["edge"]), True
+        return moved
 
     def _find_edges(self, graph: Graph, kind: Tensor) -> tuple[int, bool]:
-        """Put the pairs within the cutoff into `_links`: how many, and whether there are any within a core radius."""
-        radii, close = self.elements.radii, ctypes.c_int64()
-        given = pointers(
-            [graph.positions.double(), graph.cell.double(), graph.edge_shift.double(), radii.double() ** 2]
+        """Put the pairs within the cutoff into `_links` and their vectors into the memory, as far as there is room: how
+        many there are, and whether any are within a core radius."""
+        radii, links, close = self.elements.radii, self._links, ctypes.c_int64()
+        given = [graph.positions.double(), graph.cell.double(), graph.edge_shift.double(), radii.double() ** 2]
+        tensors = [graph.batch, graph.edge_dst, graph.edge_src, kind, links.first, links.src, links.knot]
+        n_edges = self._runtime.edges(
+            *(len(kind), len(graph.edge_src), len(radii), len(links.src)),
+            *(self._limits, pointers(given), pointers(tensors)),
+            *(self._passes.at(self._plan.vectors).data_ptr(), ctypes.byref(close)),
         )
-        vectors, src, _, first = self._links
-        links = pointers([graph.batch, graph.edge_dst, graph.edge_src, kind, first, src])
-        sizes = len(kind), len(graph.edge_src), len(radii)
-        out = pointers([vectors])
-        return self._runtime.edges(*sizes, self._cutoff**2, given, links, out, ctypes.byref(close)), close.value > 0
+        return n_edges, close.value > 0
 
-    def _run(self, kind: Tensor, n_edges: int, weight: Tensor | None) -> None:
-        """The network on `_links`; weight (N,): of epsilon in the sum whose gradient goes to `_edge_gradient`."""
-        n, passes, runtime = len(kind), self._passes, self._runtime
-        _, src, _, first = self._links
-        cuts = receiver_ranges(first, n, n_edges, EDGE_WORK)
-        threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
-        counts = {"node": n, "pair": 0, "edge": n_edges}
-        if passes.reserve(counts, threads) or self._addresses is None:
-            self._addresses = self._find_addresses()
-        links, values, gradients = self._addresses
-        runtime.geometry(threads, bounds, links, self._numbers, values, gradients)
+    def _run(self, kind: Tensor, n_edges: int, cuts: list[int], weight: Tensor | None) -> None:
+        """The network; weight (N,): of epsilon in the sum whose gradient is taken, too, if it is given."""
+        n, passes, links = len(kind), self._passes, self._links
         if weight is not None:
             passes.at(self._plan.weight)[:n, 0] = weight
-        passes.run("energies" if weight is None else "all", counts, cuts, links, pointers([first, src, src, kind]))
-        if weight is not None:
-            self._edge_gradient = torch.empty(n_edges, 3, dtype=self._dtype)
-            out = pointers([self._edge_gradient])
-            runtime.geometry_gradient(threads, bounds, links, self._numbers, values, gradients, out)
+        on_nodes = pointers([links.first, links.src, links.src, kind])
+        counts = {"node": n, "pair": 0, "edge": n_edges}
+        passes.run("energies" if weight is None else "all", counts, cuts, links.addresses, on_nodes)
 
-    def _find_addresses(self) -> tuple[ctypes.Array, ...]:
-        """Links of the edges, geometry and its gradients; until something is moved."""
-        vectors, src, knot, first = self._links
-        values, gradients = (
-            [self._passes.at(x) for x in places] for places in (self._plan.values, self._plan.gradients)
-        )
-        return pointers([first, src, src, knot]), pointers([vectors, *values]), pointers(gradients)
-
-    def _gather(self, graph: Graph, n: int, g: Tensor, stress: bool) -> tuple[Tensor, Tensor | None]:
+    def _gather(self, graph: Graph, vectors: Tensor, g: Tensor, stress: bool) -> tuple[Tensor, Tensor | None]:
         """Forces (N, 3) and, with `stress`, virials sum r (x) g (B, 3, 3), float64, from g = dE/dr_ij."""
-        forces = torch.zeros(n, 3, dtype=torch.float64)
+        forces = torch.zeros(len(graph.numbers), 3, dtype=torch.float64)
         virial = torch.zeros(graph.n_graphs, 3, 3, dtype=torch.float64) if stress else None
-        vectors, src, _, first = self._links
-        links = pointers([graph.batch, first, src])
-        self._runtime.gather(n, links, pointers([vectors, g]), pointers([forces, virial]))
+        links = pointers([graph.batch, self._links.first, self._links.src])
+        self._runtime.gather(len(forces), links, pointers([vectors, g]), pointers([forces, virial]))
         return forces, virial
 
     def inside_and_deviations(
@@ -165,13 +150,3 @@ class CpuEvaluator(Evaluator):
         addresses = pointers([*given, forms])
         inside = self._runtime.watch(n, k, *addresses, limits, numbers, out.__array_interface__["data"][0])
         return bool(inside), out
-
-
-def _room_for(n: int, n_pairs: int, dtype: torch.dtype) -> Links:
-    whole = {"dtype": torch.long}
-    return Links(
-        torch.empty(n_pairs, 3, dtype=dtype),
-        torch.empty(n_pairs, **whole),
-        torch.empty(n_pairs, **whole),
-        torch.zeros(n + 1, **whole),
-    )

@@ -1,8 +1,7 @@
-/* What is the same for every network: matrix products, the order of steps, pairs, geometry, forces, leverages.
+/* What is the same for every network: matrix products, the order of steps, pairs, forces, leverages.
 
-   Compiled behind `vectors.h` and what `runtime.py` writes before it: DIM harmonics, CHUNK atoms, SLOTS tensors of a
-   step, the structures Slot and Step, their operation codes and kinds of memory, and the formulas of the harmonics
-   (HARMONICS_VALUES, HARMONICS_GRADIENT, HARMONICS_TANGENT). */
+   Compiled behind `vectors.h` and what `runtime.py` writes before it: CHUNK atoms, SLOTS tensors of a step, the
+   structures Slot and Step, their operation codes and kinds of memory. */
 typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T *const *, T *const *);
 #define UNROLL _Pragma("GCC unroll 16")
 #ifdef _OPENMP
@@ -15,7 +14,7 @@ typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T 
 
 /* for `runtime.load_runtime`: Python must see the same structures */
 void layout(int64_t *out) {
-  const int64_t found[] = {sizeof(T), W, DIM, CHUNK, sizeof(Slot), sizeof(Step), offsetof(Step, slots)};
+  const int64_t found[] = {sizeof(T), W, CHUNK, sizeof(Slot), sizeof(Step), offsetof(Step, slots)};
   memcpy(out, found, sizeof found);
 }
 
@@ -172,11 +171,13 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
 }
 
 /* the pairs (sorted by receiver) that are shorter than the cutoff, and how many are within a core; -1 if not sorted.
-   given: positions, cells, shifts, squares of core radii; links: batch, receivers, senders, species, and out: first
-   edges and senders */
-int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, double cutoff2, const double **given, int64_t **links,
-              T **out, int64_t *close) {
-  const double *r = given[0], *core = given[3];
+   Those for which there is no room are counted only. limits: cutoff, distance and number of the knots of the radial
+   tables; given: positions, cells, shifts, squares of core radii; links: batch, receivers, senders, species, and out:
+   first edges, senders, knots */
+int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, int64_t room, const double *limits, const double **given,
+              int64_t **links, T *vectors, int64_t *close) {
+  const double *r = given[0], *core = given[3], cutoff2 = limits[0] * limits[0], inverse = 1 / limits[1];
+  const int64_t last = limits[2] - 1;
   int64_t kept = 0, at = 0, *first = links[4];
   first[0] = *close = 0;
   for (int64_t e = 0; e < n_pairs; e++) {
@@ -189,8 +190,12 @@ int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, double cutoff2, con
     const double square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
     if (square >= cutoff2) continue; /* NaN is kept, and seen in the energy */
     if (core && square < core[links[3][i] * n_species + links[3][j]]) ++*close;
-    links[5][kept] = j;
-    for (int k = 0; k < 3; k++) out[0][3 * kept + k] = v[k];
+    if (kept < room) {
+      const double knot = __builtin_sqrt(square) * inverse;
+      links[5][kept] = j;
+      links[6][kept] = knot < last ? (int64_t)knot : last; /* NaN: the last */
+      for (int k = 0; k < 3; k++) vectors[3 * kept + k] = v[k];
+    }
     kept++;
   }
   while (at < n) first[++at] = kept;
@@ -249,133 +254,4 @@ int watch(int64_t n, int64_t k, const int64_t *counts, const double *energy, con
   }
   out[n] *= numbers[0];
   return inside;
-}
-
-/* unit vectors of n <= W edges, and their lengths; two atoms on one spot have no direction, see `make_edges` */
-INLINE void lanes_of(const T *r, int n, V *u, T *d) {
-  T x[3][W];
-  for (int l = 0; l < W; l++) {
-    const T *p = r + 3 * (l < n ? l : 0);
-    const T square = p[0] * p[0] + p[1] * p[1] + p[2] * p[2];
-    d[l] = sizeof(T) == 4 ? __builtin_sqrtf(square > (T)1e-12 ? square : (T)1e-12)
-                          : __builtin_sqrt(square > (T)1e-12 ? square : (T)1e-12);
-    for (int k = 0; k < 3; k++) x[k][l] = p[k] / d[l];
-  }
-  for (int k = 0; k < 3; k++) u[k] = load(x[k], W);
-}
-
-INLINE T envelope_slope(T x) { return x < 1 ? x * x * x * x * x * (-168 + 336 * x - 168 * x * x) : 0; }
-
-/* in: vectors, harmonics, envelope, fraction, attributes; gradients of the latter four are cleared */
-void geometry(int threads, const int64_t *bounds, int64_t **links, const double *numbers, T **in, T **gradients) {
-  const int64_t *first = links[0];
-  const T cutoff = numbers[0], inverse = 1 / numbers[1];
-  const int64_t last = numbers[2] - 1;
-  PARALLEL
-  for (int t = 0; t < threads; t++) {
-    const int64_t begin = first[bounds[t]], end = first[bounds[t + 1]];
-    for (int64_t e = begin; e < end; e += W) {
-      const int n = end - e < W ? end - e : W;
-      V u[3], y[DIM];
-      T d[W];
-      lanes_of(in[0] + 3 * e, n, u, d);
-      y[0] = (V){0} + 1;
-      HARMONICS_VALUES
-      for (int l = 0; l < n; l++) {
-        for (int r = 0; r < DIM; r++) in[1][(e + l) * DIM + r] = y[r][l];
-        const T near = d[l] < cutoff ? d[l] : cutoff, x = near / cutoff, x3 = x * x * x;
-        in[2][e + l] = 1 - x3 * x3 * (28 - 48 * x + 21 * x * x);
-        const T scaled = near * inverse;
-        const int64_t knot = scaled < last ? (int64_t)scaled : last;
-        links[3][e + l] = knot;
-        in[3][e + l] = scaled - knot;
-      }
-    }
-    memset(gradients[0] + begin * DIM, 0, (end - begin) * DIM * sizeof(T));
-    memset(gradients[1] + begin, 0, (end - begin) * sizeof(T));
-    memset(gradients[2] + begin, 0, (end - begin) * sizeof(T));
-    memset(gradients[3] + bounds[t] * DIM, 0, (bounds[t + 1] - bounds[t]) * DIM * sizeof(T));
-    for (int64_t i = bounds[t]; i < bounds[t + 1]; i++) {
-      T sum[DIM] = {0};
-      for (int64_t e = first[i]; e < first[i + 1]; e++)
-        for (int r = 0; r < DIM; r++) sum[r] += in[2][e] * in[1][e * DIM + r];
-      for (int r = 0; r < DIM; r++) in[4][i * DIM + r] = r ? sum[r] / (1 + sum[0]) : 1;
-    }
-  }
-}
-
-/* derivatives of harmonics, envelope and attributes along a direction of the vectors; in: as `geometry` leaves them */
-void geometry_tangent(int64_t n, int64_t **links, const double *numbers, T **in, T *direction, T **out) {
-  const int64_t *first = links[0];
-  const T cutoff = numbers[0];
-  for (int64_t e = 0; e < first[n]; e += W) {
-    const int m = first[n] - e < W ? first[n] - e : W;
-    V u[3], w[3], dy[DIM];
-    T d[W], lane[3][W], along[W];
-    lanes_of(in[0] + 3 * e, m, u, d);
-    for (int l = 0; l < W; l++) {
-      const T *v = direction + 3 * (e + (l < m ? l : 0));
-      along[l] = u[0][l] * v[0] + u[1][l] * v[1] + u[2][l] * v[2];
-      for (int k = 0; k < 3; k++) lane[k][l] = (v[k] - u[k][l] * along[l]) / d[l];
-    }
-    for (int k = 0; k < 3; k++) w[k] = load(lane[k], W);
-    dy[0] = (V){0};
-    HARMONICS_TANGENT
-    for (int l = 0; l < m; l++) {
-      for (int r = 0; r < DIM; r++) out[0][(e + l) * DIM + r] = dy[r][l];
-      out[1][e + l] = envelope_slope(d[l] / cutoff) / cutoff * along[l];
-    }
-  }
-  for (int64_t i = 0; i < n; i++) {
-    T sum[DIM] = {0}, total = 1;
-    for (int64_t e = first[i]; e < first[i + 1]; e++) {
-      total += in[2][e];
-      for (int r = 0; r < DIM; r++) sum[r] += out[1][e] * in[1][e * DIM + r] + in[2][e] * out[0][e * DIM + r];
-    }
-    for (int r = 0; r < DIM; r++) out[2][i * DIM + r] = r ? (sum[r] - in[4][i * DIM + r] * sum[0]) / total : 0;
-  }
-}
-
-/* from the gradients of harmonics, envelope, fraction and attributes to that of the vectors */
-void geometry_gradient(int threads, const int64_t *bounds, int64_t **links, const double *numbers, T **in,
-                       T **gradients, T **out) {
-  const int64_t *first = links[0];
-  const T cutoff = numbers[0], inverse = 1 / numbers[1];
-  PARALLEL
-  for (int t = 0; t < threads; t++) {
-    for (int64_t i = bounds[t]; i < bounds[t + 1]; i++) {
-      T total = 0, gs[DIM];
-      for (int64_t e = first[i]; e < first[i + 1]; e++) total += in[2][e];
-      gs[0] = 0;
-      for (int r = 1; r < DIM; r++) {
-        gs[r] = gradients[3][i * DIM + r] / (1 + total);
-        gs[0] -= gs[r] * in[4][i * DIM + r];
-      }
-      for (int64_t e = first[i]; e < first[i + 1]; e++) {
-        T gu = 0;
-        for (int r = 0; r < DIM; r++) {
-          gradients[0][e * DIM + r] += in[2][e] * gs[r];
-          gu += gs[r] * in[1][e * DIM + r];
-        }
-        gradients[1][e] += gu;
-      }
-    }
-    const int64_t begin = first[bounds[t]], end = first[bounds[t + 1]];
-    for (int64_t e = begin; e < end; e += W) {
-      const int n = end - e < W ? end - e : W;
-      V u[3], gu[3], g[DIM];
-      T d[W], lane[DIM][W];
-      lanes_of(in[0] + 3 * e, n, u, d);
-      for (int l = 0; l < W; l++)
-        for (int r = 1; r < DIM; r++) lane[r - 1][l] = gradients[0][(e + (l < n ? l : 0)) * DIM + r];
-      for (int r = 0; r < DIM - 1; r++) g[r] = load(lane[r], W);
-      HARMONICS_GRADIENT
-      const V along = gu[0] * u[0] + gu[1] * u[1] + gu[2] * u[2];
-      for (int l = 0; l < n; l++) {
-        const T x = d[l] / cutoff;
-        const T push = gradients[1][e + l] * envelope_slope(x) / cutoff + (x < 1 ? gradients[2][e + l] * inverse : 0);
-        for (int k = 0; k < 3; k++) out[0][3 * (e + l) + k] = (gu[k][l] - u[k][l] * along[l]) / d[l] + u[k][l] * push;
-      }
-    }
-  }
 }

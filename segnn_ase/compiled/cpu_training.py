@@ -1,17 +1,14 @@
 """The gradient of a loss on energies and forces in compiled code, on one thread: all four passes of `passes.py`."""
 
-import ctypes
-import math
-
 import torch
 from torch import Tensor
 
 from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.cpu import CpuPasses
-from segnn_ase.compiled.geometry import first_edges
 from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.passes import apart, dual_pass, gradient_pass, tangent_pass, value_pass
-from segnn_ase.compiled.steps import Place, steps_of
+from segnn_ase.compiled.sorted_edges import first_edges
+from segnn_ase.compiled.steps import NetworkSteps, Place, steps_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Loss, assemble
 from segnn_ase.model.repulsion import repelled
@@ -37,15 +34,10 @@ class CpuLossGradient:
         pieces = room[: sum(sizes)].split(sizes)
         self._gradient = dict(zip(self._weights, pieces, strict=True))
         self._all_gradients = room
-        outside = [x for role in ("value", "gradient", "tangent") for x in self._geometry_places(role)]
-        outside += [Place(role, network.radial) for role in ("value", "gradient", "tangent")]
+        vectors = network.vectors, network.pair_vectors
+        outside = [Place(role, x) for role in ("value", "gradient", "tangent") for x in vectors]
         storage = apart([*(s for p in passes.values() for s in p)], outside)
-        lmax = potential.config.lmax_attr
-        self._passes = CpuPasses(passes, storage, self._dtype, lmax, self._gradient)
-        self._runtime = self._passes.runtime
-
-    def _geometry_places(self, role: str) -> list[Place]:
-        return [Place(role, x) for x in self._network.geometry()]
+        self._passes = CpuPasses(passes, storage, self._dtype, self._gradient)
 
     def __call__(self, graph: Graph, loss_of: Loss, *, forces: bool, stress: bool) -> Tensor:
         """See `model.predict.LossGradient`; the edges are sorted by receiver, else ValueError."""
@@ -55,26 +47,26 @@ class CpuLossGradient:
         n, species = len(graph.numbers), len(potential.species)
         kind = torch.cat([potential.species_index[graph.numbers], torch.arange(species)])  # a lonely atom of each
         vectors = edge_vectors(graph).detach().to(self._dtype).contiguous()
-        geometry = _Geometry(self, graph, vectors, kind)
-        geometry.values()
+        run = _Run(passes, network, graph, kind)
         passes.weights.load()
-        geometry.run("value")
+        run.put("value", vectors)
+        run("value")
         epsilon = self._at("value", network.epsilon)[: len(kind), 0].clone().requires_grad_()
         elements = potential.elements(epsilon[n:])
         weight = self._at("gradient", network.epsilon)
         weight[:n, 0], weight[n : len(kind)] = elements.scale[kind[:n]], 0
-        geometry.run("gradient")
-        g = geometry.gradient().requires_grad_()
+        run("gradient")
+        g = run.gradient().requires_grad_()
         energies = elements.energies(kind[:n], epsilon[:n])
         energies, slope = repelled(energies, torch.zeros_like(g), graph, kind[:n], vectors, elements.core)
         prediction = assemble(graph, vectors, energies, g + slope, None, forces=forces, stress=stress)
         loss = loss_of(prediction)
         slopes, direction = torch.autograd.grad(loss, [epsilon, g], materialize_grads=True)
-        geometry.tangents(direction.contiguous())
-        geometry.run("tangent")
+        run.put("tangent", direction)
+        run("tangent")
         self._all_gradients.zero_()
         self._at("dual", network.epsilon)[: len(kind), 0] = slopes
-        geometry.run("dual")
+        run("dual")
         for w, gradient in self._gradient.items():
             if w.parameter.requires_grad:
                 w.parameter.grad = gradient.view_as(w.parameter) * w.scale
@@ -84,75 +76,33 @@ class CpuLossGradient:
         return self._passes.at(Place(role, array))
 
 
-class _Geometry:
-    """Harmonics, envelope, node attributes and Bessel functions of one graph, and their derivatives, in the memory."""
+class _Run:
+    """The passes on one graph, whose edges and pairs of atoms share vectors."""
 
-    def __init__(self, owner: CpuLossGradient, graph: Graph, vectors: Tensor, kind: Tensor):
-        self._owner, self._vectors, self._passes = owner, vectors, owner._passes
-        n, n_edges = len(kind), len(vectors)
+    def __init__(self, passes: CpuPasses, network: NetworkSteps, graph: Graph, kind: Tensor):
+        self._passes, self._network = passes, network
+        n, n_edges = len(kind), len(graph.edge_src)
         edge_pair = torch.arange(n_edges) if graph.edge_pair is None else graph.edge_pair
-        self._chosen, pair = torch.unique(edge_pair, return_inverse=True)
+        self._chosen, pair = torch.unique(edge_pair, return_inverse=True)  # an edge of every pair
         self._counts = {"node": n, "pair": len(self._chosen), "edge": n_edges}
-        first, unused = first_edges(graph.edge_dst, n), torch.empty_like(pair)
-        links = [first, graph.edge_src, pair]
-        self._on_edges, self._on_nodes = pointers([*links, unused]), pointers([*links, kind])
-        self._cuts, self._bounds = [0, n], (ctypes.c_int64 * 2)(0, n)
-        cutoff = owner._potential.cutoff
-        self._numbers = (ctypes.c_double * 3)(cutoff, cutoff, 1.0)
-        self._passes.reserve(self._counts)
-        self._radial = _Radial(vectors[self._chosen], owner._network.radial.size, cutoff)
+        links = [first_edges(graph.edge_dst, n), graph.edge_src, pair]
+        self._links = pointers([*links, torch.empty_like(pair)]), pointers([*links, kind])
+        passes.reserve(self._counts)
 
-    def _places(self, role: str) -> list[Tensor]:
-        return [self._passes.at(place) for place in self._owner._geometry_places(role)]
+    def __call__(self, name: str) -> None:
+        self._passes.run(name, self._counts, [0, self._counts["node"]], *self._links)
 
-    def _radials(self, role: str) -> Tensor:
-        return self._owner._at(role, self._owner._network.radial)[: len(self._chosen)]
+    def _vectors(self, role: str) -> tuple[Tensor, Tensor]:
+        network, at = self._network, self._passes.at
+        of_edges, of_pairs = (at(Place(role, x)) for x in (network.vectors, network.pair_vectors))
+        return of_edges[: self._counts["edge"]], of_pairs[: self._counts["pair"]]
 
-    def values(self) -> None:
-        self._values = pointers([self._vectors, *self._places("value")])
-        self._gradients = pointers(self._places("gradient"))
-        self._owner._runtime.geometry(1, self._bounds, self._on_edges, self._numbers, self._values, self._gradients)
-        self._radials("value")[:] = self._radial.values
-
-    def run(self, name: str) -> None:
-        self._passes.run(name, self._counts, self._cuts, self._on_edges, self._on_nodes)
+    def put(self, role: str, vectors: Tensor) -> None:
+        of_edges, of_pairs = self._vectors(role)
+        of_edges[:] = vectors
+        of_pairs[:] = vectors[self._chosen]
 
     def gradient(self) -> Tensor:
-        """With respect to the vectors, from those that the pass left: (E, 3)."""
-        g = torch.empty_like(self._vectors)
-        self._owner._runtime.geometry_gradient(
-            1, self._bounds, self._on_edges, self._numbers, self._values, self._gradients, pointers([g])
-        )
-        g[self._chosen] += self._radial.gradient(self._radials("gradient"))
-        return g
-
-    def tangents(self, direction: Tensor) -> None:
-        """Derivatives along a direction (E, 3) of the vectors."""
-        harmonics, envelope, _, attributes = self._places("tangent")
-        self._owner._runtime.geometry_tangent(
-            self._counts["node"],
-            self._on_edges,
-            self._numbers,
-            self._values,
-            direction.data_ptr(),
-            pointers([harmonics, envelope, attributes]),
-        )
-        self._radials("tangent")[:] = self._radial.tangents(direction[self._chosen])
-
-
-class _Radial:
-    """Bessel functions of pairs, `model.edges.bessel`, and their derivatives."""
-
-    def __init__(self, vectors: Tensor, n: int, cutoff: float):
-        distance = vectors.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
-        self.unit = vectors / distance
-        k = math.pi / cutoff * torch.arange(1, n + 1, dtype=vectors.dtype)
-        scale = math.sqrt(2.0 / cutoff) / distance
-        self.values = scale * torch.sin(k * distance)
-        self.slopes = scale * k * torch.cos(k * distance) - self.values / distance
-
-    def gradient(self, weights: Tensor) -> Tensor:
-        return (weights * self.slopes).sum(1, keepdim=True) * self.unit
-
-    def tangents(self, direction: Tensor) -> Tensor:
-        return self.slopes * (direction * self.unit).sum(1, keepdim=True)
+        """With respect to the vectors of the edges, as the pass left it: (E, 3)."""
+        of_edges, of_pairs = self._vectors("gradient")
+        return of_edges.index_add(0, self._chosen, of_pairs)

@@ -1,4 +1,4 @@
-"""Formulas of one row, as a graph of sums, products and logistic functions, with their gradients and tangents.
+"""Formulas of one row, as a graph of sums, products and functions of one value, with their gradients and tangents.
 
 Three levels of values appear in a row: "S" scalars shared by all channels (harmonics, envelope), "V" one number per
 channel, and "R" sums over channels (gradients of S).
@@ -8,12 +8,16 @@ from typing import NamedTuple
 
 
 class Expr(NamedTuple):
-    """A node of the formula: constant, input, sum, product or logistic function of earlier nodes."""
+    """A node of the formula: constant, input, sum, product or function of earlier nodes."""
 
     index: int
     level: str  # "S", "V" or "R"
-    op: str  # "const", "in", "add", "mul", "sigmoid", "sum"
+    op: str  # "const", "in", "add", "mul", "sum", or one of `SLOPES`
     args: tuple
+
+    def given(self) -> "list[Expr]":
+        """The nodes it is made of."""
+        return [a for a in self.args if isinstance(a, Expr)]
 
 
 class Formula:
@@ -65,8 +69,16 @@ class Formula:
             product = self._node("mul", max(product.level, f.level, key="SVR".index), product, f)
         return product if value == 1.0 else self._node("mul", product.level, self.const(value), product)
 
+    def function(self, op: str, x: Expr, *numbers: float) -> Expr:
+        """One of the functions of `SLOPES`; numbers: what it needs beside x."""
+        return self._node(op, x.level, x, *numbers)
+
     def sigmoid(self, x: Expr) -> Expr:
-        return self._node("sigmoid", x.level, x)
+        return self.function("sigmoid", x)
+
+    def slope(self, node: Expr) -> "Expr | None":
+        """Derivative of a function with respect to its argument."""
+        return SLOPES[node.op](self, node, *node.args)
 
     def tangents(self, wanted: list[Expr], seeds: "dict[int, Expr | None]") -> "list[Expr | None]":
         """Derivatives of the wanted nodes along a direction: seeds[index] is the tangent of an input."""
@@ -79,9 +91,9 @@ class Formula:
             elif node.op == "mul":
                 a, b = node.args
                 d = self.add(self.mul(tangent[a.index], b), self.mul(a, tangent[b.index]))
-            else:  # sigmoid' = s (1 - s)
-                slope = self.add(node, self.mul(self.const(-1.0), node, node))
-                d = self.mul(slope, tangent[node.args[0].index])
+            else:
+                inner = tangent[node.args[0].index]
+                d = None if inner is None else self.mul(self.slope(node), inner)
             tangent[node.index] = d
         return [tangent[w.index] for w in wanted]
 
@@ -90,7 +102,7 @@ class Formula:
         order = self.needed([out for out, _ in outputs])
         leads = {w.index for w in wanted}
         for node in order:
-            if any(isinstance(a, Expr) and a.index in leads for a in node.args):
+            if any(a.index in leads for a in node.given()):
                 leads.add(node.index)
         adjoints: dict[int, Expr] = {}  # of V nodes, added up as terms come: few values are alive at a time
         summed: dict[int, list[Expr]] = {}  # V terms of the adjoints of S nodes, to be summed over channels
@@ -118,9 +130,10 @@ class Formula:
                 a, b = node.args
                 send(a, self.mul(adjoint, b))
                 send(b, self.mul(adjoint, a))
-            elif node.op == "sigmoid":
-                slope = self.add(node, self.mul(self.const(-1.0), node, node))
-                send(node.args[0], self.mul(adjoint, slope))
+            elif node.op in SLOPES and node.args[0].index in leads:
+                term = self.mul(adjoint, self.slope(node))
+                if term is not None:
+                    send(node.args[0], term)
         return [adjoints.get(w.index) for w in wanted]
 
     def needed(self, wanted: list[Expr]) -> list[Expr]:
@@ -131,5 +144,16 @@ class Formula:
             index = stack.pop()
             if index not in seen:
                 seen.add(index)
-                stack.extend(a.index for a in self.nodes[index].args if isinstance(a, Expr))
+                stack.extend(a.index for a in self.nodes[index].given())
         return [self.nodes[i] for i in sorted(seen)]
+
+
+SLOPES = {  # functions of one value, and their derivatives: (formula, node, argument, numbers)
+    "sigmoid": lambda f, y, x: f.add(y, f.mul(f.const(-1.0), y, y)),
+    "sqrt": lambda f, y, x: f.mul(f.const(0.5), f.function("reciprocal", y)),
+    "reciprocal": lambda f, y, x: f.mul(f.const(-1.0), y, y),
+    "sin": lambda f, y, x: f.function("cos", x),
+    "cos": lambda f, y, x: f.mul(f.const(-1.0), f.function("sin", x)),
+    "max": lambda f, y, x, least: f.function("above", x, least),  # max(x, least)
+    "above": lambda f, y, x, least: None,  # 1 where x >= least, else 0
+}

@@ -1,92 +1,123 @@
-"""Geometry of edges sorted by receiver, for the compiled operations, in PyTorch: differentiable, on any device."""
+"""Geometry of the edges as formulas: what `model.edges` evaluates in PyTorch, with all derivatives derived from them.
 
-from typing import NamedTuple
+Operations without channels: their rows, the edges, pairs or atoms, are the vector lanes.
+"""
 
-import torch
-from torch import Tensor
+import math
+from functools import cache
 
-from segnn_ase.compiled.kernels import Topology
-from segnn_ase.model.edges import bessel, distance_of, envelope
-from segnn_ase.model.irreps import spherical_harmonics
-
-
-class SortedEdges(NamedTuple):
-    """Geometry of all edges, sorted by receiver: what the fused kernels work on."""
-
-    topology: Topology
-    distance: Tensor  # (E, 1) Å
-    harmonics: Tensor  # (E, (lmax_attr + 1)^2)
-    radial: Tensor | None  # (pairs, n_radial), None with tables
-    fraction: Tensor | None  # (E, 1) of the way from a knot of the radial tables to the next
-    envelope: Tensor  # (E, 1)
-    receiver: Tensor  # (E,)
-
-    def sum_neighbors(self, values: Tensor) -> Tensor:
-        """(E, ...) -> (N, ...)."""
-        return values.new_zeros(self.topology.n, *values.shape[1:]).index_add(0, self.receiver, values)
+from segnn_ase.compiled.derivatives import Operand, Operation
+from segnn_ase.compiled.expressions import Expr, Formula
+from segnn_ase.model.edges import CLOSEST
+from segnn_ase.model.irreps import raise_degree
 
 
-def sorted_edges(
-    vectors: Tensor,
-    edge_src: Tensor,
-    edge_dst: Tensor,
-    n_atoms: int,
-    *,
-    cutoff: float,
-    lmax: int,
-    n_radial: int,
-    edge_pair: Tensor | None = None,
-) -> SortedEdges:
-    """The same as `model.edges.make_edges` for compiled operations.
-
-    edge_pair (E,): an edge of the same pair of atoms, j -> i or i -> j, equal for both: the radial functions are
-    evaluated once for it.
-    """
-    if edge_pair is None:
-        edge_pair = torch.arange(len(edge_dst), device=edge_dst.device)
-    if not bool((edge_dst[1:] >= edge_dst[:-1]).all()):
-        order = torch.argsort(edge_dst, stable=True)
-        place = torch.empty_like(order)
-        place[order] = torch.arange(len(order), device=order.device)
-        vectors, edge_src, edge_dst, edge_pair = (
-            vectors[order],
-            edge_src[order],
-            edge_dst[order],
-            place[edge_pair[order]],
-        )
-    topology = Topology(n_atoms, first_edges(edge_dst, n_atoms), edge_src.contiguous())
-    distance = distance_of(vectors)
-    chosen, pair = torch.unique(edge_pair, return_inverse=True)
-    return SortedEdges(
-        topology=topology._replace(pair=pair),
-        distance=distance,
-        harmonics=spherical_harmonics(vectors / distance, lmax),
-        radial=bessel(distance[chosen], n_radial, cutoff),
-        fraction=None,
-        envelope=envelope(distance / cutoff),
-        receiver=edge_dst,
-    )
+def _row(name: str, tensor: int, size: int, *, level: str = "S", where: str = "row") -> Operand:
+    return Operand(name, tensor, level, where, size, tuple(range(size)) if level == "S" else (0,))
 
 
-def tabulated_edges(
-    vectors: Tensor, edge_dst: Tensor, topology: Topology, *, cutoff: float, lmax: int, table_step: float
-) -> SortedEdges:
-    """Geometry of sorted edges where the radial functions come from tables with knots `table_step` Å apart."""
-    distance = distance_of(vectors)
-    scaled = distance.clamp_max(cutoff) / table_step  # beyond the cutoff the envelope is zero
-    place = scaled.detach().long().clamp(0, round(cutoff / table_step) - 1)
-    return SortedEdges(
-        topology=topology._replace(knot=place[:, 0].contiguous()),
-        distance=distance,
-        harmonics=spherical_harmonics(vectors / distance, lmax),
-        radial=None,
-        fraction=scaled - place,
-        envelope=envelope(distance / cutoff),
-        receiver=edge_dst,
-    )
+def _number(name: str, tensor: int, *, where: str = "shared") -> Operand:
+    """The same for every model of its kind, so that they share compiled code."""
+    return Operand(name, tensor, "S", where, 1, (0,), constant=True)
 
 
-def first_edges(edge_dst: Tensor, n_atoms: int, count: Tensor | None = None) -> Tensor:
-    """Number of the first edge of each receiver, of sorted ones, and of all: (N + 1,); count (E,) 0 leaves one out."""
-    count = torch.ones_like(edge_dst) if count is None else count
-    return edge_dst.new_zeros(n_atoms + 1).index_add(0, edge_dst + 1, count).cumsum(0)
+def _distance(f: Formula, r: list[Expr]) -> Expr:
+    square = f.add(*(f.mul(x, x) for x in r))
+    return f.function("sqrt", f.function("max", square, CLOSEST**2))
+
+
+def _at_most(f: Formula, x: Expr, largest: float) -> Expr:
+    return f.mul(f.const(-1.0), f.function("max", f.mul(f.const(-1.0), x), -largest))
+
+
+def _envelope(f: Formula, x: Expr) -> Expr:
+    """For x <= 1."""
+    cube = f.mul(x, x, x)
+    bracket = f.add(f.const(28.0), f.mul(f.const(-48.0), x), f.mul(f.const(21.0), x, x))
+    return f.add(f.const(1.0), f.mul(f.const(-1.0), cube, cube, bracket))
+
+
+def _harmonics(f: Formula, unit: list[Expr], lmax: int) -> list[Expr]:
+    """Y^0 ... Y^lmax, degree by degree as in `model.irreps.spherical_harmonics`."""
+    values, level = [f.const(1.0)], [f.mul(f.const(math.sqrt(3.0)), x) for x in unit]
+    for l in range(1, lmax + 1):
+        values += level
+        table = raise_degree(l).table
+        outer = [f.mul(y, x) for y in level for x in unit]
+        level = [
+            f.add(*(f.mul(f.const(c), o) for c, o in zip(column, outer, strict=True) if abs(c) > 1e-12))
+            for column in table.T.tolist()
+        ]
+    return values
+
+
+@cache
+def edge_geometry(lmax: int, *, tabulated: bool) -> Operation:
+    """Inputs r_ij (E, 3) Å and 1 / r_c, and with `tabulated` r_c as a number of knots of the radial tables, and the
+    numbers of the knots; outputs harmonics (E, (lmax + 1)^2), envelope (E, 1) and, with `tabulated`, the fraction of
+    the way to the next knot (E, 1)."""
+
+    def build(f: Formula, x: dict) -> dict:
+        d = _distance(f, x["vectors"])
+        inverse = f.function("reciprocal", d)
+        unit = [f.mul(r, inverse) for r in x["vectors"]]
+        part = _at_most(f, f.mul(x["inverse_cutoff"][0], d), 1.0)
+        out = {"harmonics": _harmonics(f, unit, lmax), "envelope": [_envelope(f, part)]}
+        if tabulated:
+            out["fraction"] = [f.add(f.mul(x["knots"][0], part), f.mul(f.const(-1.0), x["knot"][0]))]
+        return out
+
+    inputs, outputs = [_row("vectors", 0, 3), _number("inverse_cutoff", 1)], [_row("harmonics", 0, (lmax + 1) ** 2)]
+    outputs.append(_row("envelope", 1, 1))
+    if tabulated:
+        inputs += [_number("knots", 2), _number("knot", 3, where="knot")]
+        outputs.append(_row("fraction", 2, 1))
+    return Operation(0, tuple(inputs), tuple(outputs), build, edges=False)
+
+
+@cache
+def bessel(n: int) -> Operation:
+    """s sin(k w d) / d, k = 1 ... n: inputs r_ij (pairs, 3) Å, w = pi / r_c, s = sqrt(2 / r_c); outputs (pairs, n)."""
+
+    def build(f: Formula, x: dict) -> dict:
+        d = _distance(f, x["vectors"])
+        angle = f.mul(x["frequency"][0], d)
+        scale = f.mul(x["scale"][0], f.function("reciprocal", d))
+        first = sine, cosine = f.function("sin", angle), f.function("cos", angle)
+        values = []
+        for _ in range(n):
+            values.append(f.mul(scale, sine))
+            sine, cosine = (
+                f.add(f.mul(sine, first[1]), f.mul(cosine, first[0])),
+                f.add(f.mul(cosine, first[1]), f.mul(f.const(-1.0), sine, first[0])),
+            )
+        return {"radial": values}
+
+    inputs = (_row("vectors", 0, 3), _number("frequency", 1), _number("scale", 2))
+    return Operation(0, inputs, (_row("radial", 0, n),), build, edges=False)
+
+
+@cache
+def neighbor_sums(lmax: int) -> Operation:
+    """sum_j u Y: inputs harmonics (E, (lmax + 1)^2), whose components are the channels, and envelope (E, 1);
+    outputs the sums (N, (lmax + 1)^2), the first of which is that of the envelopes."""
+    n = (lmax + 1) ** 2
+
+    def build(f: Formula, x: dict) -> dict:
+        return {"sums": [f.mul(x["envelope"][0], x["harmonics"][0])]}
+
+    inputs = (_row("harmonics", 0, n, level="V"), _row("envelope", 1, 1))
+    return Operation(n, inputs, (_row("sums", 0, n, level="V", where="receiver"),), build, edges=True)
+
+
+@cache
+def attributes(lmax: int) -> Operation:
+    """What `model.edges.node_attributes` makes of `neighbor_sums`, smooth: inputs and outputs (N, (lmax + 1)^2)."""
+    n = (lmax + 1) ** 2
+
+    def build(f: Formula, x: dict) -> dict:
+        total, *steered = x["sums"]
+        inverse = f.function("reciprocal", f.add(f.const(1.0), total))
+        return {"attributes": [f.const(1.0), *(f.mul(s, inverse) for s in steered)]}
+
+    return Operation(0, (_row("sums", 0, n),), (_row("attributes", 0, n),), build, edges=False)

@@ -49,10 +49,12 @@ class GpuPasses:
 
     def run(self, segments: Iterable[Segment], nodes: Topology, edges: Topology) -> None:
         there: set[Place] = set()  # what edges have added to
-        for where, steps in segments:
-            for step in steps:
+        each = edges._replace(n=self._counts["edge"])  # the edges, not the atoms that receive them
+        for segment in segments:
+            topology = nodes if segment.where != "edge" else edges if segment.summed else each
+            for step in segment.steps:
                 if isinstance(step, RowOperation):
-                    self._rows(step, edges if where == "edge" else nodes, there)
+                    self._rows(step, topology, there)
                 else:
                     self._product(step)
 

@@ -5,13 +5,12 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled.geometry import first_edges, tabulated_edges
 from segnn_ase.compiled.gpu import GpuPasses
 from segnn_ase.compiled.kernels import Topology
 from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.passes import evaluation
+from segnn_ase.compiled.sorted_edges import first_edges
 from segnn_ase.compiled.splines import radial_tables
-from segnn_ase.model.edges import node_attributes
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, assemble
 from segnn_ase.model.repulsion import repelled
@@ -24,10 +23,10 @@ class GpuEvaluator(Evaluator):
     name = "the network by Triton"
 
     def __init__(self, potential: Potential):
-        self._dtype, self._cutoff, self._lmax = potential.dtype, potential.cutoff, potential.config.lmax_attr
+        self._dtype, self._cutoff = potential.dtype, potential.cutoff
         tables = radial_tables(potential)
-        self._step = tables.step
-        plan = self._plan = evaluation(make_steps(potential, tables.coefficients))
+        self._step, self._knots = tables.step, round(potential.cutoff / tables.step)
+        plan = self._plan = evaluation(make_steps(potential, tables))
         self.passes = GpuPasses(plan.everything, plan.storage(), self._dtype, potential.device)
         self._lock = Lock()
         species = torch.arange(len(potential.species), device=potential.device)
@@ -54,24 +53,18 @@ class GpuEvaluator(Evaluator):
         r_ij = vectors (E, 3), or None without a weight. Pairs may lie beyond the cutoff: they do nothing."""
         n, at = len(kind), self.passes.at
         self.passes.reserve({"node": n, "edge": len(vectors), "pair": 0})
-        with torch.enable_grad():
-            vectors = vectors.detach().to(self._dtype).requires_grad_(weight is not None)
-            near = vectors.detach().square().sum(1) < self._cutoff**2
-            order = torch.argsort(torch.where(near, dst, n), stable=True)  # by receiver; those beyond the cutoff last
-            topology = Topology(n, first_edges(dst, n, near.long()), src[order])
-            edges = tabulated_edges(
-                vectors[order], dst[order], topology, cutoff=self._cutoff, lmax=self._lmax, table_step=self._step
-            )
-            geometry = (edges.harmonics, edges.envelope, edges.fraction, node_attributes(edges, smooth=True))
-        for value, gradient, x in zip(self._plan.values, self._plan.gradients, geometry, strict=True):
-            at(value).copy_(x.detach())
-            at(gradient).zero_()
+        squares = vectors.square().sum(1)
+        near = squares < self._cutoff**2
+        order = torch.argsort(torch.where(near, dst, n), stable=True)  # by receiver; those beyond the cutoff last
+        knot = (squares[order].sqrt() / self._step).long().clamp(0, self._knots - 1)
+        edges = Topology(n, first_edges(dst, n, near.long()), src[order], knot=knot)
+        at(self._plan.vectors).copy_(vectors[order])
         if weight is not None:
             at(self._plan.weight)[:, 0] = weight
-        nodes = edges.topology._replace(knot=kind)
-        self.passes.run(self._plan.energies if weight is None else self._plan.everything, nodes, edges.topology)
+        nodes = edges._replace(knot=kind)
+        self.passes.run(self._plan.energies if weight is None else self._plan.everything, nodes, edges)
         found = at(self._plan.epsilon)[:, 0].clone(), at(self._plan.features).clone()
         if weight is None:
             return *found, None
-        moving = [(x, at(g)) for x, g in zip(geometry, self._plan.gradients, strict=True) if x.requires_grad]
-        return *found, torch.autograd.grad([x for x, _ in moving], vectors, [g for _, g in moving])[0]
+        g = torch.empty_like(at(self._plan.gradient)).index_copy(0, order, at(self._plan.gradient))
+        return *found, torch.where(near[:, None], g, 0.0)  # of those beyond the cutoff nothing has been written

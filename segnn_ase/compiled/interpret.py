@@ -11,10 +11,19 @@ import numpy as np
 from segnn_ase.compiled.derivatives import Derivative, Operand, Operation, derive
 from segnn_ase.compiled.expressions import Expr
 
-ROWS = 7
-COUNT = {"row": ROWS, "receiver": 4, "sender": 4, "pair": 5, "knot": 3, "shared": 1}  # of made-up places
+ROWS, LANES = 7, 35  # made-up rows; more where they are the lanes of vectors
+COUNT = {"row": LANES, "receiver": 4, "sender": 4, "pair": 5, "knot": 3, "shared": 1}  # of made-up places
 SMALLEST = 0.1  # below this a component's values are compared with it, not with their own size
 TOLERANCE = {np.dtype("float64"): 1e-10, np.dtype("float32"): 1e-4}  # of the largest value of a component
+FUNCTIONS = {
+    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "sqrt": np.sqrt,
+    "reciprocal": np.reciprocal,
+    "sin": np.sin,
+    "cos": np.cos,
+    "max": np.maximum,
+    "above": lambda x, least: (x >= least).astype(float),
+}
 Tensors = dict[int, np.ndarray]
 
 
@@ -68,9 +77,9 @@ def interpret(derivative: Derivative, rows: _Rows, inputs: Tensors, outputs: Ten
         if e.op == "in":
             o = operands[e.args[0]]
             return inputs[o.tensor][rows.places(o, e.args[1])].astype(float)
+        if e.op in FUNCTIONS:
+            return FUNCTIONS[e.op](values[e.args[0].index], *e.args[1:])
         given = [values[a.index] for a in e.args]
-        if e.op == "sigmoid":
-            return 1.0 / (1.0 + np.exp(-given[0]))
         if e.op == "sum":
             return sum(given).sum(axis=1, keepdims=True)
         return sum(given) if e.op == "add" else given[0] * given[1]
@@ -88,10 +97,11 @@ def interpret(derivative: Derivative, rows: _Rows, inputs: Tensors, outputs: Ten
 
 
 def _made_up(operation: Operation, rng: np.random.Generator) -> _Rows:
-    first = np.array([0, 3, 3, 5, ROWS]) if operation.edges else np.arange(ROWS + 1)
-    at = {kind: rng.integers(0, COUNT[kind], ROWS) for kind in ("sender", "pair", "knot")}
+    n = ROWS if operation.channels else LANES
+    first = np.array([0, 3, 3, 5, n]) if operation.edges else np.arange(n + 1)
+    at = {kind: rng.integers(0, COUNT[kind], n) for kind in ("sender", "pair", "knot")}
     receivers = np.repeat(np.arange(len(first) - 1), np.diff(first))
-    at |= {"row": np.arange(ROWS), "receiver": receivers, "shared": np.zeros(ROWS, int)}
+    at |= {"row": np.arange(n), "receiver": receivers, "shared": np.zeros(n, int)}
     return _Rows(first, at, operation.channels)
 
 
@@ -99,6 +109,6 @@ def _random_tensors(operands: list[Operand], rows: _Rows, rng: np.random.Generat
     """Random tensors with room for all that the operands reach."""
     lengths: dict[int, int] = {}
     for o in operands:
-        reach = (COUNT[o.where] - 1) * o.size + max(o.offsets, default=0) + rows.channels
+        reach = (COUNT[o.where] - 1) * o.size + max(o.offsets, default=0) + max(rows.channels, 1)
         lengths[o.tensor] = max(lengths.get(o.tensor, 0), reach)
     return {k: rng.normal(size=n) for k, n in lengths.items()}

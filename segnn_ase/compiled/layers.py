@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from segnn_ase.compiled import formulas
-from segnn_ase.compiled.geometry import SortedEdges, sorted_edges
 from segnn_ase.compiled.kernels import Topology, kernel
+from segnn_ase.compiled.sorted_edges import SortedEdges, sorted_edges
 from segnn_ase.model.interactions import Message, SelfProduct
 from segnn_ase.model.irreps import Coupling, Features, Kind
 from segnn_ase.model.layers import steered

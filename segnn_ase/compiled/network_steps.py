@@ -4,13 +4,16 @@ Irreps with different numbers of channels go block by block of channels, as in `
 meet, group by group of kinds with as many channels.
 """
 
+import math
 from dataclasses import replace
 from itertools import accumulate
 
+import torch
 from torch import Tensor, nn
 
-from segnn_ase.compiled import formulas
+from segnn_ase.compiled import formulas, geometry
 from segnn_ase.compiled.derivatives import Operation
+from segnn_ase.compiled.splines import RadialTables
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
 from segnn_ase.model.interactions import Message, SelfProduct, Update
 from segnn_ase.model.irreps import SCALAR, Coupling, kinds, multiplicities, spherical_kinds
@@ -25,42 +28,39 @@ def supported(potential: nn.Module) -> bool:
     return potential.config.message != "published"
 
 
-def make_steps(potential: nn.Module, tables: list[Tensor] | None = None) -> NetworkSteps:
-    """Steps of a network; radial functions by their MLPs, or from tables, one for each interaction (`splines.py`)."""
+def make_steps(potential: nn.Module, tables: RadialTables | None = None) -> NetworkSteps:
+    """Steps of a network; radial functions by their MLPs, or from tables, one for each interaction."""
     return _Network(potential, tables).steps()
 
 
 class _Network:
     """Arrays and steps of a network while they are made; `now` are those on nodes since the last segment on edges."""
 
-    def __init__(self, potential: nn.Module, tables: list[Tensor] | None):
+    def __init__(self, potential: nn.Module, tables: RadialTables | None):
         self.potential, self.segnn, self.tables = potential, potential.segnn, tables
         self.kinds, self.mul = kinds(self.segnn.irreps), multiplicities(self.segnn.irreps)
         self.dims, self.scalar = [kind.dim for kind in self.kinds], self.kinds.index(SCALAR)
         self.attr = spherical_kinds(potential.config.lmax_attr)
         self.norms: list[list[float]] = self.segnn.norms.tolist()
         n_attr, width = sum(kind.dim for kind in self.attr), self.mul[self.scalar]
+        self.harmonics, self.envelope, self.fraction = (Array("edge", n, geometry=True) for n in (n_attr, 1, 1))
+        self.attributes = Array("node", n_attr, geometry=True)
         self.network = NetworkSteps(
-            radial=Array("pair", potential.config.n_radial, geometry=True),
-            fraction=Array("edge", 1, geometry=True),
-            harmonics=Array("edge", n_attr, geometry=True),
-            envelope=Array("edge", 1, geometry=True),
-            attributes=Array("node", n_attr, geometry=True),
+            vectors=Array("edge", 3, geometry=True),
+            pair_vectors=Array("pair", 3, geometry=True),
             epsilon=Array("node", 1),
             features=View(Array("node", width), 1, width),
         )
         self.now: list[Step] = []
 
     def steps(self) -> NetworkSteps:
-        radial = [] if self.tables else [self.radial(message) for message in self.segnn.messages]
-        if radial:
-            self.network.segments.append(Segment("pair", [step for _, steps in radial for step in steps]))
+        self.geometry()
+        radial = self.tables.coefficients if self.tables else self.radial()
         both = self.nodes(2)  # features, and beside them what is received
         self.embed(both)
         depth = len(self.segnn.messages)
         for t in range(depth):
-            factors = self.tables[t] if self.tables else radial[t][0]
-            powers = self.receive(self.segnn.messages[t], both, factors, self.norms[t][0])
+            powers = self.receive(self.segnn.messages[t], both, radial[t], self.norms[t][0])
             self.multiply(t, powers, both)
             both = self.update(self.segnn.updates[t], both, last=t == depth - 1)
             if t < depth - 1:
@@ -89,10 +89,31 @@ class _Network:
 
     # layers
 
-    def radial(self, message: Message) -> tuple[Array, list[Step]]:
-        """rho of all pairs, and how it is made."""
-        factors, n = Array("pair", sum(message.n_factors)), self.network.radial.size
-        return factors, _mlp(message.radial, View(self.network.radial, 1, n), View(factors, 1, factors.size))
+    def geometry(self) -> None:
+        c, segments = self.potential.config, self.network.segments
+        inputs, outputs = [self.network.vectors, _number(1.0 / c.cutoff)], [self.harmonics, self.envelope]
+        if self.tables:
+            knots = torch.arange(len(self.tables.coefficients[0]), dtype=torch.float64)
+            inputs += [_number(c.cutoff / self.tables.step), Weight(knots)]
+            outputs.append(self.fraction)
+        operation = geometry.edge_geometry(c.lmax_attr, tabulated=self.tables is not None)
+        segments.append(Segment("edge", [RowOperation(operation, tuple(inputs), tuple(outputs))]))
+        sums = Array("node", self.attributes.size, geometry=True)
+        summed = RowOperation(geometry.neighbor_sums(c.lmax_attr), (self.harmonics, self.envelope), (sums,))
+        segments.append(Segment("edge", [summed]))
+        self.now.append(RowOperation(geometry.attributes(c.lmax_attr), (sums,), (self.attributes,)))
+
+    def radial(self) -> list[Array]:
+        """rho of all pairs, of every interaction."""
+        n, cutoff = self.potential.config.n_radial, self.potential.config.cutoff
+        basis, factors = Array("pair", n, geometry=True), []
+        inputs = (self.network.pair_vectors, _number(math.pi / cutoff), _number(math.sqrt(2.0 / cutoff)))
+        steps: list[Step] = [RowOperation(geometry.bessel(n), inputs, (basis,))]
+        for message in self.segnn.messages:
+            factors.append(Array("pair", sum(message.n_factors)))
+            steps += _mlp(message.radial, View(basis, 1, n), View(factors[-1], 1, factors[-1].size))
+        self.network.segments.append(Segment("pair", steps))
+        return factors
 
     def embed(self, out: list[Array]) -> None:
         layer, species = self.segnn.embedding, len(self.potential.species)
@@ -102,9 +123,9 @@ class _Network:
             operation, channels = formulas.embedding(coupling, self.mul[group[0]]), self.mul[group[0]]
             names = {o.name: WEIGHT | {"constant": False} for o in operation.inputs if o.name != "a"}
             places = {f"out{p}": _within(self.dims[k], 2 * channels) for p, k in enumerate(group)}
-            operation = relaid(operation, a=GEOMETRY | {"added": True}, **names, **places)
+            operation = relaid(operation, a=GEOMETRY, **names, **places)
             weights = [_tensor_product(layer, k, species**0.5) for k in group if len(layer.weights[k])]
-            inputs = (*weights, bias, self.network.attributes)
+            inputs = (*weights, bias, self.attributes)
             self.now.append(RowOperation(operation, inputs, tuple(out[k] for k in group)))
 
     def receive(self, message: Message, both: list[Array], factors: "Array | Tensor", norm: float) -> list[Array]:
@@ -134,8 +155,7 @@ class _Network:
             operation = formulas.linear_message(coupling, channels, tabulated=tabulated)
         else:
             operation = formulas.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE, tabulated=tabulated)
-        summed = GEOMETRY | {"added": True}
-        changes = {"harmonics": summed, "envelope": summed, "fraction": summed, "mix": WEIGHT, "bias": WEIGHT}
+        changes = {"harmonics": GEOMETRY, "envelope": GEOMETRY, "fraction": GEOMETRY, "mix": WEIGHT, "bias": WEIGHT}
         first, width = sum(message.n_factors[:b]), sum(message.n_factors)
         changes["rho"] = _moved(operation, "rho", first, width)
         changes["table"] = _moved(operation, "table", first, width, rows=message.n_factors[b])
@@ -144,9 +164,9 @@ class _Network:
             changes[f"receiver{position}"] = _within(self.dims[k], stride, low)
             changes[f"sender{position}"] = _within(self.dims[k], stride, low + stride - self.mul[k])
             changes[f"out{position}"] = _sent_by(message, b, position, self.dims[k], sent[k].size // self.dims[k])
-        rho = (Weight(factors), self.network.fraction) if tabulated else (factors,)
+        rho = (Weight(factors), self.fraction) if tabulated else (factors,)
         weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
-        inputs = (*(pair[k] for k in members), *rho, self.network.harmonics, self.network.envelope, *weights)
+        inputs = (*(pair[k] for k in members), *rho, self.harmonics, self.envelope, *weights)
         return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
 
     def multiply(self, t: int, powers: list[Array], both: list[Array]) -> None:
@@ -204,13 +224,13 @@ class _Network:
         for group in self.groups():
             coupling = Coupling([self.kinds[i] for i in group], self.attr, [self.kinds[k] for k in reached])
             operation = formulas.product(coupling, channels[group[0]])
-            changes: dict = {"a": GEOMETRY | {"added": True}}
+            changes: dict = {"a": GEOMETRY}
             for p, (k, stride) in enumerate(zip(reached, strides, strict=True)):
                 begins = [0, *accumulate(row[k] * c for row, c in zip(counts, channels, strict=True))]
                 starts = [begins[i] + q * channels[i] for i in group for q in range(counts[i][k])]
                 offsets = tuple(m * stride + start for m in range(self.dims[k]) for start in starts)
                 changes[f"out{p}"] = {"size": self.dims[k] * stride, "offsets": offsets}
-            inputs = (*(f[i] for i in group), self.network.attributes)
+            inputs = (*(f[i] for i in group), self.attributes)
             self.now.append(RowOperation(relaid(operation, **changes), inputs, tuple(out)))
         return out
 
@@ -253,6 +273,10 @@ def _moved(operation: Operation, name: str, first: int, width: int, rows: int = 
         return {}
     rows = rows or width
     return {"size": width, "offsets": tuple(o // rows * width + first + o % rows for o in operand.offsets)}
+
+
+def _number(value: float) -> Weight:
+    return Weight(torch.tensor([value], dtype=torch.float64))
 
 
 def _dense(layer: Dense, scale: float = 1.0) -> Weight:

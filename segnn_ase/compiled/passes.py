@@ -1,9 +1,9 @@
 """The passes over a network, each derived once from its steps: value, gradient, tangent and dual.
 
 With lambda = dE/dx for every array x (E the weighted sum of epsilon), the gradient pass takes lambda from epsilon back
-to the geometry: that is all that evaluation needs. A loss L(epsilon, lambda of the edges) has a = dL/d epsilon and
-v = dL/d lambda; then dL/dW = d/dW (a . epsilon + dE/dt), with dE/dt the derivative of E when the edges move along v.
-The tangent pass takes the arrays' tangents x' forward, and the dual pass
+to the vectors of the edges: that is all that evaluation needs. A loss L(epsilon, lambda of the edges) has
+a = dL/d epsilon and v = dL/d lambda; then dL/dW = d/dW (a . epsilon + dE/dt), with dE/dt the derivative of E when the
+edges move along v. The tangent pass takes the arrays' tangents x' forward, and the dual pass
 
     mu_in = mu_out . dy/dx + lambda_out . d(y')/dx,    dL/dW = x mu + x' lambda
 
@@ -33,18 +33,18 @@ from segnn_ase.compiled.steps import (
 
 
 def value_pass(network: NetworkSteps) -> list[Segment]:
-    """Geometry to epsilon and features."""
+    """Vectors to epsilon and features."""
     at = _role("value")
     return [Segment(where, [step.on(at) for step in steps]) for where, steps in network.segments]
 
 
 def gradient_pass(network: NetworkSteps) -> list[Segment]:
-    """The gradient of epsilon to those of the geometry; weights are constants."""
+    """The gradient of epsilon to that of the vectors; weights are constants."""
     return _Reverse(network, "gradient").segments()
 
 
 def tangent_pass(network: NetworkSteps) -> list[Segment]:
-    """Tangents of the geometry to that of epsilon."""
+    """Tangents of the vectors to that of epsilon."""
     at = _role("tangent")
 
     def tangent(step: Step) -> Step:
@@ -86,7 +86,11 @@ class _Reverse:
         return made
 
     def _back(self, step: Step) -> list[Step]:
-        return [self._rows(step)] if isinstance(step, RowOperation) else self._product(step)
+        if not isinstance(step, RowOperation):
+            return self._product(step)
+        if self.role == "dual" and step.outputs[0].geometry:  # weights have no part in it
+            return []
+        return [self._rows(step)]
 
     def _product(self, step: MatrixProduct) -> list[Step]:
         g = step.c._replace(array=self.at(step.c.array))
@@ -117,12 +121,11 @@ class _Reverse:
             x = step.inputs[o.tensor]
             if isinstance(x, Weight):
                 changes[o.name] = {} if dual else {"constant": True}
-            elif not x.geometry and o.where == "row":  # gradients of the geometry are added up from zero
-                columns = np.add.outer(o.offsets, np.arange(step.operation.channels)).ravel()
-                changes[o.name] = {"added": self._write(x, columns)}
-        for x in step.inputs:  # of other places it is always added up; the first time from zero, see `Clearing`
-            if isinstance(x, Array) and not x.geometry and step.operation.edges:
+            elif o.where != "row":  # always added up; the first time from zero, which the executors look after
                 self._there[x] = np.ones(x.size, bool)
+            elif not (dual and x.geometry):
+                width = step.operation.channels if o.level == "V" else 1
+                changes[o.name] = {"added": self._write(x, np.add.outer(o.offsets, np.arange(width)).ravel())}
         into = tuple(self._target(x) for x in step.inputs)
         if not dual:
             return RowOperation(relaid(step.operation, **changes), (*values, *given), into, 1)
@@ -166,23 +169,23 @@ class Evaluation(NamedTuple):
 
     energies: list[Segment]
     everything: list[Segment]  # energies and their gradient
-    values: list[Place]  # of the geometry
-    gradients: list[Place]
+    vectors: Place
+    gradient: Place  # with respect to the vectors
     epsilon: Place
     weight: Place  # of each atom's epsilon in the sum whose gradient is taken
     features: Place
 
     def storage(self) -> "dict[Place, Storage]":
-        return shared(self.everything, {*self.values, *self.gradients, self.epsilon, self.weight, self.features})
+        return shared(self.everything, {self.vectors, self.gradient, self.epsilon, self.weight, self.features})
 
 
 def evaluation(network: NetworkSteps) -> Evaluation:
     forward = value_pass(network)
-    values, gradients = ([Place(role, x) for x in network.geometry()] for role in ("value", "gradient"))
+    vectors, gradient = (Place(role, network.vectors) for role in ("value", "gradient"))
     epsilon, weight = (Place(role, network.epsilon) for role in ("value", "gradient"))
     features = Place("value", network.features.array)
     everything = joined(forward, gradient_pass(network))
-    return Evaluation(forward, everything, values, gradients, epsilon, weight, features)
+    return Evaluation(forward, everything, vectors, gradient, epsilon, weight, features)
 
 
 @dataclass(eq=False)

@@ -1,8 +1,8 @@
 """What a network does, as steps on arrays: the one representation from which `passes.py` derives all derivatives.
 
 A step is a matrix product with weights of the network or an operation on rows (`derivatives.Operation`), on pairs of
-atoms, on atoms, or on edges. All but those on edges act on single atoms or pairs: between segments on edges and others
-lies what another process's atoms would have to be asked for (`Segment.asked_for`, `Segment.sent_back`).
+atoms, on atoms, or on edges. All but sums over edges act on single atoms, pairs or edges: around those lies what
+another process's atoms would have to be asked for (`Segment.asked_for`, `Segment.sent_back`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -116,10 +116,15 @@ Step = MatrixProduct | RowOperation | WeightGradient
 
 
 class Segment(NamedTuple):
-    """Steps that are done one after the other for a chunk of "pair"s or "node"s, or one step on "edge"s."""
+    """Steps that are done one after the other for a chunk of "pair"s or "node"s, or one step on "edge"s: `summed` over
+    those of each receiver, or on each edge alone."""
 
     where: str
     steps: list[Step]
+
+    @property
+    def summed(self) -> bool:
+        return self.where == "edge" and self.steps[0].operation.edges
 
     def asked_for(self) -> "list[Array | Place]":
         """What is read from the senders of edges: of atoms of another process it must be asked for before."""
@@ -145,19 +150,13 @@ class Segment(NamedTuple):
 
 @dataclass
 class NetworkSteps:
-    """Segments that take the geometry to `epsilon` and `features`."""
+    """Segments that take the vectors r_ij of edges and, without tables, those of pairs to `epsilon` and `features`."""
 
-    radial: Array  # Bessel functions of pairs, or with tables
-    fraction: Array  # of the way of an edge to the next knot
-    harmonics: Array
-    envelope: Array
-    attributes: Array
+    vectors: Array
+    pair_vectors: Array
     epsilon: Array
     features: View
     segments: list[Segment] = field(default_factory=list)
-
-    def geometry(self) -> tuple[Array, Array, Array, Array]:
-        return self.harmonics, self.envelope, self.fraction, self.attributes
 
 
 def steps_of(segments: Iterable[Segment]) -> Iterator[Step]:

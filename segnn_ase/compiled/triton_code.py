@@ -2,7 +2,7 @@
 
 An edge operation has a program for each receiver (several where there are few receivers), whose lanes are the
 channels: it goes through the receiver's edges with everything in registers. A node operation's programs share the
-rows. What several programs add to goes there by atomic additions.
+rows. What several programs add to goes there by atomic additions. Where there are no channels the rows are the lanes.
 """
 
 from segnn_ase.compiled.derivatives import Operand, Operation, derive
@@ -28,13 +28,25 @@ _EDGES = (
 _LINKS = {"sender": ("j", "src"), "pair": ("q", "pair"), "knot": ("k", "knot")}
 
 
+_FUNCTIONS = {
+    "sigmoid": "1.0 / (1.0 + tl.exp(-{}))",
+    "sqrt": "tl.sqrt({})",
+    "reciprocal": "1.0 / {}",
+    "sin": "tl.sin({})",
+    "cos": "tl.cos({})",
+    "max": "tl.where({0} < {1}, {1}, {0})",  # NaN stays NaN
+    "above": "tl.where({} < {}, 0.0, 1.0)",
+}
+ROWS = 128  # of a program where they are the lanes
+
+
 def block_size(channels: int) -> int:
     return max(16, 1 << (channels - 1).bit_length())
 
 
 def triton_source(operation: Operation, order: int) -> str:
     """A Python module with the Triton kernel `rows` of an operation (order 0) or of its first or second derivative."""
-    return _TritonPrinter(operation, order).text()
+    return _TritonPrinter(operation, order).text() if operation.channels else _rows_as_lanes(operation, order)
 
 
 class _TritonPrinter:
@@ -66,9 +78,7 @@ class _TritonPrinter:
         if e.op == "in":
             o = self.operands[e.args[0]]
             return self.loaded(self.address("in", o, e.args[1]), o.level)
-        if e.op == "sigmoid":
-            return f"1.0 / (1.0 + tl.exp(-{_name(e.args[0])}))"
-        return {"add": " + ", "mul": " * ", "sum": " + "}[e.op].join(_name(a) for a in e.args)
+        return _printed(e)
 
     def write(self, o: Operand, component: int, e: Expr) -> None:
         where, lanes, what = self.address("out", o, component), self.mask if o.level == "V" else "", _name(e)
@@ -118,15 +128,51 @@ class _TritonPrinter:
     def text(self) -> str:
         self.print_rows()
         operation = self.operation
-        n_in, n_out = 1 + max(o.tensor for o in self.inputs), operation.n_inputs()
-        n_out = {0: operation.n_outputs(), 1: n_out, 2: n_out + operation.n_outputs()}[self.order]
-        arguments = ["n", "first", "src", "pair", "knot"]
-        arguments += [f"in{k}" for k in range(n_in)] + [f"out{k}" for k in range(n_out)]
         body = [*self.loop(), *(f"    {line}" for line in self.body)]
         lines = [*(_EDGES if operation.edges else ()), *self.fixed, *self.totals, *body, *self.last]
-        dtype = f"in{self.inputs[0].tensor}"
-        head = _HEADER.format(arguments=", ".join(arguments), block=block_size(operation.channels), dtype=dtype)
-        return head + "".join(f"    {line}\n" for line in lines)
+        return _source(operation, self.order, self.inputs, block_size(operation.channels), lines)
+
+
+def _source(operation: Operation, order: int, inputs: list[Operand], block: int, lines: list[str]) -> str:
+    n_in, n_out = 1 + max(o.tensor for o in inputs), operation.n_inputs()
+    n_out = {0: operation.n_outputs(), 1: n_out, 2: n_out + operation.n_outputs()}[order]
+    arguments = ["n", "first", "src", "pair", "knot"]
+    arguments += [f"in{k}" for k in range(n_in)] + [f"out{k}" for k in range(n_out)]
+    head = _HEADER.format(arguments=", ".join(arguments), block=block, dtype=f"in{inputs[0].tensor}")
+    return head + "".join(f"    {line}\n" for line in lines)
+
+
+def _rows_as_lanes(operation: Operation, order: int) -> str:
+    program = derive(operation, order)
+    operands = {o.name: o for o in program.inputs}
+    lines = [f"e = tl.program_id(0).to(tl.int64) * {ROWS} + c", "there = e < n"]
+    lines += [
+        f"{index} = tl.load({array} + e, mask=there, other=0)"
+        for where, (index, array) in _LINKS.items()
+        if any(o.where == where for o in program.inputs)
+    ]
+    for e in program.formula.needed([e for _, _, e in program.stores if e is not None]):
+        if e.op == "in":
+            o = operands[e.args[0]]
+            place = f"in{o.tensor} + {_INDEX[o.where]} * {o.size} + {o.offsets[e.args[1]]}"
+            mask = "" if o.where == "shared" else ", mask=there, other=1.0"
+            lines.append(f"{_name(e)} = tl.load({place}{mask})")
+        elif e.op != "const":
+            lines.append(f"{_name(e)} = {_printed(e)}")
+    for o, component, e in program.stores:
+        if e is not None or o.overwrites:
+            to = f"out{o.tensor} + e * {o.size} + {o.offsets[component]}"
+            before = "zero" if o.overwrites else f"tl.load({to}, mask=there)"
+            what = f"{before} + {_name(e)}" if e is not None else before
+            lines.append(f"tl.store({to}, {what}, mask=there)")
+    return _source(operation, order, program.inputs, ROWS, lines)
+
+
+def _printed(e: Expr) -> str:
+    """A sum, product or function of values that have names."""
+    if e.op in _FUNCTIONS:
+        return _FUNCTIONS[e.op].format(*(_name(a) if isinstance(a, Expr) else f"({a!r})" for a in e.args))
+    return {"add": " + ", "mul": " * ", "sum": " + "}[e.op].join(_name(a) for a in e.args)
 
 
 def _name(e: Expr) -> str:

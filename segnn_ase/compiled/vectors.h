@@ -44,6 +44,35 @@ INLINE T lanes(V v) {
   return s;
 }
 INLINE V choose(I mask, V a, V b) { return (V)(((I)a & mask) | ((I)b & ~mask)); }
+/* one number of each of n rows, stride apart, or of the rows that are named */
+INLINE V gathered(const T *p, const int64_t stride, const int n) {
+  T x[W];
+  for (int l = 0; l < W; l++) x[l] = p[(l < n ? l : 0) * stride];
+  return load(x, W);
+}
+INLINE V picked(const T *p, const int64_t stride, const int64_t *rows, const int n) {
+  T x[W];
+  for (int l = 0; l < W; l++) x[l] = p[rows[l < n ? l : 0] * stride];
+  return load(x, W);
+}
+INLINE void scatter(T *p, const int64_t stride, V v, const int n) {
+  T x[W];
+  store(x, v, W);
+  for (int l = 0; l < n; l++) p[l * stride] = x[l];
+}
+/* NaN stays NaN */
+INLINE V at_least(V x, T least) { return choose(x < least, (V){0} + least, x); }
+INLINE V above(V x, T least) { return choose(x < least, (V){0}, (V){0} + 1); }
+#define EACH(name, function) \
+  INLINE V name(V x) { \
+    T y[W]; \
+    store(y, x, W); \
+    for (int l = 0; l < W; l++) y[l] = sizeof(T) == 4 ? function##f(y[l]) : function(y[l]); \
+    return load(y, W); \
+  }
+EACH(root, __builtin_sqrt)
+EACH(sine, __builtin_sin)
+EACH(cosine, __builtin_cos)
 /* 1 / (1 + exp(-x)): exp(y) = 2^n (1 + r + r^2/2! + ...), |r| < ln(2)/2; n is rounded by adding MAGIC */
 INLINE V sigmoid(V x) {
   const V top = (V){0} + (T)LIMIT, magic = (V){0} + (T)MAGIC;

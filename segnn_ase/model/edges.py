@@ -8,6 +8,8 @@ from torch import Tensor
 
 from segnn_ase.model.irreps import spherical_harmonics
 
+CLOSEST = 1e-6  # Å; two atoms on one spot have no direction: a tiny distance keeps every derivative finite
+
 
 class Edges(NamedTuple):
     """Geometry of all edges in a padded table of K neighbours for each of N atoms; E = N K slots.
@@ -42,8 +44,8 @@ class Edges(NamedTuple):
 
 
 def distance_of(vectors: Tensor) -> Tensor:
-    """(E, 1); two atoms on one spot have no direction: a tiny distance keeps every derivative finite."""
-    return vectors.square().sum(1, keepdim=True).clamp_min(1e-12).sqrt()
+    """(E, 1) Å, at least `CLOSEST`."""
+    return vectors.square().sum(1, keepdim=True).clamp_min(CLOSEST**2).sqrt()
 
 
 def neighbor_table(edge_dst: Tensor, n_atoms: int) -> tuple[Tensor, int]:

@@ -145,8 +145,8 @@ def test_a_wrong_step_is_caught(new_potential, monkeypatch):
 
     def flipped(*given):
         network = make(*given)
-        step = network.segments[2].steps[0]
-        network.segments[2].steps[0] = replace(step, weight=replace(step.weight, scale=-step.weight.scale))
+        step = network.segments[4].steps[0]
+        network.segments[4].steps[0] = replace(step, weight=replace(step.weight, scale=-step.weight.scale))
         return network
 
     monkeypatch.setattr(cpu_evaluation, "make_steps", flipped)

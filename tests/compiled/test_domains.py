@@ -27,39 +27,34 @@ class Domain:
         n, n_edges, ev = len(self.atoms), len(order), CpuEvaluator(potential)
         self.segments = ev._passes._passes["all"]
         self.ev, self.passes, self.kind = ev, ev._passes, potential.species_index[graph.numbers[self.atoms]]
-        ev._make_room(n, n_edges)
-        vectors, src, _, first = ev._links
-        vectors[:n_edges] = edge_vectors(graph)[self.order]
-        src[:n_edges] = place[graph.edge_src[self.order]]
-        first[: n + 1] = torch.searchsorted(dst, torch.arange(n + 1))
+        ev._make_room(n, n_edges, 1)
+        links, vectors = ev._links, edge_vectors(graph)[self.order]
+        self.passes.at(ev._plan.vectors)[:n_edges] = vectors
+        links.src[:n_edges] = place[graph.edge_src[self.order]]
+        links.first[: n + 1] = torch.searchsorted(dst, torch.arange(n + 1))
+        links.knot[:n_edges] = (vectors.norm(dim=1) / ev._limits[1]).long()
         self.counts = {"node": n, "pair": 0, "edge": n_edges}
-        self.passes.reserve(self.counts)
-        self.links, self.values, self.gradients = ev._find_addresses()
         self.bounds = (ctypes.c_int64 * 2)(0, n)
-        ev._runtime.geometry(1, self.bounds, self.links, ev._numbers, self.values, self.gradients)
         weight = self.passes.at(ev._plan.weight)
         weight[:n] = 0
         weight[: self.n_owned, 0] = torch.tensor(potential.scales, dtype=torch.float64)[self.kind[: self.n_owned]]
 
     def run(self, k: int) -> None:
-        where, steps, n_steps = self.passes._segments["all"][k]
-        if where == "edge":
+        where, summed, steps = self.passes._segments["all"][k]
+        links = self.ev._links
+        if summed:
             rows = (ctypes.c_int64 * 3)(*(self.counts[kind] for kind in KINDS))
-            self.ev._runtime.run_edges(steps, 1, self.bounds, self.links, rows)
+            self.ev._runtime.run_edges(steps, 1, self.bounds, links.addresses, rows)
         else:
-            _, src, _, first = self.ev._links
-            nodes = pointers([first, src, src, self.kind])
-            self.ev._runtime.run_nodes(steps, n_steps, self.counts[where], 1, nodes)
+            nodes = pointers([links.first, links.src, links.src, self.kind])
+            on = links.addresses if where == "edge" else nodes
+            self.ev._runtime.run_nodes(steps, len(steps), self.counts[where], 1, on)
 
     def rows(self, place: Place) -> torch.Tensor:
         return self.passes.at(place)[: len(self.atoms)]
 
     def edge_gradients(self) -> torch.Tensor:
-        g = torch.empty(self.counts["edge"], 3, dtype=torch.float64)
-        self.ev._runtime.geometry_gradient(
-            1, self.bounds, self.links, self.ev._numbers, self.values, self.gradients, pointers([g])
-        )
-        return g
+        return self.passes.at(self.ev._plan.gradient)[: self.counts["edge"]]
 
 
 @pytest.mark.parametrize("variant", ["segnn", "uneven", "tfn"])

@@ -24,9 +24,9 @@ from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.cpu_training import CpuLossGradient
 from segnn_ase.compiled.formulas import message, self_product
-from segnn_ase.compiled.geometry import sorted_edges
 from segnn_ase.compiled.kernels import Topology, kernel
 from segnn_ase.compiled.layers import FUSED
+from segnn_ase.compiled.sorted_edges import sorted_edges
 from segnn_ase.compiled.splines import DEGREE, spline_pieces, tabulate
 from segnn_ase.model.interactions import Message, SelfProduct
 from segnn_ase.model.irreps import parse_irreps

@@ -26,11 +26,11 @@ from segnn_ase.compiled import build, choose, gpu_recording, kernels
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.formulas import message
-from segnn_ase.compiled.geometry import sorted_edges
 from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
 from segnn_ase.compiled.gpu_recording import RecordingEvaluator
 from segnn_ase.compiled.kernels import kernel
 from segnn_ase.compiled.layers import FUSED
+from segnn_ase.compiled.sorted_edges import sorted_edges
 from segnn_ase.model.interactions import Message
 from segnn_ase.model.irreps import parse_irreps
 from segnn_ase.model.potential import Potential

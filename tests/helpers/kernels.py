@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from segnn_ase.compiled.geometry import sorted_edges
 from segnn_ase.compiled.layers import fused_message
+from segnn_ase.compiled.sorted_edges import sorted_edges
 from segnn_ase.compiled.splines import DEGREE, radial_tables, spline_pieces
 from segnn_ase.model.edges import make_edges
 from segnn_ase.model.interactions import Message
