@@ -2,7 +2,8 @@
 
 Channels are the vector lanes: everything in between stays in registers or on the stack, and no tensor of edges x paths
 x channels reaches memory. The code of a row runs in three phases: scalars (level S), a loop over channels (V), then the
-sums over channels (R), whose lanes are added up last. Of an operation without channels the rows are the lanes.
+sums over channels (R), whose lanes are added up last. Without channels the rows, where they are independent, are the
+lanes.
 """
 
 import math
@@ -54,7 +55,7 @@ def prelude(dtype: torch.dtype) -> str:
 @cache
 def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> str:
     """The C code of one derivative of an operation: the function `rows`, and `run`, which shares it among threads."""
-    rows = _CPrinter(operation, order).text() if operation.channels else _rows_as_lanes(operation, order)
+    rows = _rows_as_lanes(operation, order) if operation.rows_are_lanes else _CPrinter(operation, order).text()
     return prelude(dtype) + rows + _RUN
 
 

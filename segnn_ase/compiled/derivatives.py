@@ -41,13 +41,18 @@ class Operand:
 
 @dataclass(frozen=True)
 class Operation:
-    """A row formula: operands in and out, and the function that builds the outputs' expressions."""
+    """A row formula: operands in and out, and the function that builds the outputs' expressions. Without channels (0)
+    all operands are scalars."""
 
     channels: int
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
     build: Callable  # (Formula, {name: [Expr]}) -> {name: [Expr | None]}
     edges: bool  # rows are edges, sorted by receiver; otherwise rows are independent
+
+    @property
+    def rows_are_lanes(self) -> bool:
+        return not (self.channels or self.edges)
 
     def n_inputs(self) -> int:
         return 1 + max(o.tensor for o in self.inputs)

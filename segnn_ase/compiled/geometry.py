@@ -1,6 +1,6 @@
 """Geometry of the edges as formulas: what `model.edges` evaluates in PyTorch, with all derivatives derived from them.
 
-Operations without channels: their rows, the edges, pairs or atoms, are the vector lanes.
+Operations without channels: but for the sums over neighbours, their rows are the vector lanes.
 """
 
 import math
@@ -12,8 +12,8 @@ from segnn_ase.model.edges import CLOSEST
 from segnn_ase.model.irreps import raise_degree
 
 
-def _row(name: str, tensor: int, size: int, *, level: str = "S", where: str = "row") -> Operand:
-    return Operand(name, tensor, level, where, size, tuple(range(size)) if level == "S" else (0,))
+def _row(name: str, tensor: int, size: int, *, where: str = "row") -> Operand:
+    return Operand(name, tensor, "S", where, size, tuple(range(size)))
 
 
 def _number(name: str, tensor: int, *, where: str = "shared") -> Operand:
@@ -62,7 +62,7 @@ def edge_geometry(lmax: int, *, tabulated: bool) -> Operation:
         inverse = f.function("reciprocal", d)
         unit = [f.mul(r, inverse) for r in x["vectors"]]
         part = _at_most(f, f.mul(x["inverse_cutoff"][0], d), 1.0)
-        out = {"harmonics": _harmonics(f, unit, lmax), "envelope": [_envelope(f, part)]}
+        out: dict = {"harmonics": _harmonics(f, unit, lmax), "envelope": [_envelope(f, part)]}
         if tabulated:
             out["fraction"] = [f.add(f.mul(x["knots"][0], part), f.mul(f.const(-1.0), x["knot"][0]))]
         return out
@@ -99,15 +99,16 @@ def bessel(n: int) -> Operation:
 
 @cache
 def neighbor_sums(lmax: int) -> Operation:
-    """sum_j u Y: inputs harmonics (E, (lmax + 1)^2), whose components are the channels, and envelope (E, 1);
-    outputs the sums (N, (lmax + 1)^2), the first of which is that of the envelopes."""
+    """sum_j u Y: inputs harmonics (E, (lmax + 1)^2) and envelope (E, 1), outputs the sums (N, (lmax + 1)^2), the first
+    of which is that of the envelopes."""
     n = (lmax + 1) ** 2
 
     def build(f: Formula, x: dict) -> dict:
-        return {"sums": [f.mul(x["envelope"][0], x["harmonics"][0])]}
+        u = x["envelope"][0]
+        return {"sums": [u, *(f.mul(u, y) for y in x["harmonics"][1:])]}
 
-    inputs = (_row("harmonics", 0, n, level="V"), _row("envelope", 1, 1))
-    return Operation(n, inputs, (_row("sums", 0, n, level="V", where="receiver"),), build, edges=True)
+    inputs = (_row("harmonics", 0, n), _row("envelope", 1, 1))
+    return Operation(0, inputs, (_row("sums", 0, n, where="receiver"),), build, edges=True)
 
 
 @cache

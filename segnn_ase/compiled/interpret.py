@@ -97,7 +97,7 @@ def interpret(derivative: Derivative, rows: _Rows, inputs: Tensors, outputs: Ten
 
 
 def _made_up(operation: Operation, rng: np.random.Generator) -> _Rows:
-    n = ROWS if operation.channels else LANES
+    n = LANES if operation.rows_are_lanes else ROWS
     first = np.array([0, 3, 3, 5, n]) if operation.edges else np.arange(n + 1)
     at = {kind: rng.integers(0, COUNT[kind], n) for kind in ("sender", "pair", "knot")}
     receivers = np.repeat(np.arange(len(first) - 1), np.diff(first))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segnn_ase.compiled.build import CompilerError, load_libraries, load_triton, pointers, runs_on_triton
 from segnn_ase.compiled.derivatives import Operation
-from segnn_ase.compiled.triton_code import ROWS, block_size, triton_source
+from segnn_ase.compiled.triton_code import ROWS, lanes_of, triton_source
 
 PROGRAMS = 4096  # that a large GPU can hold at a time
 MAX_PARTS = 16  # of a receiver's edges, on a GPU
@@ -82,14 +82,14 @@ class Kernel:
             self._libraries[order, "triton"] = load_triton(triton_source(self.operation, order))
         kernel, parts = self._libraries[order, "triton"], 1
         grid: tuple[int, ...] = (min(topology.n, PROGRAMS),)
-        if not self.operation.channels:
+        if self.operation.rows_are_lanes:
             grid = (-(-topology.n // ROWS),)
         elif self.operation.edges:
             while parts < MAX_PARTS and topology.n * parts < PROGRAMS:
                 parts *= 2
             grid = (topology.n, parts)
         links = (topology.first, topology.src, topology.pair, topology.knot)
-        options = {"num_warps": max(1, block_size(self.operation.channels or ROWS) // 32), "enable_fp_fusion": True}
+        options = {"num_warps": max(1, lanes_of(self.operation) // 32), "enable_fp_fusion": True}
         device = next(t.device for t in tensors if t is not None)
         try:
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():

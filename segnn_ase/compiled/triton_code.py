@@ -2,7 +2,8 @@
 
 An edge operation has a program for each receiver (several where there are few receivers), whose lanes are the
 channels: it goes through the receiver's edges with everything in registers. A node operation's programs share the
-rows. What several programs add to goes there by atomic additions. Where there are no channels the rows are the lanes.
+rows. What several programs add to goes there by atomic additions. Without channels the rows, where they are
+independent, are the lanes.
 """
 
 from segnn_ase.compiled.derivatives import Operand, Operation, derive
@@ -40,13 +41,14 @@ _FUNCTIONS = {
 ROWS = 128  # of a program where they are the lanes
 
 
-def block_size(channels: int) -> int:
-    return max(16, 1 << (channels - 1).bit_length())
+def lanes_of(operation: Operation) -> int:
+    """Of a program."""
+    return ROWS if operation.rows_are_lanes else max(16, 1 << (operation.channels - 1).bit_length())
 
 
 def triton_source(operation: Operation, order: int) -> str:
     """A Python module with the Triton kernel `rows` of an operation (order 0) or of its first or second derivative."""
-    return _TritonPrinter(operation, order).text() if operation.channels else _rows_as_lanes(operation, order)
+    return _rows_as_lanes(operation, order) if operation.rows_are_lanes else _TritonPrinter(operation, order).text()
 
 
 class _TritonPrinter:
@@ -59,7 +61,7 @@ class _TritonPrinter:
         self.stores = [(o, c, nothing if e is None and o.overwrites else e) for o, c, e in program.stores]
         self.live = formula.needed([e for _, _, e in self.stores if e is not None])
         self.inputs, self.operands = program.inputs, {o.name: o for o in program.inputs}
-        self.mask = "" if block_size(channels) == channels else f", mask=c < {channels}"
+        self.mask = "" if lanes_of(operation) == channels else f", mask=c < {channels}"
         self.fixed: list[str] = []  # before the rows
         self.body: list[str] = []  # for each row
         self.totals: list[str] = []  # of what is added up over rows
@@ -100,6 +102,8 @@ class _TritonPrinter:
         total = f"t{len(self.totals)}"
         self.totals.append(f"{total} = zero")
         self.body.append(f"{total} += {what}")
+        if o.level == "S":
+            total = f"tl.max({total}, axis=0)"  # all lanes are equal
         if o.where == "shared":
             self.last.append(f"tl.atomic_add({where}, {total}{lanes})")
         else:  # no other program writes there, but the other parts of this receiver
@@ -130,7 +134,7 @@ class _TritonPrinter:
         operation = self.operation
         body = [*self.loop(), *(f"    {line}" for line in self.body)]
         lines = [*(_EDGES if operation.edges else ()), *self.fixed, *self.totals, *body, *self.last]
-        return _source(operation, self.order, self.inputs, block_size(operation.channels), lines)
+        return _source(operation, self.order, self.inputs, lanes_of(operation), lines)
 
 
 def _source(operation: Operation, order: int, inputs: list[Operand], block: int, lines: list[str]) -> str:
