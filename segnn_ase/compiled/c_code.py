@@ -55,7 +55,7 @@ def prelude(dtype: torch.dtype) -> str:
 @cache
 def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> str:
     """The C code of one derivative of an operation: the function `rows`, and `run`, which shares it among threads."""
-    rows = _rows_as_lanes(operation, order) if operation.rows_are_lanes else _CPrinter(operation, order).text()
+    rows = _lanes_in_c(operation, order) if operation.rows_are_lanes else _CPrinter(operation, order).text()
     return prelude(dtype) + rows + _RUN
 
 
@@ -139,7 +139,7 @@ class _CPrinter:
         if e.op == "in":
             place = self.address("in", self.operands[e.args[0]], e.args[1])
             return f"*({place})" if e.level == "S" else self.name(e)
-        return _printed(e, self.name)
+        return _in_c(e, self.name)
 
     def write(self, e: Expr) -> None:
         for o, component in self.waiting.get(e.index, []):
@@ -208,14 +208,14 @@ class _CPrinter:
         return _ROWS.format(**body)
 
 
-def _printed(e: Expr, name: Callable[[Expr], str]) -> str:
+def _in_c(e: Expr, name: Callable[[Expr], str]) -> str:
     """A sum, product or function of values that have names."""
     if e.op in _FUNCTIONS:
         return _FUNCTIONS[e.op].format(*(name(a) if isinstance(a, Expr) else f"(T){a!r}" for a in e.args))
     return {"add": " + ", "mul": " * "}[e.op].join(map(name, e.args))
 
 
-def _rows_as_lanes(operation: Operation, order: "int | str") -> str:
+def _lanes_in_c(operation: Operation, order: "int | str") -> str:
     program, body = derive(operation, order), []
     operands = {o.name: o for o in program.inputs}
 
@@ -233,7 +233,7 @@ def _rows_as_lanes(operation: Operation, order: "int | str") -> str:
 
     for e in program.formula.needed([e for _, _, e in program.stores if e is not None]):
         if e.op != "const":
-            body.append(f"const V {name(e)} = {read(e) if e.op == 'in' else _printed(e, name)};")
+            body.append(f"const V {name(e)} = {read(e) if e.op == 'in' else _in_c(e, name)};")
     for o, component, e in program.stores:
         if e is not None or o.overwrites:
             to = f"out[{o.tensor}] + e * {o.size}L + {o.offsets[component]}, {o.size}"

@@ -6,10 +6,15 @@ Operations without channels: but for the sums over neighbours, their rows are th
 import math
 from functools import cache
 
+import torch
+
 from segnn_ase.compiled.derivatives import Operand, Operation
 from segnn_ase.compiled.expressions import Expr, Formula
+from segnn_ase.compiled.splines import RadialTables
+from segnn_ase.compiled.steps import Array, RowOperation, Segment, Weight
 from segnn_ase.model.edges import CLOSEST
 from segnn_ase.model.irreps import raise_degree
+from segnn_ase.model.settings import ModelConfig
 
 
 def _row(name: str, tensor: int, size: int, *, where: str = "row") -> Operand:
@@ -76,7 +81,7 @@ def edge_geometry(lmax: int, *, tabulated: bool) -> Operation:
 
 
 @cache
-def bessel(n: int) -> Operation:
+def bessel_functions(n: int) -> Operation:
     """s sin(k w d) / d, k = 1 ... n: inputs r_ij (pairs, 3) Å, w = pi / r_c, s = sqrt(2 / r_c); outputs (pairs, n)."""
 
     def build(f: Formula, x: dict) -> dict:
@@ -122,3 +127,42 @@ def attributes(lmax: int) -> Operation:
         return {"attributes": [f.const(1.0), *(f.mul(s, inverse) for s in steered)]}
 
     return Operation(0, (_row("sums", 0, n),), (_row("attributes", 0, n),), build, edges=False)
+
+
+class Geometry:
+    """Arrays of the geometry, and the steps from the vectors r_ij of edges, and without tables of pairs, to them."""
+
+    def __init__(self, config: ModelConfig, tables: RadialTables | None):
+        self._config, self._tables, n_attr = config, tables, (config.lmax_attr + 1) ** 2
+        self.vectors, self.harmonics, self.envelope, self.fraction = (_array("edge", n) for n in (3, n_attr, 1, 1))
+        self.pair_vectors, self.radial = _array("pair", 3), _array("pair", config.n_radial)
+        self._sums, self.attributes = _array("node", n_attr), _array("node", n_attr)
+
+    def segments(self) -> list[Segment]:
+        lmax, cutoff = self._config.lmax_attr, self._config.cutoff
+        inputs, outputs = [self.vectors, _constants(1.0 / cutoff)], [self.harmonics, self.envelope]
+        if self._tables:
+            inputs += [_constants(cutoff / self._tables.step), _constants(*range(len(self._tables.coefficients[0])))]
+            outputs.append(self.fraction)
+        operation = edge_geometry(lmax, tabulated=self._tables is not None)
+        summed = RowOperation(neighbor_sums(lmax), (self.harmonics, self.envelope), (self._sums,))
+        on_edges = RowOperation(operation, tuple(inputs), tuple(outputs))
+        return [Segment("edge", [on_edges]), Segment("edge", [summed])]
+
+    def normalised(self) -> RowOperation:
+        """The attributes of the nodes, from their sums over neighbours."""
+        return RowOperation(attributes(self._config.lmax_attr), (self._sums,), (self.attributes,))
+
+    def radial_functions(self) -> RowOperation:
+        """Bessel functions of the pairs."""
+        cutoff = self._config.cutoff
+        inputs = self.pair_vectors, _constants(math.pi / cutoff), _constants(math.sqrt(2.0 / cutoff))
+        return RowOperation(bessel_functions(self._config.n_radial), inputs, (self.radial,))
+
+
+def _array(where: str, size: int) -> Array:
+    return Array(where, size, geometry=True)
+
+
+def _constants(*values: float) -> Weight:
+    return Weight(torch.tensor(values, dtype=torch.float64))

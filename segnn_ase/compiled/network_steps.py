@@ -4,15 +4,14 @@ Irreps with different numbers of channels go block by block of channels, as in `
 meet, group by group of kinds with as many channels.
 """
 
-import math
 from dataclasses import replace
 from itertools import accumulate
 
-import torch
 from torch import Tensor, nn
 
-from segnn_ase.compiled import formulas, geometry
+from segnn_ase.compiled import formulas
 from segnn_ase.compiled.derivatives import Operation
+from segnn_ase.compiled.geometry import Geometry
 from segnn_ase.compiled.splines import RadialTables
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
 from segnn_ase.model.interactions import Message, SelfProduct, Update
@@ -42,19 +41,17 @@ class _Network:
         self.dims, self.scalar = [kind.dim for kind in self.kinds], self.kinds.index(SCALAR)
         self.attr = spherical_kinds(potential.config.lmax_attr)
         self.norms: list[list[float]] = self.segnn.norms.tolist()
-        n_attr, width = sum(kind.dim for kind in self.attr), self.mul[self.scalar]
-        self.harmonics, self.envelope, self.fraction = (Array("edge", n, geometry=True) for n in (n_attr, 1, 1))
-        self.attributes = Array("node", n_attr, geometry=True)
+        width, self.geometry = self.mul[self.scalar], Geometry(potential.config, tables)
         self.network = NetworkSteps(
-            vectors=Array("edge", 3, geometry=True),
-            pair_vectors=Array("pair", 3, geometry=True),
+            vectors=self.geometry.vectors,
+            pair_vectors=self.geometry.pair_vectors,
             epsilon=Array("node", 1),
             features=View(Array("node", width), 1, width),
+            segments=self.geometry.segments(),
         )
-        self.now: list[Step] = []
+        self.now: list[Step] = [self.geometry.normalised()]
 
     def steps(self) -> NetworkSteps:
-        self.geometry()
         radial = self.tables.coefficients if self.tables else self.radial()
         both = self.nodes(2)  # features, and beside them what is received
         self.embed(both)
@@ -89,26 +86,10 @@ class _Network:
 
     # layers
 
-    def geometry(self) -> None:
-        c, segments = self.potential.config, self.network.segments
-        inputs, outputs = [self.network.vectors, _number(1.0 / c.cutoff)], [self.harmonics, self.envelope]
-        if self.tables:
-            knots = torch.arange(len(self.tables.coefficients[0]), dtype=torch.float64)
-            inputs += [_number(c.cutoff / self.tables.step), Weight(knots)]
-            outputs.append(self.fraction)
-        operation = geometry.edge_geometry(c.lmax_attr, tabulated=self.tables is not None)
-        segments.append(Segment("edge", [RowOperation(operation, tuple(inputs), tuple(outputs))]))
-        sums = Array("node", self.attributes.size, geometry=True)
-        summed = RowOperation(geometry.neighbor_sums(c.lmax_attr), (self.harmonics, self.envelope), (sums,))
-        segments.append(Segment("edge", [summed]))
-        self.now.append(RowOperation(geometry.attributes(c.lmax_attr), (sums,), (self.attributes,)))
-
     def radial(self) -> list[Array]:
         """rho of all pairs, of every interaction."""
-        n, cutoff = self.potential.config.n_radial, self.potential.config.cutoff
-        basis, factors = Array("pair", n, geometry=True), []
-        inputs = (self.network.pair_vectors, _number(math.pi / cutoff), _number(math.sqrt(2.0 / cutoff)))
-        steps: list[Step] = [RowOperation(geometry.bessel(n), inputs, (basis,))]
+        basis, factors, n = self.geometry.radial, [], self.geometry.radial.size
+        steps: list[Step] = [self.geometry.radial_functions()]
         for message in self.segnn.messages:
             factors.append(Array("pair", sum(message.n_factors)))
             steps += _mlp(message.radial, View(basis, 1, n), View(factors[-1], 1, factors[-1].size))
@@ -125,7 +106,7 @@ class _Network:
             places = {f"out{p}": _within(self.dims[k], 2 * channels) for p, k in enumerate(group)}
             operation = relaid(operation, a=GEOMETRY, **names, **places)
             weights = [_tensor_product(layer, k, species**0.5) for k in group if len(layer.weights[k])]
-            inputs = (*weights, bias, self.attributes)
+            inputs = (*weights, bias, self.geometry.attributes)
             self.now.append(RowOperation(operation, inputs, tuple(out[k] for k in group)))
 
     def receive(self, message: Message, both: list[Array], factors: "Array | Tensor", norm: float) -> list[Array]:
@@ -164,9 +145,9 @@ class _Network:
             changes[f"receiver{position}"] = _within(self.dims[k], stride, low)
             changes[f"sender{position}"] = _within(self.dims[k], stride, low + stride - self.mul[k])
             changes[f"out{position}"] = _sent_by(message, b, position, self.dims[k], sent[k].size // self.dims[k])
-        rho = (Weight(factors), self.fraction) if tabulated else (factors,)
+        rho = (Weight(factors), self.geometry.fraction) if tabulated else (factors,)
         weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
-        inputs = (*(pair[k] for k in members), *rho, self.harmonics, self.envelope, *weights)
+        inputs = (*(pair[k] for k in members), *rho, self.geometry.harmonics, self.geometry.envelope, *weights)
         return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
 
     def multiply(self, t: int, powers: list[Array], both: list[Array]) -> None:
@@ -230,7 +211,7 @@ class _Network:
                 starts = [begins[i] + q * channels[i] for i in group for q in range(counts[i][k])]
                 offsets = tuple(m * stride + start for m in range(self.dims[k]) for start in starts)
                 changes[f"out{p}"] = {"size": self.dims[k] * stride, "offsets": offsets}
-            inputs = (*(f[i] for i in group), self.attributes)
+            inputs = (*(f[i] for i in group), self.geometry.attributes)
             self.now.append(RowOperation(relaid(operation, **changes), inputs, tuple(out)))
         return out
 
@@ -273,10 +254,6 @@ def _moved(operation: Operation, name: str, first: int, width: int, rows: int = 
         return {}
     rows = rows or width
     return {"size": width, "offsets": tuple(o // rows * width + first + o % rows for o in operand.offsets)}
-
-
-def _number(value: float) -> Weight:
-    return Weight(torch.tensor([value], dtype=torch.float64))
 
 
 def _dense(layer: Dense, scale: float = 1.0) -> Weight:

@@ -48,7 +48,7 @@ def lanes_of(operation: Operation) -> int:
 
 def triton_source(operation: Operation, order: int) -> str:
     """A Python module with the Triton kernel `rows` of an operation (order 0) or of its first or second derivative."""
-    return _rows_as_lanes(operation, order) if operation.rows_are_lanes else _TritonPrinter(operation, order).text()
+    return _lanes_in_triton(operation, order) if operation.rows_are_lanes else _TritonPrinter(operation, order).text()
 
 
 class _TritonPrinter:
@@ -80,7 +80,7 @@ class _TritonPrinter:
         if e.op == "in":
             o = self.operands[e.args[0]]
             return self.loaded(self.address("in", o, e.args[1]), o.level)
-        return _printed(e)
+        return _in_triton(e)
 
     def write(self, o: Operand, component: int, e: Expr) -> None:
         where, lanes, what = self.address("out", o, component), self.mask if o.level == "V" else "", _name(e)
@@ -146,7 +146,7 @@ def _source(operation: Operation, order: int, inputs: list[Operand], block: int,
     return head + "".join(f"    {line}\n" for line in lines)
 
 
-def _rows_as_lanes(operation: Operation, order: int) -> str:
+def _lanes_in_triton(operation: Operation, order: int) -> str:
     program = derive(operation, order)
     operands = {o.name: o for o in program.inputs}
     lines = [f"e = tl.program_id(0).to(tl.int64) * {ROWS} + c", "there = e < n"]
@@ -162,7 +162,7 @@ def _rows_as_lanes(operation: Operation, order: int) -> str:
             mask = "" if o.where == "shared" else ", mask=there, other=1.0"
             lines.append(f"{_name(e)} = tl.load({place}{mask})")
         elif e.op != "const":
-            lines.append(f"{_name(e)} = {_printed(e)}")
+            lines.append(f"{_name(e)} = {_in_triton(e)}")
     for o, component, e in program.stores:
         if e is not None or o.overwrites:
             to = f"out{o.tensor} + e * {o.size} + {o.offsets[component]}"
@@ -172,7 +172,7 @@ def _rows_as_lanes(operation: Operation, order: int) -> str:
     return _source(operation, order, program.inputs, ROWS, lines)
 
 
-def _printed(e: Expr) -> str:
+def _in_triton(e: Expr) -> str:
     """A sum, product or function of values that have names."""
     if e.op in _FUNCTIONS:
         return _FUNCTIONS[e.op].format(*(_name(a) if isinstance(a, Expr) else f"({a!r})" for a in e.args))

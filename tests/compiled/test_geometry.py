@@ -63,7 +63,7 @@ def test_radial_functions(n):
     r = vectors()
     expected = [edges.bessel(edges.distance_of(r), n, CUTOFF)]
     given = r, number(math.pi / CUTOFF), number(math.sqrt(2 / CUTOFF))
-    assert_same(kernel(geometry.bessel(n))(Topology(len(r)), *given), expected, r)
+    assert_same(kernel(geometry.bessel_functions(n))(Topology(len(r)), *given), expected, r)
 
 
 @pytest.mark.parametrize("lmax", range(4))
