@@ -46,6 +46,9 @@ LEAST_FRAMES = 8
 MOST_SPECIES = 12
 MOST_NUMBERS = 120_000_000  # features kept; of larger sets every second, third, ... frame is judged
 TRUSTED = 0.25  # part of the forces that the surrogate must explain before it is believed; of sound ones over 0.85
+LEADS = ((0.01, 0.1), (1.0, 1.0))  # weights of the energies when groups are looked for: see `two_groups`
+FULL_WEIGHT = 10.0  # of energies: more leaves the forces no say
+LEFT = 0.6  # part of the distance of two levels; measured 0.7 to 1.1 of levels, below 0.45 of crystals and melts
 OFFSET = (0.1, 1e-4)  # GPa, and the probability to find as much by chance
 
 
@@ -158,35 +161,68 @@ def find_units(judged: Judged) -> list[Finding]:
     return [Finding("units of energy and forces", "error", text, (), "Convert everything to eV and Å")]
 
 
+class Split(NamedTuple):
+    """Energies in two groups that a constant an atom separates."""
+
+    upper: np.ndarray  # (n,) whether a frame is of the upper group
+    apart: float  # eV/atom
+
+
 def find_levels(judged: Judged) -> list[Finding]:
     """Energies in two groups that a constant an atom separates.
 
-    The constant spoils the fit that is to reveal it: so groups, constant and fit are improved in turn.
+    A fit that the forces lead sees them, but sees crystals and their melt apart, too: it integrates forces over a long
+    way. Where the structures themselves tell the groups apart, a fit with energies at full weight closes that gap. It
+    cannot close one between levels of theory, as a linear potential is no judge of which frame had which.
     """
     q, known = judged.equations, np.isfinite(judged.equations.energies)
     if known.sum() < 2 * LEAST_FRAMES or judged.explained_alone < TRUSTED:
         return []
-    upper = np.zeros(len(known), bool)
-    rest, clean = q.energies, q
-    for step in range(6):
-        led_by_forces = fit_folds(clean, factor=judged.factor, energies=0.01 if step < 2 else 0.1)[0]
-        rest = q.energies - apply_folds(clean, led_by_forces).energy
-        cut = best_cut(rest[known])[0]
-        upper = known & (rest > cut)
-        clean = with_energies(q, q.energies - upper * (rest[upper].mean() - rest[known & ~upper].mean()))
-    _, apart, width, gap = best_cut(rest[known])
-    if apart < 5 * width or gap < 0.8 * width or gap < 1e-3:
+    found = [split for lead in LEADS if (split := two_groups(q, judged.factor, lead))]
+    if not found:
         return []
+    levels = [split for split in found if part_left(q, judged.factor, split) > LEFT]
+    upper, apart = (levels or found)[0]
     few = upper if 2 * upper.sum() < known.sum() else known & ~upper
-    text = f"the energies are of two kinds, {1e3 * apart:.0f} meV/atom apart: {few.sum()} frames against "
-    text += f"{known.sum() - few.sum()}"
+    sources = sources_of(judged.frames, few)
+    numbers = f"{1e3 * apart:.0f} meV/atom apart: {few.sum()} frames against {known.sum() - few.sum()}"
+    if not levels:
+        text = f"a potential led by the forces sees energies of two kinds, {numbers}; one led by the energies does not"
+        advice = "Kinds of structures, such as a crystal and its melt: nothing to do if all are of one level of theory"
+        return [Finding("energies apart", "note", text, sources, advice)]
+    text = f"the energies are of two kinds, {numbers}"
     groups = groups_of([f.atoms for f in judged.frames]).values()
     alike = sum(few[group].sum() for group in groups if (known & ~few)[group].any())
     if 2 * alike < few.sum():  # structures of their own kind: surfaces, say
         advice = "Another level of theory, or a kind of structure that is rare? They share no composition with others"
-        return [Finding("energies apart", "warning", text, sources_of(judged.frames, few), advice)]
+        return [Finding("energies apart", "warning", text, sources, advice)]
     advice = "Two levels of theory or settings? Compute one of them again, or leave it out"
-    return [Finding("mixed levels", "error", text, sources_of(judged.frames, few), advice)]
+    return [Finding("mixed levels", "error", text, sources, advice)]
+
+
+def two_groups(equations: Equations, factor: float, lead: tuple[float, float]) -> Split | None:
+    """Groups of energies with a gap between them, if there are.
+
+    The constant spoils the fit that is to reveal it: so groups, constant and fit are improved in turn.
+    lead: weights of the energies, in the first two fits and in the others.
+    """
+    q, known = equations, np.isfinite(equations.energies)
+    upper, rest, clean = np.zeros(len(known), bool), q.energies, q
+    for step in range(6):
+        coefficients = fit_folds(clean, factor=factor, energies=lead[step >= 2])[0]
+        rest = q.energies - apply_folds(clean, coefficients).energy
+        cut, apart, width, gap = best_cut(rest[known])
+        upper = known & (rest > cut)
+        clean = with_energies(q, q.energies - upper * (rest[upper].mean() - rest[known & ~upper].mean()))
+    return None if apart < 5 * width or gap < 0.8 * width or gap < 1e-3 else Split(upper, apart)
+
+
+def part_left(equations: Equations, factor: float, split: Split) -> float:
+    """Which part of the distance of two groups a fit with energies at full weight leaves, in frames it has not seen."""
+    coefficients = fit_folds(equations, factor=factor, energies=FULL_WEIGHT)[0]
+    rest = equations.energies - apply_folds(equations, coefficients).energy
+    lower = np.isfinite(rest) & ~split.upper
+    return float(rest[split.upper].mean() - rest[lower].mean()) / split.apart
 
 
 def best_cut(values: np.ndarray) -> tuple[float, float, float, float]:
@@ -235,8 +271,13 @@ def find_offset(frames: list[Frame]) -> list[Finding]:
     text += f"{len(found.frames)} strained structures in {found.series} series give"
     used = np.isin(np.arange(len(frames)), found.frames)
     advice = "A basis of plane waves too small for changing cells does that (Pulay stress), or energies without the "
-    advice += "smearing's entropy: take more plane waves, and the energy that the stress belongs to"
-    return [Finding("offset of stress", "warning", text, sources_of(frames, used), advice)]
+    advice += "smearing's entropy. At once: train without the stress (--stress-weight 0), or on the frames that "
+    advice += (
+        "`segnn check --fix` writes, which subtracts this much from each. Better: more plane waves, and the energy "
+    )
+    advice += "that the stress belongs to"
+    repair = ("shift stress", -found.pressure)
+    return [Finding("offset of stress", "warning", text, sources_of(frames, used), advice, repair)]
 
 
 def _ratio(expected: np.ndarray, given: np.ndarray) -> tuple[float, float]:

@@ -20,7 +20,8 @@ class Finding(NamedTuple):
     message: str
     frames: tuple[str, ...] = ()  # sources of those concerned
     advice: str = ""
-    repair: tuple = ()  # ("drop",), ("scale stress", factor) or ("key", label, name), where that is safe
+    # where that is safe: ("drop",), ("scale stress", factor), ("shift stress", eV/Å^3) or ("key", label, name)
+    repair: tuple = ()
 
 
 class Sets(NamedTuple):

@@ -15,6 +15,7 @@ NEAR = 0.05  # Å, rms of the components of the atoms' displacements
 SAME = 1e-3  # Å, likewise, of structures that count as equal
 SAME_ENERGY = 2e-5  # eV/atom
 CANDIDATES = 3  # nearest fingerprints that are looked at
+RELATIVES = 8  # likewise, where all copies of a set are wanted
 BLOCK = 1000  # rows of a distance matrix at a time
 
 
@@ -57,14 +58,16 @@ def fingerprints(structures: list[Atoms], pairs: Pairs) -> np.ndarray:
     return table.reshape(len(structures), -1)
 
 
-def nearest(a: np.ndarray, b: np.ndarray, *, skip_own: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each row of a the nearest rows of b, (n, CANDIDATES), their rms differences, and the median to all of b.
+def nearest(
+    a: np.ndarray, b: np.ndarray, *, skip_own: bool, most: int = CANDIDATES
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each row of a the nearest rows of b, (n, most), their rms differences, and the median to all of b.
 
     skip_own: a is b, and no row is its own neighbour.
     """
     middle = b.mean(0)
     x, y = (a - middle).astype("f4"), (b - middle).astype("f4")
-    kept, found = min(CANDIDATES, len(b) - skip_own), []
+    kept, found = min(most, len(b) - skip_own), []
     for start in range(0, len(x), BLOCK):
         part = x[start : start + BLOCK]
         square = (part**2).sum(1)[:, None] - 2 * part @ y.T + (y**2).sum(1)
@@ -169,3 +172,35 @@ def matches(first: Described, second: Described) -> list[Match]:
 def _match_kind(first: Described, n: int, second: Described, m: int, distance: float) -> str:
     same_energy = not abs(first.energies[n] - second.energies[m]) > SAME_ENERGY
     return compare(first.structures[n], second.structures[m], distance, same_energy)
+
+
+def copies_among(own: Described) -> list[tuple[int, int, str]]:
+    """Pairs of structures that are copies or nearly so, with their kind: of each structure the nearest `RELATIVES`."""
+    kinds: dict[tuple[int, int], str] = {}
+    for key, members in groups_of(own.structures).items():
+        if len(members) < 2 or (len(key) == 4 and not any(key[1:])):
+            continue
+        prints = np.array([own.prints[n] for n in members])
+        columns, distances, _ = nearest(prints, prints, skip_own=True, most=RELATIVES)
+        for row, column in np.argwhere(distances < 2 * NEAR).tolist():
+            n, m = sorted((members[row], members[columns[row, column]]))
+            if (n, m) not in kinds:
+                kinds[n, m] = _match_kind(own, n, own, m, float(distances[row, column]))
+    return [(*pair, kind) for pair, kind in kinds.items() if kind]
+
+
+def trajectories(structures: list[Atoms]) -> list[list[int]]:
+    """Indices of structures of one composition whose consecutive ones are alike."""
+    groups = groups_of(structures).values()
+    return [members for members in groups if steps_are_alike([structures[n] for n in members])]
+
+
+def steps_are_alike(structures: list[Atoms]) -> bool:
+    """Are consecutive structures much closer than those five and half the list apart?"""
+    if len(structures) < 20:
+        return False
+    lags = (1, 5, len(structures) // 2)
+    near, *apart = (
+        np.median([displacement(a, b) for a, b in zip(structures, structures[lag:], strict=False)]) for lag in lags
+    )
+    return bool(near < 0.6 * min(apart) < np.inf)

@@ -7,9 +7,13 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from segnn_ase.check.findings import LABELS, Finding, Sets, energies_per_atom, numbered
-from segnn_ase.check.matching import NEAR, Described, Match, displacement, groups_of, matches, turn_onto
+from segnn_ase.check.matching import NEAR, Described, Match, displacement, matches, trajectories, turn_onto
 from segnn_ase.data.frames import Frame, is_isolated_atom, species_of
 from segnn_ase.data.references import reference_energies
+
+TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one structure
+MUCH = 5.0  # times these: one of the two is wrong
+STIFF = 20.0  # eV/Å^2, by which forces change as atoms move; of the stretched bonds of molecules up to 60
 
 
 def find_lone_elements(sets: Sets) -> list[Finding]:
@@ -138,16 +142,22 @@ def find_copies(sets: Sets) -> list[Finding]:
 def copies_within(name: str, frames: list[Frame], found: list[Match]) -> list[Finding]:
     findings = []
     exact = [m for m in found if m.kind == "exact"]
-    agree = [same_labels(frames[m.first], frames[m.second]) for m in exact]
-    differ = {n for m, yes in zip(exact, agree, strict=True) if not yes for n in (m.first, m.second)}
-    same = {n for m, yes in zip(exact, agree, strict=True) if yes for n in superfluous(frames, m)} - differ
+    differ, much = (
+        {n for m in exact if not same_labels(frames[m.first], frames[m.second], slack) for n in (m.first, m.second)}
+        for slack in (1.0, MUCH)
+    )
+    same = {n for m in exact if m.first not in differ for n in superfluous(frames, m)} - differ
     if same:
         text = f"{len(same)} frames of the {name} set repeat another one"
         findings.append(Finding("duplicates", "warning", text, numbered(frames, same), "Drop them", ("drop",)))
-    if differ:
-        text = f"{len(differ)} frames of the {name} set are the same structures with different labels"
+    if much:
+        text = f"{len(much)} frames of the {name} set are the same structures with different labels"
         advice = "Two levels of theory, forces of another sign or orientation, or no convergence? Keep the right one"
-        findings.append(Finding("contradiction", "error", text, numbered(frames, differ), advice))
+        findings.append(Finding("contradiction", "error", text, numbered(frames, much), advice))
+    if slightly := differ - much:
+        text = f"{len(slightly)} frames of the {name} set are the same structures with slightly different labels"
+        advice = "Other settings, or a state that positions do not tell, such as spins? A potential learns the mean"
+        findings.append(Finding("contradiction", "warning", text, numbered(frames, slightly), advice))
     for kind, words in (
         ("symmetry", "equal another in energy and distances: copies by symmetry or another order of atoms"),
         ("near", f"lie within {NEAR} Å (rms of the components) of another"),
@@ -175,7 +185,8 @@ def copies_across(name: str, frames: list[Frame], found: list[Match]) -> list[Fi
     ):
         chosen = {m.first for m in found if m.kind == kind}
         if chosen:
-            severity = "error" if len(chosen) > limit * len(frames) else "warning"
+            # a training does not touch the frames for tests
+            severity = "error" if name != "test" and len(chosen) > limit * len(frames) else "warning"
             text = f"{len(chosen)} of {len(frames)} {name} frames {words}: errors on them say nothing of new structures"
             findings.append(Finding(f"{kind} copies across sets", severity, text, numbered(frames, chosen), advice))
     return findings
@@ -197,34 +208,27 @@ def interleaved(name: str, found: list[Match]) -> list[Finding]:
 
 def alike_in_sequence(frames: list[Frame]) -> list[Finding]:
     """Trajectories whose consecutive frames are alike: a random split would test on what was learnt by heart."""
-    groups = [[frames[n].atoms for n in members] for members in groups_of([f.atoms for f in frames]).values()]
-    alike = sum(len(g) for g in groups if steps_are_alike(g))
+    alike = sum(len(members) for members in trajectories([f.atoms for f in frames]))
     if alike <= 0.5 * len(frames):
         return []
     text = f"{alike} of {len(frames)} frames are of trajectories whose consecutive frames are alike"
-    advice = "Give the last part of each as validation set: a random one would be of near copies"
-    return [Finding("trajectory", "warning", text, (), advice)]
+    advice = "A training draws blocks of them for validation; best is a set of its own, the last part of each"
+    return [Finding("trajectory", "note", text, (), advice)]
 
 
-def steps_are_alike(structures: list[Atoms]) -> bool:
-    """Are consecutive structures much closer than those five and half the list apart?"""
-    if len(structures) < 20:
+def same_labels(a: Frame, b: Frame, slack: float = 1.0) -> bool:
+    """Labels that both of two copies have agree to `TOLERANCES`, times the slack, turned as the structures are.
+
+    Forces may differ by what the structures do, too.
+    """
+    turn, (energy, forces, stress) = turn_onto(a.atoms, b.atoms), (slack * value for value in TOLERANCES)
+    moved = displacement(a.atoms, b.atoms) * np.sqrt(3 * len(a.atoms))  # of one atom, at most
+    if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > energy * len(a.atoms):
         return False
-    lags = (1, 5, len(structures) // 2)
-    near, *apart = (
-        np.median([displacement(a, b) for a, b in zip(structures, structures[lag:], strict=False)]) for lag in lags
-    )
-    return bool(near < 0.6 * min(apart) < np.inf)
-
-
-def same_labels(a: Frame, b: Frame) -> bool:
-    """Labels that both of two copies have agree to 1 meV/atom, 10 meV/Å and 1 meV/Å^3, turned as the structures are."""
-    turn = turn_onto(a.atoms, b.atoms)
-    if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > 1e-3 * len(a.atoms):
+    forces += STIFF * moved
+    if a.forces is not None and b.forces is not None and not np.allclose(a.forces, b.forces @ turn, atol=forces):
         return False
-    if a.forces is not None and b.forces is not None and not np.allclose(a.forces, b.forces @ turn, atol=0.01):
-        return False
-    return a.stress is None or b.stress is None or np.allclose(a.stress, turn.T @ b.stress @ turn, atol=1e-3)
+    return a.stress is None or b.stress is None or np.allclose(a.stress, turn.T @ b.stress @ turn, atol=stress)
 
 
 def superfluous(frames: list[Frame], match: Match) -> set[int]:

@@ -237,18 +237,29 @@ def species_of(frames: list[Frame]) -> list[int]:
     return sorted({int(z) for f in frames for z in f.atoms.numbers})
 
 
-def split_frames(frames: list[Frame], fraction: float, seed: int) -> tuple[list[Frame], list[Frame]]:
+def split_frames(
+    frames: list[Frame], fraction: float, seed: int, families: Sequence[int] | None = None
+) -> tuple[list[Frame], list[Frame]]:
     """Draw a validation set at random from frames with labels; isolated atoms stay in training.
 
-    Returns training and validation frames.
+    families: a number for each frame; those with the same stay together, as long as others can be drawn. Returns
+    training and validation frames.
     """
     labelled = [n for n, f in enumerate(frames) if f.energy is not None or f.forces is not None]
     candidates = [n for n in labelled if not is_isolated_atom(frames[n])]
     count = round(fraction * len(candidates))
     if fraction > 0 and len(candidates) > 1:
         count = min(max(count, 1), len(candidates) - 1)
-    chosen = set(np.random.default_rng(seed).permutation(candidates)[:count].tolist())
-    return [f for n, f in enumerate(frames) if n not in chosen], [frames[n] for n in sorted(chosen)]
+    groups: dict[int, list[int]] = {}
+    for n in candidates:
+        groups.setdefault(n if families is None else families[n], []).append(n)
+    chosen, members = [], list(groups.values())
+    for k in np.random.default_rng(seed).permutation(len(members)):
+        chosen += members[k] if len(chosen) + len(members[k]) <= count else []
+    if not chosen and count:
+        chosen = min(members, key=len)[:count]
+    drawn = set(chosen)
+    return [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
 
 
 def is_isolated_atom(frame: Frame) -> bool:

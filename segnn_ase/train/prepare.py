@@ -1,11 +1,13 @@
 """Before the first step: frames are read, checked and shown, and a potential is made or taken to go on from."""
 
 import copy
+import math
 
 import numpy as np
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
-from segnn_ase.check.doctor import warn_or_refuse
+from segnn_ase.check.doctor import seconds_of_check, warn_or_refuse
+from segnn_ase.check.families import families
 from segnn_ase.check.findings import Sets
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import (
@@ -26,9 +28,11 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.resume import checksum_of_items, fingerprint
-from segnn_ase.train.settings import DataConfig, TrainConfig
+from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
 
 CALIBRATION = 64  # structures
+CHEAP = 0.05  # part of a training's time that all checks of its frames may take
+SECONDS = {"cpu": 2e-4, "cuda": 2e-5}  # an atom and epoch, of the fastest preset in compiled code, about
 
 
 def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None, report=print) -> Training:
@@ -55,7 +59,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
     for_e0 = isolated if config.data.reference_energies is None else None
     sets = Sets(frames, valid, [frame for some in tests.values() for frame in some], for_e0)
-    warn_or_refuse(sets, report, refuse=config.data.refuse_flaws)
+    thorough = seconds_of_check(sets.all) < CHEAP * seconds_of_training(frames, config.training)
+    warn_or_refuse(sets, report, refuse=config.data.refuse_flaws, thorough=thorough)
     references = scale = None
     if known is None:
         table = config.data.reference_energies
@@ -67,6 +72,14 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     return TrainingData(frames, train, held_out, test, isolated, closest, references, scale, checksum)
 
 
+def seconds_of_training(frames: list[Frame], settings: OptimConfig) -> float:
+    """How long a training takes, at least."""
+    device = resolve_device(settings.device).type
+    epochs = settings.epochs * settings.committee
+    longest = math.inf if settings.max_minutes is None else 60 * settings.max_minutes
+    return min(longest, epochs * SECONDS[device] * sum(len(f.atoms) for f in frames))
+
+
 def read_sets(data: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], dict[str, list[Frame]], list | None]:
     """Frames for training, validation and tests, and isolated atoms where they have a file of their own."""
     keys = LabelKeys(energy=data.energy_key, forces=data.forces_key, stress=data.stress_key)
@@ -74,7 +87,8 @@ def read_sets(data: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], di
     if data.valid:
         valid = read_frames(list(data.valid), keys)
     else:
-        frames, valid = split_frames(frames, data.valid_fraction, seed)
+        together = families(frames, round(data.valid_fraction * len(frames))) if data.valid_fraction else None
+        frames, valid = split_frames(frames, data.valid_fraction, seed, together)
     check_labels(frames)
     if data.valid:
         check_labels(valid)
