@@ -9,6 +9,7 @@ energies, forces and stress.
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,13 +25,13 @@ from segnn_ase.data.frames import Frame, frame_from_atoms
 OFFSETS = (10, 20, 30, 100)  # meV/atom
 CHANGES = (30, 100)  # meV/atom on average, of another functional
 LEAST = 16  # frames of a part: fewer are not judged
-MOST = 300  # frames of a set: of larger ones every second, third, ... is taken
+MOST = 300, 14_000  # frames and atoms of a set: of larger ones every second, third, ... frame is taken
 
 
 def read(path: Path) -> tuple[list[Frame], np.ndarray]:
     """Frames and what their file calls their kinds."""
     images = ase.io.read(path, ":")
-    images = images[:: -(-len(images) // MOST)]
+    images = images[:: max(-(-len(images) // MOST[0]), -(-sum(map(len, images)) // MOST[1]))]
     frames = [frame_from_atoms(atoms, source=f"{path}, frame {n}") for n, atoms in enumerate(images)]
     return frames, np.array([atoms.info.get("config_type", "") for atoms in images])
 
@@ -121,6 +122,7 @@ def main() -> None:
         if len(frames) >= LEAST:
             row |= {name: "yes" if found(mixed, sources) else "no" for name, mixed, sources in mixtures(frames)}
         rows.append(row)
+        print(row, file=sys.stderr, flush=True)
     names = [name for row in rows for name in row]
     columns = dict.fromkeys(dict.fromkeys(names), "")
     print("sound parts with a false error, and mixtures found: by a constant [meV/atom], or by another functional")

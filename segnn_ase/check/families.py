@@ -24,9 +24,9 @@ def families(frames: list[Frame], count: int) -> list[int]:
     structures = [f.atoms for f in frames]
     prints = [around.fingerprint for around in survey(structures).around]
     found = copies_among(Described(structures, prints, energies_per_atom(frames)))
-    copies = joined([(n, m) for n, m, kind in found if kind != "near"], len(frames))
+    copies = connected_parts([(n, m) for n, m, kind in found if kind != "near"], len(frames))
     chains = [pair for members in trajectories(structures) for pair in pairwise(members)]
-    numbers = joined([(n, m) for n, m, _ in found] + chains, len(frames))
+    numbers = connected_parts([(n, m) for n, m, _ in found] + chains, len(frames))
     length = max(1, min(count, max(SHORTEST, count // BLOCKS)))
     for number in np.flatnonzero(np.bincount(numbers, minlength=1) > max(count, 1)):
         kinds = dict.fromkeys(copies[numbers == number].tolist())  # in the order of their first frames
@@ -35,7 +35,7 @@ def families(frames: list[Frame], count: int) -> list[int]:
     return numbers.tolist()
 
 
-def joined(pairs: list[tuple[int, int]], n: int) -> np.ndarray:
+def connected_parts(pairs: list[tuple[int, int]], n: int) -> np.ndarray:
     """The number of the part of a graph of n nodes that each is in, (n,)."""
     i, j = np.array(pairs, dtype=int).reshape(-1, 2).T
     return connected_components(coo_matrix((np.ones(len(i)), (i, j)), shape=(n, n)), directed=False)[1]

@@ -195,7 +195,7 @@ def copies_across(name: str, frames: list[Frame], found: list[Match]) -> list[Fi
 def interleaved(name: str, found: list[Match]) -> list[Finding]:
     """Frames that lie between training frames of one trajectory: close to one each, in the same order."""
     found = sorted(m for m in found if m.typical > 0)
-    if len(found) < 5:
+    if len(found) < 8:  # fewer are in order by chance
         return []
     steps = np.diff([m.second for m in found])
     close = np.median([m.distance / m.typical for m in found])

@@ -32,10 +32,12 @@ from segnn_ase.check.labels import looks_like
 from segnn_ase.check.matching import SAME, compare, displacement
 from segnn_ase.check.repair import repair
 from segnn_ase.check.report import write_report
+from segnn_ase.check.sets_of_frames import same_labels
 from segnn_ase.check.strained_series import stress_offset
 from segnn_ase.check.surroundings import DETACHED, detached_atoms, survey
 from segnn_ase.data.frames import frame_from_atoms
 from segnn_ase.structure.neighbors import neighbor_list
+from segnn_ase.train.prepare import read_data
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import train
 
@@ -135,7 +137,7 @@ def test_sound_data_have_no_error(name):
     findings = findings_of(SOUND[name]())
     assert not errors_in(findings)
     # a trajectory has alike frames, and every frame of EMT metals comes without isolated atoms
-    expected = {"alloys": set(), "molecules": set(), "trajectory": {"trajectory", "near copies"}}[name]
+    expected = {"alloys": set(), "molecules": set(), "trajectory": {"near copies"}}[name]
     assert {f.code for f in findings if f.severity == "warning"} == expected
 
 
@@ -217,6 +219,7 @@ def test_a_constant_pressure_in_the_stress(pressure):
     if abs(pressure) < 0.1:
         assert not found
     else:
+        assert "--stress-weight 0" in found[0].advice and "--fix" in found[0].advice
         assert found[0].severity == "warning" and re.search(r"is 0\.\d\d ± 0\.0\d GPa", found[0].message)
         assert ("above" in found[0].message) == (pressure > 0)
         assert set(found[0].frames) <= {f"x.xyz, frame {n}" for n in range(18)}
@@ -275,6 +278,19 @@ def test_a_pressure_is_found_in_few_and_in_many(number):
     frames = [frame_from_atoms(a) for a in scaled_cells(bulk("Cu"), np.linspace(-0.03, 0.03, number))]
     (finding,) = find_offset([f._replace(stress=f.stress + GPa * np.eye(3)) for f in frames])
     assert "is 1.00 ± 0.0" in finding.message and not find_offset(frames)
+
+
+@pytest.mark.parametrize("pressure", [0.3, -2.6])
+def test_a_constant_pressure_is_taken_off(pressure, tmp_path):
+    ase.io.write(tmp_path / "a.xyz", [*stretched(pressure * GPa), *trajectory()])
+    done = repair(check(tmp_path / "a.xyz"), tmp_path / "b.xyz")
+    (size,) = re.findall(r"added (.*) GPa to the diagonal", " ".join(done))
+    assert float(size) == pytest.approx(-pressure, abs=0.05)
+    report = check(tmp_path / "b.xyz")
+    assert "offset of stress" not in codes_in(report.findings)
+    expected = [a.get_stress() for a in stretched(0.0)]
+    assert np.allclose([f.stress[0, 0] for f in report.sets.train[:18]], [s[0] for s in expected], atol=0.05 * GPa)
+    assert np.allclose([f.stress[0, 1] for f in report.sets.train[:18]], [s[5] for s in expected], atol=1e-6)
 
 
 @pytest.mark.parametrize("shift", [0.1, -0.3])
@@ -518,9 +534,30 @@ def test_a_test_set_taken_from_the_training_set(tmp_path):
     ase.io.write(tmp_path / "train.xyz", molecules())
     ase.io.write(tmp_path / "test.xyz", molecules()[::5])
     report = check(tmp_path / "train.xyz", test=(tmp_path / "test.xyz",))
-    assert errors_in(report.findings) == {"exact copies across sets"}
-    (finding,) = report.errors
+    (finding,) = (f for f in report.findings if f.code == "exact copies across sets")
     assert "16 of 16 test frames" in finding.message and len(finding.frames) == 16
+    assert finding.severity == "warning"  # no training touches them
+    report = check(tmp_path / "train.xyz", valid=(tmp_path / "test.xyz",))
+    assert errors_in(report.findings) == {"exact copies across sets"}
+
+
+@pytest.mark.parametrize("role", ["train", "valid", "test"])
+def test_flaws_of_test_frames_alone_spoil_no_training(role):
+    """An energy far off and atoms on one another."""
+    close = molecules()[40].copy()
+    close.positions[1] = close.positions[0] + [0.1, 0, 0]
+    bad = [
+        scaled(1000.0, "energy")(molecules()[41]),
+        labelled(close, molecules()[40].calc.results),
+    ]
+    frames = {"train": molecules()[:40], "valid": molecules()[42:60], "test": molecules()[60:]}
+    frames[role] = [*frames[role], *bad]
+    sets = {
+        name: [frame_from_atoms(a, source=f"{name}.xyz, frame {n}") for n, a in enumerate(some)]
+        for name, some in frames.items()
+    }
+    found = {f.code: f.severity for f in check_frames(Sets(**sets)) if f.code in ("energy outliers", "short distances")}
+    assert found == dict.fromkeys(("energy outliers", "short distances"), "warning" if role == "test" else "error")
 
 
 def test_duplicates_and_contradictions_within_a_set():
@@ -529,6 +566,26 @@ def test_duplicates_and_contradictions_within_a_set():
     found = {f.code: f for f in findings_of(images)}
     assert found["duplicates"].frames == ("x.xyz, frame 80",) and found["duplicates"].severity == "warning"
     assert found["contradiction"].frames == ("x.xyz, frame 4", "x.xyz, frame 81")
+
+
+@pytest.mark.parametrize(("size", "severity"), [(0.9e-3, None), (2e-3, "warning"), (20e-3, "error")])
+def test_contradictions_by_their_size(size, severity):
+    """Spins that the labels depend on make a difference of a meV/atom; eV/atom."""
+    last = labelled(molecules()[4], {"energy": molecules()[4].get_potential_energy() + 9 * size})
+    found = {f.code: f.severity for f in findings_of([*molecules(), last])}
+    assert found.get("contradiction") == severity and ("duplicates" in found) == (severity is None)
+
+
+@pytest.mark.parametrize("data", ["alloys", "molecules"])
+def test_copies_that_moved_a_little_have_other_forces(data):
+    """By 5 mÅ, within what counts as the same structure; forces change by a multiple of what labels may."""
+    atoms = SOUND[data]()[4].repeat(2) if data == "alloys" else SOUND[data]()[4]
+    one, other = labelled(atoms), atoms.copy()
+    other.positions[0, 0] += 0.004
+    other = labelled(other)
+    assert np.abs(one.get_forces() - other.get_forces()).max() > 0.01
+    assert same_labels(frame_from_atoms(one), frame_from_atoms(other))
+    assert not same_labels(frame_from_atoms(one), frame_from_atoms(scaled(-1, "forces")(other)))
 
 
 def turned_with_labels(atoms: Atoms, matrix: np.ndarray) -> Atoms:
@@ -837,3 +894,35 @@ def test_training_refuses_what_would_spoil_it(tmp_path):
     config = TrainConfig.parse({"out": str(tmp_path / "m.pt"), "data": data})
     with pytest.raises(DataError, match="same structures with different labels"):
         train(config, progress=False)
+
+
+def test_a_training_is_not_refused_for_a_leak_into_tests(tmp_path):
+    ase.io.write(tmp_path / "train.xyz", molecules()[:12])
+    told = []
+    data = {"train": str(tmp_path / "train.xyz"), "test": str(tmp_path / "train.xyz"), "valid_fraction": 0}
+    read_data(TrainConfig.parse({"out": str(tmp_path / "m.pt"), "data": data, "training": {"epochs": 1}}), told.append)
+    assert any("12 of 12 test frames are in the training set" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("settings", "thorough"),
+    [({}, True), ({"epochs": 2}, False), ({"epochs": 2, "committee": 40}, True), ({"max_minutes": 0.01}, False)],
+)
+def test_a_training_that_is_long_enough_is_checked_in_full(tmp_path, settings, thorough):
+    """Of negated forces only a fit knows."""
+    ase.io.write(tmp_path / "train.xyz", [scaled(-1, "forces")(a) for a in [*alloys(), *trajectory()]])
+    values = {"out": str(tmp_path / "m.pt"), "data": {"train": str(tmp_path / "train.xyz")}}
+    config = TrainConfig.parse({**values, "training": {"device": "cpu", **settings}})
+    if thorough:
+        with pytest.raises(DataError, match=r"the forces are negated.*refuse_flaws = false"):
+            read_data(config, lambda text: None)
+    else:
+        read_data(config, lambda text: None)
+
+
+def test_a_training_tells_of_an_offset_of_the_stress(tmp_path):
+    ase.io.write(tmp_path / "train.xyz", [*stretched(2.6 * GPa), *trajectory()])
+    told = []
+    values = {"out": str(tmp_path / "m.pt"), "data": {"train": str(tmp_path / "train.xyz")}}
+    read_data(TrainConfig.parse({**values, "training": {"device": "cpu"}}), told.append)
+    assert any(line.startswith("warning: offset of stress") and "--stress-weight 0" in line for line in told)
