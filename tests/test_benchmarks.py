@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import ase.io
 import pytest
+from ase.build import bulk
+from helpers.frames import emt_atoms
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
@@ -74,6 +77,26 @@ def test_benchmark(name, tmp_path):
     assert all(value > 0 for row in content["rows"] for key, value in row.items() if key.endswith("_ms"))
     assert (tmp_path / "result.png").stat().st_size > 1000
     assert len(done.stdout.splitlines()) >= 2 + len(content["rows"])
+
+
+@pytest.mark.slow
+def test_the_doctor_on_a_sound_set(tmp_path):
+    """The figures are those of the rows, no part has a false error, and the largest constant is found."""
+    images = emt_atoms(40, lambda: bulk("Cu", cubic=True).repeat((2, 1, 1)))
+    for n, atoms in enumerate(images):
+        atoms.info["config_type"] = "ab"[n % 2]
+    (tmp_path / "copper").mkdir()
+    ase.io.write(tmp_path / "copper" / "train.xyz", images)
+    ase.io.write(tmp_path / "isolated_atoms.xyz", images[:1])
+    command = [sys.executable, str(FOLDER / "doctor.py"), str(tmp_path)]
+    done = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[:5] == ["set", "frames", "parts", "false", "errors"]
+    assert lines[2].split()[:4] == ["copper/train.xyz", "40", "11", "0"]
+    assert lines[3] == "false errors: 0 of 11 parts" and "found, 100: 1 of 1 sets" in lines
 
 
 def test_figures_of_the_structure(tmp_path):

@@ -219,14 +219,15 @@ def alike_in_sequence(frames: list[Frame]) -> list[Finding]:
 def same_labels(a: Frame, b: Frame, slack: float = 1.0) -> bool:
     """Labels that both of two copies have agree to `TOLERANCES`, times the slack, turned as the structures are.
 
-    Forces may differ by what the structures do, too.
+    Energies and forces may differ by what the structures do, too.
     """
     turn, (energy, forces, stress) = turn_onto(a.atoms, b.atoms), (slack * value for value in TOLERANCES)
-    moved = displacement(a.atoms, b.atoms) * np.sqrt(3 * len(a.atoms))  # of one atom, at most
+    moved = displacement(a.atoms, b.atoms) * np.sqrt(3 * len(a.atoms))  # all atoms together
+    if a.forces is not None and b.forces is not None:
+        energy += moved * np.linalg.norm(a.forces) / len(a.atoms)
+        if not np.allclose(a.forces, b.forces @ turn, atol=forces + STIFF * moved):
+            return False
     if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > energy * len(a.atoms):
-        return False
-    forces += STIFF * moved
-    if a.forces is not None and b.forces is not None and not np.allclose(a.forces, b.forces @ turn, atol=forces):
         return False
     return a.stress is None or b.stress is None or np.allclose(a.stress, turn.T @ b.stress @ turn, atol=stress)
 
