@@ -43,6 +43,7 @@ FORCE_FACTORS = {  # forces over forces in the units of the energies
 STRESS_FACTORS = {"GPa": 1 / GPa, "kbar": 10 / GPa, "bar": 1e4 / GPa, "eV/Å^3": 1.0}
 VOIGT = [0, 4, 8, 5, 2, 1]
 LEAST_FRAMES = 8
+MANY_FRAMES = 40  # of fewer, crystals and melts among them, some seem to have forces per Bohr
 MOST_SPECIES = 12
 MOST_NUMBERS = 120_000_000  # features kept; of larger sets every second, third, ... frame is judged
 TRUSTED = 0.25  # part of the forces that the surrogate must explain before it is believed; of sound ones over 0.85
@@ -89,9 +90,10 @@ def best_factor(equations: Equations) -> float:
     """What the forces are to be divided by to be minus the gradient of the energies.
 
     1, unless with another factor one potential explains energies and forces far better: the product of what is left
-    unexplained of both is less than half of that for 1.
+    unexplained of both is less than half of that for 1. Few frames say too little of factors near 1.
     """
-    if np.isfinite(equations.energies).sum() < 10:
+    known = np.isfinite(equations.energies).sum()
+    if known < 10:
         return 1.0
 
     def left(factor: float) -> float:
@@ -100,7 +102,8 @@ def best_factor(equations: Equations) -> float:
     grid = [sign * size for sign in (1.0, -1.0) for size in np.geomspace(1 / 128, 128, 57)]
     best = min(grid, key=left)
     clear = left(best) < 0.5 * left(1.0) and fit_folds(equations, factor=best)[1].min() > 0.4
-    return best if clear and not 0.6 < best < 1.7 else 1.0
+    near = (0.6, 1.7) if known >= MANY_FRAMES else (1 / 3, 3)
+    return best if clear and not near[0] < best < near[1] else 1.0
 
 
 def find_unrelated_forces(judged: Judged) -> list[Finding]:

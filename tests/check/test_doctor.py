@@ -17,7 +17,7 @@ from ase.filters import FrechetCellFilter
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from ase.stress import full_3x3_to_voigt_6_stress
-from ase.units import GPa, Hartree, fs, kB, kcal, mol
+from ase.units import Bohr, GPa, Hartree, fs, kB, kcal, mol
 from helpers.command_line import assert_one_line_error, segnn
 from helpers.frames import emt_atoms
 from helpers.systems import NAMED, rattled, rotation, transformed
@@ -177,6 +177,12 @@ def test_the_unit_is_told_from_the_size():
     (finding,) = (f for f in findings_of([scaled(-10 / GPa, "stress")(a) for a in alloys()]) if f.severity == "error")
     assert "sign opposite" in finding.message and "kbar" in finding.message
     assert finding.repair == ("scale stress", pytest.approx(-GPa / 10))
+
+
+@pytest.mark.parametrize(("frames", "found"), [(60, {"units of energy and forces"}), (30, set())])
+def test_forces_per_bohr_need_many_frames(frames, found):
+    """Of few, factors near 1 are not believed."""
+    assert errors_in(findings_of([scaled(Bohr, "forces")(a) for a in alloys()[:frames]])) == found
 
 
 def test_stress_is_judged_by_energies_of_strained_cells():
