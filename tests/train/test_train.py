@@ -733,7 +733,7 @@ def test_a_committee_is_one_file_of_potentials_trained_from_other_seeds(committe
     alone = [load_with_metadata(Path(config.out).with_suffix(f".{k}.pt")) for k in (1, 2, 3)]
     assert len(sums) == 3 and sums == {checksum(p.state_dict()) for p, _ in alone}
     assert [metadata["training"]["training"]["seed"] for _, metadata in alone] == [0, 1, 2]
-    assert all(p.domain.frames == 12 for p in found.potentials)
+    assert {p.domain.frames for p in found.potentials} <= {12, 13}  # near copies are drawn together or not
     with pytest.raises(ModelFileError, match="is a committee of 3 potentials; expected one"):
         load_with_metadata(config.out)
 
