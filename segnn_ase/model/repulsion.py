@@ -50,7 +50,7 @@ def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Te
     screening function (Ziegler, Biersack, Littmark 1985). s goes from 0 at the core radius to 1 at
     `CORE_SWITCH` below it, with two continuous derivatives: y^3 (10 - 15 y + 6 y^2).
     """
-    d = _distance(vectors)
+    d = _length(vectors)
     x = d * (zi.to(d) ** 0.23 + zj.to(d) ** 0.23) / 0.46850
     terms = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
     phi = sum(c * torch.exp(-b * x) for c, b in terms)
@@ -58,23 +58,23 @@ def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Te
     return _COULOMB * zi * zj / d * phi * y**3 * (10.0 - 15.0 * y + 6.0 * y**2)
 
 
-def apart(vectors: Tensor, radii: Tensor) -> Tensor:
+def held_apart(vectors: Tensor, radii: Tensor) -> Tensor:
     """r_ij (E, 3) as the network sees it: along the same line, at a distance D(d) whose slope is 1 - s.
 
     D = max(d, R - w) + w y^4 (5/2 - 3 y + y^2) for the core radius R and w = `CORE_BLUR` R, three times continuously
     differentiable: d from R on, and R - w / 2 below R - w.
     """
-    d, width = _distance(vectors), CORE_BLUR * radii
+    d, width = _length(vectors), CORE_BLUR * radii
     y = _depth(d, radii, width)
     seen = d.maximum(radii - width) + width * y**4 * (2.5 - 3.0 * y + y**2)
     return vectors * (seen / d)[:, None]
 
 
 def seen_by_network(vectors: Tensor, core: Core | None) -> Tensor:
-    """r_ij (E, 3) of all edges: those in the core `apart`, all others as they are."""
+    """r_ij (E, 3) of all edges: those in the core `held_apart`, all others as they are."""
     if core is None:
         return vectors
-    moved = apart(vectors[core.edges], core.radii)
+    moved = held_apart(vectors[core.edges], core.radii)
     return moved if isinstance(core.edges, slice) else vectors.index_copy(0, core.edges, moved)
 
 
@@ -102,7 +102,7 @@ def repelled(energies: Tensor, g: Tensor | None, vectors: Tensor, core: Core | N
     return energies + added.detach(), g
 
 
-def _distance(vectors: Tensor) -> Tensor:
+def _length(vectors: Tensor) -> Tensor:
     return vectors.square().sum(1).clamp_min(1e-12).sqrt()
 
 

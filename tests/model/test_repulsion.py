@@ -11,7 +11,7 @@ from helpers.systems import CUTOFF, rattled
 
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.model.predict import predict
-from segnn_ase.model.repulsion import CORE_BLUR, apart
+from segnn_ase.model.repulsion import CORE_BLUR, held_apart
 from segnn_ase.structure.graph import graph_from_atoms
 
 SHIPPED = {"silicon-pbe": ["Si"], "water-pbe0": ["H", "O"], "acetylacetone-pbe": ["H", "C", "O"]}
@@ -19,13 +19,13 @@ SHIPPED = {"silicon-pbe": ["Si"], "water-pbe0": ["H", "O"], "acetylacetone-pbe":
 
 def seen_at(d: torch.Tensor, radius: float) -> torch.Tensor:
     direction = torch.tensor([0.48, -0.6, 0.64], dtype=d.dtype)
-    return apart(d[:, None] * direction, torch.full_like(d, radius)) @ direction
+    return held_apart(d[:, None] * direction, torch.full_like(d, radius)) @ direction
 
 
 def test_pairs_outside_the_core_are_seen_where_they_are():
     vectors = torch.randn(1000, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(apart(vectors, vectors.norm(dim=1)), vectors)
-    assert torch.equal(apart(vectors.float(), 0.9 * vectors.float().norm(dim=1)), vectors.float())
+    assert torch.equal(held_apart(vectors, vectors.norm(dim=1)), vectors)
+    assert torch.equal(held_apart(vectors.float(), 0.9 * vectors.float().norm(dim=1)), vectors.float())
 
 
 def test_the_distance_that_is_seen_is_smooth_and_stops_at_the_blur():
