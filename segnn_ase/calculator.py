@@ -174,10 +174,10 @@ class SEGNNCalculator(Calculator):
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with
         the number of a structure that cannot be evaluated.
         """
-        structures, properties = _checked(structures, properties)
+        structures, properties = _checked_request(structures, properties)
         results = []
         for first, batch in _batches(structures):
-            alone = {cutoff: self._alone(batch, first, cutoff) for cutoff in self._graphs}
+            alone = {cutoff: _alone(batch, first, cutoff, skin, self._graph) for cutoff, skin in self._graphs.items()}
             graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
             derivatives = any(name in properties for name in DERIVATIVES)
             stress = "stress" in properties
@@ -202,16 +202,6 @@ class SEGNNCalculator(Calculator):
         volume = float(atoms.cell.volume) if atoms.pbc.all() else None
         evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._potentials[0].cutoff]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
-
-    def _alone(self, structures: list[Atoms], first: int, cutoff: float) -> list[Graph]:
-        graphs = []
-        for n, atoms in enumerate(structures, first):
-            try:
-                alone = SkinGraphs(cutoff, 0.0, self._graphs[cutoff].backend, self.device)
-                graphs.append(self._graph(atoms, cutoff, alone))
-            except StructureError as error:
-                raise StructureError(f"structure {n}: {error}") from error
-        return graphs
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
@@ -364,7 +354,7 @@ def _check_distances(atoms: Atoms, graph: Graph) -> None:
         )
 
 
-def _checked(structures, properties) -> tuple[Iterable[Atoms], Sequence[str]]:
+def _checked_request(structures, properties) -> tuple[Iterable[Atoms], Sequence[str]]:
     """Arguments of `evaluate`. Raises ConfigError."""
     properties = [properties] if isinstance(properties, str) else properties
     names = SEGNNCalculator.implemented_properties
@@ -388,6 +378,17 @@ def _heat_flux(potentials: list[Potential], atoms: Atoms, graph_of: Callable, co
         flux, carried = heat_flux(potential, graph, *moving)
         fluxes.append(_numpy(flux + carried if convective else flux))
     return np.mean(fluxes, axis=0)
+
+
+def _alone(structures: list[Atoms], first: int, cutoff: float, like: SkinGraphs, graph_of: Callable) -> list[Graph]:
+    """Graphs of structures that are numbered from `first`; graph_of: (atoms, cutoff, graphs) -> graph."""
+    graphs = []
+    for n, atoms in enumerate(structures, first):
+        try:
+            graphs.append(graph_of(atoms, cutoff, SkinGraphs(cutoff, 0.0, like.backend, like.device)))
+        except StructureError as error:
+            raise StructureError(f"structure {n}: {error}") from error
+    return graphs
 
 
 def _batches(structures: Iterable[Atoms]) -> Iterator[tuple[int, list[Atoms]]]:
