@@ -41,7 +41,7 @@ from segnn_ase.trust.unused import unused_input
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
 CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side, and do nothing
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
-DERIVATIVES = ("forces", "stress")
+DERIVATIVES = ("forces", "stress", "stresses")
 OUTSIDE = ("warn", "raise", "ignore")
 
 

@@ -191,6 +191,25 @@ EVALUATION = [
     ("hessian of many", hessian([ethanol()]), ConfigError, "atoms is .*; expected Atoms"),
     ("descriptors of a path", descriptors("good.xyz"), ConfigError, "atoms is 'good.xyz'; expected Atoms"),
     ("calculate nothing", lambda w: SEGNNCalculator(w.potential).calculate(), StructureError, "atoms is empty"),
+    (
+        "virials of a number",
+        lambda w: SEGNNCalculator(w.potential).get_virials(3),
+        ConfigError,
+        "atoms is 3; expected Atoms",
+    ),
+    (
+        "flux of a word",
+        lambda w: SEGNNCalculator(w.potential).get_heat_flux("x"),
+        ConfigError,
+        "atoms is 'x'; expected Atoms",
+    ),
+    ("flux of none", lambda w: SEGNNCalculator(w.potential).get_heat_flux(), StructureError, "atoms is empty"),
+    (
+        "flux with a number",
+        lambda w: SEGNNCalculator(w.potential).get_heat_flux(molecule("H2O"), convective=1),
+        ConfigError,
+        "convective is 1; expected True or False",
+    ),
     ("element 0", forces(numbered(0)), StructureError, "atom 4 is X, which this potential does not know"),
     ("element 200", forces(numbered(200)), StructureError, "atom 4 has the atomic number 200"),
     ("element -1", forces(numbered(-1)), StructureError, "atom 4 has the atomic number -1"),
@@ -415,7 +434,12 @@ RUNS = [
     ("train on bare frames", trained(train="bare.xyz"), DataError, "no frame has an energy or forces.*name yours"),
     ("train by a key", trained(energy_key="mine"), DataError, "key for energy is 'mine', but no frame has it"),
     ("validate bare frames", trained(valid="bare.xyz"), DataError, "no frame has an energy or forces"),
-    ("validate methane", trained(valid="methane.xyz"), DataError, "validation set has C .*; the potential knows H, O"),
+    (
+        "validate methane",
+        trained(valid="methane.xyz"),
+        DataError,
+        "validation set has C .*; the potential knows H, O from training.*adds none",
+    ),
     ("test gold", trained(test="gold.xyz"), DataError, r"test gold\.xyz set has Au"),
     ("isolated nothing", trained(isolated_atoms="no.xyz"), FileNotFoundError, r"data file is 'no\.xyz'"),
     ("isolated bare", trained(isolated_atoms="bare.xyz"), DataError, "isolated atoms lack an energy of H, O. Add one"),
@@ -752,6 +776,7 @@ SHELL = [
     ("train --train good.xyz --hidden-irreps 4x1o", "expected some 0e channels"),
     ("train --train good.xyz --rollout-steps 0 --select stability", "select is 'stability', but rollout_steps is 0"),
     ("finetune it.pt --train good.xyz --committee 2", "fine-tune the members one by one"),
+    ("finetune it.pt --train gold.xyz", "Train one on frames of all these elements: fine-tuning adds none"),
     ("finetune no.pt --train good.xyz", "model is 'no.pt': there is no such file"),
     ("finetune it.pt --config flat.toml", "setting 'data' is 'good.xyz'"),
     ("finetune it.pt --config config.toml", "fine-tuning keeps the architecture"),
@@ -781,7 +806,7 @@ SHELL = [
     ("md start.xyz --model it.pt --rdf O-H", "pbc of frame 0 is [False, False, False]"),
     ("md cell.xyz --model it.pt --rdf CuCu", "pair 'CuCu' was given; expected two elements such as 'O-H'"),
     ("md cell.xyz --model it.pt --rdf Cu-O", "pair 'Cu-O' is not in a frame of Cu4"),
-    ("md gold.xyz --model it.pt", "atom 0 is Au, which this potential does not know"),
+    ("md gold.xyz --model it.pt", "Train one whose data have that element, as fine-tuning adds none"),
 ]
 
 
