@@ -186,7 +186,7 @@ EVALUATION = [
     ("no properties", evaluate([ethanol()], None), ConfigError, "properties is None; expected of energy"),
     ("number as properties", evaluate([ethanol()], 3), ConfigError, "properties is 3; expected of energy"),
     ("number in properties", evaluate([ethanol()], [3]), ConfigError, "properties has 3; expected of energy"),
-    ("stress of a molecule", evaluate([ethanol()], "stresses"), ConfigError, "properties has 'stresses'"),
+    ("dipole of a molecule", evaluate([ethanol()], "dipole"), ConfigError, "properties has 'dipole'"),
     ("hessian of a path", hessian("good.xyz"), ConfigError, "atoms is 'good.xyz'; expected Atoms"),
     ("hessian of many", hessian([ethanol()]), ConfigError, "atoms is .*; expected Atoms"),
     ("descriptors of a path", descriptors("good.xyz"), ConfigError, "atoms is 'good.xyz'; expected Atoms"),
