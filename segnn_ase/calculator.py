@@ -3,9 +3,8 @@
 import copy
 import difflib
 import importlib.util
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,21 +22,26 @@ from segnn_ase.base.errors import (
     DomainError,
     DomainWarning,
     StructureError,
+    UnusedInputWarning,
     expect,
+    level_of_caller,
 )
 from segnn_ase.compiled.choose import MODES, choose_evaluator
 from segnn_ase.model.elements import check_elements
+from segnn_ase.model.heat_flux import heat_flux
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, hessian
+from segnn_ase.model.predict import Evaluator, Prediction, atomic_virials, by_structure, hessian
 from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.structure.graph import Graph, collate, edge_vectors, within
 from segnn_ase.structure.neighbors import BACKENDS, Neighbors
 from segnn_ase.structure.skin import SkinGraphs
 from segnn_ase.trust.monitor import Monitor
+from segnn_ase.trust.unused import unused_input
 
 CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
+CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side, and do nothing
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
-DERIVATIVES = ("forces", "stress")
+DERIVATIVES = ("forces", "stress", "stresses")
 OUTSIDE = ("warn", "raise", "ignore")
 
 
@@ -63,13 +67,14 @@ class SEGNNCalculator(Calculator):
     allow_nonsmooth admits models whose energy jumps when an atom crosses the cutoff (the published SEGNN).
 
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
-    structures periodic in three directions, else PropertyNotImplementedError. Only the energy is evaluated
+    structures periodic in three directions, else PropertyNotImplementedError; "stresses" are the virials of the atoms
+    (N, 6) in eV, defined for every structure, whose sum is the stress times the volume. Only the energy is evaluated
     where only that is asked, unless the forces of the structure before were asked for too: then all at once.
     Raises ConfigError, DeviceError, FileNotFoundError, ModelFileError at construction and StructureError for
     structures that cannot be evaluated.
     """
 
-    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012 - ASE's interface
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]  # noqa: RUF012 - ASE's interface
 
     def __init__(
         self,
@@ -154,8 +159,8 @@ class SEGNNCalculator(Calculator):
             evaluator(graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
             for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
         ]
-        results = self._watched(atoms, graphs[self._potentials[0].cutoff], members)
-        self._report(results)  # what is refused here must not be found in the cache
+        results = self._watched(atoms, graphs, members, properties)
+        _report(results, self._domain, self._warned)  # what is refused here must not be found in the cache
         self.results = results
 
     def export_properties(self) -> Properties:
@@ -169,17 +174,10 @@ class SEGNNCalculator(Calculator):
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with
         the number of a structure that cannot be evaluated.
         """
-        properties = [properties] if isinstance(properties, str) else properties
-        known = f"of {', '.join(self.implemented_properties)}"
-        expect(isinstance(properties, Iterable), "properties", properties, known)
-        structures = [structures] if isinstance(structures, Atoms) else structures
-        many = isinstance(structures, Iterable) and not isinstance(structures, str)
-        expect(many, "structures", structures, "Atoms, or several of them")
-        if unknown := [name for name in properties if name not in self.implemented_properties]:
-            raise ConfigError(f"properties has {unknown[0]!r}; expected {known}")
+        structures, properties = _checked_request(structures, properties)
         results = []
         for first, batch in _batches(structures):
-            alone = {cutoff: self._alone(batch, first, cutoff) for cutoff in self._graphs}
+            alone = {cutoff: _alone(batch, first, cutoff, skin, self._graph) for cutoff, skin in self._graphs.items()}
             graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
             derivatives = any(name in properties for name in DERIVATIVES)
             stress = "stress" in properties
@@ -187,42 +185,52 @@ class SEGNNCalculator(Calculator):
                 evaluator(graphs[p.cutoff], forces=derivatives, stress=stress)
                 for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
             ]
-            apart = list(zip(*(_apart(m, batch) for m in members), strict=True))
+            apart = list(zip(*(by_structure(m, batch) for m in members), strict=True))
             for n, (atoms, one) in enumerate(zip(batch, apart, strict=True), first):
-                results.append(self._watched(atoms, alone[self._potentials[0].cutoff][n - first], one))
-                self._report(results[-1], f"structure {n}: ")
+                own = {cutoff: parts[n - first] for cutoff, parts in alone.items()}
+                results.append(self._watched(atoms, own, one, properties))
+                _report(results[-1], self._domain, self._warned, f"structure {n}: ")
         return results
 
-    def _watched(self, atoms: Atoms, graph: Graph, members: Sequence[Prediction]) -> dict:
+    def _watched(
+        self, atoms: Atoms, graphs: dict[float, Graph], members: Sequence[Prediction], properties: Sequence[str]
+    ) -> dict:
         """Results of one structure; deviations are those of the committee, where there is one."""
         results = _results(members, self._factors)
+        if "stresses" in properties:
+            results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
         volume = float(atoms.cell.volume) if atoms.pbc.all() else None
-        evaluator = self._evaluators[0] if self._evaluators else None
+        evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._potentials[0].cutoff]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
-
-    def _report(self, results: dict, where: str = "") -> None:
-        for outside in results.get("outside_domain", ()):
-            text = f"{where}outside the training data: {outside.reason}. What would help: frames {outside.help}"
-            if self._domain == "raise":
-                raise DomainError(text)
-            if self._domain == "warn" and outside.kind not in self._warned:
-                self._warned.add(outside.kind)
-                warnings.warn(f"{text}. Said once of its kind.", DomainWarning, stacklevel=_level())
-
-    def _alone(self, structures: list[Atoms], first: int, cutoff: float) -> list[Graph]:
-        graphs = []
-        for n, atoms in enumerate(structures, first):
-            try:
-                alone = SkinGraphs(cutoff, 0.0, self._graphs[cutoff].backend, self.device)
-                graphs.append(self._graph(atoms, cutoff, alone))
-            except StructureError as error:
-                raise StructureError(f"structure {n}: {error}") from error
-        return graphs
 
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         return np.mean([_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self._potentials], axis=0)
+
+    def get_virials(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Virials sum_j r_ij (x) dE/dr_ij of the atoms, half of every pair for either end: (N, 3, 3) eV, not symmetric.
+
+        Their sum is the stress times the volume. The heat flux is not theirs: see `get_heat_flux`.
+        """
+        return self._virials({cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs})
+
+    def get_atomic_volumes(self) -> float:
+        """What "stresses" are divided by: nothing. ASE asks for it to add the ideal gas in the same units."""
+        return 1.0
+
+    def _virials(self, graphs: dict[float, Graph]) -> np.ndarray:
+        near = {cutoff: within(graph, CERTAIN * cutoff) for cutoff, graph in graphs.items()}
+        pairs = zip(self._chosen(near), (near[p.cutoff] for p in self._potentials), strict=True)
+        return np.mean([_numpy(atomic_virials(g, evaluator.pairwise(g).edge_gradients)) for evaluator, g in pairs], 0)
+
+    def get_heat_flux(self, atoms: Atoms | None = None, *, convective: bool = True) -> np.ndarray:
+        """J = d/dt sum_i r_i E_i, (3,) eV Å per ASE's unit of time (divide by the volume for a density).
+
+        Exact for potentials that pass messages (`model.heat_flux`), with periodic images. With `convective`
+        sum_i E_i v_i is in it, E_i being the energy of an atom with its E0 and its kinetic energy.
+        """
+        return _heat_flux(self._potentials, self.atoms if atoms is None else atoms, self._graph, convective)
 
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
@@ -256,16 +264,41 @@ class SEGNNCalculator(Calculator):
 
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
-        expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
-        if atoms is None or len(atoms) == 0:
-            raise StructureError("atoms is empty: there is nothing to evaluate")
-        first = self._potentials[0]  # the others know the same elements
-        check_elements(first.symbols, first.species, atoms.numbers)
-        cell = atoms.cell.array
-        graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
-        if not graphs.apart(CLOSEST, cell):
-            _check_distances(atoms, graph)
+        graph = _graph_of(atoms, graphs, self._potentials[0])  # the other potentials know the same elements
+        _report_unused(atoms, self._warned)
         return graph
+
+
+def _report(results: dict, domain: str, warned: set[str], where: str = "") -> None:
+    for outside in results.get("outside_domain", ()):
+        text = f"{where}outside the training data: {outside.reason}. What would help: frames {outside.help}"
+        if domain == "raise":
+            raise DomainError(text)
+        if domain == "warn" and outside.kind not in warned:
+            warned.add(outside.kind)
+            warnings.warn(f"{text}. Said once of its kind.", DomainWarning, stacklevel=level_of_caller())
+
+
+def _report_unused(atoms: Atoms, warned: set[str]) -> None:
+    if "unused" not in warned and (unused := unused_input(atoms)):
+        warned.add("unused")
+        text = (
+            f"the structure has {', '.join(unused)}: this potential knows nothing of that, and no number depends on it"
+        )
+        warnings.warn(f"{text}. Said once.", UnusedInputWarning, stacklevel=level_of_caller())
+
+
+def _graph_of(atoms: Atoms | None, graphs: SkinGraphs, potential: Potential) -> Graph:
+    """The graph of a structure that can be evaluated."""
+    expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
+    if atoms is None or len(atoms) == 0:
+        raise StructureError("atoms is empty: there is nothing to evaluate")
+    check_elements(potential.symbols, potential.species, atoms.numbers)
+    cell = atoms.cell.array
+    graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
+    if not graphs.apart(CLOSEST, cell):
+        _check_distances(atoms, graph)
+    return graph
 
 
 def members_of(model) -> Committee:
@@ -321,6 +354,43 @@ def _check_distances(atoms: Atoms, graph: Graph) -> None:
         )
 
 
+def _checked_request(structures, properties) -> tuple[Iterable[Atoms], Sequence[str]]:
+    """Arguments of `evaluate`. Raises ConfigError."""
+    properties = [properties] if isinstance(properties, str) else properties
+    names = SEGNNCalculator.implemented_properties
+    known = f"of {', '.join(names)}"
+    expect(isinstance(properties, Iterable), "properties", properties, known)
+    structures = [structures] if isinstance(structures, Atoms) else structures
+    many = isinstance(structures, Iterable) and not isinstance(structures, str)
+    expect(many, "structures", structures, "Atoms, or several of them")
+    if unknown := [name for name in properties if name not in names]:
+        raise ConfigError(f"properties has {unknown[0]!r}; expected {known}")
+    return structures, properties
+
+
+def _heat_flux(potentials: list[Potential], atoms: Atoms, graph_of: Callable, convective: bool) -> np.ndarray:
+    """Mean over the potentials; graph_of: (atoms, cutoff) -> graph."""
+    expect(isinstance(convective, bool), "convective", convective, "True or False")
+    fluxes = []
+    for potential in potentials:
+        graph = within(graph_of(atoms, potential.cutoff), potential.cutoff)
+        moving = (torch.as_tensor(x).to(potential.device) for x in (atoms.get_velocities(), atoms.get_masses()))
+        flux, carried = heat_flux(potential, graph, *moving)
+        fluxes.append(_numpy(flux + carried if convective else flux))
+    return np.mean(fluxes, axis=0)
+
+
+def _alone(structures: list[Atoms], first: int, cutoff: float, like: SkinGraphs, graph_of: Callable) -> list[Graph]:
+    """Graphs of structures that are numbered from `first`; graph_of: (atoms, cutoff, graphs) -> graph."""
+    graphs = []
+    for n, atoms in enumerate(structures, first):
+        try:
+            graphs.append(graph_of(atoms, cutoff, SkinGraphs(cutoff, 0.0, like.backend, like.device)))
+        except StructureError as error:
+            raise StructureError(f"structure {n}: {error}") from error
+    return graphs
+
+
 def _batches(structures: Iterable[Atoms]) -> Iterator[tuple[int, list[Atoms]]]:
     """Groups of structures with up to `BATCH_ATOMS` atoms, and the number of the first of each."""
     batch: list[Atoms] = []
@@ -333,22 +403,6 @@ def _batches(structures: Iterable[Atoms]) -> Iterator[tuple[int, list[Atoms]]]:
         batch.append(atoms)
     if batch:
         yield first, batch
-
-
-def _apart(batch: Prediction, structures: list[Atoms]) -> list[Prediction]:
-    """The prediction of each structure of a batch; stress for those that have one."""
-    sizes = [len(atoms) for atoms in structures]
-
-    def split(x: torch.Tensor | None) -> Sequence:
-        return [None] * len(sizes) if x is None else x.split(sizes)
-
-    parts = zip(*map(split, (batch.energies, batch.forces, batch.features, batch.neighbors)), strict=True)
-    out = []
-    for b, (atoms, (energies, forces, features, neighbors)) in enumerate(zip(structures, parts, strict=True)):
-        stress = batch.stress[b : b + 1] if batch.stress is not None and atoms.pbc.all() else None
-        close = False if batch.close is False else None
-        out.append(Prediction(batch.energy[b : b + 1], energies, forces, stress, None, features, neighbors, close))
-    return out
 
 
 def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
@@ -378,14 +432,6 @@ def _results_of(p: Prediction) -> dict:
     if p.stress is not None:
         results["stress"] = full_3x3_to_voigt_6_stress(_numpy(p.stress[0]))
     return results
-
-
-def _level() -> int:
-    """The stack level of the first caller that is neither this package nor ASE, seen from this function's caller."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("segnn_ase", "ase"):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _numpy(x: torch.Tensor) -> np.ndarray:

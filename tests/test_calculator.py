@@ -15,11 +15,12 @@ from ase.calculators.fd import FiniteDifferenceCalculator, calculate_numerical_f
 from ase.io.trajectory import Trajectory
 from ase.md.verlet import VelocityVerlet
 from ase.neighborlist import neighbor_list
+from ase.stress import full_3x3_to_voigt_6_stress
 from helpers.potentials import REFERENCES, tiny_potential
-from helpers.systems import NAMED, PERFECT, left_handed, rattled, rotation, transformed, triclinic
+from helpers.systems import NAMED, PERFECT, left_handed, rattled, rotation, transformed, triclinic, water
 
 from segnn_ase import calculator
-from segnn_ase.base.errors import ConfigError, DeviceError, StructureError
+from segnn_ase.base.errors import ConfigError, DeviceError, StructureError, UnusedInputWarning
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import Committee, save_committee, save_potential
@@ -368,7 +369,7 @@ def test_hessian_and_descriptors_of_the_structure_computed_last(potential):
     assert np.array_equal(calc.get_hessian(), calc.get_hessian(ethanol()))
 
 
-@pytest.mark.parametrize("method", ["get_hessian", "get_descriptors"])
+@pytest.mark.parametrize("method", ["get_hessian", "get_descriptors", "get_virials", "get_heat_flux"])
 def test_an_empty_structure_is_not_taken_for_the_last_one(potential, method):
     calc = SEGNNCalculator(potential)
     with pytest.raises(StructureError, match="atoms is empty"):
@@ -597,3 +598,94 @@ def test_a_list_of_one_committee_keeps_its_factors(tmp_path):
         found.append(atoms.calc.results)
     assert found[0]["energy_std"] == found[1]["energy_std"] > 0
     assert np.array_equal(found[0]["forces_std"], found[1]["forces_std"])
+
+
+@pytest.mark.parametrize("accelerate", ["off", "require"])
+@pytest.mark.parametrize("name", NAMED)
+def test_stresses_of_atoms_sum_to_the_stress_times_the_volume(small_potential, name, accelerate):
+    atoms = NAMED[name]()
+    calc = atoms.calc = SEGNNCalculator(small_potential("segnn"), accelerate=accelerate, domain="ignore")
+    found, virials = atoms.get_stresses(), calc.get_virials(atoms)
+    assert found.shape == (len(atoms), 6) and virials.shape == (len(atoms), 3, 3)
+    assert np.array_equal(found, full_3x3_to_voigt_6_stress(virials))
+    plain = SEGNNCalculator(small_potential("segnn"), accelerate="off", domain="ignore").get_virials(atoms)
+    assert np.abs(virials - plain).max() < 1e-7 * max(1.0, np.abs(plain).max())
+    size = max(1e-9, 1e-11 * np.abs(virials).max())
+    assert np.abs(virials.sum(0) - virials.sum(0).T).max() < size  # no torque
+    if atoms.pbc.all():
+        assert np.abs(found.sum(0) - atoms.get_stress() * atoms.get_volume()).max() < size
+    elif not atoms.pbc.any():
+        work = -np.einsum("ia,ib->ab", atoms.positions, atoms.get_forces())
+        assert np.abs(virials.sum(0) - work).max() < size
+
+
+def test_stresses_of_committees_batches_and_dimers(small_potential):
+    """A dimer has half for either end; both members and all structures of a pass have their own pairs."""
+    members = [small_potential("segnn"), tiny_potential(1)]
+    frames = [NAMED["triclinic"](), ethanol(), NAMED["tiny_cell"]()]
+    both = SEGNNCalculator(members, domain="ignore")
+    for atoms, results in zip(frames, both.evaluate(frames, ["stresses"]), strict=True):
+        alone = [SEGNNCalculator(p, domain="ignore").get_virials(atoms) for p in members]
+        expected = full_3x3_to_voigt_6_stress(np.mean(alone, axis=0))
+        np.testing.assert_allclose(results["stresses"], expected, rtol=1e-6, atol=1e-7)
+    dimer = Atoms("C2", [[0, 0, 0], [0, 0, 1.6]], calculator=both)
+    push = dimer.get_forces()[1, 2]
+    np.testing.assert_allclose(dimer.get_stresses(), [[0, 0, -0.8 * push, 0, 0, 0]] * 2, rtol=1e-6, atol=1e-9)
+
+
+def test_the_ideal_gas_of_the_atoms_is_that_of_the_structure(potential):
+    atoms = NAMED["triclinic"]()
+    atoms.calc = SEGNNCalculator(potential)
+    atoms.set_velocities(np.random.default_rng(0).normal(size=(len(atoms), 3)))
+    expected = atoms.get_stress(include_ideal_gas=True) * atoms.get_volume()
+    np.testing.assert_allclose(atoms.get_stresses(include_ideal_gas=True).sum(0), expected, rtol=1e-10)
+
+
+def with_info(**info) -> Atoms:
+    atoms = water()
+    atoms.info.update(info)
+    return atoms
+
+
+def with_array(name: str, values) -> Atoms:
+    atoms = water()
+    atoms.set_array(name, np.array(values))
+    return atoms
+
+
+UNUSED = {
+    "charges": (with_array("initial_charges", [-0.8, 0.4, 0.4]), "charges"),
+    "moments": (with_array("initial_magmoms", [2.0, 0.0, 0.0]), "magnetic moments"),
+    "vector moments": (with_array("initial_magmoms", np.eye(3)), "magnetic moments"),
+    "partial charges": (with_array("partial_charges", [-0.8, 0.4, 0.4]), "partial_charges"),
+    "charge": (with_info(charge=1), "charge = 1"),
+    "Total_Charge": (with_info(Total_Charge=-1.0), "Total_Charge = -1.0"),
+    "spin": (with_info(spin=2), "spin = 2"),
+    "multiplicity": (with_info(multiplicity=3), "multiplicity = 3"),
+    "field": (with_info(electric_field=[0, 0, 0.1]), r"electric_field = \[0, 0, 0.1\]"),
+    "a word": (with_info(spin="up"), "spin = up"),
+    "two": (with_info(charge=1, spin=1), "charge = 1, spin = 1"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_a_potential_does_not_know_is_named_once(potential, name):
+    atoms, words = UNUSED[name]
+    expected = evaluated(water(), SEGNNCalculator(potential))["energy"]
+    calc = SEGNNCalculator(potential)
+    with pytest.warns(
+        UnusedInputWarning, match=f"the structure has {words}: this potential knows nothing of that"
+    ) as told:
+        assert evaluated(atoms.copy(), calc)["energy"] == expected
+        calc.evaluate([atoms, atoms])
+        calc.get_hessian(atoms)
+    assert len(told) == 1
+    with pytest.warns(UnusedInputWarning, match=words):
+        SEGNNCalculator(potential).evaluate([water(), atoms])
+
+
+def test_what_says_nothing_gives_no_warning(potential):
+    atoms = with_info(charge=0, total_charge=0.0, spin=0, multiplicity=1, field=[0, 0, 0], note="charge 1", Charge=None)
+    atoms.set_initial_charges([0, 0, 0])
+    atoms.set_initial_magnetic_moments([0, 0, 0])
+    evaluated(atoms, SEGNNCalculator(potential))  # warnings are errors

@@ -52,7 +52,11 @@ def test_reference_structures(name, dtype, tolerance):
         outside = [way.kind for way in calculator.results["outside_domain"]]
         dimer = name == "water-pbe0" and len(atoms) == 6  # it knows the liquid only
         assert ("neighbors" in outside) if dimer else not outside
-        assert 0 < calculator.results["energy_std"] < 0.03 * len(atoms) and (calculator.results["forces_std"] > 0).all()
+        # the dimer has two H in the core
+        assert (
+            0 < calculator.results["energy_std"] < (0.04 if dimer else 0.03) * len(atoms)
+            and (calculator.results["forces_std"] > 0).all()
+        )
 
 
 def nve_energies(dtype: str, timestep: float, duration: float) -> tuple[np.ndarray, np.ndarray]:

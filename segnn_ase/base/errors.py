@@ -1,5 +1,7 @@
 """The typed errors and warnings of the package: every error raised on purpose is a `SEGNNError`."""
 
+import sys
+
 
 class SEGNNError(Exception):
     """Base class of every error that this package raises on purpose."""
@@ -53,6 +55,10 @@ class AccelerationWarning(UserWarning):
     """Plain PyTorch is used where fused kernels were expected: slower, the same numbers."""
 
 
+class UnusedInputWarning(UserWarning):
+    """A structure says something that its potential knows nothing of, and that changes no number."""
+
+
 def expect(good: bool, argument: str, value, expected: str) -> None:
     """Raise ConfigError with the argument, its value and what is expected, unless it is good."""
     if not good:
@@ -63,3 +69,11 @@ def in_short(value) -> str:
     """The value on one line, cut where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def level_of_caller() -> int:
+    """The stack level of the first caller that is neither this package nor ASE, seen from this function's caller."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("segnn_ase", "ase"):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -15,7 +15,7 @@ from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, stress_of
-from segnn_ase.model.repulsion import repelled
+from segnn_ase.model.repulsion import Core, core_of, repelled, seen_by_network
 from segnn_ase.structure.graph import Graph, sum_over_atoms, within
 
 EDGE_WORK = 20  # of an edge, in the units of `kernels.WORK_PER_THREAD`: 1,500 edges are worth a thread
@@ -85,14 +85,16 @@ class CpuEvaluator(Evaluator):
         cuts = receiver_ranges(self._links.first, n, n_edges, EDGE_WORK)
         if self._make_room(n, n_edges, len(cuts) - 1):
             self._find_edges(graph, kind)
-        self._run(kind, n_edges, cuts, elements.scale[kind] if wanted else None)
         vectors, g = at(self._plan.vectors)[:n_edges], at(self._plan.gradient)[:n_edges]
-        src, neighbors = self._links.src[:n_edges], self._links.first[: n + 1].diff()
+        neighbors, core = self._links.first[: n + 1].diff(), None
+        if close and elements.repels:
+            near = graph._replace(edge_src=self._links.src[:n_edges], edge_dst=torch.repeat_interleave(neighbors))
+            core = core_of(near, kind, vectors, elements.core)
+            vectors = self._put_apart(vectors, core)
+        self._run(kind, n_edges, cuts, elements.scale[kind] if wanted else None)
         energies = elements.energies(kind, at(self._plan.epsilon)[:n, 0])
         features = at(self._plan.features)[:n].clone()
-        if close and elements.repels:
-            near = graph._replace(edge_src=src, edge_dst=torch.repeat_interleave(neighbors))
-            energies, g = repelled(energies, g if wanted else None, near, kind, vectors, elements.core)
+        energies, g = repelled(energies, g if wanted else None, vectors, core)
         energy = sum_over_atoms(energies, graph)
         if not wanted:
             return Prediction(energy, energies, None, None, None, features, neighbors, close)
@@ -120,6 +122,13 @@ class CpuEvaluator(Evaluator):
             *(self._passes.at(self._plan.vectors).data_ptr(), ctypes.byref(close)),
         )
         return n_edges, close.value > 0
+
+    def _put_apart(self, vectors: Tensor, core: Core | None) -> Tensor:
+        """Let the network see the pairs of the core further apart than they are; their true vectors (E, 3) Å."""
+        true, (_, step, knots) = vectors.clone(), self._limits
+        vectors.copy_(seen_by_network(true, core))
+        self._links.knot[: len(true)] = (vectors.norm(dim=1) / step).long().clamp_max(int(knots) - 1)
+        return true
 
     def _run(self, kind: Tensor, n_edges: int, cuts: list[int], weight: Tensor | None) -> None:
         """The network; weight (N,): of epsilon in the sum whose gradient is taken, too, if it is given."""

@@ -11,7 +11,7 @@ from segnn_ase.compiled.sorted_edges import first_edges
 from segnn_ase.compiled.steps import NetworkSteps, Place, steps_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Loss, assemble
-from segnn_ase.model.repulsion import repelled
+from segnn_ase.model.repulsion import core_of, repelled, seen_by_network
 from segnn_ase.structure.graph import Graph, edge_vectors
 
 
@@ -47,9 +47,10 @@ class CpuLossGradient:
         n, species = len(graph.numbers), len(potential.species)
         kind = torch.cat([potential.species_index[graph.numbers], torch.arange(species)])  # a lonely atom of each
         vectors = edge_vectors(graph).detach().to(self._dtype).contiguous()
+        core = core_of(graph, kind[:n], vectors, potential.core)
         run = _Run(passes, network, graph, kind)
         passes.weights.load()
-        run.put("value", vectors)
+        run.put("value", seen_by_network(vectors, core))
         run("value")
         epsilon = self._at("value", network.epsilon)[: len(kind), 0].clone().requires_grad_()
         elements = potential.elements(epsilon[n:])
@@ -58,8 +59,8 @@ class CpuLossGradient:
         run("gradient")
         g = run.gradient().requires_grad_()
         energies = elements.energies(kind[:n], epsilon[:n])
-        energies, slope = repelled(energies, torch.zeros_like(g), graph, kind[:n], vectors, elements.core)
-        prediction = assemble(graph, vectors, energies, g + slope, None, forces=forces, stress=stress)
+        energies, slopes = repelled(energies, g, vectors, core)
+        prediction = assemble(graph, vectors, energies, slopes, None, forces=forces, stress=stress)
         loss = loss_of(prediction)
         slopes, direction = torch.autograd.grad(loss, [epsilon, g], materialize_grads=True)
         run.put("tangent", direction)

@@ -13,7 +13,7 @@ from segnn_ase.compiled.sorted_edges import first_edges
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, assemble
-from segnn_ase.model.repulsion import repelled
+from segnn_ase.model.repulsion import core_of, repelled, seen_by_network
 from segnn_ase.structure.graph import Graph, edge_vectors
 
 
@@ -41,10 +41,12 @@ class GpuEvaluator(Evaluator):
         neighbors = torch.zeros_like(kind).index_add(0, graph.edge_dst, (squares < self._cutoff**2).long())
         close = (squares < elements.radii[kind[graph.edge_dst], kind[graph.edge_src]].square()).any()
         weight = elements.scale[kind].to(self._dtype) if wanted else None
+        rounded = vectors.to(self._dtype)
+        core = core_of(graph, kind, rounded, elements.core)
+        seen = seen_by_network(rounded, core)
         with self._lock:
-            epsilon, features, g = self._network(kind, vectors, graph.edge_src, graph.edge_dst, weight)
-        energies = elements.energies(kind, epsilon)
-        energies, g = repelled(energies, g, graph, kind, vectors.to(self._dtype), elements.core)
+            epsilon, features, g = self._network(kind, seen, graph.edge_src, graph.edge_dst, weight)
+        energies, g = repelled(elements.energies(kind, epsilon), g, rounded, core)
         found = assemble(graph, vectors, energies, g, features, forces=forces or stress, stress=stress)
         return found._replace(neighbors=neighbors, close=close)
 

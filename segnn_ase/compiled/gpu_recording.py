@@ -40,6 +40,9 @@ class RecordingEvaluator(Evaluator):
         self._replay: Callable[[], Prediction] | None = None
         self._kept: tuple | None = None
 
+    def pairwise(self, graph: Graph) -> Prediction:
+        return self._inner.pairwise(graph)
+
     def without_core(self) -> Evaluator:
         return self._inner.without_core()
 

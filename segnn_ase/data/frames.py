@@ -230,7 +230,10 @@ def check_species(frames: list[Frame], species: list[int], name: str) -> None:
         if extra:
             symbols = ", ".join(chemical_symbols[z] for z in sorted(extra))
             known = ", ".join(chemical_symbols[z] for z in species)
-            raise DataError(f"{name} set has {symbols} ({frame.source}); the potential knows {known} from training")
+            raise DataError(
+                f"{name} set has {symbols} ({frame.source}); the potential knows {known} from training. Train one on "
+                "frames of all these elements: fine-tuning adds none"
+            )
 
 
 def species_of(frames: list[Frame]) -> list[int]:

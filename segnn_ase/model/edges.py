@@ -28,6 +28,7 @@ class Edges(NamedTuple):
     radial: Tensor  # (E, n_radial)
     envelope: Tensor  # (E, 1)
     steering: list[list[Tensor]] | None = None  # of the couplings of messages, where several messages share it
+    slopes: Tensor | None = None  # (E, 1) factors of what is derived with respect to the senders, see `heat_flux`
 
     def sum_neighbors(self, values: Tensor) -> Tensor:
         """(E, ...) -> (N, ...)."""
@@ -37,9 +38,14 @@ class Edges(NamedTuple):
         """Per-edge values in the caller's order (E_real, ...) to slots, zero where empty: (E, ...)."""
         return values.new_zeros(len(self.src), *values.shape[1:]).index_copy(0, self.slot, values)
 
+    def from_senders(self, values: Tensor) -> Tensor:
+        """(N, rows, channels) -> (E, rows, channels)."""
+        sent = values[self.src]
+        return sent if self.slopes is None else sent.detach() + (sent - sent.detach()) * self.slopes[:, :, None]
+
     def from_pairs(self, receiver: Tensor, sender: Tensor) -> Tensor:
         """receiver_i + sender_j on every edge: (N, ...), (N, ...) -> (E, ...)."""
-        gathered = sender[self.src].unflatten(0, (self.n_atoms, self.width))
+        gathered = self.from_senders(sender).unflatten(0, (self.n_atoms, self.width))
         return (gathered + receiver[:, None]).flatten(0, 1)
 
 

@@ -93,7 +93,7 @@ def _sent(message: Message, pair: Features, edges: Edges) -> list[Features]:
     """W^r f_i + W^s f_j on every edge, or W^s f_j for the linear message, for each block."""
     split = message.blocks.split
     if message.linear:
-        return [tuple(x[edges.src] for x in block) for block in split(pair)]
+        return [tuple(edges.from_senders(x) for x in block) for block in split(pair)]
     receivers, senders = zip(*((x * 0.5**0.5).chunk(2, dim=2) for x in pair), strict=True)
     return [
         tuple(edges.from_pairs(r, s) for r, s in zip(receiver, sender, strict=True))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from segnn_ase.base.errors import expect
 from segnn_ase.model.elements import Elements, species_index
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
-from segnn_ase.model.repulsion import CORE_MARGIN, with_repulsion
+from segnn_ase.model.repulsion import CORE_MARGIN, core_of, seen_by_network, with_repulsion
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms
 
@@ -78,6 +78,11 @@ class Potential(nn.Module):
     @property
     def symbols(self) -> list[str]:
         return [chemical_symbols[z] for z in self.species]
+
+    @property
+    def core(self) -> Tensor | None:
+        """Core radii (n_species, n_species) Å, where there is core repulsion."""
+        return self.core_radii if self.config.core_repulsion else None
 
     def stamp(self) -> tuple:
         """Another one when a weight, buffer or constant is another, however it was changed: by the bytes of all."""
@@ -148,10 +153,11 @@ class Potential(nn.Module):
         are differentiable in all weights.
         """
         kind, vectors = self.species_index[graph.numbers], vectors.to(self.dtype)
+        core = core_of(graph, kind, vectors, self.core if elements is None else elements.core)
         n, alone = len(kind), torch.arange(len(self.species) if elements is None else 0, device=self.device)
         epsilon, features = self.epsilon(
             torch.cat([kind, alone]),
-            vectors,
+            seen_by_network(vectors, core),
             graph.edge_src,
             graph.edge_dst,
             edge_pair=graph.edge_pair,
@@ -159,7 +165,7 @@ class Potential(nn.Module):
         )
         elements = self.elements(epsilon[n:]) if elements is None else elements
         energies = elements.energies(kind, epsilon[:n])
-        return with_repulsion(energies, graph, kind, vectors, elements.core), features[:n]
+        return with_repulsion(energies, vectors, core), features[:n]
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Total energies (B,) and atomic energies (N,), eV, float64; differentiable in positions, cell and weights."""

@@ -4,11 +4,12 @@ import copy
 import ctypes
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from ase import Atoms
 from torch import Tensor
 
 from segnn_ase.model.elements import Elements
@@ -46,6 +47,10 @@ class Evaluator(ABC):
         stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is NaN.
         Pairs beyond the cutoff do nothing where the model is smooth. Raises ValueError for unknown elements.
         """
+
+    def pairwise(self, graph: Graph) -> Prediction:
+        """The same with `edge_gradients` for each pair of the graph, all of which are within the cutoff."""
+        return self(graph)
 
     def without_core(self) -> "Evaluator":
         """The same without core repulsion, whose large forces would hide what differs between two evaluators."""
@@ -150,12 +155,38 @@ def assemble(
     return Prediction(sum_over_atoms(energies, graph), energies, f, s, g, features)
 
 
+def atomic_virials(graph: Graph, g: Tensor) -> Tensor:
+    """sum_j r_ij (x) dE/dr_ij (N, 3, 3) eV, half of every pair for either end, from g = dE/dr_ij (E, 3); not symmetric.
+
+    Their sum over a structure is its stress times its volume. The sum is physics, the parts are a choice.
+    """
+    half = 0.5 * edge_vectors(graph).detach()[:, :, None] * g.double()[:, None]
+    zero = half.new_zeros(len(graph.numbers), 3, 3)
+    return zero.index_add(0, graph.edge_dst, half).index_add(0, graph.edge_src, half)
+
+
 def stress_of(virial: Tensor, graph: Graph) -> Tensor:
     """Stress (B, 3, 3) eV/Å^3 from sums of r (x) dE/dr over the pairs of each structure (B, 3, 3) eV."""
     size = volume(graph)[:, None, None]
     # a cell without volume divides by 1, not 0: its NaN must not reach the gradients of the others in a batch
     s = 0.5 * (virial + virial.transpose(1, 2)) / torch.where(size > 0, size, 1.0)
     return s.masked_fill(size == 0, math.nan)
+
+
+def by_structure(batch: Prediction, structures: list[Atoms]) -> list[Prediction]:
+    """The prediction of each structure of a batch; stress for those that have one."""
+    sizes = [len(atoms) for atoms in structures]
+
+    def split(x: Tensor | None) -> Sequence:
+        return [None] * len(sizes) if x is None else x.split(sizes)
+
+    parts = zip(*map(split, (batch.energies, batch.forces, batch.features, batch.neighbors)), strict=True)
+    out = []
+    for b, (atoms, (energies, forces, features, neighbors)) in enumerate(zip(structures, parts, strict=True)):
+        stress = batch.stress[b : b + 1] if batch.stress is not None and atoms.pbc.all() else None
+        close = False if batch.close is False else None
+        out.append(Prediction(batch.energy[b : b + 1], energies, forces, stress, None, features, neighbors, close))
+    return out
 
 
 def hessian(potential: Potential, graph: Graph) -> Tensor:

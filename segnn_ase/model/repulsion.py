@@ -1,4 +1,10 @@
-"""Core repulsion: what keeps atoms apart below the shortest distances of the training data."""
+"""Core repulsion: what keeps atoms apart below the shortest distances of the training data.
+
+There the network is blind, and what it makes up may attract: it sees the pairs of a core further apart than they are,
+and no difference any more where the repulsion is at its full strength.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +14,33 @@ from segnn_ase.structure.graph import Graph
 _COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
 CORE_MARGIN = 0.95  # of the shortest distance seen: what lies just below it is still learned well
 CORE_SWITCH = 0.25  # of the core radius: over this length the repulsion is switched on
+CORE_BLUR = 0.1  # of the core radius: over this length the network ceases to see that a pair comes closer
+
+
+class Core(NamedTuple):
+    """The pairs of a graph that are closer than their core radius."""
+
+    edges: Tensor | slice  # all of them on a GPU: a look at their number costs more than to evaluate all
+    receivers: Tensor  # (E,), as all that follows of these edges alone
+    numbers: tuple[Tensor, Tensor]  # of receivers and senders
+    radii: Tensor  # Å
+
+
+def core_of(graph: Graph, kind: Tensor, vectors: Tensor, radii: Tensor | None) -> Core | None:
+    """None without a pair in the core; kind (N,): species; vectors r_ij (E, 3) Å; radii (species, species) Å or None.
+
+    Without radii there is no core.
+    """
+    if radii is None:
+        return None
+    limits = radii[kind[graph.edge_dst], kind[graph.edge_src]]
+    edges: Tensor | slice = slice(None)
+    if vectors.device.type == "cpu":
+        edges = (vectors.detach().square().sum(1) < limits.square()).nonzero()[:, 0]
+        if not len(edges):
+            return None
+    receivers = graph.edge_dst[edges]
+    return Core(edges, receivers, (graph.numbers[receivers], graph.numbers[graph.edge_src[edges]]), limits[edges])
 
 
 def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Tensor:
@@ -17,46 +50,62 @@ def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Te
     screening function (Ziegler, Biersack, Littmark 1985). s goes from 0 at the core radius to 1 at
     `CORE_SWITCH` below it, with two continuous derivatives: y^3 (10 - 15 y + 6 y^2).
     """
-    d = vectors.square().sum(1).clamp_min(1e-12).sqrt()
+    d = _length(vectors)
     x = d * (zi.to(d) ** 0.23 + zj.to(d) ** 0.23) / 0.46850
     terms = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
     phi = sum(c * torch.exp(-b * x) for c, b in terms)
-    y = ((radii - d) / (CORE_SWITCH * radii)).clamp(0.0, 1.0)
+    y = _depth(d, radii, CORE_SWITCH * radii)
     return _COULOMB * zi * zj / d * phi * y**3 * (10.0 - 15.0 * y + 6.0 * y**2)
 
 
-def with_repulsion(energies: Tensor, graph: Graph, kind: Tensor, vectors: Tensor, radii: Tensor | None) -> Tensor:
-    """Atomic energies (N,) eV, float64, plus the receivers' halves of the repulsion, differentiable in `vectors`.
+def held_apart(vectors: Tensor, radii: Tensor) -> Tensor:
+    """r_ij (E, 3) as the network sees it: along the same line, at a distance D(d) whose slope is 1 - s.
 
-    kind (N,): species of the atoms; vectors r_ij (E, 3) Å; radii (species, species) Å, None for no repulsion.
+    D = max(d, R - w) + w y^4 (5/2 - 3 y + y^2) for the core radius R and w = `CORE_BLUR` R, three times continuously
+    differentiable: d from R on, and R - w / 2 below R - w.
     """
-    close = None if radii is None else _close_pairs(graph, kind, vectors, radii)
-    if close is None:
+    d, width = _length(vectors), CORE_BLUR * radii
+    y = _depth(d, radii, width)
+    seen = d.maximum(radii - width) + width * y**4 * (2.5 - 3.0 * y + y**2)
+    return vectors * (seen / d)[:, None]
+
+
+def seen_by_network(vectors: Tensor, core: Core | None) -> Tensor:
+    """r_ij (E, 3) of all edges: those in the core `held_apart`, all others as they are."""
+    if core is None:
+        return vectors
+    moved = held_apart(vectors[core.edges], core.radii)
+    return moved if isinstance(core.edges, slice) else vectors.index_copy(0, core.edges, moved)
+
+
+def with_repulsion(energies: Tensor, vectors: Tensor, core: Core | None) -> Tensor:
+    """Atomic energies (N,) eV, float64, plus the receivers' halves of the repulsion, differentiable in `vectors`."""
+    if core is None:
         return energies
-    receivers, senders = graph.edge_dst[close], graph.edge_src[close]
-    ends = graph.numbers[receivers], graph.numbers[senders]
-    half = 0.5 * core_repulsion(vectors[close], *ends, radii[kind[receivers], kind[senders]])
-    return energies.index_add(0, receivers, half.double())
+    half = 0.5 * core_repulsion(vectors[core.edges], *core.numbers, core.radii)
+    return energies.index_add(0, core.receivers, half.double())
 
 
-def repelled(
-    energies: Tensor, g: Tensor | None, graph: Graph, kind: Tensor, vectors: Tensor, radii: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The same for results that autograd knows nothing of: energies, and g = dE/dr_ij (E, 3) where it is asked for."""
+def repelled(energies: Tensor, g: Tensor | None, vectors: Tensor, core: Core | None) -> tuple[Tensor, Tensor | None]:
+    """The same where autograd knows nothing of the network: energies, and dE/dr_ij (E, 3) where it is asked for.
+
+    g: the network's gradient with respect to the vectors that it has seen; the result is differentiable in it.
+    """
+    if core is None:
+        return energies, g
     with torch.enable_grad():
         vectors = vectors.detach().requires_grad_()
-        none = torch.zeros_like(energies)
-        added = with_repulsion(none, graph, kind, vectors, radii)
-        if added is none:
-            return energies, g
-        slope = None if g is None else torch.autograd.grad(added.sum(), vectors)[0]
-    return energies + added.detach(), slope if g is None else g + slope
+        added = with_repulsion(torch.zeros_like(energies), vectors, core)
+        if g is not None:
+            outputs, weights = [added, seen_by_network(vectors, core)], [torch.ones_like(added), g]
+            (g,) = torch.autograd.grad(outputs, vectors, weights, create_graph=g.requires_grad)
+    return energies + added.detach(), g
 
 
-def _close_pairs(graph: Graph, kind: Tensor, vectors: Tensor, radii: Tensor) -> "Tensor | slice | None":
-    """Edges that are shorter than their core radius; None without any."""
-    if vectors.device.type != "cpu":
-        return slice(None)  # on a GPU a look at their number costs more than to evaluate all
-    squares = radii[kind[graph.edge_dst], kind[graph.edge_src]].square()
-    close = (vectors.detach().square().sum(1) < squares).nonzero()[:, 0]
-    return close if len(close) else None
+def _length(vectors: Tensor) -> Tensor:
+    return vectors.square().sum(1).clamp_min(1e-12).sqrt()
+
+
+def _depth(d: Tensor, radii: Tensor, width: Tensor) -> Tensor:
+    """From 0 at the core radius to 1 where a pair is closer by `width`, and deeper."""
+    return ((radii - d) / width).clamp(0.0, 1.0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers.potentials import ODD, VARIANTS, odd_potential
-from helpers.systems import CUTOFF, NAMED
+from helpers.systems import CUTOFF, NAMED, squeezed
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
 from segnn_ase.compiled import choose, cpu
@@ -55,6 +55,13 @@ def test_gradient_of_a_loss_equals_autograd(variant, dtype, new_potential):
     potential, graph = new_potential(variant, dtype), batch()
     expected = gradients_by(PlainLossGradient, potential, graph)
     assert_same(gradients_by(CpuLossGradient, potential, graph), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("variant", KNOWN)
+def test_the_gradient_of_a_loss_agrees_in_the_core(variant, new_potential):
+    potential, graph = new_potential(variant), collate([with_pairs(graph_from_atoms(a, CUTOFF)) for a in squeezed()])
+    expected = gradients_by(PlainLossGradient, potential, graph)
+    assert_same(gradients_by(CpuLossGradient, potential, graph), expected, 1e-9)
 
 
 @pytest.mark.parametrize("name", ODD)

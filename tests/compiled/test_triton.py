@@ -18,7 +18,7 @@ from helpers.kernels import (
     everything,
     random_edges,
 )
-from helpers.systems import NAMED, SPECIES, ethanol, tiny_cell, water
+from helpers.systems import NAMED, SPECIES, ethanol, squeezed, tiny_cell, water
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
@@ -129,6 +129,19 @@ def test_network_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(hidde
             alone = evaluate(graph, forces=False)
             assert alone.forces is None
             torch.testing.assert_close(alone.energies.cpu(), expected.energies, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.slow
+def test_pairs_in_the_core_are_those_of_plain_pytorch(device):
+    """With the gradients of pairs, which the recorded step leaves out and `pairwise` has."""
+    model, crowd = small(), graph_from_atoms(squeezed()[0], SHORT)
+    step = RecordingEvaluator(model.to(device), require=True)
+    expected = PlainEvaluator(small())(crowd, stress=True)
+    for found in (step(crowd.to(device), stress=True), step.pairwise(crowd.to(device))):
+        assert bool(found.close)
+        for name in ("energies", "forces", "edge_gradients"):
+            a, b = getattr(found, name), getattr(expected, name)
+            torch.testing.assert_close(a.cpu(), b, rtol=1e-6, atol=1e-6 * float(b.abs().max()))
 
 
 @pytest.mark.slow

@@ -183,6 +183,14 @@ WITH_VOLUME = [name for name, build in NAMED.items() if abs(np.linalg.det(build(
 PERFECT = ["diamond", "copper", "one_atom"]
 
 
+def squeezed() -> list[Atoms]:
+    """A pair at every depth of the core, several at one atom, and next to them structures that have none."""
+    crowd = Atoms("CHOCuH", [[0, 0, 0], [0, 0.6, 0.1], [0.9, -0.2, 0], [-0.5, -1.3, 0.4], [0.1, 0.2, -1.02]])
+    dense = rattled(copper(), 2)
+    dense.set_cell(0.8 * dense.cell.array, scale_atoms=True)
+    return [crowd, vacuum(), dense, ethanol(), Atoms("CO", [[0, 0, 0], [0.2, 0, 0]])]
+
+
 def random_gas(n_atoms: int, neighbors: float, cutoff: float, seed: int) -> Atoms:
     """A periodic cube of random atoms at least 1 Å apart with this mean number of neighbours."""
     rng = np.random.default_rng(seed)
