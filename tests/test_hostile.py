@@ -1194,5 +1194,5 @@ def test_in_the_shell_a_file_that_cannot_be_written_is_one_line(tmp_path, model,
     ase.io.write("train.traj", water_frames(4))
     options = ["--train", "train.traj", "--epochs", 1, "--cutoff", 3, "--preset", "schnet", "--device", "cpu"]
     result = segnn("train", *options, "--out", "file/model.pt")
-    assert result.exit_code == 1 and "error: cannot write 'file/model.resume.pt'" in result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and "error: cannot write 'file/model." in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output

@@ -31,6 +31,8 @@ def writing(path: "str | Path", consequence: str = "") -> Iterator[None]:
     """Turn the system's error into an OutputError that names the file and what it means."""
     try:
         yield
+    except OutputError:  # has said it
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write {str(path)!r}: {reason}{consequence and '; '}{consequence}") from error

@@ -16,7 +16,8 @@ from ase import Atoms, units
 from ase.md.md import MolecularDynamics
 
 from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, SEGNNError, expect
-from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically, writing
+from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
+from segnn_ase.base.locks import only_writer
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
 from segnn_ase.md.outputs import (
@@ -77,25 +78,23 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     """
     check_run(atoms, config)
     deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    resumed = prepare_files(config, overwrite)
-    try:
-        run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
-        seconds = advance(run, first, progress, deadline)
-    except OutputError as error:
-        further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
-        raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
+    paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
+    with only_writer(paths.values()):
+        resumed = prepare_files(paths, overwrite)
+        try:
+            run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
+            seconds = advance(run, first, progress, deadline)
+        except OutputError as error:
+            further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+            raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
     return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
 
 
-def prepare_files(config: MDConfig, overwrite: bool) -> bool:
-    """Make folders and clear up; returns whether there is a run to go on with, refuses to overwrite another."""
-    paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
+def prepare_files(paths: dict[str, Path], overwrite: bool) -> bool:
+    """Clear up; returns whether there is a run to go on with, refuses to overwrite another."""
     resumed = "restart" in paths and paths["restart"].is_file()
     if not resumed and not overwrite:
         refuse_existing(paths)
-    for path in paths.values():
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(paths.values())
     return resumed
 
