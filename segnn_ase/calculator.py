@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.data import chemical_symbols
 from ase.outputs import Properties
 from ase.stress import full_3x3_to_voigt_6_stress
@@ -25,11 +25,13 @@ from segnn_ase.base.errors import (
     StructureError,
     expect,
 )
+from segnn_ase.base.threads import SharedCalculator, one_at_a_time
 from segnn_ase.compiled.choose import MODES, choose_evaluator
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, hessian
 from segnn_ase.store.model_file import Committee, load_committee
+from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.graph import Graph, collate, edge_vectors, within
 from segnn_ase.structure.neighbors import BACKENDS, Neighbors
 from segnn_ase.structure.skin import SkinGraphs
@@ -41,7 +43,7 @@ DERIVATIVES = ("forces", "stress")
 OUTSIDE = ("warn", "raise", "ignore")
 
 
-class SEGNNCalculator(Calculator):
+class SEGNNCalculator(SharedCalculator):
     """Energies, forces and stress of a SEGNN potential.
 
     model: the path of a model file, the name of a shipped potential, a `Potential`, or a list of these: a
@@ -91,10 +93,12 @@ class SEGNNCalculator(Calculator):
         self.device = resolve_device(device)
         committee = members_of(model)
         self._factors = committee.factors
+        weights = {"weights": [_checksum(potential) for potential in committee.potentials]}
         self._potentials = [
             _prepare(potential, self.device, resolve_dtype(dtype), allow_nonsmooth)
             for potential in committee.potentials
         ]
+        self.parameters = {**weights, "dtype": str(self._potentials[0].dtype).removeprefix("torch.")}
         _check_choices(accelerate=(accelerate, MODES), domain=(domain, OUTSIDE))
         for name, value in (("tables", tables), ("allow_nonsmooth", allow_nonsmooth)):
             expect(isinstance(value, bool), name, value, "True or False")
@@ -134,10 +138,12 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")
         return super().set()
 
+    @one_at_a_time
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
         return super().get_property(name, atoms, allow_calculation)
 
+    @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
@@ -162,6 +168,7 @@ class SEGNNCalculator(Calculator):
         """ASE's own properties; the deviations and what is outside are in `results` only."""
         return Properties({name: self.results[name] for name in self.implemented_properties if name in self.results})
 
+    @one_at_a_time
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
         """Results of many structures, several in one pass: for screening, and for small molecules several times faster.
 
@@ -219,16 +226,19 @@ class SEGNNCalculator(Calculator):
                 raise StructureError(f"structure {n}: {error}") from error
         return graphs
 
+    @one_at_a_time
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         return np.mean([_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self._potentials], axis=0)
 
+    @one_at_a_time
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         return _numpy(self._chosen(graphs)[0](graphs[self._potentials[0].cutoff], forces=False).features)
 
+    @one_at_a_time
     def get_pairs(self, atoms: Atoms | None = None) -> Neighbors:
         """The pairs i, j, S that are evaluated, as ASE's `neighbor_list` returns them; of the first potential."""
         cutoff = self._potentials[0].cutoff
@@ -252,20 +262,11 @@ class SEGNNCalculator(Calculator):
 
     def __getstate__(self) -> dict:
         # compiled code stays in its process: another machine may have another compiler, or none
-        return {**self.__dict__, "_evaluators": None, "_meanwhile": None}
+        return {**super().__getstate__(), "_evaluators": None, "_meanwhile": None}
 
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
-        atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
-        expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
-        if atoms is None or len(atoms) == 0:
-            raise StructureError("atoms is empty: there is nothing to evaluate")
         first = self._potentials[0]  # the others know the same elements
-        check_elements(first.symbols, first.species, atoms.numbers)
-        cell = atoms.cell.array
-        graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
-        if not graphs.apart(CLOSEST, cell):
-            _check_distances(atoms, graph)
-        return graph
+        return _checked_graph(self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff], first)
 
 
 def members_of(model) -> Committee:
@@ -282,6 +283,12 @@ def members_of(model) -> Committee:
     return Committee([potential for one in model for potential in members_of(one).potentials], {}, {})
 
 
+def _checksum(potential: Potential) -> str:
+    """What the energies depend on, in the precision of the training, as 16 digits."""
+    constants = [potential.config.model_dump(mode="json"), potential.species, potential.reference_energies]
+    return checksum([*constants, potential.scales, dict(potential.state_dict())])[:16]
+
+
 def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | None, allow_nonsmooth: bool) -> Potential:
     if not potential.config.smooth and not allow_nonsmooth:
         raise ConfigError(
@@ -289,6 +296,18 @@ def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | No
             "with it does not conserve energy; pass allow_nonsmooth=True to use it all the same"
         )
     return potential.to(device=device, dtype=dtype or potential.dtype).eval().requires_grad_(False)
+
+
+def _checked_graph(atoms: Atoms | None, graphs: SkinGraphs, potential: Potential) -> Graph:
+    expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
+    if atoms is None or len(atoms) == 0:
+        raise StructureError("atoms is empty: there is nothing to evaluate")
+    check_elements(potential.symbols, potential.species, atoms.numbers)
+    cell = atoms.cell.array
+    graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
+    if not graphs.apart(CLOSEST, cell):
+        _check_distances(atoms, graph)
+    return graph
 
 
 def _choose(potentials: list[Potential], graphs: dict[float, Graph], mode: str, tables: bool) -> list[Evaluator]:

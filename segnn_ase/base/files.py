@@ -38,10 +38,11 @@ def writing(path: "str | Path", consequence: str = "") -> Iterator[None]:
         raise OutputError(f"cannot write {str(path)!r}: {reason}{consequence and '; '}{consequence}") from error
 
 
-def write_atomically(path: "str | Path", content: bytes) -> None:
+def write_atomically(path: "str | Path", content: bytes, *, mode: int | None = None) -> None:
     """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn.
 
-    Raises OutputError when it cannot be written; then the old file is intact, and no other is left.
+    mode: the rights of the file; None for those that new files have here. Raises OutputError when it cannot be written;
+    then the old file is intact, and no other is left.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -49,6 +50,8 @@ def write_atomically(path: "str | Path", content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
+                if mode is not None:
+                    temporary.chmod(mode)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

@@ -76,7 +76,7 @@ def _owned(lock: Path, path: "str | Path") -> BinaryIO:
             _lock(file)
         except OSError as error:
             with file:
-                _refuse(file, path, error)
+                _unlocked(file, path, error)
             return open(os.devnull, "rb")
         if _in_place(file, lock):
             file.truncate(0)
@@ -94,7 +94,7 @@ def _in_place(file: BinaryIO, lock: Path) -> bool:
         return False
 
 
-def _refuse(file: BinaryIO, path: "str | Path", error: OSError) -> None:
+def _unlocked(file: BinaryIO, path: "str | Path", error: OSError) -> None:
     """Raise OutputError where another one has the lock; warn where this file system has no locks."""
     if error.errno in BUSY:
         file.seek(0)

@@ -9,8 +9,9 @@ from importlib.resources import files
 
 import torch
 
-from segnn_ase.compiled.build import CompilerError, load_library
+from segnn_ase.compiled.build import load_library
 from segnn_ase.compiled.c_code import prelude
+from segnn_ase.compiled.cache import CompilerError
 
 CHUNK = 32  # atoms
 SLOTS = 48  # tensors of one step

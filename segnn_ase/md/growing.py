@@ -40,10 +40,15 @@ class Growing:
         self._last = footprint(self.path)
 
 
+FOLDER = Footprint(-1, -1, 0)
+
+
 def footprint(path: str | None) -> Footprint | None:
     """None where there is no file."""
     if path is None or not os.path.exists(path):
         return None
+    if os.path.isdir(path):
+        return FOLDER
     with open(path, "rb") as file:
         state = os.fstat(file.fileno())
         file.seek(max(state.st_size - TAIL, 0))
@@ -56,6 +61,8 @@ def _what_happened(last: Footprint | None, found: Footprint | None) -> str:
     remedy = f"restore the file with its first {last.size} bytes as they were"
     if found is None:
         return f"it was moved away or removed while the run was writing it; {remedy}"
+    if found == FOLDER:
+        return f"it is a folder now; {remedy}"
     if found.size < last.size:
         return f"it was cut from {last.size} to {found.size} bytes while the run was writing it; {remedy}"
     if found.inode != last.inode:

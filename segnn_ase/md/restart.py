@@ -93,7 +93,7 @@ def unreadable(path: str | None, reason: str) -> MDError:
 def check_state(header: dict, arrays: dict[str, np.ndarray]) -> list[str]:
     """Names of what cannot be the state of a run; raises for what is missing."""
     n, columns = len(arrays["numbers"]), len(COLUMNS) if header["step"] else 0
-    shapes = {name: (n, 3) for name in ("positions", "momenta", "forces")}
+    shapes: dict[str, tuple] = {name: (n, 3) for name in ("positions", "momenta", "forces")}
     shapes |= {"masses": (n,), "cell": (3, 3), "first_row": (columns,)}
     wrong = [name for name, shape in shapes.items() if arrays[name].shape != shape or arrays[name].dtype.kind != "f"]
     state = [name for name in arrays if name != "first_row"]

@@ -14,23 +14,23 @@ from ase.io.jsonio import encode
 SAME_FORCES = 5e-3  # eV/Å, and of the largest force: more than rounding, less than another potential
 
 
-def parts_of(calc, weight: float = 1.0) -> list[tuple]:
+def summands(calc, weight: float = 1.0) -> list[tuple]:
     """The calculators that a calculator adds up, each with its weight; itself where it is none of ASE's sums."""
     mixer = getattr(calc, "mixer", None)
     if not isinstance(mixer, Mixer):
         return [(calc, weight)]
-    return [part for c, w in zip(mixer.calcs, mixer.weights, strict=True) for part in parts_of(c, weight * w)]
+    return [part for c, w in zip(mixer.calcs, mixer.weights, strict=True) for part in summands(c, weight * w)]
 
 
 def forces_std(calc) -> np.ndarray | None:
     """Standard deviations of the forces (N, 3) eV/Å; None where no part gives them. Those of parts add up."""
-    found = [abs(weight) * part.results["forces_std"] for part, weight in parts_of(calc) if _says(part, "forces_std")]
+    found = [abs(weight) * part.results["forces_std"] for part, weight in summands(calc) if _says(part, "forces_std")]
     return sum(found[1:], found[0]) if found else None
 
 
 def outside_domain(calc) -> list | None:
     """In which ways the structure is outside the training data of a part; None where no part has a domain."""
-    found = [part.results["outside_domain"] for part, _ in parts_of(calc) if _says(part, "outside_domain")]
+    found = [part.results["outside_domain"] for part, _ in summands(calc) if _says(part, "outside_domain")]
     return [way for ways in found for way in ways] if found else None
 
 
@@ -46,23 +46,23 @@ def largest_forces_std(calc) -> float:
 
 def identity(atoms: Atoms) -> dict[str, str]:
     """What the forces depend on besides the positions, by name and in words: the same in every process."""
-    parts = parts_of(atoms.calc)
+    parts = summands(atoms.calc)
     found: dict[str, str] = {}
     for n, (calc, weight) in enumerate(parts, 1):
         name = "calculator" if len(parts) == 1 else f"calculator {n}"
         found[name] = type(calc).__name__ if weight == 1 else f"{weight:g} {type(calc).__name__}"
         settings = calc.todict() if hasattr(calc, "todict") else {}
-        found |= {f"{name}.{key}": text for key, value in settings.items() if (text := _spelt(value))}
-    found["constraints"] = ", ".join(_spelt(c) or type(c).__name__ for c in atoms.constraints) or "none"
+        found |= {f"{name}.{key}": text for key, value in settings.items() if (text := _as_json(value))}
+    found["constraints"] = ", ".join(_as_json(c) or type(c).__name__ for c in atoms.constraints) or "none"
     for name, values in (
         ("charges", atoms.get_initial_charges()),
         ("magnetic moments", atoms.get_initial_magnetic_moments()),
     ):
-        found[name] = _spelt(values.tolist()) if values.any() else "none"
+        found[name] = _as_json(values.tolist()) if values.any() else "none"
     return found
 
 
-def _spelt(value) -> str:
+def _as_json(value) -> str:
     """As JSON; empty for what has no such form, as a function."""
     try:
         return encode(value)

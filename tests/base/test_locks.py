@@ -113,8 +113,9 @@ def test_a_file_system_without_locks_warns(tmp_path, monkeypatch):
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(locks, "_lock", missing)
-    with pytest.warns(UserWarning, match=r"log: no locks here \(Function not implemented\)"), only_writer(
-        [tmp_path / "log"]
+    with (
+        pytest.warns(UserWarning, match=r"log: no locks here \(Function not implemented\)"),
+        only_writer([tmp_path / "log"]),
     ):
         pass
 
