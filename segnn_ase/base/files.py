@@ -18,12 +18,32 @@ from segnn_ase.base.errors import OutputError, expect
 def existing_file(path: "str | Path", argument: str) -> Path:
     """Return the path if it is a file. Raises FileNotFoundError naming the argument."""
     expect(isinstance(path, str | os.PathLike), argument, path, "a path")
-    path = Path(path).expanduser()
+    path = home_expanded(path, argument)
+    if is_file(path):
+        return path
     if path.is_dir():
         raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a folder; expected a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file (working folder {Path.cwd()})")
-    return path
+    if os.path.exists(path):
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a device or a pipe; expected a file")
+    where = f"(working folder {Path.cwd()})"
+    raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file {where}")
+
+
+def home_expanded(path: "str | Path", argument: str) -> Path:
+    """The path with a ~ at its start replaced. Raises FileNotFoundError for the home of a user who has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, but {user} has no home directory") from None
+
+
+def is_file(path: Path) -> bool:
+    """False also for what cannot be a file, as a name that is too long, or cannot be looked at."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 @contextmanager

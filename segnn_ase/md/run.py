@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 from ase import Atoms, units
+from ase.data import atomic_masses
 from ase.md.md import MolecularDynamics
 
 from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, SEGNNError, expect
@@ -109,6 +110,10 @@ def check_run(atoms: Atoms, config: MDConfig) -> None:
     expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
     if atoms.calc is None or not len(atoms):
         raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")
+    unknown = (atoms.numbers < 0) | (atoms.numbers >= len(atomic_masses))
+    if unknown.any():
+        atom = int(np.flatnonzero(unknown)[0])
+        raise ConfigError(f"atom {atom} has the atomic number {atoms.numbers[atom]}; expected up to 118")
     if not (atoms.get_masses() > 0).all():
         raise ConfigError(f"masses of atoms {np.flatnonzero(atoms.get_masses() <= 0).tolist()} are zero; set_masses")
     if not np.isfinite(atoms.get_momenta()).all():
