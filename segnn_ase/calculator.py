@@ -320,7 +320,7 @@ def _check_choices(**choices: tuple) -> None:
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         on_gpu = device.type == "cuda" and importlib.util.find_spec("torch_cluster") is not None
         return "torch_cluster" if on_gpu else "matscipy"
     known = isinstance(name, str) and name in BACKENDS

@@ -21,7 +21,7 @@ def existing_file(path: "str | Path", argument: str) -> Path:
     path = home_expanded(path, argument)
     if is_file(path):
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a folder; expected a file")
     if os.path.exists(path):
         raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a device or a pipe; expected a file")
@@ -64,7 +64,10 @@ def write_atomically(path: "str | Path", content: bytes, *, mode: int | None = N
     mode: the rights of the file; None for those that new files have here. Raises OutputError when it cannot be written;
     then the old file is intact, and no other is left.
     """
+    expect(isinstance(path, str | os.PathLike), "path", path, "a path")
     path = Path(path)
+    if not path.name or "\0" in str(path):
+        raise OutputError(f"cannot write {str(path)!r}: it is no name of a file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path, "what was there before is intact"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -48,7 +48,10 @@ def only_writer(paths: Iterable["str | Path"]) -> Iterator[None]:
 def _place(path: "str | Path") -> Path:
     """Where a file is in the end, whatever it is called and whichever links lead to it."""
     with writing(path):
-        return Path(path).resolve()
+        try:
+            return Path(path).resolve()
+        except ValueError as error:  # a zero among its letters
+            raise OutputError(f"cannot write {str(path)!r}: {error}") from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ase.io.formats import string2index
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from segnn_ase.base.errors import DataError, expect
-from segnn_ase.base.files import existing_file
+from segnn_ase.base.files import existing_file, home_expanded, is_file
 from segnn_ase.base.settings import Settings
 from segnn_ase.data.counts import refuse_impossible_counts
 
@@ -91,7 +91,7 @@ def read_images(path: str) -> list[tuple[str, Atoms]]:
 def split_index(path: str) -> tuple[str, str]:
     """File and ASE's index; an @ in a folder's name or in that of a file that exists is no index."""
     name, _, index = path.rpartition("@")
-    if "@" not in Path(path).name or Path(path).expanduser().is_file():
+    if "@" not in Path(path).name or is_file(home_expanded(path, "data file")):
         name, index = path, ":"
     return str(existing_file(name, "data file")), index
 
@@ -113,6 +113,7 @@ def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":
 def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str = "frame") -> Frame:
     """Take the labels off an `Atoms` object: the keys given, else its calculator's results, else the usual keys."""
     keys = keys or LabelKeys()
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     if not len(atoms) or not (atoms.numbers > 0).all():
         what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
         raise DataError(f"{source} is no structure: {what}")

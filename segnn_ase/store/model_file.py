@@ -64,6 +64,12 @@ def save_committee(path: "str | Path", committee: Committee) -> None:
 
     Raises ConfigError for members with other elements or another cutoff than the first.
     """
+    expect(isinstance(committee, Committee), "committee", committee, "a Committee")
+    members, factors = committee.potentials, committee.factors
+    good = isinstance(members, list | tuple) and all(isinstance(p, Potential) for p in members)
+    expect(good, "potentials", members, "a list of potentials")
+    good = isinstance(factors, dict) and all(isinstance(f, int | float) and f >= 0 for f in factors.values())
+    expect(good, "factors", factors, "a dict of numbers")
     kinds = {(tuple(p.species), p.cutoff) for p in committee.potentials}
     expect(len(kinds) == 1, "potentials", sorted(kinds), "members with the same elements and cutoff")
     content = {

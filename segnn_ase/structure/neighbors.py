@@ -67,7 +67,7 @@ def compact(cell, pbc) -> tuple[np.ndarray, np.ndarray]:
     Searches look at all cells that a sphere of the cutoff reaches: in a cell that is sheared by a thousand, millions.
     A cell that is not far from compact stays as it is, and so does what is no cell (see `check_geometry`).
     """
-    given, unchanged = np.asarray(cell, dtype=float), np.eye(3, dtype=int)
+    given, unchanged = _as_cell(cell), np.eye(3, dtype=int)
     pbc = _as_pbc(pbc)
     if given.shape != (3, 3) or not np.isfinite(given).all() or not pbc.any():
         return given, unchanged
@@ -136,6 +136,13 @@ def _as_positions(positions) -> np.ndarray:
     if array.size and (array.ndim != 2 or array.shape[1] != 3):
         raise StructureError(f"positions have shape {array.shape}; expected (N, 3)")
     return array.reshape(-1, 3)
+
+
+def _as_cell(cell) -> np.ndarray:
+    try:
+        return np.asarray(cell, dtype=float)
+    except (TypeError, ValueError):
+        raise StructureError(f"cell is {in_short(cell)}; expected numbers, (3, 3)") from None
 
 
 def _as_pbc(pbc) -> np.ndarray:
