@@ -101,6 +101,7 @@ def check_state(header: dict, arrays: dict[str, np.ndarray]) -> list[str]:
     wrong += [name for name, least in (("step", 0), ("dof", 1)) if not _is_count(header[name], least)]
     wrong += [name for name in ("config", "rng", "marks") if not isinstance(header[name], dict)]
     wrong += ["pbc"] * (len(header["pbc"]) != 3)
+    wrong += ["config"] * bool(MDConfig.model_fields.keys() - header["config"].keys())
     wrong += ["identity"] * (not all(isinstance(text, str) for text in header["identity"].values()))
     for name in OUTPUTS:
         if not all(value is None or _is_count(value) for value in Mark(*header["marks"][name])):
