@@ -83,7 +83,7 @@ def find_library(folder: Path, key: str) -> Path | None:
 def _is_good(path: Path) -> bool:
     try:
         state = path.lstat()
-        whole = stat.S_ISREG(state.st_mode) and path.stem.endswith(f"-{_digest(path.read_bytes())}")
+        whole = stat.S_ISREG(state.st_mode) and path.stem.endswith(f"-{_sum_of(path.read_bytes())}")
     except OSError:  # gone meanwhile, or not to be read
         return False
     return whole and _trusted(state)
@@ -91,7 +91,7 @@ def _is_good(path: Path) -> bool:
 
 def keep_library(folder: Path, key: str, content: bytes) -> Path:
     """Keep a library by its key, on the disk before it has its name; removes what goes by that key and is no good."""
-    path = folder / f"{key}-{_digest(content)}.so"
+    path = folder / f"{key}-{_sum_of(content)}.so"
     for other in folder.glob(f"{key}-*.so"):
         if other != path and not _is_good(other):  # what is good may be another process's, which made it meanwhile
             other.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ def keep_library(folder: Path, key: str, content: bytes) -> Path:
     return path
 
 
-def _digest(content: bytes) -> str:
+def _sum_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:DIGITS]
 
 

@@ -84,7 +84,7 @@ def planted(folder: Path, **rights) -> None:
     library = the_library(folder)
     another(library)
     key = library.name.partition("-")[0]
-    evil = library.rename(folder / f"{key}-{cache._digest(library.read_bytes())}.so")
+    evil = library.rename(folder / f"{key}-{cache._sum_of(library.read_bytes())}.so")
     evil.chmod(rights.get("mode", 0o600))
     if "owner" in rights:
         os.chown(evil, rights["owner"], rights["owner"])
