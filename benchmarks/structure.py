@@ -21,7 +21,7 @@ FLOORS = (
     "base",
     "structure",
     "model data md",
-    "compiled trust check",
+    "compiled trust check inspection",
     "store",
     "calculator",
     "train verify",

@@ -11,8 +11,7 @@ from typing import Literal
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
-from ase.data import chemical_symbols
+from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 from ase.outputs import Properties
 from ase.stress import full_3x3_to_voigt_6_stress
 
@@ -26,26 +25,26 @@ from segnn_ase.base.errors import (
     expect,
     level_of_caller,
 )
+from segnn_ase.base.threads import one_at_a_time
 from segnn_ase.compiled.choose import MODES, choose_evaluator
-from segnn_ase.model.elements import check_elements
-from segnn_ase.model.heat_flux import heat_flux
+from segnn_ase.inspection import InspectedCalculator, as_numpy
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, atomic_virials, by_structure, hessian
+from segnn_ase.model.predict import Evaluator, Prediction, by_structure
+from segnn_ase.model.structures import graph_of
 from segnn_ase.store.model_file import Committee, load_committee
-from segnn_ase.structure.graph import Graph, collate, edge_vectors, within
-from segnn_ase.structure.neighbors import BACKENDS, Neighbors
+from segnn_ase.store.tensors import checksum
+from segnn_ase.structure.graph import Graph, collate, within
+from segnn_ase.structure.neighbors import BACKENDS
 from segnn_ase.structure.skin import SkinGraphs
 from segnn_ase.trust.monitor import Monitor
 from segnn_ase.trust.unused import unused_input
 
-CLOSEST = 0.05  # Å; nearer than this two atoms are on one spot
-CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side, and do nothing
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress", "stresses")
 OUTSIDE = ("warn", "raise", "ignore")
 
 
-class SEGNNCalculator(Calculator):
+class SEGNNCalculator(InspectedCalculator):
     """Energies, forces and stress of a SEGNN potential.
 
     model: the path of a model file, the name of a shipped potential, a `Potential`, or a list of these: a
@@ -96,10 +95,12 @@ class SEGNNCalculator(Calculator):
         self.device = resolve_device(device)
         committee = members_of(model)
         self._factors = committee.factors
+        weights = {"weights": [_checksum(potential) for potential in committee.potentials]}
         self._potentials = [
             _prepare(potential, self.device, resolve_dtype(dtype), allow_nonsmooth)
             for potential in committee.potentials
         ]
+        self.parameters = {**weights, "dtype": str(self._potentials[0].dtype).removeprefix("torch.")}
         _check_choices(accelerate=(accelerate, MODES), domain=(domain, OUTSIDE))
         for name, value in (("tables", tables), ("allow_nonsmooth", allow_nonsmooth)):
             expect(isinstance(value, bool), name, value, "True or False")
@@ -139,10 +140,12 @@ class SEGNNCalculator(Calculator):
             raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")
         return super().set()
 
+    @one_at_a_time
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
         return super().get_property(name, atoms, allow_calculation)
 
+    @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
         atoms = self.atoms
@@ -167,6 +170,7 @@ class SEGNNCalculator(Calculator):
         """ASE's own properties; the deviations and what is outside are in `results` only."""
         return Properties({name: self.results[name] for name in self.implemented_properties if name in self.results})
 
+    @one_at_a_time
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
         """Results of many structures, several in one pass: for screening, and for small molecules several times faster.
 
@@ -203,46 +207,6 @@ class SEGNNCalculator(Calculator):
         evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._potentials[0].cutoff]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
 
-    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
-        """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
-        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
-        return np.mean([_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self._potentials], axis=0)
-
-    def get_virials(self, atoms: Atoms | None = None) -> np.ndarray:
-        """Virials sum_j r_ij (x) dE/dr_ij of the atoms, half of every pair for either end: (N, 3, 3) eV, not symmetric.
-
-        Their sum is the stress times the volume. The heat flux is not theirs: see `get_heat_flux`.
-        """
-        return self._virials({cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs})
-
-    def get_atomic_volumes(self) -> float:
-        """What "stresses" are divided by: nothing. ASE asks for it to add the ideal gas in the same units."""
-        return 1.0
-
-    def _virials(self, graphs: dict[float, Graph]) -> np.ndarray:
-        near = {cutoff: within(graph, CERTAIN * cutoff) for cutoff, graph in graphs.items()}
-        pairs = zip(self._chosen(near), (near[p.cutoff] for p in self._potentials), strict=True)
-        return np.mean([_numpy(atomic_virials(g, evaluator.pairwise(g).edge_gradients)) for evaluator, g in pairs], 0)
-
-    def get_heat_flux(self, atoms: Atoms | None = None, *, convective: bool = True) -> np.ndarray:
-        """J = d/dt sum_i r_i E_i, (3,) eV Å per ASE's unit of time (divide by the volume for a density).
-
-        Exact for potentials that pass messages (`model.heat_flux`), with periodic images. With `convective`
-        sum_i E_i v_i is in it, E_i being the energy of an atom with its E0 and its kinetic energy.
-        """
-        return _heat_flux(self._potentials, self.atoms if atoms is None else atoms, self._graph, convective)
-
-    def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
-        """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
-        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
-        return _numpy(self._chosen(graphs)[0](graphs[self._potentials[0].cutoff], forces=False).features)
-
-    def get_pairs(self, atoms: Atoms | None = None) -> Neighbors:
-        """The pairs i, j, S that are evaluated, as ASE's `neighbor_list` returns them; of the first potential."""
-        cutoff = self._potentials[0].cutoff
-        graph = within(self._graph(atoms, cutoff), cutoff)
-        return Neighbors(*map(_numpy, (graph.edge_dst, graph.edge_src, graph.edge_shift.long())))
-
     def _chosen(self, graphs: dict[float, Graph]) -> list[Evaluator]:
         """The fastest evaluators that agree with plain PyTorch on the first structure that has neighbours."""
         if self._stamps is not None:
@@ -260,11 +224,11 @@ class SEGNNCalculator(Calculator):
 
     def __getstate__(self) -> dict:
         # compiled code stays in its process: another machine may have another compiler, or none
-        return {**self.__dict__, "_evaluators": None, "_meanwhile": None}
+        return {**super().__getstate__(), "_evaluators": None, "_meanwhile": None}
 
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
-        graph = _graph_of(atoms, graphs, self._potentials[0])  # the other potentials know the same elements
+        graph = graph_of(atoms, graphs, self._potentials[0])  # the other potentials know the same elements
         _report_unused(atoms, self._warned)
         return graph
 
@@ -288,19 +252,6 @@ def _report_unused(atoms: Atoms, warned: set[str]) -> None:
         warnings.warn(f"{text}. Said once.", UnusedInputWarning, stacklevel=level_of_caller())
 
 
-def _graph_of(atoms: Atoms | None, graphs: SkinGraphs, potential: Potential) -> Graph:
-    """The graph of a structure that can be evaluated."""
-    expect(atoms is None or isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
-    if atoms is None or len(atoms) == 0:
-        raise StructureError("atoms is empty: there is nothing to evaluate")
-    check_elements(potential.symbols, potential.species, atoms.numbers)
-    cell = atoms.cell.array
-    graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
-    if not graphs.apart(CLOSEST, cell):
-        _check_distances(atoms, graph)
-    return graph
-
-
 def members_of(model) -> Committee:
     """The potentials that a model means."""
     if isinstance(model, Potential):
@@ -313,6 +264,12 @@ def members_of(model) -> Committee:
     if len(model) == 1:
         return members_of(model[0])  # the factors of a committee's file stay
     return Committee([potential for one in model for potential in members_of(one).potentials], {}, {})
+
+
+def _checksum(potential: Potential) -> str:
+    """What the energies depend on, in the precision of the training, as 16 digits."""
+    constants = [potential.config.model_dump(mode="json"), potential.species, potential.reference_energies]
+    return checksum([*constants, potential.scales, dict(potential.state_dict())])[:16]
 
 
 def _prepare(potential: Potential, device: torch.device, dtype: torch.dtype | None, allow_nonsmooth: bool) -> Potential:
@@ -334,24 +291,12 @@ def _check_choices(**choices: tuple) -> None:
 
 
 def _resolve_backend(name: str, device: torch.device) -> str:
-    if name == "auto":
+    if isinstance(name, str) and name == "auto":
         on_gpu = device.type == "cuda" and importlib.util.find_spec("torch_cluster") is not None
         return "torch_cluster" if on_gpu else "matscipy"
     known = isinstance(name, str) and name in BACKENDS
     expect(known, "neighbor_backend", name, f"'auto' or one of {', '.join(BACKENDS)}")
     return name
-
-
-def _check_distances(atoms: Atoms, graph: Graph) -> None:
-    squares = edge_vectors(graph).square().sum(1)
-    if len(squares) and float(squares.min()) < CLOSEST**2:
-        e = int(squares.argmin())
-        ends = (int(graph.edge_dst[e]), int(graph.edge_src[e]))
-        a, b = (f"{chemical_symbols[atoms.numbers[k]]} {k}" for k in ends)
-        raise StructureError(
-            f"atoms {a} and {b} are {float(squares[e]) ** 0.5:.3g} Å apart (less than {CLOSEST} Å): two atoms on one "
-            "spot. Remove duplicates (ase.geometry.get_duplicate_atoms), or check cell and pbc."
-        )
 
 
 def _checked_request(structures, properties) -> tuple[Iterable[Atoms], Sequence[str]]:
@@ -366,18 +311,6 @@ def _checked_request(structures, properties) -> tuple[Iterable[Atoms], Sequence[
     if unknown := [name for name in properties if name not in names]:
         raise ConfigError(f"properties has {unknown[0]!r}; expected {known}")
     return structures, properties
-
-
-def _heat_flux(potentials: list[Potential], atoms: Atoms, graph_of: Callable, convective: bool) -> np.ndarray:
-    """Mean over the potentials; graph_of: (atoms, cutoff) -> graph."""
-    expect(isinstance(convective, bool), "convective", convective, "True or False")
-    fluxes = []
-    for potential in potentials:
-        graph = within(graph_of(atoms, potential.cutoff), potential.cutoff)
-        moving = (torch.as_tensor(x).to(potential.device) for x in (atoms.get_velocities(), atoms.get_masses()))
-        flux, carried = heat_flux(potential, graph, *moving)
-        fluxes.append(_numpy(flux + carried if convective else flux))
-    return np.mean(fluxes, axis=0)
 
 
 def _alone(structures: list[Atoms], first: int, cutoff: float, like: SkinGraphs, graph_of: Callable) -> list[Graph]:
@@ -419,7 +352,7 @@ def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
 
 
 def _results_of(p: Prediction) -> dict:
-    energies, energy = _numpy(p.energies), p.energy.item()
+    energies, energy = as_numpy(p.energies), p.energy.item()
     if not np.isfinite(energies).all():
         atom = int(np.flatnonzero(~np.isfinite(energies))[0])
         raise StructureError(
@@ -428,14 +361,10 @@ def _results_of(p: Prediction) -> dict:
         )
     results = {"energy": energy, "free_energy": energy, "energies": energies}
     if p.forces is not None:
-        results["forces"] = _numpy(p.forces)
+        results["forces"] = as_numpy(p.forces)
     if p.stress is not None:
-        results["stress"] = full_3x3_to_voigt_6_stress(_numpy(p.stress[0]))
+        results["stress"] = full_3x3_to_voigt_6_stress(as_numpy(p.stress[0]))
     return results
-
-
-def _numpy(x: torch.Tensor) -> np.ndarray:
-    return x.detach().cpu().numpy()
 
 
 def _unknown_keyword(name: str) -> str:

@@ -208,8 +208,11 @@ def read_structure(path: str):
     """Read the last frame of a file. Raises FileNotFoundError, or ConfigError for what ASE cannot read."""
     import ase.io
 
+    from segnn_ase.data.counts import refuse_impossible_counts
+
     existing_file(path, "structure")
     try:
+        refuse_impossible_counts(path)
         return ase.io.read(path, -1)
     except Exception as error:  # ASE raises anything on a bad file
         raise ConfigError(

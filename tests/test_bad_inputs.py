@@ -25,18 +25,22 @@ from segnn_ase import Potential, SEGNNCalculator, load_potential, save_potential
 from segnn_ase.base.errors import ConfigError, DataError, DeviceError, ModelFileError, OutputError, StructureError
 from segnn_ase.base.figures import plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
 from segnn_ase.base.settings import read_toml
+from segnn_ase.check.doctor import check
 from segnn_ase.cli import read_structure
-from segnn_ase.data.frames import LabelKeys, read_frames
+from segnn_ase.data.frames import LabelKeys, frame_from_atoms, read_frames
 from segnn_ase.md.analysis import plot_run, radial_distribution
 from segnn_ase.md.run import run_md
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.settings import ModelConfig, model_config
+from segnn_ase.store.model_file import Committee, save_committee
+from segnn_ase.structure.graph import graph_from_atoms
 from segnn_ase.structure.neighbors import neighbor_list
 from segnn_ase.structure.skin import SkinNeighbors
 from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.start import finetune, train
+from segnn_ase.verify import verify
 
 NAN, INF = math.nan, math.inf
 
@@ -95,6 +99,14 @@ CALCULATOR = [
     ("structure as model", constructed(Atoms("H")), ConfigError, "model is Atoms.*expected a path"),
     ("empty name", constructed(""), FileNotFoundError, "model is '': there is no such file"),
     ("no such model", constructed("no.pt"), FileNotFoundError, r"model is 'no\.pt'.*no such file.*shipped are"),
+    (
+        "home of nobody",
+        constructed("~nobody_here/m.pt"),
+        FileNotFoundError,
+        "model is .*, but ~nobody_here has no home",
+    ),
+    ("300 letters", constructed("x" * 300), FileNotFoundError, "model is 'x{300}': there is no such file"),
+    ("zero in a name", constructed("a\0b"), FileNotFoundError, "model is 'a.x00b': there is no such file"),
     ("folder as model", constructed("frames"), FileNotFoundError, "model is 'frames'"),
     ("text as model", constructed("text.xyz"), ModelFileError, r"text\.xyz is not a readable model file"),
     ("cut model", constructed("cut.pt"), ModelFileError, r"cut\.pt is not a readable model file .truncated"),
@@ -211,6 +223,7 @@ EVALUATION = [
         "convective is 1; expected True or False",
     ),
     ("element 0", forces(numbered(0)), StructureError, "atom 4 is X, which this potential does not know"),
+    ("element 119", forces(numbered(119)), StructureError, "atom 4 has the atomic number 119; expected an element"),
     ("element 200", forces(numbered(200)), StructureError, "atom 4 has the atomic number 200"),
     ("element -1", forces(numbered(-1)), StructureError, "atom 4 has the atomic number -1"),
     ("1e300 Å", forces(at(1e300)), StructureError, f"{EXPLODED} less than"),
@@ -258,6 +271,8 @@ def potential(species=(1, 8), config=None, **keywords):
 
 SPECIES_ARE = "; expected different atomic numbers from 1 to 118"
 POTENTIAL = [
+    ("seed -1", potential(seed=-1), ConfigError, r"seed is -1; expected an integer from 0 to 2\^63 - 1"),
+    ("seed 2^63", potential(seed=2**63), ConfigError, r"seed is 9223372036854775808; expected an integer from 0 to"),
     ("no species", potential([]), ConfigError, rf"species is \[\]{SPECIES_ARE}"),
     ("species None", potential(None), ConfigError, f"species is None{SPECIES_ARE}"),
     ("species twice", potential([1, 1]), ConfigError, rf"species is \[1, 1\]{SPECIES_ARE}"),
@@ -398,6 +413,7 @@ TRAINING = [
     ("DataConfig(...)", lambda w: DataConfig(train=[]), ConfigError, "setting 'train' is .*: .*at least 1 item"),
     ("OptimConfig(...)", lambda w: OptimConfig(epoch=1), ConfigError, "unknown setting 'epoch': did you mean 'epochs'"),
     ("LabelKeys(...)", lambda w: LabelKeys(energie="E"), ConfigError, "unknown setting 'energie': did you mean 'ener"),
+    ("TOML of nobody", lambda w: read_toml("~nobody_here/a.toml"), FileNotFoundError, "config is .* has no home"),
     ("no TOML file", lambda w: read_toml("no.toml"), FileNotFoundError, r"config is 'no\.toml', but there is no such"),
     ("bad TOML file", lambda w: read_toml("bad.toml"), ConfigError, r"config 'bad\.toml' is not valid TOML"),
     ("folder as TOML file", lambda w: read_toml("frames"), FileNotFoundError, "config is 'frames', which is a folder"),
@@ -451,6 +467,9 @@ RUNS = [
         ConfigError,
         r"out is 'model'; expected a name that ends in \.pt",
     ),
+    ("seed 2^64", training_with(training={"seed": 2**64}), ConfigError, "'training.seed' is .*: Input should be less"),
+    ("out of 300 letters", training_with(out="x" * 300 + ".pt"), OutputError, "cannot write '.*: File name too long"),
+    ("out with zero", training_with(out="a\0b.pt"), OutputError, "cannot write 'a.x00b"),
     ("out exists", training_with(out="it.pt"), ConfigError, r"out is 'it\.pt', which exists .*rename or remove"),
     ("train on a toaster", training_with(training={"device": "toaster"}), DeviceError, "device is 'toaster'; expected"),
     (
@@ -515,6 +534,10 @@ def without_stress():
     return with_morse(lambda atoms: setattr(atoms.calc, "implemented_properties", ["energy", "forces"]))
 
 
+def beyond(number: int) -> Atoms:
+    return with_morse(lambda atoms: atoms.numbers.__setitem__(1, number))
+
+
 def no_atoms():
     return Atoms(calculator=Morse())
 
@@ -569,6 +592,12 @@ MD = [
         ConfigError,
         "max_energy_drift is set, but ensemble 'langevin' conserves no energy: remove it",
     ),
+    ("seed 2^63", md_config(seed=2**63), ConfigError, "setting 'seed' is 9223372036854775808: Input should be less"),
+    ("element 119", dynamics(lambda: beyond(119)), ConfigError, "atom 1 has the atomic number 119; expected up to 118"),
+    ("element 1000", dynamics(lambda: beyond(1000)), ConfigError, "atom 1 has the atomic number 1000; expected up"),
+    ("element -1", dynamics(lambda: beyond(-1)), ConfigError, "atom 1 has the atomic number -1; expected up to 118"),
+    ("log of 300 letters", dynamics(crystal, log="x" * 300 + ".csv"), OutputError, "cannot write '.*: File name too"),
+    ("trajectory with zero", dynamics(crystal, trajectory="a\0b.xyz"), OutputError, "cannot write 'a.x00b.xyz': "),
     ("run nothing", dynamics(None), ConfigError, "atoms is None; expected Atoms"),
     ("run a path", dynamics("start.xyz"), ConfigError, "atoms is 'start.xyz'; expected Atoms"),
     ("run a list", dynamics([bulk("Cu")]), ConfigError, "atoms is .*; expected Atoms"),
@@ -661,6 +690,19 @@ FUNCTIONS = [
         r"positions have shape \(3, 2\); expected \(N, 3\)",
     ),
     ("words as positions", pairs_of([["a", "b", "c"]]), StructureError, "positions are .*; expected numbers"),
+    ("fine cell", pairs_of(cell=np.eye(3) * 0.01, pbc=True), StructureError, r"each of which would have about 2e\+08"),
+    (
+        "1000 atoms in 1 Å^3",
+        pairs_of(np.random.default_rng(0).random((1000, 3)), np.eye(3), True),
+        StructureError,
+        "1000 atoms, each of which would have about .* neighbours within 3 Å; expected up to 1e.05. Check cell",
+    ),
+    (
+        "sheared flat",
+        pairs_of(cell=[[4, 0, 0], [4e9, 4, 0], [0, 0, 4]], pbc=True),
+        StructureError,
+        "periodic lattice vectors span no volume",
+    ),
     ("cell of 2", pairs_of(cell=np.eye(2)), StructureError, r"cell has shape \(2, 2\); expected \(3, 3\)"),
     ("lengths as cell", pairs_of(cell=[4.0, 4.0, 4.0]), StructureError, r"cell has shape \(3,\); expected \(3, 3\)"),
     ("pbc of 2", pairs_of(pbc=(True, False)), StructureError, r"pbc is \(True, False\); expected one or three"),
@@ -669,6 +711,10 @@ FUNCTIONS = [
     ("read None", frames_of(None), ConfigError, "paths is None; expected"),
     ("read a number", frames_of(3), ConfigError, "paths is 3; expected"),
     ("read numbers", frames_of([3]), ConfigError, r"paths is \[3\]; expected"),
+    ("read of nobody", frames_of("~nobody_here/a.xyz"), FileNotFoundError, "data file is .*~nobody_here has no home"),
+    ("read 300 letters", frames_of("x" * 300), FileNotFoundError, "data file is 'x{300}', but there is no such file"),
+    ("read 300 letters @", frames_of("x" * 300 + "@:2"), FileNotFoundError, "data file is 'x{300}', but there is no"),
+    ("read a device", frames_of("/dev/null"), FileNotFoundError, "data file is '/dev/null', which is a device or a"),
     ("read a folder", frames_of("frames"), FileNotFoundError, "data file is 'frames', which is a folder"),
     ("read by a text", frames_of("good.xyz", "energy"), ConfigError, "keys is 'energy'; expected LabelKeys"),
     ("read by a key", frames_of("good.xyz", LabelKeys(forces="F")), DataError, "key for forces is 'F', but no frame"),
@@ -694,7 +740,86 @@ def drift(time, energy, temperature):
     plot_energy_drift("d.png", time, energy, temperature, 0.0)
 
 
+# Every argument of a public function with values of every wrong kind. A type is what one of them is an instance of:
+# values of that type are left out for the argument.
+WRONG_KINDS = {
+    "None": None,
+    "number": 3,
+    "truth": True,
+    "text": "no",
+    "bytes": b"bytes",
+    "list": [3],
+    "dict": {"a": 1},
+    "array": np.zeros(3),
+    "function": math.sin,
+    "structure": Atoms("H"),
+}
+NOT_A_PATH = r"expected .*a path"
+PUBLIC = [  # argument, call with a value, the message, the kinds of values that are not wrong there
+    (
+        "model of SEGNNCalculator",
+        lambda w, x: SEGNNCalculator(x),
+        f"model is .*; {NOT_A_PATH}|there is no such file",
+        "",
+    ),
+    ("device", lambda w, x: SEGNNCalculator(w.potential, device=x), "device is .*expected 'auto', 'cpu'", ""),
+    ("backend", lambda w, x: SEGNNCalculator(w.potential, neighbor_backend=x), "neighbor_backend is .*expected", ""),
+    ("model of load_potential", lambda w, x: load_potential(x), f"model is .*; {NOT_A_PATH}|there is no such file", ""),
+    ("path of save_potential", lambda w, x: save_potential(x, w.potential), f"path is .*{NOT_A_PATH}", "text"),
+    ("potential to save", lambda w, x: save_potential("new.pt", x), "potential is .*; expected a Potential", ""),
+    ("committee to save", lambda w, x: save_committee("new.pt", x), "committee is .*; expected a Committee", ""),
+    (
+        "members to save",
+        lambda w, x: save_committee("new.pt", Committee(x, {}, {})),
+        "potentials is .*; expected a list of potentials",
+        "",
+    ),
+    (
+        "factors to save",
+        lambda w, x: save_committee("new.pt", Committee([w.potential], x, {})),
+        "factors is .*; expected a dict of numbers",
+        "dict",
+    ),
+    ("keys of check", lambda w, x: check("good.xyz", keys=x), "keys is .*; expected LabelKeys", "None"),
+    ("paths of check", lambda w, x: check(x), "paths is .*; expected a path or several|no such file", ""),
+    ("valid of check", lambda w, x: check("good.xyz", valid=x), "paths is .*; expected a path|no such file", ""),
+    (
+        "isolated_atoms of check",
+        lambda w, x: check("good.xyz", isolated_atoms=x),
+        "isolated_atoms is .*; expected a path or None|no such file",
+        "None",
+    ),
+    ("steps of verify", lambda w, x: verify(w.potential, molecule("H2O"), steps=x), "steps is .*; expected", "None"),
+    ("atoms of verify", lambda w, x: verify(w.potential, x), "atoms is .*; expected Atoms", "structure"),
+    (
+        "seed of verify",
+        lambda w, x: verify(w.potential, molecule("H2O"), seed=x),
+        "seed is .*; expected an integer from 0",
+        "number truth",
+    ),
+    ("atoms of a frame", lambda w, x: frame_from_atoms(x), "atoms is .*; expected Atoms", "structure"),
+    ("atoms of a graph", lambda w, x: graph_from_atoms(x, 3.0), "atoms is .*; expected Atoms", "structure"),
+    ("cell", lambda w, x: neighbor_list([[0, 0, 0]], x, True, 3.0), "cell (is|has shape) .*; expected", ""),
+    ("history", lambda w, x: plot_learning_curve("l.png", x), "history is .*; expected a list of dicts", ""),
+    ("path of a figure", lambda w, x: plot_rdf(x, {"a": ([1], [1])}), "figure path is .*; expected", ""),
+    ("curves", lambda w, x: plot_rdf("rdf.png", x), "curves is .*; expected a dict of pairs", ""),
+    ("result", lambda w, x: plot_run(x, "run"), "result is .*; expected what run_md returns", ""),
+]
+KINDS = [
+    (
+        f"{kind} as {argument}",
+        lambda w, call=call, value=value: call(w, value),
+        (ConfigError, DeviceError, StructureError, FileNotFoundError),
+        message,
+    )
+    for argument, call, message, allowed in PUBLIC
+    for kind, value in WRONG_KINDS.items()
+    if kind not in allowed.split()
+]
+
+
 TABLE = {
+    "kinds": KINDS,
     "calculator": CALCULATOR,
     "evaluation": EVALUATION,
     "files": FILES,
@@ -817,7 +942,7 @@ def test_in_the_shell_a_mistake_is_one_line(w, arguments, message):
 
 def test_the_table_is_large_and_has_no_row_twice():
     rows = [row.id for row in ROWS] + [arguments for arguments, _ in (*USAGE, *SHELL)]
-    assert len(rows) >= 200 and len(rows) == len(set(rows))
+    assert len(rows) >= 600 and len(rows) == len(set(rows))
 
 
 def test_the_same_calls_work_with_good_arguments(w, tmp_path):

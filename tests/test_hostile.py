@@ -695,6 +695,33 @@ TAMPERED = {
         lambda c: {"uncertainty": {**uncertainty(8), "alpha": "large"}},
         "should be numbers is not",
     ),
+    **{
+        f"{name} as {value!r}": (
+            lambda c, name=name, value=value: {name: value},
+            f"{name} is .*; expected null or a dict",
+        )
+        for name in ("domain", "uncertainty")
+        for value in (False, True, 0, 1.5, "", "no", [], [1], {})
+    },
+    "domain of another": (lambda c: {"domain": {"frames": 3}}, "does not describe a model"),
+    "no E0": (lambda c: {"reference_energies": None}, "reference_energies is None; expected a list"),
+    "no scales": (lambda c: {"scales": None}, "scales is None; expected a list"),
+    "E0 as false": (lambda c: {"reference_energies": False}, "reference_energies is False; expected a list"),
+    "empty config": (lambda c: {"config": {}}, "config lacks body_order, .*smooth|fewer weights"),
+    "config without a cutoff": (
+        lambda c: {"config": {k: v for k, v in c["config"].items() if k != "cutoff"}},
+        "config lacks cutoff",
+    ),
+    "weights as false": (lambda c: {"weights": False}, "does not describe a model"),
+    "metadata as false": (lambda c: {"metadata": False}, "does not describe a model"),
+    "errors as false": (lambda c: {"metadata": {"errors": False}}, "metadata of 'errors' is False; expected a dict"),
+    "errors as list": (lambda c: {"metadata": {"errors": []}}, "metadata of 'errors' is .*; expected a dict"),
+    "verified as false": (
+        lambda c: {"metadata": {"verified": False}},
+        "metadata of 'verified' is False; expected a dict",
+    ),
+    "verified as text": (lambda c: {"metadata": {"verified": ""}}, "metadata of 'verified' is ''; expected a dict"),
+    "verified of nothing": (lambda c: {"metadata": {"verified": {"Si8": {}}}}, "does not describe a model"),
     "an error as text": (lambda c: {"metadata": {"errors": {"valid": {"energy_rmse": "low"}}}}, "expected numbers"),
 }
 
@@ -793,6 +820,31 @@ def rewritten(content: bytes):
     return lambda path: Path(path).write_bytes(content)
 
 
+def bomb_of(path: str, compression: int, members: int, size: int) -> None:
+    """Arrays of zeros, of which there are many or which take little room."""
+    head = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({size // 8},), }}".ljust(117) + "\n"
+    content = b"\x93NUMPY\x01\x00v\x00" + head.encode() + bytes(size)
+    Path(path).write_bytes(packed({f"{n}.npy": content for n in range(members)}, compression))
+
+
+def rewritten_array(kind: str, shape: str):
+    """An array that says to be much larger than it is."""
+    head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return rewritten(packed({"header.npy": b"\x93NUMPY\x01\x00v\x00" + head.encode() + bytes(8)}))
+
+
+def overlapping(path: str) -> None:
+    """A directory with a thousand entries for one and the same array."""
+    bomb_of(path, zipfile.ZIP_STORED, 1, 1_000_000)
+    data = Path(path).read_bytes()
+    start = struct.unpack("<I", data[-6:-2])[0]
+    entry = data[start : len(data) - 22]
+    end = bytearray(data[-22:])
+    end[8:12] = struct.pack("<2H", 1000, 1000)
+    end[12:16] = struct.pack("<I", 1000 * len(entry))
+    Path(path).write_bytes(data[:start] + entry * 1000 + bytes(end))
+
+
 MARKS = {"log": [10, 0, 0, 1], "trajectory": [10, 0, 0, 1]}
 FORGED = {
     "payload": with_payload,
@@ -813,6 +865,21 @@ FORGED = {
             }
         )
     ),
+    "compressed": lambda path: bomb_of(path, zipfile.ZIP_DEFLATED, 1, 100_000_000),
+    "claims 8 GB": rewritten_array("<f8", "(1000000000,)"),
+    "claims 2^62": rewritten_array("<f8", "(4611686018427387904,)"),
+    "claims a text": rewritten_array("<U1000000000", "()"),
+    "objects": rewritten_array("|O", "(3,)"),
+    "twice the same": lambda path: overlapping(path),
+    "100 GB of nothing": lambda path: os.truncate(path, 10**11),
+    "long header": set_header(config={"ensemble": "nve", "log": "x" * 17_000_000}),
+    "empty config": set_header(config={}),
+    "identity as list": set_header(identity=[1]),
+    "identity of numbers": set_header(identity={"calculator": 3}),
+    "no identity": set_header(identity=None),
+    "no forces": set_arrays(forces=None),
+    "forces of others": set_arrays(forces=np.zeros((3, 3))),
+    "nan forces": set_arrays(forces=np.full((32, 3), np.nan)),
     "other format": set_header(format="segnn_ase md restart 9"),
     "no step": set_header(step=None),
     "negative step": set_header(step=-1),
@@ -843,10 +910,12 @@ FORGED = {
 @pytest.mark.parametrize("name", FORGED)
 def test_forged_restart_files_are_refused_before_anything_is_touched(half_done, name):
     FORGED[name](half_done.restart)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     before, atoms = contents(half_done), crystal()
     with pytest.raises(MDError, match=r"restart is .*md\.npz'.*(cannot be read|of format)") as error:
         run(atoms, half_done)
     assert "\n" not in str(error.value) and not Path(half_done.restart).with_name("canary").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory < 300_000  # kB
     assert contents(half_done) == before and np.array_equal(atoms.positions, crystal().positions)
 
 
@@ -1194,5 +1263,5 @@ def test_in_the_shell_a_file_that_cannot_be_written_is_one_line(tmp_path, model,
     ase.io.write("train.traj", water_frames(4))
     options = ["--train", "train.traj", "--epochs", 1, "--cutoff", 3, "--preset", "schnet", "--device", "cpu"]
     result = segnn("train", *options, "--out", "file/model.pt")
-    assert result.exit_code == 1 and "error: cannot write 'file/model.resume.pt'" in result.stderr.splitlines()[-1]
+    assert result.exit_code == 1 and "error: cannot write 'file/model." in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.output

@@ -12,7 +12,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 def resolve_device(device: str) -> torch.device:
     """Turn "auto", "cpu" or "cuda[:n]" into a device. Raises DeviceError for one that is absent."""
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)

@@ -24,7 +24,7 @@ class ModelFileError(SEGNNError, ValueError):
 
 
 class OutputError(SEGNNError, OSError):
-    """A file cannot be written: no space, no permission, no such folder. What was there before is intact."""
+    """A file cannot be written: no space, no permission, no folder, another writer. What was there before is intact."""
 
 
 class DeviceError(SEGNNError, RuntimeError):

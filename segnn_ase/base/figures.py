@@ -1,6 +1,7 @@
 """Figures from arrays: parity, learning curve, energy drift, RDF, datasets. Nothing global is touched."""
 
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.files import write_atomically
 
 # Okabe and Ito's palette, told apart with any kind of colour vision
@@ -83,6 +84,8 @@ def plot_learning_curve(path: "str | Path", history: Sequence[Mapping]) -> None:
     history: rows with "epoch" and any of "train_loss", "valid_loss", "lr" and the keys of `ERRORS`
     (eV/atom, eV/Å, eV/Å^3); values may be None.
     """
+    rows = isinstance(history, Sequence) and all(isinstance(row, Mapping) for row in history)
+    expect(rows, "history", history, "a list of dicts, one for each epoch")
     if not history:
         raise ConfigError("history is empty: there is no epoch to plot")
     epoch = _column(history, "epoch")
@@ -124,6 +127,9 @@ def plot_energy_drift(path: "str | Path", time_fs, total_energy_per_atom, temper
 
 def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping[str, tuple] | None = None) -> None:
     """Draw radial distribution functions {"O-O": (r in Å, g)}; those of the reference are dashed."""
+    for name, given in (("curves", curves), ("reference", reference or {})):
+        good = isinstance(given, Mapping) and all(isinstance(c, list | tuple) and len(c) == 2 for c in given.values())
+        expect(good, name, given, "a dict of pairs, r in Å and g")
     if not curves and not reference:
         raise ConfigError("curves is empty: there is nothing to draw")
     figure = _figure(5.2, 3.6)
@@ -240,6 +246,7 @@ def _positive(history: Sequence[Mapping], columns: Sequence[tuple[str, str, floa
 
 
 def _save(figure: Figure, path: "str | Path") -> None:
+    expect(isinstance(path, str | os.PathLike), "figure path", path, "a path")
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise ConfigError(f"figure path is {str(path)!r}; expected a name that ends in {', '.join(FORMATS)}")

@@ -18,12 +18,32 @@ from segnn_ase.base.errors import OutputError, expect
 def existing_file(path: "str | Path", argument: str) -> Path:
     """Return the path if it is a file. Raises FileNotFoundError naming the argument."""
     expect(isinstance(path, str | os.PathLike), argument, path, "a path")
-    path = Path(path).expanduser()
-    if path.is_dir():
+    path = home_expanded(path, argument)
+    if is_file(path):
+        return path
+    if os.path.isdir(path):
         raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a folder; expected a file")
-    if not path.is_file():
-        raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file (working folder {Path.cwd()})")
-    return path
+    if os.path.exists(path):
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, which is a device or a pipe; expected a file")
+    where = f"(working folder {Path.cwd()})"
+    raise FileNotFoundError(f"{argument} is {str(path)!r}, but there is no such file {where}")
+
+
+def home_expanded(path: "str | Path", argument: str) -> Path:
+    """The path with a ~ at its start replaced. Raises FileNotFoundError for the home of a user who has none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        user = Path(path).parts[0]
+        raise FileNotFoundError(f"{argument} is {str(path)!r}, but {user} has no home directory") from None
+
+
+def is_file(path: Path) -> bool:
+    """False also for what cannot be a file, as a name that is too long, or cannot be looked at."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -31,22 +51,30 @@ def writing(path: "str | Path", consequence: str = "") -> Iterator[None]:
     """Turn the system's error into an OutputError that names the file and what it means."""
     try:
         yield
+    except OutputError:  # has said it
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"cannot write {str(path)!r}: {reason}{consequence and '; '}{consequence}") from error
 
 
-def write_atomically(path: "str | Path", content: bytes) -> None:
+def write_atomically(path: "str | Path", content: bytes, *, mode: int | None = None) -> None:
     """Write to a temporary name in the same folder, flush to disk, then rename: the file is old or new, never torn.
 
-    Raises OutputError when it cannot be written; then the old file is intact, and no other is left.
+    mode: the rights of the file; None for those that new files have here. Raises OutputError when it cannot be written;
+    then the old file is intact, and no other is left.
     """
+    expect(isinstance(path, str | os.PathLike), "path", path, "a path")
     path = Path(path)
+    if not path.name or "\0" in str(path):
+        raise OutputError(f"cannot write {str(path)!r}: it is no name of a file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with writing(path, "what was there before is intact"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("xb") as file:
+                if mode is not None:
+                    temporary.chmod(mode)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())

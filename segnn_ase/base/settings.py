@@ -54,6 +54,6 @@ def read_toml(path: "str | Path") -> dict:
     """Read a TOML file. Raises FileNotFoundError, or ConfigError with the line of a mistake."""
     path = existing_file(path, "config")
     try:
-        return tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # some editors begin with a mark
+    except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits, and of deep nesting
         raise ConfigError(f"config {str(path)!r} is not valid TOML: {error}") from None

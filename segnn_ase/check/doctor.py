@@ -5,6 +5,7 @@ flaw is one function that returns findings: of the frames (`OF_FRAMES`, `OF_SETS
 of them (`OF_FIT`), which tells whether forces and stress belong to the energies.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from ase import Atoms
 
-from segnn_ase.base.errors import DataError, StructureError
+from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.check.consistency import OF_FIT, Judged, judge, judgeable
 from segnn_ase.check.findings import LABELS, Finding, Sets, sentence
 from segnn_ase.check.labels import find_unread_labels, readable_part
@@ -21,7 +22,7 @@ from segnn_ase.check.report import SEVERITIES, Report
 from segnn_ase.check.sets_of_frames import OF_SETS
 from segnn_ase.check.single_frames import OF_FRAMES
 from segnn_ase.check.surroundings import Surroundings, survey
-from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms, read_images, species_of
+from segnn_ase.data.frames import Frame, LabelKeys, as_paths, frame_from_atoms, read_images, species_of
 from segnn_ase.structure.neighbors import check_geometry
 
 
@@ -37,17 +38,19 @@ def check(
 
     Raises FileNotFoundError for files that are not there.
     """
-    keys, findings, sets, images = keys or LabelKeys(), [], [], {}
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    keys, findings, sets, images = LabelKeys() if keys is None else keys, [], [], {}
+    expect(isinstance(keys, LabelKeys), "keys", keys, "LabelKeys")
+    known = isolated_atoms is None or isinstance(isolated_atoms, str | os.PathLike)
+    expect(known, "isolated_atoms", isolated_atoms, "a path or None")
     for name, files in (("train", paths), ("valid", valid), ("test", test)):
-        pairs, found = read_all([str(p) for p in files], keys)
+        pairs, found = read_all(as_paths(files), keys)
         sets.append([frame for frame, _ in pairs])
         findings += found + find_unread_labels(pairs)
         if name == "train":
             images = {frame.source: atoms for frame, atoms in pairs}
     isolated = None
     if isolated_atoms is not None:
-        pairs, found = read_all([isolated_atoms], LabelKeys(energy=keys.energy))
+        pairs, found = read_all([str(isolated_atoms)], LabelKeys(energy=keys.energy))
         isolated = [frame for frame, _ in pairs]
         findings += found
     sets = Sets(*sets, isolated)

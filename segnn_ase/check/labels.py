@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 
 from segnn_ase.check.findings import LABELS, Finding
+from segnn_ase.data.counts import refuse_impossible_counts
 from segnn_ase.data.frames import ENERGY_KEYS, FORCES_KEYS, STRESS_KEYS, VIRIAL_KEYS, Frame, split_index
 
 USUAL = {"energy": ENERGY_KEYS, "forces": FORCES_KEYS, "stress": STRESS_KEYS + VIRIAL_KEYS}
@@ -22,6 +23,7 @@ def readable_part(path: str) -> list[tuple[str, Atoms]]:
     """The frames of a torn file before the tear."""
     images: list[Atoms] = []
     try:
+        refuse_impossible_counts(split_index(path)[0])
         images.extend(ase.io.iread(*split_index(path), do_not_split_by_at_sign=True))
     except Exception:  # whatever ASE raises at the tear; the caller has reported it
         pass

@@ -1,8 +1,7 @@
 """Code compiled for the machine it runs on, when it is first needed, and kept in a cache folder.
 
-C (`c_code.py`, `runtime.py`) goes through the machine's own compiler, `triton_code.py` through Triton's. The folder is
-$SEGNN_ASE_CACHE, else $XDG_CACHE_HOME/segnn_ase or ~/.cache/segnn_ase. Every kernel in C is compared with its formula
-before use.
+C (`c_code.py`, `runtime.py`) goes through the machine's own compiler, `triton_code.py` through Triton's; `cache.py` has
+the folder. Every kernel in C is compared with its formula before use.
 """
 
 import ctypes
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,17 +26,9 @@ from torch import Tensor
 
 from segnn_ase.base.devices import usable_cores
 from segnn_ase.compiled.c_code import c_source
+from segnn_ase.compiled.cache import CompilerError, cache_folder, find_library, keep_library, keep_source
 from segnn_ase.compiled.derivatives import Operation
 from segnn_ase.compiled.interpret import Tensors, kernel_problem
-
-
-class CompilerError(RuntimeError):
-    """There is no working C compiler here, or no folder to keep compiled code in."""
-
-
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SEGNN_ASE_CACHE") or Path(base) / "segnn_ase")
 
 
 def compiler() -> list[str]:
@@ -71,17 +63,15 @@ def load_library(source: str) -> ctypes.CDLL:
     digest = hashlib.sha256(f"{source}{_COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
     try:
         folder = cache_folder()
-        target = folder / f"{digest}.so"
-        if target.is_file():
+        known = find_library(folder, digest)
+        if known is not None:
             try:
-                return ctypes.CDLL(str(target))
+                return ctypes.CDLL(str(known))
             except OSError:  # of another system that shares this folder: made again
-                target.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
+                pass
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            library = _compile(source, Path(work))
-            os.replace(library, target)
-        return ctypes.CDLL(str(target))
+            content = _compile(source, Path(work)).read_bytes()
+        return ctypes.CDLL(str(keep_library(folder, digest, content)))
     except OSError as error:
         raise CompilerError(f"compiled code cannot be kept or loaded: {error}") from error
 
@@ -137,7 +127,8 @@ def _compile(source: str, folder: Path) -> Path:
     for flags in _ATTEMPTS:
         steps = [["-c", str(code), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(library), "-lm"]]
         for options in ([*_COMMON, *flags, *steps[0]], steps[1]):
-            done = subprocess.run([*compiler(), *options], capture_output=True, text=True)
+            # a compiler speaks in the letters of the user's language, not always in those of Python
+            done = subprocess.run([*compiler(), *options], capture_output=True, encoding="utf-8", errors="replace")
             if done.returncode:
                 messages.append(done.stderr[-500:])
                 break
@@ -167,22 +158,13 @@ def runs_on_triton(device: torch.device) -> bool:
 
 
 def load_triton(source: str) -> Any:
-    """Import generated code; Triton reads it from a file, kept in the cache folder. Raises CompilerError."""
+    """Run generated code; Triton reads it from a file, kept in the cache folder. Raises CompilerError."""
     if importlib.util.find_spec("triton") is None:
         raise CompilerError("Triton is not installed; it comes with the CUDA builds of PyTorch")
     name = f"segnn_ase_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
     if name not in sys.modules:
-        path = cache_folder() / f"{name}.py"
-        try:
-            if not path.is_file() or path.read_text() != source:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".py", delete=False) as new:
-                    new.write(source)
-                os.replace(new.name, path)
-        except OSError as error:
-            raise CompilerError(f"compiled code cannot be kept: {error}") from error
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = ModuleType(name)
+        module.__file__ = str(keep_source(f"{name}.py", source))  # where Triton reads it
+        exec(compile(source, module.__file__, "exec"), module.__dict__)  # and not what else may be in that folder
         sys.modules[name] = module
     return sys.modules[name].rows

@@ -9,7 +9,7 @@ lanes.
 import math
 from collections.abc import Callable
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import torch
 
@@ -48,7 +48,7 @@ def prelude(dtype: torch.dtype) -> str:
     for n in reversed(range(_TERMS[dtype])):
         horner = f"({horner}) * r + (T){1.0 / math.factorial(n)!r}"
     numbers = {**_NUMBERS[dtype], "EXP_SERIES": horner}
-    vectors = files("segnn_ase.compiled").joinpath("vectors.h").read_text(encoding="utf-8")
+    vectors = Path(__file__).with_name("vectors.h").read_text(encoding="utf-8")
     return "".join(f"#define {name} {value}\n" for name, value in numbers.items()) + vectors
 
 

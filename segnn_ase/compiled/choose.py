@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segnn_ase.base.devices import one_thread_after_fork
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning, ConfigError
-from segnn_ase.compiled.build import CompilerError
+from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.cpu_training import CpuLossGradient
 from segnn_ase.compiled.gpu_recording import RecordingEvaluator

@@ -40,7 +40,7 @@ class RecordingEvaluator(Evaluator):
         self._replay: Callable[[], Prediction] | None = None
         self._kept: tuple | None = None
 
-    def pairwise(self, graph: Graph) -> Prediction:
+    def pairwise(self, graph: Graph) -> Tensor:
         return self._inner.pairwise(graph)
 
     def without_core(self) -> Evaluator:

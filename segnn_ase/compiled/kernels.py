@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled.build import CompilerError, load_libraries, load_triton, pointers, runs_on_triton
+from segnn_ase.compiled.build import load_libraries, load_triton, pointers, runs_on_triton
+from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.derivatives import Operation
 from segnn_ase.compiled.triton_code import ROWS, lanes_of, triton_source
 

@@ -5,12 +5,13 @@ import ctypes
 from ctypes import c_double, c_int, c_int64, c_void_p
 from enum import IntEnum
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import torch
 
-from segnn_ase.compiled.build import CompilerError, load_library
+from segnn_ase.compiled.build import load_library
 from segnn_ase.compiled.c_code import prelude
+from segnn_ase.compiled.cache import CompilerError
 
 CHUNK = 32  # atoms
 SLOTS = 48  # tensors of one step
@@ -95,7 +96,7 @@ def runtime_source(dtype: torch.dtype) -> str:
     lines = [f"#define {name} {value}" for name, value in {"CHUNK": CHUNK, "SLOTS": SLOTS}.items()]
     lines += [f"enum {{ {', '.join(f'{x.name} = {x.value}' for x in codes)} }};" for codes in (Op, Memory)]
     lines += [_structure("Slot", Slot), _structure("Step", CStep)]
-    runtime = files("segnn_ase.compiled").joinpath("cpu_runtime.c").read_text(encoding="utf-8")
+    runtime = Path(__file__).with_name("cpu_runtime.c").read_text(encoding="utf-8")
     return "\n".join([prelude(dtype), *lines, runtime])
 
 

@@ -15,8 +15,9 @@ from ase.io.formats import string2index
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from segnn_ase.base.errors import DataError, expect
-from segnn_ase.base.files import existing_file
+from segnn_ase.base.files import existing_file, home_expanded, is_file
 from segnn_ase.base.settings import Settings
+from segnn_ase.data.counts import refuse_impossible_counts
 
 # names under which labels are found: those that say what they are go before a calculator's results, others after
 REFERENCE_PREFIXES = ("REF_", "ref_", "dft_", "DFT_")
@@ -24,6 +25,7 @@ ENERGY_KEYS = ("energy", "Energy", "free_energy")
 FORCES_KEYS = ("forces", "Forces", "force")
 STRESS_KEYS = ("stress",)
 VIRIAL_KEYS = ("virial", "virials")
+LARGEST = {"energy": 1e12, "forces": 1e8, "stress": 1e8, "virial": 1e12}  # eV, Å; none of matter is larger
 
 
 class LabelKeys(Settings):
@@ -76,6 +78,7 @@ def read_images(path: str) -> list[tuple[str, Atoms]]:
         if Path(name).suffix in (".db", ".json"):
             images = _read_database(name, index)
         else:
+            refuse_impossible_counts(name)
             images = ase.io.read(name, index, do_not_split_by_at_sign=True)
     except Exception as error:  # ASE raises anything from StopIteration to KeyError on a bad file
         raise DataError(f"data file {name!r} cannot be read by ASE: {type(error).__name__}: {error}") from error
@@ -88,7 +91,7 @@ def read_images(path: str) -> list[tuple[str, Atoms]]:
 def split_index(path: str) -> tuple[str, str]:
     """File and ASE's index; an @ in a folder's name or in that of a file that exists is no index."""
     name, _, index = path.rpartition("@")
-    if "@" not in Path(path).name or Path(path).expanduser().is_file():
+    if "@" not in Path(path).name or is_file(home_expanded(path, "data file")):
         name, index = path, ":"
     return str(existing_file(name, "data file")), index
 
@@ -110,9 +113,13 @@ def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":
 def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str = "frame") -> Frame:
     """Take the labels off an `Atoms` object: the keys given, else its calculator's results, else the usual keys."""
     keys = keys or LabelKeys()
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     if not len(atoms) or not (atoms.numbers > 0).all():
         what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
         raise DataError(f"{source} is no structure: {what}")
+    if atoms.numbers.max() >= len(chemical_symbols):
+        atom = int(atoms.numbers.argmax())
+        raise DataError(f"{source} is no structure: atom {atom} has the atomic number {atoms.numbers[atom]}")
     results = dict(atoms.calc.results) if atoms.calc is not None else {}
     energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
     forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)
@@ -175,6 +182,13 @@ def _checked(name: str, value, shape: tuple[int, ...], source: str, origin: str 
         raise DataError(f"{name} of {source} (from {origin}) has shape {array.shape}; expected {shape}")
     if not np.isfinite(array).all():
         raise DataError(f"{name} of {source} (from {origin}) has NaN or infinite values: drop or repair that frame")
+    if array.size and np.abs(array).max() > LARGEST[name]:
+        where = tuple(map(int, np.unravel_index(np.abs(array).argmax(), shape)))
+        place = f" of atom {where[0]}" if name == "forces" else ""
+        raise DataError(
+            f"{name} of {source} (from {origin}) is {array[where]:.3g}{place}; expected up to {LARGEST[name]:g} "
+            "in eV and Å: drop or repair that frame"
+        )
     return float(array) if shape == () else array
 
 

@@ -1,6 +1,7 @@
 """What is read out of runs, and drawn: radial distribution functions, slopes, speeds."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def radial_distribution(
     check_pairs(pairs)
     good = isinstance(r_max, int | float | np.number) and 0 < r_max < math.inf
     expect(good, "r_max", r_max, "a positive number of Å")
-    expect(isinstance(bins, int | np.integer) and bins > 0, "bins", bins, "a positive integer")
+    expect(
+        type(bins) is not bool and isinstance(bins, int | np.integer) and bins > 0, "bins", bins, "a positive integer"
+    )
     frames = [frames] if isinstance(frames, Atoms) else frames
     expect(isinstance(frames, Iterable) and not isinstance(frames, str), "frames", frames, "Atoms, or several of them")
     edges = np.linspace(0.0, r_max, bins + 1)
@@ -93,6 +96,8 @@ def plot_run(result: MDResult, prefix: "str | Path", *, pairs: Sequence[str] = (
     """
     from segnn_ase.base import figures  # a run without figures does not wait for Matplotlib
 
+    expect(isinstance(result, MDResult), "result", result, "what run_md returns")
+    expect(isinstance(prefix, str | os.PathLike), "prefix", prefix, "the start of a path")
     curves = {}
     if pairs:
         expect(result.trajectory is not None, "pairs", pairs, "none for a run without a trajectory")

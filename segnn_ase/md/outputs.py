@@ -129,7 +129,7 @@ def check_marked(path: str | None, end: Mark) -> None:
     """Raise MDError for a file that is not the one that was marked."""
     if path is None or end.size == 0:
         return
-    size = Path(path).stat().st_size if Path(path).exists() else 0
+    size = Path(path).stat().st_size if Path(path).is_file() else 0
     if size < end.size:
         raise MDError(f"{path} has {size} bytes, but the restart file was written at {end.size}: it is another file")
     with open(path, "rb") as file:

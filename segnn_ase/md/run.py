@@ -13,12 +13,15 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 from ase import Atoms, units
+from ase.data import atomic_masses
 from ase.md.md import MolecularDynamics
 
 from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, SEGNNError, expect
-from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically, writing
+from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
+from segnn_ase.base.locks import only_writer
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
+from segnn_ase.md.growing import Growing
 from segnn_ase.md.outputs import (
     COLUMNS,
     OUTPUTS,
@@ -42,6 +45,7 @@ from segnn_ase.md.restart import (
     write_restart,
 )
 from segnn_ase.md.settings import SUFFIXES, MDConfig
+from segnn_ase.md.subject import far_apart, identity, largest_forces_std, outside_domain
 from segnn_ase.md.velocities import degrees_of_freedom, set_velocities
 
 
@@ -54,6 +58,8 @@ class Run(NamedTuple):
     rng: np.random.Generator
     dof: int  # degrees of freedom that share the thermal energy
     rows: array  # log so far, flat
+    identity: dict[str, str]  # of what gives the forces
+    files: dict[str, Growing]  # `OUTPUTS`
 
 
 class Snapshot(NamedTuple):
@@ -77,25 +83,23 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     """
     check_run(atoms, config)
     deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    resumed = prepare_files(config, overwrite)
-    try:
-        run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
-        seconds = advance(run, first, progress, deadline)
-    except OutputError as error:
-        further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
-        raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
+    paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
+    with only_writer(paths.values()):
+        resumed = prepare_files(paths, overwrite)
+        try:
+            run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
+            seconds = advance(run, first, progress, deadline)
+        except OutputError as error:
+            further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+            raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
     return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
 
 
-def prepare_files(config: MDConfig, overwrite: bool) -> bool:
-    """Make folders and clear up; returns whether there is a run to go on with, refuses to overwrite another."""
-    paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
+def prepare_files(paths: dict[str, Path], overwrite: bool) -> bool:
+    """Clear up; returns whether there is a run to go on with, refuses to overwrite another."""
     resumed = "restart" in paths and paths["restart"].is_file()
     if not resumed and not overwrite:
         refuse_existing(paths)
-    for path in paths.values():
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(paths.values())
     return resumed
 
@@ -106,6 +110,10 @@ def check_run(atoms: Atoms, config: MDConfig) -> None:
     expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
     if atoms.calc is None or not len(atoms):
         raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")
+    unknown = (atoms.numbers < 0) | (atoms.numbers >= len(atomic_masses))
+    if unknown.any():
+        atom = int(np.flatnonzero(unknown)[0])
+        raise ConfigError(f"atom {atom} has the atomic number {atoms.numbers[atom]}; expected up to 118")
     if not (atoms.get_masses() > 0).all():
         raise ConfigError(f"masses of atoms {np.flatnonzero(atoms.get_masses() <= 0).tolist()} are zero; set_masses")
     if not np.isfinite(atoms.get_momenta()).all():
@@ -147,20 +155,26 @@ def refuse_existing(paths: dict[str, Path]) -> None:
 
 def start(atoms: Atoms, config: MDConfig) -> Run:
     """Prepare step 0. The restart file comes first, so that a run killed while it opens its files goes on too."""
-    rng = np.random.default_rng(config.seed)
+    rng, subject = np.random.default_rng(config.seed), identity(atoms)
     if config.velocities == "maxwell" or (config.velocities == "auto" and not atoms.get_momenta().any()):
         set_velocities(atoms, config.temperature, rng)
     dof = degrees_of_freedom(atoms, centre_moves=ENSEMBLES[config.ensemble].centre_moves)
-    run = Run(atoms, config, make_dynamics(atoms, config, rng, dof), rng, dof, array("d"))
+    dynamics = make_dynamics(atoms, config, rng, dof)
+    run = Run(atoms, config, dynamics, rng, dof, array("d"), subject, {})
     refresh(run)
     if reason := distrust(run):
         raise MDError(f"the run does not start: {reason}")
     for name in OUTPUTS:
         if getattr(config, name) is not None:
             Path(getattr(config, name)).unlink(missing_ok=True)
+    run.files.update(begun(config))
     checkpoint(run, 0)
     observe(run, 0)
     return run
+
+
+def begun(config: MDConfig) -> dict[str, Growing]:
+    return {name: Growing(getattr(config, name)) for name in OUTPUTS}
 
 
 def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
@@ -205,14 +219,17 @@ def refresh(run: Run) -> None:
     run.atoms.get_forces(md=True)
     if has_barostat(run.config):
         run.atoms.get_stress()
-    results = run.atoms.calc.results
-    if run.config.max_forces_std is not None and "forces_std" not in results:
+    calc = run.atoms.calc
+    if run.config.max_forces_std is not None and math.isnan(largest_forces_std(calc)):
         raise ConfigError(
-            "max_forces_std is set, but the calculator gives no 'forces_std': it is neither a committee nor a "
-            "potential with a calibrated uncertainty"
+            f"max_forces_std is set, but {type(calc).__name__} gives no 'forces_std': it is neither a committee nor a "
+            "potential with a calibrated uncertainty, nor one of ASE's sums of calculators with such a part"
         )
-    if run.config.stop_outside_domain and "outside_domain" not in results:
-        raise ConfigError("stop_outside_domain is set, but the calculator's potential has no domain to compare with")
+    if run.config.stop_outside_domain and outside_domain(calc) is None:
+        raise ConfigError(
+            f"stop_outside_domain is set, but {type(calc).__name__} gives no 'outside_domain': the calculator's "
+            "potential has no domain to compare with, or a calculator around it hides it"
+        )
 
 
 def violation(run: Run) -> str | None:
@@ -232,13 +249,13 @@ def distrust(run: Run) -> str | None:
     """Return why the potential is not to be trusted here, or None."""
     config = run.config
     if config.max_forces_std is not None:
-        spread = uncertainty_of(run)
+        spread = largest_forces_std(run.atoms.calc)
         if not spread <= config.max_forces_std:
             return (
                 f"the forces are uncertain by {spread:.3g} eV/Å, above max_forces_std = {config.max_forces_std:g} eV/Å"
             )
-    if config.stop_outside_domain and run.atoms.calc.results["outside_domain"]:
-        ways = run.atoms.calc.results["outside_domain"]
+    ways = outside_domain(run.atoms.calc) if config.stop_outside_domain else None
+    if ways:
         return (
             f"this is outside what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would "
             f"help: labels for the refused frame, and frames {'; '.join(way.help for way in ways)}"
@@ -246,20 +263,18 @@ def distrust(run: Run) -> str | None:
     return None
 
 
-def uncertainty_of(run: Run) -> float:
-    """Return the largest standard deviation of a force component, eV/Å; NaN where the calculator gives none."""
-    return float(np.max(run.atoms.calc.results.get("forces_std", math.nan)))
-
-
 def observe(run: Run, step: int) -> str | None:
     """Append to log and trajectory what is due; returns why the energy is not acceptable, or None."""
     config, reason = run.config, None
     if step % config.log_every == 0:
         run.rows.extend(log_row(run, step))
-        append_row(config.log, run.rows[-len(COLUMNS) :])
+        with run.files["log"].writing():
+            append_row(config.log, run.rows[-len(COLUMNS) :])
         reason = drift(run)
     if reason is None and config.trajectory is not None and step % config.save_every == 0:
-        append_frame(config.trajectory, make_frame(run.atoms, step, config.timestep))
+        frame = make_frame(run.atoms, step, config.timestep)
+        with run.files["trajectory"].writing():
+            append_frame(config.trajectory, frame)
     return reason
 
 
@@ -275,10 +290,10 @@ def log_row(run: Run, step: int) -> tuple[float, ...]:
     conserved = math.nan if energy is None else energy(run.dynamics)
     time_fs = step * run.config.timestep
     total = potential + kinetic
-    ways = atoms.calc.results.get("outside_domain")
+    ways = outside_domain(atoms.calc)
     outside = math.nan if ways is None else len(ways)
     state = (potential, kinetic, total, temperature_of(run), volume, pressure)
-    return (step, time_fs, *state, uncertainty_of(run), outside, conserved)
+    return (step, time_fs, *state, largest_forces_std(atoms.calc), outside, conserved)
 
 
 def drift(run: Run) -> str | None:
@@ -341,7 +356,9 @@ def save_last_frames(config: MDConfig, good: Atoms, refused: Atoms) -> str:
 
 
 def checkpoint(run: Run, step: int) -> None:
-    """Write the restart file, if there is one."""
+    """See that log and trajectory are there, and write the restart file, if there is one."""
+    for file in run.files.values():
+        file.check()
     if run.config.restart is None:
         return
     atoms = run.atoms
@@ -352,29 +369,47 @@ def checkpoint(run: Run, step: int) -> None:
         "rng": run.rng.bit_generator.state,
         "marks": {name: mark(getattr(run.config, name)) for name in OUTPUTS},
         "pbc": atoms.pbc.tolist(),
+        "identity": run.identity,
     }
     arrays = get_state(run.dynamics, run.config) | snapshot(atoms)._asdict()
     arrays |= {"numbers": atoms.numbers, "masses": atoms.get_masses()}
+    arrays["forces"] = atoms.get_forces(apply_constraint=False)
     write_restart(run.config.restart, header, {**arrays, "first_row": np.array(run.rows[: len(COLUMNS)])})
 
 
 def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
     """Put everything back to where the restart file was written; returns the run and its step."""
-    header, arrays = read_restart(str(config.restart))
-    check_same_run(header, arrays, atoms, config)
+    subject, (header, arrays) = identity(atoms), read_restart(str(config.restart))
+    check_same_run(header, arrays, atoms, config, subject)
     ends = {name: Mark(*header["marks"][name]) for name in OUTPUTS}
     for name, end in ends.items():
         check_marked(getattr(config, name), end)
     rows = read_rows(config, header["step"], ends["log"], arrays["first_row"])
     rng = generator(header["rng"], config)
-    saved_dynamics(atoms.copy(), config, rng, header["dof"], arrays)  # refuses before it moves atoms
+    # what is refused is refused before atoms are moved
+    saved_dynamics(atoms.copy(), config, rng, header["dof"], arrays)
+    refuse_other_forces(atoms, config, arrays)
     for name, end in ends.items():
         cut(getattr(config, name), end)
     dynamics = saved_dynamics(atoms, config, rng, header["dof"], arrays)
-    run = Run(atoms, config, dynamics, rng, header["dof"], rows)
+    run = Run(atoms, config, dynamics, rng, header["dof"], rows, subject, begun(config))
     refresh(run)
     repeat_output(run, header["step"])
     return run, header["step"]
+
+
+def refuse_other_forces(atoms: Atoms, config: MDConfig, arrays: dict) -> None:
+    """Raise ConfigError where the calculator gives other forces than those of the restart file."""
+    there = atoms.copy()
+    there.calc = atoms.calc
+    restore(there, Snapshot(*(arrays[name] for name in Snapshot._fields)))
+    found = there.get_forces(apply_constraint=False, md=True)
+    if far_apart(arrays["forces"], found):
+        raise ConfigError(
+            f"restart is {config.restart!r}, written by another run: there the forces were others, by up to "
+            f"{np.abs(found - arrays['forces']).max():.3g} eV/Å. Go back to the old calculator, or start anew with "
+            "other file names."
+        )
 
 
 def saved_dynamics(atoms: Atoms, config: MDConfig, rng, dof: int, arrays: dict) -> MolecularDynamics:

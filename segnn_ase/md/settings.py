@@ -29,7 +29,7 @@ class MDConfig(Settings):
     velocities: Literal["auto", "maxwell", "keep"] = Field(
         "auto", description="at the start: drawn anew, kept, or (auto) drawn where all are zero"
     )
-    seed: int = Field(0, ge=0, description="of first velocities and thermostat")
+    seed: int = Field(0, ge=0, lt=2**63, description="of first velocities and thermostat")
     log: str | None = Field(None, description=".csv; eV, K, Å^3, GPa")
     log_every: int = Field(10, ge=1, description="steps between rows of the log")
     trajectory: str | None = Field(None, description=".traj, .xyz or .extxyz")

@@ -40,7 +40,7 @@ class Potential(nn.Module):
         known = isinstance(species, Iterable) and all(isinstance(z, int | np.integer) and 0 < z <= 118 for z in species)
         known = known and 0 < len(set(species)) == len(species)
         expect(known, "species", species, "different atomic numbers from 1 to 118, at least one")
-        expect(isinstance(seed, int | np.integer) and seed >= 0, "seed", seed, "zero or a positive integer")
+        expect(isinstance(seed, int | np.integer) and 0 <= seed < 2**63, "seed", seed, "an integer from 0 to 2^63 - 1")
         species = [int(z) for z in species]
         self.config, self.species = config, species
         self.scales = self._per_species("scales", scales, 1.0)

@@ -48,9 +48,9 @@ class Evaluator(ABC):
         Pairs beyond the cutoff do nothing where the model is smooth. Raises ValueError for unknown elements.
         """
 
-    def pairwise(self, graph: Graph) -> Prediction:
-        """The same with `edge_gradients` for each pair of the graph, all of which are within the cutoff."""
-        return self(graph)
+    def pairwise(self, graph: Graph) -> Tensor:
+        """dE/dr_ij (E, 3) eV/Å of each pair of a graph, all of which are within the cutoff."""
+        return self(graph).edge_gradients  # type: ignore[return-value]
 
     def without_core(self) -> "Evaluator":
         """The same without core repulsion, whose large forces would hide what differs between two evaluators."""

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
-from segnn_ase.base.errors import ConfigError, ModelFileError, expect
+from segnn_ase.base.errors import ConfigError, ModelFileError, expect, in_short
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.irreps import CONVENTION, multiplicities, parse_irreps
 from segnn_ase.model.potential import Potential
@@ -64,6 +64,12 @@ def save_committee(path: "str | Path", committee: Committee) -> None:
 
     Raises ConfigError for members with other elements or another cutoff than the first.
     """
+    expect(isinstance(committee, Committee), "committee", committee, "a Committee")
+    members, factors = committee.potentials, committee.factors
+    good = isinstance(members, list | tuple) and all(isinstance(p, Potential) for p in members)
+    expect(good, "potentials", members, "a list of potentials")
+    good = isinstance(factors, dict) and all(isinstance(f, int | float) and f >= 0 for f in factors.values())
+    expect(good, "factors", factors, "a dict of numbers")
     kinds = {(tuple(p.species), p.cutoff) for p in committee.potentials}
     expect(len(kinds) == 1, "potentials", sorted(kinds), "members with the same elements and cutoff")
     content = {
@@ -178,6 +184,11 @@ def _build(content: dict) -> Potential:
     if content["units"] != UNITS:
         raise ConfigError(f"units are {content['units']}; expected {UNITS}")
     _check_weights(weights, config)
+    if missing := ModelConfig.model_fields.keys() - content["config"].keys():
+        raise ConfigError(f"config lacks {', '.join(sorted(missing))}")
+    for name in ("reference_energies", "scales"):
+        if not isinstance(content[name], list):
+            raise ConfigError(f"{name} is {in_short(content[name])}; expected a list")
     potential = Potential(
         config,
         parse_species(content["species"]),
@@ -185,14 +196,18 @@ def _build(content: dict) -> Potential:
         scales=content["scales"],
     )
     potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
-    potential.domain = content["domain"] and parse_domain(_with_tuples(content["domain"]), len(potential.species))
-    width = potential.readout.width
-    potential.uncertainty = content["uncertainty"] and parse_uncertainty(_with_tuples(content["uncertainty"]), width)
+    domain, uncertainty = (_with_tuples(content[name], name) for name in ("domain", "uncertainty"))
+    potential.domain = domain and parse_domain(domain, len(potential.species))
+    potential.uncertainty = uncertainty and parse_uncertainty(uncertainty, potential.readout.width)
     return potential.eval()
 
 
-def _with_tuples(values: dict) -> dict:
-    """Values of a NamedTuple, whose ranges and counts a file knows as lists."""
+def _with_tuples(values: dict | None, name: str) -> dict | None:
+    """Values of a NamedTuple, whose ranges and counts a file knows as lists; None stands for none of it."""
+    if values is None:
+        return None
+    if not isinstance(values, dict) or not values:
+        raise ConfigError(f"{name} is {in_short(values)}; expected null or a dict")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
@@ -210,6 +225,12 @@ def _check_weights(weights: dict[str, torch.Tensor], config: ModelConfig) -> Non
 
 def _checked_metadata(metadata: dict) -> dict:
     """Metadata may hold any plain values, but what is printed must be what it seems."""
+    for name in ("errors", "verified", "training"):
+        if not isinstance(metadata.get(name, {}), dict):
+            raise ConfigError(f"metadata of {name!r} is {in_short(metadata[name])}; expected a dict")
+    for on, found in metadata.get("verified", {}).items():
+        if not isinstance(found["date"], str) or not all({"name", "passed"} <= set(check) for check in found["checks"]):
+            raise ConfigError(f"metadata of what was verified on {on!r} is {in_short(found)}; expected checks")
     for name, errors in metadata.get("errors", {}).items():
         if not all(value is None or isinstance(value, int | float) for value in errors.values()):
             raise ConfigError(f"metadata of the errors on {name!r} is {errors}; expected numbers")

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from segnn_ase.base.errors import expect
+from segnn_ase.base.files import home_expanded, is_file
 
 
 def find_model(model: "str | Path") -> Path:
@@ -11,8 +12,8 @@ def find_model(model: "str | Path") -> Path:
     expect(
         isinstance(model, str | os.PathLike), "model", model, "a path, the name of a shipped potential or a Potential"
     )
-    path = Path(model).expanduser()
-    if path.is_file():
+    path = home_expanded(model, "model")
+    if is_file(path):
         return path
     shipped = shipped_potentials()
     if str(model) in shipped:

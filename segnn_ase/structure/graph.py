@@ -13,6 +13,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from segnn_ase.base.errors import expect
 from segnn_ase.structure.neighbors import Neighbors, neighbor_list
 
 
@@ -66,6 +67,7 @@ def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
 
 def graph_from_atoms(atoms: Atoms, cutoff: float, backend: str = "matscipy") -> Graph:
     """Build the graph of one structure. Raises StructureError for what has no neighbour list."""
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     neighbors = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff, backend)
     return graph_from_arrays(atoms.numbers.copy(), atoms.positions.copy(), atoms.cell.array.copy(), neighbors)
 

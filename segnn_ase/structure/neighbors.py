@@ -7,6 +7,7 @@ with |r_ij| < cutoff, for the positions as given (atoms may lie outside the cell
 from typing import NamedTuple
 
 import numpy as np
+from ase.geometry import minkowski_reduce
 
 from segnn_ase.base.errors import StructureError, expect, in_short
 
@@ -19,6 +20,8 @@ class Neighbors(NamedTuple):
     S: np.ndarray  # (E, 3) integer cell shifts of j
 
 
+SKEWED = 2.0  # scalar products of lattice vectors, of the shortest one with itself
+MOST_NEIGHBORS = 100_000  # of an atom
 FARTHEST = 1e7  # Å; further out float64 has no digits left for distances
 NO_PAIRS = Neighbors(np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3), int))
 
@@ -32,9 +35,11 @@ def neighbor_list(positions, cell, pbc, cutoff: float, backend: str = "matscipy"
     """
     expect(isinstance(backend, str) and backend in BACKENDS, "backend", backend, f"one of {', '.join(BACKENDS)}")
     check_cutoff(cutoff)
+    cell, vectors = compact(cell, pbc)
     inside, box, pbc, wraps = wrap_into_box(positions, cell, pbc, cutoff)
+    check_density(len(inside), box, pbc, cutoff)
     i, j, S = BACKENDS[backend](inside, box, pbc, cutoff) if len(inside) else NO_PAIRS
-    S = S + wraps[i] - wraps[j]
+    S = (S + wraps[i] - wraps[j]) @ vectors
     order = np.lexsort((S[:, 2], S[:, 1], S[:, 0], j, i))  # one order, whatever the backend and the skin
     return Neighbors(i[order], j[order], S[order])
 
@@ -43,11 +48,47 @@ def device_neighbor_list(positions, cell, pbc, cutoff: float, device):
     """The same by torch-cluster, as tensors i, j, S that are made on `device` and stay there."""
     import torch
 
-    inside, box, pbc, wraps = (torch.tensor(x, device=device) for x in wrap_into_box(positions, cell, pbc, cutoff))
+    cell, vectors = compact(cell, pbc)
+    wrapped = wrap_into_box(positions, cell, pbc, cutoff)
+    check_density(len(wrapped[0]), wrapped[1], wrapped[2], cutoff)
+    inside, box, pbc, wraps = (torch.tensor(x, device=device) for x in wrapped)
     i, j, S = radius_pairs(inside, box, pbc, cutoff)
     order = torch.argsort(i, stable=True)
     i, j, S = i[order], j[order], S[order]
-    return i, j, S + wraps[i] - wraps[j]
+    S = S + wraps[i] - wraps[j]
+    if (vectors == np.eye(3)).all():
+        return i, j, S
+    return i, j, (S[:, :, None] * torch.tensor(vectors, device=device)).sum(1)  # integers have no product on a GPU
+
+
+def compact(cell, pbc) -> tuple[np.ndarray, np.ndarray]:
+    """The same lattice by short vectors, (3, 3) Å, and these as integer sums of the given ones, (3, 3).
+
+    Searches look at all cells that a sphere of the cutoff reaches: in a cell that is sheared by a thousand, millions.
+    A cell that is not far from compact stays as it is, and so does what is no cell (see `check_geometry`).
+    """
+    given, unchanged = _as_cell(cell), np.eye(3, dtype=int)
+    pbc = _as_pbc(pbc)
+    if given.shape != (3, 3) or not np.isfinite(given).all() or not pbc.any():
+        return given, unchanged
+    products = given[pbc] @ given[pbc].T
+    between = np.abs(products - np.diag(np.diag(products))).max()
+    if between <= SKEWED * np.diag(products).min() or np.linalg.matrix_rank(given[pbc]) < pbc.sum():
+        return given, unchanged
+    check_geometry(np.zeros((0, 3)), given, pbc)
+    short, vectors = minkowski_reduce(given, pbc=pbc)
+    return short, vectors.astype(int)
+
+
+def check_density(n: int, box: np.ndarray, pbc: np.ndarray, cutoff: float) -> None:
+    """Raise StructureError for structures so dense that their pairs would fill the memory; box as the search has it."""
+    reach = 2 * cutoff * np.linalg.norm(np.linalg.inv(box), axis=0)  # of a sphere's width, in heights of the box
+    neighbors = n * np.prod(np.where(pbc, reach, np.minimum(reach, 1)))
+    if neighbors > MOST_NEIGHBORS:
+        raise StructureError(
+            f"cell is {box.tolist()} with {n} atoms, each of which would have about {neighbors:.0e} neighbours within "
+            f"{cutoff:g} Å; expected up to {MOST_NEIGHBORS:.0e}. Check cell, pbc and the unit of lengths."
+        )
 
 
 def wrap_into_box(positions, cell, pbc, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -95,6 +136,13 @@ def _as_positions(positions) -> np.ndarray:
     if array.size and (array.ndim != 2 or array.shape[1] != 3):
         raise StructureError(f"positions have shape {array.shape}; expected (N, 3)")
     return array.reshape(-1, 3)
+
+
+def _as_cell(cell) -> np.ndarray:
+    try:
+        return np.asarray(cell, dtype=float)
+    except (TypeError, ValueError):
+        raise StructureError(f"cell is {in_short(cell)}; expected numbers, (3, 3)") from None
 
 
 def _as_pbc(pbc) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, ModelFileError
+from segnn_ase.base.locks import only_writer
 from segnn_ase.store.model_file import COMMITTEE, Committee, load_with_metadata, save_committee
 from segnn_ase.store.tensors import load_tensors
 from segnn_ase.train.evaluation import QUANTITIES, committee_residuals, evaluator_of
@@ -29,7 +30,8 @@ def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> 
     data = read_data(config, report)
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
-        run_training(member, from_scratch(member, data, report), deadline, progress=progress)
+        with only_writer([member.out, *output_files(member.out).values()]):
+            run_training(member, from_scratch(member, data, report), deadline, progress=progress)
     return finish_committee(config, members, data, progress=progress)
 
 

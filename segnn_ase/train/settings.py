@@ -61,7 +61,7 @@ class OptimConfig(Settings):
     max_minutes: float | None = Field(
         None, gt=0, description="wall-clock minutes after which it stops; the same call goes on"
     )
-    seed: int = Field(0, ge=0, description="random seed of first weights, batches and frames drawn for valid")
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed of first weights, batches and frames drawn for valid")
     committee: int = Field(1, ge=1, le=100, description="potentials that differ in their seeds, for uncertainties")
     device: str = Field("auto", description="where it runs: auto (a GPU, if there is one), cpu, cuda or cuda:1")
     dtype: Literal["float32", "float64"] = Field(

@@ -4,9 +4,11 @@ import math
 import time
 
 from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.base.locks import only_writer
 from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.train.committee import train_committee
+from segnn_ase.train.job import output_files
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import prepare
 from segnn_ase.train.report import printer
@@ -22,9 +24,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     deadline = deadline_of(config.training)
-    if config.training.committee > 1:
-        return train_committee(config, deadline, progress=progress)
-    return run_training(config, prepare(config, report=printer(progress)), deadline, progress=progress)
+    with only_writer([config.out, *output_files(config.out).values()]):
+        if config.training.committee > 1:
+            return train_committee(config, deadline, progress=progress)
+        return run_training(config, prepare(config, report=printer(progress)), deadline, progress=progress)
 
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
@@ -37,7 +40,8 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     report, start = printer(progress), load_with_metadata(model)
     config = config.model_copy(update={"training": finetune_settings(config.training, start[0], report)})
     deadline = deadline_of(config.training)
-    return run_training(config, prepare(config, start=start, report=report), deadline, progress=progress)
+    with only_writer([config.out, *output_files(config.out).values()]):
+        return run_training(config, prepare(config, start=start, report=report), deadline, progress=progress)
 
 
 def deadline_of(settings: OptimConfig) -> float:

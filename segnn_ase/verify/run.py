@@ -14,9 +14,10 @@ import torch
 from ase import Atoms
 
 from segnn_ase import __version__
-from segnn_ase.base.errors import ConfigError, SEGNNError
+from segnn_ase.base.errors import SEGNNError, expect
 from segnn_ase.base.files import progress_bar
 from segnn_ase.calculator import SEGNNCalculator, members_of
+from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
 from segnn_ase.verify.certificate import Certificate, Check
 from segnn_ase.verify.checks import BLOCKS, CHECKS
@@ -42,9 +43,12 @@ def verify(
     energy; by default fewer for larger structures. Raises what the calculator raises for models and structures that
     cannot be evaluated; what goes wrong later is a line that fails.
     """
-    if steps is not None and steps < 2 * BLOCKS:
-        raise ConfigError(f"steps is {steps}; expected at least {2 * BLOCKS}")
+    many = steps is None or (isinstance(steps, int | np.integer) and steps >= 2 * BLOCKS)
+    expect(many, "steps", steps, f"at least {2 * BLOCKS}")
+    expect(isinstance(seed, int | np.integer) and 0 <= seed < 2**63, "seed", seed, "an integer from 0 to 2^63 - 1")
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     models = members_of(model).potentials
+    check_elements(models[0].symbols, models[0].species, atoms.numbers)
     options = {"device": device, "dtype": dtype, "accelerate": accelerate, "neighbor_backend": neighbor_backend}
     make = partial(SEGNNCalculator, models, domain="ignore", allow_nonsmooth=True, **options)
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, masses=atoms.get_masses())

@@ -71,3 +71,28 @@ def test_a_missing_file_names_the_argument_and_the_working_folder(tmp_path, monk
 
 def test_errors_are_of_the_package_and_of_the_usual_kind():
     assert issubclass(ConfigError, SEGNNError) and issubclass(ConfigError, ValueError)
+
+
+NO_TOML = {
+    "latin": "[data]\ntrain = 'ä'".encode("latin-1"),
+    "utf-16": "[data]".encode("utf-16"),
+    "key twice": b"[data]\ntrain = 'a'\ntrain = 'b'\n",
+    "deep, open": b"a = " + b"[" * 100_000,
+    "deep": b"a = " + b"[" * 100_000 + b"]" * 100_000,
+    "5000 digits": b"a = " + b"9" * 5000,
+    "zeros": b"\0\0",
+    "a megabyte of a key": b"x" * 10**6,
+}
+
+
+@pytest.mark.parametrize("name", NO_TOML)
+def test_what_is_no_toml_is_a_config_error(tmp_path, name):
+    (tmp_path / "c.toml").write_bytes(NO_TOML[name])
+    with pytest.raises(ConfigError, match=r"config '.*c\.toml' is not valid TOML: ") as error:
+        read_toml(tmp_path / "c.toml")
+    assert "\n" not in str(error.value)
+
+
+def test_toml_of_editors_that_begin_with_a_mark(tmp_path):
+    (tmp_path / "c.toml").write_bytes("\ufeff[data]\r\ntrain = 'ä.xyz'\r\n".encode())
+    assert read_toml(tmp_path / "c.toml") == {"data": {"train": "ä.xyz"}}

@@ -14,7 +14,7 @@ from helpers.systems import water
 
 from segnn_ase import SEGNNCalculator, load_potential
 from segnn_ase.base.errors import AccelerationWarning
-from segnn_ase.compiled import build, choose, runtime
+from segnn_ase.compiled import build, cache, choose, runtime
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.model import interactions, network
 from segnn_ase.structure.graph import graph_from_atoms
@@ -63,7 +63,7 @@ def noticed(potential, graph) -> bool:
     runtime.load_runtime.cache_clear()
     try:
         return choose._problem_of(CpuEvaluator(potential), choose.BACKENDS[1], potential, graph) is not None
-    except build.CompilerError:  # it does not give what its formula gives
+    except cache.CompilerError:  # it does not give what its formula gives
         return True
 
 

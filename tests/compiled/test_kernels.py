@@ -19,7 +19,8 @@ from helpers.systems import NAMED
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning, ConfigError
 from segnn_ase.compiled import build, c_code, kernels, runtime
-from segnn_ase.compiled.build import CompilerError, load_library
+from segnn_ase.compiled.build import load_library
+from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.cpu_training import CpuLossGradient

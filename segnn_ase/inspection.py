@@ -1,0 +1,92 @@
+"""What a calculator gives besides ASE's results: virials, heat flux, second derivatives, descriptors, pairs."""
+
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from ase import Atoms
+
+from segnn_ase.base.errors import expect
+from segnn_ase.base.threads import SharedCalculator, one_at_a_time
+from segnn_ase.model.heat_flux import heat_flux
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import Evaluator, atomic_virials, hessian
+from segnn_ase.structure.graph import Graph, within
+from segnn_ase.structure.neighbors import Neighbors
+from segnn_ase.structure.skin import SkinGraphs
+
+CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side, and do nothing
+
+
+class InspectedCalculator(SharedCalculator):
+    """Of potentials, one or several whose mean it gives."""
+
+    _potentials: list[Potential]
+    _graphs: dict[float, SkinGraphs]  # by cutoff
+
+    @abstractmethod
+    def _graph(self, atoms: Atoms | None, cutoff: float) -> Graph:
+        """The graph of a structure, of the last one without."""
+
+    @abstractmethod
+    def _chosen(self, graphs: dict[float, Graph]) -> list[Evaluator]:
+        """An evaluator of each potential."""
+
+    @one_at_a_time
+    def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
+        return np.mean([as_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self._potentials], axis=0)
+
+    @one_at_a_time
+    def get_virials(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Virials sum_j r_ij (x) dE/dr_ij of the atoms, half of every pair for either end: (N, 3, 3) eV, not symmetric.
+
+        Their sum is the stress times the volume. The heat flux is not theirs: see `get_heat_flux`.
+        """
+        return self._virials({cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs})
+
+    def get_atomic_volumes(self) -> float:
+        """What "stresses" are divided by: nothing. ASE asks for it to add the ideal gas in the same units."""
+        return 1.0
+
+    def _virials(self, graphs: dict[float, Graph]) -> np.ndarray:
+        near = {cutoff: within(graph, CERTAIN * cutoff) for cutoff, graph in graphs.items()}
+        pairs = zip(self._chosen(near), (near[p.cutoff] for p in self._potentials), strict=True)
+        return np.mean([as_numpy(atomic_virials(g, evaluator.pairwise(g))) for evaluator, g in pairs], axis=0)
+
+    @one_at_a_time
+    def get_heat_flux(self, atoms: Atoms | None = None, *, convective: bool = True) -> np.ndarray:
+        """J = d/dt sum_i r_i E_i, (3,) eV Å per ASE's unit of time (divide by the volume for a density).
+
+        Exact for potentials that pass messages (`model.heat_flux`), with periodic images. With `convective`
+        sum_i E_i v_i is in it, E_i being the energy of an atom with its E0 and its kinetic energy.
+        """
+        expect(isinstance(convective, bool), "convective", convective, "True or False")
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
+        atoms = self.atoms if atoms is None else atoms
+        return np.mean([flux_of(p, graphs[p.cutoff], atoms, convective=convective) for p in self._potentials], axis=0)
+
+    @one_at_a_time
+    def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
+        """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
+        return as_numpy(self._chosen(graphs)[0](graphs[self._potentials[0].cutoff], forces=False).features)
+
+    @one_at_a_time
+    def get_pairs(self, atoms: Atoms | None = None) -> Neighbors:
+        """The pairs i, j, S that are evaluated, as ASE's `neighbor_list` returns them; of the first potential."""
+        cutoff = self._potentials[0].cutoff
+        graph = within(self._graph(atoms, cutoff), cutoff)
+        return Neighbors(*map(as_numpy, (graph.edge_dst, graph.edge_src, graph.edge_shift.long())))
+
+
+def flux_of(potential: Potential, graph: Graph, atoms: Atoms, *, convective: bool) -> np.ndarray:
+    near = within(graph, potential.cutoff)
+    moving = (torch.as_tensor(x).to(potential.device) for x in (atoms.get_velocities(), atoms.get_masses()))
+    flux, carried = heat_flux(potential, near, *moving)
+    return as_numpy(flux + carried if convective else flux)
+
+
+def as_numpy(x: torch.Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()
