@@ -7,9 +7,11 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from segnn_ase.check.findings import LABELS, Finding, Sets, energies_per_atom, numbered
-from segnn_ase.check.matching import NEAR, Described, Match, displacement, groups_of, matches, turn_onto
+from segnn_ase.check.matching import NEAR, SAME, Described, Match, displacement, groups_of, matches, turn_onto
 from segnn_ase.data.frames import Frame, is_isolated_atom, species_of
 from segnn_ase.data.references import reference_energies
+
+STALE = 3  # frames with one energy, at least
 
 
 def find_lone_elements(sets: Sets) -> list[Finding]:
@@ -222,8 +224,10 @@ def same_labels(a: Frame, b: Frame) -> bool:
     turn = turn_onto(a.atoms, b.atoms)
     if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > 1e-3 * len(a.atoms):
         return False
-    if a.forces is not None and b.forces is not None and not np.allclose(a.forces, b.forces @ turn, atol=0.01):
-        return False
+    if a.forces is not None and b.forces is not None:
+        apart = np.abs(a.forces - b.forces @ turn)  # NaN where one of them was cut
+        if (apart > 0.01 + 1e-5 * np.abs(a.forces)).any():
+            return False
     return a.stress is None or b.stress is None or np.allclose(a.stress, turn.T @ b.stress @ turn, atol=1e-3)
 
 
@@ -234,7 +238,40 @@ def superfluous(frames: list[Frame], match: Match) -> set[int]:
     return {other} if labels[other] <= labels[kept] else set()
 
 
+def find_stale_labels(sets: Sets) -> list[Finding]:
+    """Energies that are equal to the digit although the atoms have moved: copied from another structure."""
+    groups: dict[tuple, list[int]] = {}
+    frames = sets.all
+    for n, f in enumerate(frames):
+        if f.energy is not None:
+            key = (*np.sort(f.atoms.numbers).tolist(), *f.atoms.pbc.tolist())
+            groups.setdefault(key, []).append(n)
+    stale: set[int] = set()
+    for members in groups.values():
+        energies = np.array([frames[n].energy for n in members])
+        values, which, counts = np.unique(energies, return_inverse=True, return_counts=True)
+        for value in np.flatnonzero(counts >= STALE):
+            same = [n for n, k in zip(members, which, strict=True) if k == value]
+            rounded = abs(values[value] / 1e-3 - np.round(values[value] / 1e-3)) < 1e-6  # may agree by chance
+            moved = [n for n in same if _has_moved(sets.around[same[0]].fingerprint, sets.around[n].fingerprint)]
+            if len(moved) + 1 >= STALE and (len(values) == 1 or not rounded):
+                stale |= {same[0], *moved}
+    if not stale:
+        return []
+    text = f"{len(stale)} frames have an energy that is equal to the digit to that of others, though atoms have moved"
+    advice = (
+        "Labels of another structure, left in the file under other names (REF_energy, ...)? Name the right ones with "
+    )
+    advice += "--energy-key and --forces-key, or write the file without the old ones"
+    return [Finding("stale labels", "error", text, numbered(frames, stale), advice)]
+
+
+def _has_moved(before: np.ndarray, after: np.ndarray) -> bool:
+    return bool(np.sqrt(np.mean((before - after) ** 2)) > SAME) if len(before) else False
+
+
 OF_SETS = (
+    find_stale_labels,
     find_lone_elements,
     find_mixed_periodicity,
     find_coarse_energies,

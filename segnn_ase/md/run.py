@@ -6,6 +6,7 @@ killed, the same call ends with the same files as if it never had been.
 """
 
 import math
+import sys
 import time
 from array import array
 from pathlib import Path
@@ -19,6 +20,7 @@ from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, 
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically, writing
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
+from segnn_ase.md.extxyz import extxyz, writable
 from segnn_ase.md.outputs import (
     COLUMNS,
     OUTPUTS,
@@ -28,7 +30,6 @@ from segnn_ase.md.outputs import (
     append_row,
     check_marked,
     cut,
-    extxyz,
     make_frame,
     mark,
 )
@@ -78,6 +79,8 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     check_run(atoms, config)
     deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
     resumed = prepare_files(config, overwrite)
+    if progress:
+        tell_left_out(atoms, config)
     try:
         run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
         seconds = advance(run, first, progress, deadline)
@@ -98,6 +101,15 @@ def prepare_files(config: MDConfig, overwrite: bool) -> bool:
             path.parent.mkdir(parents=True, exist_ok=True)
     clear_leftovers(paths.values())
     return resumed
+
+
+def tell_left_out(atoms: Atoms, config: MDConfig) -> None:
+    """Say on standard error what the trajectory's format cannot hold."""
+    if config.trajectory is None or Path(config.trajectory).suffix == ".traj":
+        return
+    _, left = writable(make_frame(atoms, 0, config.timestep, results=False))
+    if left and sys.stderr is not None:
+        print(f"{config.trajectory} is without {', '.join(left)}: extended XYZ cannot hold them", file=sys.stderr)
 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:

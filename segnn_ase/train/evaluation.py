@@ -11,7 +11,8 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.data.batches import Item, collate_items, make_item
-from segnn_ase.data.frames import LabelKeys, as_paths, check_labels, check_species, read_frames
+from segnn_ase.data.frames import as_paths, check_labels, check_species, read_frames
+from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.store.model_file import load_committee
