@@ -93,7 +93,8 @@ def evaluate(
         from segnn_ase.train.report import error_table
 
         _prepare_process(threads)
-        typer.echo(error_table(evaluate_files(model, frames, keys=_label_keys(keys), device=device)))
+        errors = evaluate_files(model, frames, keys=_label_keys(keys), device=device, report=typer.echo)
+        typer.echo(error_table(errors))
 
 
 @app.command("check", epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")

@@ -13,6 +13,7 @@ WORDS = {  # a name that holds one of these words looks like a label
     "stress": {"stress", "stresses", "virial", "virials", "sigma"},
 }
 SETTINGS = set("cutoff kinetic fermi smearing field weight weights mask unit units threshold window tol".split())
+LENGTHS = set("distance distances length lengths position positions coordinate coordinates coords pos r cell".split())
 PREFIXES = (  # of what a calculation gave, in order of preference; never those of other potentials
     "ref reference dft target label labels true gt qm abinitio ab_initio lda pbe pbe0 pbesol revpbe blyp b3lyp scan "
     "rscan r2scan hf mp2 ccsd ccsdt vasp qe espresso cp2k castep aims orca gaussian psi4 pyscf gpaw"
@@ -56,6 +57,12 @@ def means_virial(name: str) -> bool:
     return bool(words & {"virial", "virials"}) and not words & {"stress", "stresses"}
 
 
+def unit_of_what(name: str) -> str | None:
+    """What a name states the unit of, in small letters: energy_unit gives energy, units ""; None for other names."""
+    found = re.fullmatch(r"(.*?)[_\-. ]?units?", name.lower())
+    return found[1] if found else None
+
+
 def looks_like(name: str, value, size: int) -> str | None:
     """The kind of label that a name and the shape of its value suggest, for a structure of `size` atoms."""
     words = words_of(str(name))
@@ -73,6 +80,9 @@ def looks_like(name: str, value, size: int) -> str | None:
 def is_result(name: str, value, size: int) -> bool:
     """Is this what some calculation gave for a structure of `size` atoms, whatever the prefix?"""
     lower = str(name).lower()
+    what = unit_of_what(lower)
+    if what is not None and (what in LENGTHS or not what or usual_name(what)):
+        return True  # a unit of labels that are not there any more
     if lower in ("initial_charges", "initial_magmoms"):
         return False
     is_property = any(lower == known or lower.endswith(f"_{known}") for known in all_properties)

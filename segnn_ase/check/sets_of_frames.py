@@ -239,31 +239,37 @@ def superfluous(frames: list[Frame], match: Match) -> set[int]:
 
 
 def find_stale_labels(sets: Sets) -> list[Finding]:
-    """Energies that are equal to the digit although the atoms have moved: copied from another structure."""
-    groups: dict[tuple, list[int]] = {}
-    frames = sets.all
-    for n, f in enumerate(frames):
-        if f.energy is not None:
-            key = (*np.sort(f.atoms.numbers).tolist(), *f.atoms.pbc.tolist())
-            groups.setdefault(key, []).append(n)
-    stale: set[int] = set()
-    for members in groups.values():
-        energies = np.array([frames[n].energy for n in members])
-        values, which, counts = np.unique(energies, return_inverse=True, return_counts=True)
-        for value in np.flatnonzero(counts >= STALE):
-            same = [n for n, k in zip(members, which, strict=True) if k == value]
-            rounded = abs(values[value] / 1e-3 - np.round(values[value] / 1e-3)) < 1e-6  # may agree by chance
-            moved = [n for n in same if _has_moved(sets.around[same[0]].fingerprint, sets.around[n].fingerprint)]
-            if len(moved) + 1 >= STALE and (len(values) == 1 or not rounded):
-                stale |= {same[0], *moved}
-    if not stale:
-        return []
-    text = f"{len(stale)} frames have an energy that is equal to the digit to that of others, though atoms have moved"
-    advice = (
-        "Labels of another structure, left in the file under other names (REF_energy, ...)? Name the right ones with "
-    )
-    advice += "--energy-key and --forces-key, or write the file without the old ones"
-    return [Finding("stale labels", "error", text, numbered(frames, stale), advice)]
+    """Energies or forces that are equal to the digit although the atoms have moved: those of another structure."""
+    findings, frames = [], sets.all
+    groups = groups_of([f.atoms for f in frames]).values()
+    for kind in ("energy", "forces"):
+        stale = {n for group in groups for n in stale_in(group, frames, sets.around, kind)}
+        if stale:
+            text = f"{len(stale)} frames have {kind} equal to the digit to those of others, though atoms have moved"
+            advice = (
+                "Labels of another structure, left in the file under other names (REF_energy, ...)? Name the right "
+            )
+            advice += f"ones with --{kind}-key, or write the file without the old ones"
+            findings.append(Finding("stale labels", "error", text, numbered(frames, stale), advice))
+    return findings
+
+
+def stale_in(group: list[int], frames: list[Frame], around, kind: str) -> set[int]:
+    """Those of frames of one composition that share a label, if it is no coincidence of rounded numbers."""
+    values: dict[bytes, list[int]] = {}
+    for n in group:
+        label = getattr(frames[n], kind)
+        if label is not None and (kind == "energy" or np.nan_to_num(label).any()):
+            values.setdefault(np.asarray(label).tobytes(), []).append(n)
+    found: set[int] = set()
+    for same in values.values():
+        first, *others = same
+        moved = [n for n in others if _has_moved(around[first].fingerprint, around[n].fingerprint)]
+        thousandths = np.asarray(getattr(frames[first], kind)).ravel() * 1e3
+        rounded = len(thousandths) == 1 and abs(thousandths - np.round(thousandths)) < 1e-6
+        if len(moved) + 1 >= STALE and (len(values) == 1 or not rounded):
+            found |= {first, *moved}
+    return found
 
 
 def _has_moved(before: np.ndarray, after: np.ndarray) -> bool:

@@ -11,7 +11,6 @@ from segnn_ase.base.errors import DataError
 HEADER = ("Lattice", "Properties", "pbc")
 COLUMNS = {name.lower(): name for name in ("species", "pos", "symbols", "positions", "numbers", "Z")}
 CELLS = r"cell|box|unit_?cell|lattice_?vectors|lattice_?parameters|abc"
-CP2K = re.compile(r"\s*i\s*=\s*\d+\s*,\s*time\s*=")
 
 
 def is_extxyz(name: str) -> bool:
@@ -41,15 +40,6 @@ def tidied(lines: Iterable[str], name: str) -> Iterator[str]:
 
 def tidy_header(comment: str, first: str, where: str) -> str:
     """A comment line with the keys as ASE knows them. first: the line of the first atom."""
-    if CP2K.match(comment):
-        raise DataError(
-            f"{where} is of a CP2K run, in Hartree and Bohr, with forces in another file. Convert both:\n"
-            "  for a, f in zip(ase.io.read('RUN-pos-1.xyz', ':'), ase.io.read('RUN-frc-1.xyz', ':')):\n"
-            "      e, f = float(a.info['E']) * Hartree, f.positions * Hartree / Bohr\n"
-            "      a = Atoms(a.symbols, a.positions, cell=CELL, pbc=True)\n"
-            "      a.calc = SinglePointCalculator(a, energy=e, forces=f)\n"
-            "      ase.io.write('frames.xyz', a, append=True)"
-        )
     for key in HEADER:
         if not re.search(rf"(^|\s){key}\s*=", comment):
             comment = re.sub(rf"(^|\s){key}(\s*=)", rf"\g<1>{key}\2", comment, count=1, flags=re.IGNORECASE)

@@ -9,15 +9,17 @@ from ase.io.formats import string2index
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.files import existing_file
+from segnn_ase.base.label_names import LENGTHS
 from segnn_ase.data.extxyz import is_extxyz, open_extxyz
 from segnn_ase.data.foreign import refuse_foreign
-from segnn_ase.data.units import LENGTHS, length_unit, stated_units
+from segnn_ase.data.units import length_unit, stated_units
 
 
 def read_images(path: str) -> list[tuple[str, Atoms]]:
     """Every frame of a file, as ASE gives it but in Å, after its source; raises as `frames.read_frames` does."""
-    refuse_foreign(path.rpartition("@")[0] or path)
+    refuse_foreign(path)
     name, index = split_index(path)
+    refuse_foreign(name)
     try:
         if Path(name).suffix in (".db", ".json"):
             images = _read_database(name, index)

@@ -87,8 +87,8 @@ def find_labels(atoms: Atoms, keys: LabelKeys, where: str) -> Found:
             rivals += [rival] if rival else []
             agreeing += [] if rival else [other.name]
     taken = {kind: candidates[0] for kind, candidates in by_kind.items() if values[kind] is not None}
-    units = tuple((kind, unit) for kind, s in taken.items() if (unit := unit_of(stated, plain(s), s.kind)))
-    check_units(units, values, stated, where)
+    units = {kind: unit for kind, s in taken.items() if (unit := unit_of(stated, plain(s), physical_kind(s)))}
+    check_units(taken, units, stated, where)
     cut = ""
     if values["forces"] is not None:
         values["forces"], cut = without_cut_forces(atoms, values["forces"], keys.forces_mask, where)
@@ -96,7 +96,7 @@ def find_labels(atoms: Atoms, keys: LabelKeys, where: str) -> Found:
             values["forces"], origins[1] = None, None
     seen = {plain(s) for s in (*taken.values(), *sources)}
     unread = tuple((kind, name) for kind, name in look_alikes(atoms) if name not in seen)
-    reading = Reading(is_named_isolated(atoms), cut, tuple(rivals), tuple(agreeing), unread, units)
+    reading = Reading(is_named_isolated(atoms), cut, tuple(rivals), tuple(agreeing), unread, tuple(units.items()))
     return Found(values["energy"], values["forces"], values["stress"], tuple(origins), reading)
 
 
@@ -168,7 +168,7 @@ def _stresses(atoms: Atoms, sources: list[Source], keys: LabelKeys) -> list[Sour
 
 def value_of(source: Source, atoms: Atoms, stated: dict[str, str], where: str):
     """The label in eV and Å: a number, (N, 3) forces or a (3, 3) stress; None where there is none."""
-    kind, name = ("energy" if source.kind == "free_energy" else source.kind), source.name
+    kind, name = physical_kind(source), source.name
     shape = {"energy": (), "forces": (len(atoms), 3)}.get(kind, (3, 3))
     value = checked(kind, source.value, shape, where, name)
     if value is None:
@@ -182,6 +182,10 @@ def value_of(source: Source, atoms: Atoms, stated: dict[str, str], where: str):
     return -value / atoms.cell.volume
 
 
+def physical_kind(source: Source) -> str:
+    return "energy" if source.kind == "free_energy" else source.kind
+
+
 def plain(source: Source) -> str:
     return source.name.removeprefix(f"{CALCULATOR} ")
 
@@ -191,6 +195,8 @@ def checked(name: str, value, shape: tuple[int, ...], where: str, origin: str):
     if value is None:
         return None
     try:
+        if np.asarray(value).dtype == bool:
+            raise TypeError  # energy=T is no number
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         raise DataError(f"{name} of {where} (from {origin}) is {value!r}; expected numbers") from None
@@ -217,18 +223,16 @@ def _rival(kind: str, taken, other: Source, atoms: Atoms, stated: dict[str, str]
     return Rival(kind, other.name, difference) if abs(difference) > SAME[kind] else None
 
 
-def check_units(units: tuple, values: dict, stated: dict[str, str], where: str) -> None:
+def check_units(taken: dict[str, Source], units: dict[str, str], stated: dict[str, str], where: str) -> None:
     """Raise DataError where the unit of some labels is stated, but not that of the others, and it is not ASE's."""
-    known = {kind for kind, _ in units}
-    strange = [(kind, unit) for kind, unit in units if unit_value(unit, kind, where) != 1.0]
-    missing = [kind for kind in ("energy", "forces") if values[kind] is not None and kind not in known]
+    strange = [kind for kind, unit in units.items() if unit_value(unit, physical_kind(taken[kind]), where) != 1.0]
+    missing = [kind for kind in ("energy", "forces") if kind in taken and kind not in units]
     if strange and missing:
-        kind, unit = strange[0]
         raise DataError(
-            f"{where} says that its {kind} is in {unit!r}, but nothing of its {missing[0]}: "
+            f"{where} says that its {strange[0]} is in {units[strange[0]]!r}, but nothing of its {missing[0]}: "
             f"state {missing[0]}_unit, too"
         )
-    if "" in stated and not known and stated[""].lower() not in ("ev", "ev/å", "ev/a", "ev, å", "ase"):
+    if "" in stated and not units and stated[""].lower() not in ("ev", "ev/å", "ev/a", "ev, å", "ase"):
         raise DataError(
             f"{where} says that its units are {stated['']!r}: convert its labels to eV, eV/Å and eV/Å^3, or say "
             "energy_unit, forces_unit and stress_unit instead"

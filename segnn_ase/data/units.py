@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ase import units
 
 from segnn_ase.base.errors import DataError
-from segnn_ase.base.label_names import usual_name
+from segnn_ase.base.label_names import LENGTHS, unit_of_what, usual_name
 
 POWERS = {"energy": (1, 0), "forces": (1, -1), "stress": (1, -3), "virial": (1, 0), "length": (0, 1)}
 ATOMIC = {"energy": "Ha", "forces": "Ha/Bohr", "stress": "Ha/Bohr^3", "virial": "Ha", "length": "Bohr"}
@@ -37,7 +37,6 @@ KNOWN = {
     "pa": Unit(units.Pascal, 1, -3),
 }
 TOKEN = re.compile(r"\s*([/*·]?)\s*([^\W\d_]+)(?:\^|\*\*)?\{?(-?\d+)?\}?\s*")
-LENGTHS = set("distance distances length lengths position positions coordinate coordinates coords pos r cell".split())
 
 
 def unit_value(text: str, kind: str, where: str) -> float:
@@ -77,10 +76,10 @@ def stated_units(info: dict) -> dict[str, str]:
     """Units by what they are said of, in small letters: energy_unit=kcal/mol gives {"energy": "kcal/mol"}."""
     found = {}
     for name, value in info.items():
-        what = re.fullmatch(r"(.*?)[_\-. ]?units?", str(name).lower())
-        if what and isinstance(value, str) and value.strip():
-            found[what[1]] = value
-        elif what and not what[1] and isinstance(value, dict):
+        what = unit_of_what(str(name))
+        if what is not None and isinstance(value, str) and value.strip():
+            found[what] = value
+        elif what == "" and isinstance(value, dict):
             found |= {str(key).lower(): unit for key, unit in value.items() if isinstance(unit, str)}
     return found
 

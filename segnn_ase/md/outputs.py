@@ -15,7 +15,7 @@ from ase.io.trajectory import TrajectoryWriter
 from segnn_ase.base.errors import MDError
 from segnn_ase.base.files import append, writing
 from segnn_ase.base.label_names import is_result
-from segnn_ase.md.extxyz import extxyz
+from segnn_ase.md.formats import extxyz, for_file
 
 COLUMNS = (
     *("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure"),
@@ -68,7 +68,7 @@ def make_frame(atoms: Atoms, step: int, timestep: float, *, results: bool = True
 def append_frame(path: str, frame: Atoms) -> None:
     if Path(path).suffix == ".traj":
         with writing(path), TrajectoryWriter(path, "a") as writer:
-            writer.write(frame)
+            writer.write(for_file(path, frame)[0])
         return
     append(path, extxyz(frame))
 

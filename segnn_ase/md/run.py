@@ -20,7 +20,7 @@ from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, 
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically, writing
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
-from segnn_ase.md.extxyz import extxyz, writable
+from segnn_ase.md.formats import extxyz, for_file
 from segnn_ase.md.outputs import (
     COLUMNS,
     OUTPUTS,
@@ -104,12 +104,12 @@ def prepare_files(config: MDConfig, overwrite: bool) -> bool:
 
 
 def tell_left_out(atoms: Atoms, config: MDConfig) -> None:
-    """Say on standard error what the trajectory's format cannot hold."""
-    if config.trajectory is None or Path(config.trajectory).suffix == ".traj":
+    """Say on standard error what the format of the trajectory cannot hold."""
+    if config.trajectory is None or sys.stderr is None:
         return
-    _, left = writable(make_frame(atoms, 0, config.timestep, results=False))
-    if left and sys.stderr is not None:
-        print(f"{config.trajectory} is without {', '.join(left)}: extended XYZ cannot hold them", file=sys.stderr)
+    _, left = for_file(config.trajectory, make_frame(atoms, 0, config.timestep, results=False))
+    if left:
+        print(f"{config.trajectory} is without {', '.join(left)}: its format cannot hold them", file=sys.stderr)
 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:

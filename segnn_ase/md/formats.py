@@ -1,15 +1,37 @@
-"""Frames as extended XYZ that ASE reads back: what this format cannot hold is written otherwise or left out."""
+"""Frames as ASE reads them back: what a format cannot hold is written otherwise or left out."""
 
 import io
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, write_extxyz
+from ase.io.jsonio import decode, encode
 
 OWN_COLUMNS = {"symbols", "species", "positions", "pos", "numbers", "z", "move_mask"}
 OWN_ENTRIES = {"lattice", "properties", "pbc"}
+
+
+def for_file(path: str, frame: Atoms) -> tuple[Atoms, list[str]]:
+    """A frame without what the trajectory of this name cannot hold, and the names of that."""
+    if Path(path).suffix != ".traj":
+        return writable(frame)
+    left = [name for name, value in frame.info.items() if not encodes({name: value})]
+    out = frame.copy()
+    out.calc = frame.calc
+    out.info = {name: value for name, value in frame.info.items() if name not in left}
+    return out, [str(name) for name in left]
+
+
+def encodes(entry: dict) -> bool:
+    """Can it be written in ASE's JSON, and be read?"""
+    try:
+        decode(encode(entry))
+    except Exception:  # whatever lies in there
+        return False
+    return True
 
 
 def extxyz(frame: Atoms) -> bytes:
