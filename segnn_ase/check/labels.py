@@ -85,11 +85,10 @@ def find_absent_labels(sets: Sets) -> list[Finding]:
     for frames in (sets.train, sets.valid, sets.test):
         if frames and all(f.energy is None and f.forces is None for f in frames):
             findings.append(Finding("no labels", "error", "no frame has an energy or forces"))
-        elif frames and all(f.forces is None for f in frames):
-            text = "no frame has forces: energies alone teach little"
-            findings.append(
-                Finding("no forces", "warning", text, (), "Compute them, if you can: each is worth 3 energies an atom")
-            )
+    many = [f for f in sets.train if len(f.atoms) > 1]
+    if many and not findings and all(f.forces is None for f in many):
+        text = "no frame has forces: energies alone teach little"
+        findings.append(Finding("no forces", "warning", text, (), "Compute them, too, if you can"))
     return findings
 
 
