@@ -56,11 +56,6 @@ def folder(tmp_path_factory) -> Path:
     (folder / "boxless.xyz").write_text('1\npbc="T T T" energy=-1\nH 0 0 0\n')
     (folder / "kcal.xyz").write_text("1\nenergy=-1 energy_unit=calories\nH 0 0 0\n")
     (folder / "switch.xyz").write_text("1\nenergy=T\nH 0 0 0\n")
-    (folder / "run.xyz").write_text("1\n i = 0, time = 0.0, E = -17.1\nH 0 0 0\n")
-    (folder / "deep").mkdir()
-    (folder / "deep" / "type.raw").write_text("0\n")
-    np.savez(folder / "md17.npz", R=np.zeros((1, 1, 3)), z=[1], E=[0.0], F=np.zeros((1, 1, 3)))
-    (folder / "set.h5").write_bytes(b"\x89HDF")
     (folder / "empty.xyz").write_text("")
     (folder / "config.toml").write_text(TOML.replace("train.xyz", "good.xyz"))
     (folder / "bad.toml").write_text("[data\n")
@@ -436,13 +431,9 @@ RUNS = [
         "key for stress is 'forces', but no frame",
     ),
     ("train on unnamed columns", trained(train="columns.xyz"), DataError, "has 7 columns, but Properties=.* names 4"),
-    ("train without a cell", trained(train="boxless.xyz"), DataError, "periodic, but has no cell vector a, b, c"),
+    ("train without a cell", trained(train="boxless.xyz"), DataError, "cell is .* a, b, c span no volume"),
     ("train on calories", trained(train="kcal.xyz"), DataError, "energy is in 'calories', which is no known unit"),
     ("train on a switch", trained(train="switch.xyz"), DataError, "energy of .* is .*True.*; expected numbers"),
-    ("train on CP2K's", trained(train="run.xyz"), DataError, "of a CP2K run, in Hartree and Bohr"),
-    ("train on DeePMD's", trained(train="deep"), DataError, "a folder of DeePMD: not read. These lines"),
-    ("train on sGDML's", trained(train="md17.npz"), DataError, "arrays of sGDML: not read. These lines"),
-    ("train on HDF5", trained(train="set.h5"), DataError, "an HDF5 file: not read. These lines"),
     ("train by a key", trained(energy_key="mine"), DataError, "key for energy is 'mine', but no frame has it"),
     ("validate bare frames", trained(valid="bare.xyz"), DataError, "no frame has an energy or forces"),
     ("validate methane", trained(valid="methane.xyz"), DataError, "validation set has C .*; the potential knows H, O"),
@@ -772,7 +763,6 @@ SHELL = [
     ("train --train good.xyz --energy-key mine", "key for energy is 'mine', but no frame has it"),
     ("train --train good.xyz --virial-key mine", "key for virial is 'mine', but no frame has it"),
     ("evaluate it.pt good.xyz --forces-mask-key mine", "key for forces_mask is 'mine', but no frame has it"),
-    ("train --train deep", "a folder of DeePMD: not read"),
     ("train --train empty.xyz", "data file 'empty.xyz'"),
     ("train --train bare.xyz", "no frame has an energy or forces"),
     ("train --train good.xyz --out model.h5", "expected a name that ends in .pt"),

@@ -20,6 +20,7 @@ from segnn_ase.check.pairs import Pairs
 from segnn_ase.check.report import SEVERITIES, Report
 from segnn_ase.check.sets_of_frames import OF_SETS
 from segnn_ase.check.single_frames import OF_FRAMES
+from segnn_ase.check.sizes import OF_SIZES
 from segnn_ase.check.surroundings import Surroundings, survey
 from segnn_ase.data.frames import Frame, frame_from_atoms, keys_not_found, species_of
 from segnn_ase.data.images import read_images
@@ -82,7 +83,7 @@ def check_frames(sets: Sets, around: Sequence[Surroundings] | None = None) -> li
         return [Finding("empty", "error", "there are no usable frames")]
     around = survey([f.atoms for f in sets.all]).around if around is None else around
     sets = sets._replace(around=around)
-    return [finding for find in OF_LABELS + OF_FRAMES + OF_SETS for finding in find(sets)]
+    return [finding for find in OF_LABELS + OF_FRAMES + OF_SIZES + OF_SETS for finding in find(sets)]
 
 
 def check_judged(judged: Judged | None) -> list[Finding]:

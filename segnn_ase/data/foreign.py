@@ -44,7 +44,7 @@ def refuse_foreign(path: str) -> None:
 
 
 def _folder(place: Path) -> tuple[str, str] | None:
-    arrays = any(place.glob("set.*"))
+    arrays = any(place.glob("set.*/coord.npy"))
     if not arrays and not (place / "type.raw").is_file():
         return None
     return "a folder of DeePMD", BY_DPDATA.format(name=str(place), form="deepmd/npy" if arrays else "deepmd/raw")

@@ -70,12 +70,11 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
         what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
         raise DataError(f"{source} is no structure: {what}")
     found = find_labels(atoms, keys or LabelKeys(), source)
-    if missing := [
-        axis for axis, pbc, vector in zip("abc", atoms.pbc, atoms.cell, strict=True) if pbc and not vector.any()
-    ]:
+    lost = [axis for axis, pbc, vector in zip("abc", atoms.pbc, atoms.cell, strict=True) if pbc and not vector.any()]
+    if lost:
         raise DataError(
-            f"{source} is periodic, but has no cell vector {', '.join(missing)}: in an extended XYZ file write "
-            'Lattice="ax ay az bx by bz cx cy cz", or pbc="F F F" for a molecule'
+            f"{source}: cell is {atoms.cell.tolist()}, of which {', '.join(lost)} span no volume, but pbc is "
+            f'{atoms.pbc.tolist()}: in extended XYZ write Lattice="ax ay az bx by bz cx cy cz", or pbc="F F F"'
         )
     bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     return Frame(bare, found.energy, found.forces, found.stress, source, found.origins, found.reading)

@@ -69,9 +69,12 @@ def test_positions_and_forces_of_cp2k(tmp_path, monkeypatch):
     assert read_frames("frames.xyz")[0].atoms.pbc.all()
 
 
-@pytest.mark.parametrize(("files", "form"), [(["type.raw", "box.raw"], "deepmd/raw"), (["set.000"], "deepmd/npy")])
+@pytest.mark.parametrize(
+    ("files", "form"), [(["type.raw", "box.raw"], "deepmd/raw"), (["set.000/coord.npy", "type.raw"], "deepmd/npy")]
+)
 def test_folders_of_deepmd(tmp_path, files, form):
     for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("0")
     lines = lines_of(tmp_path)
     assert f"fmt='{form}'" in lines and "import dpdata" in lines

@@ -372,5 +372,5 @@ def test_two_atoms_are_not_isolated_whatever_they_are_called():
 @pytest.mark.parametrize("pbc", [True, (True, False, False), (False, False, True)])
 def test_periodic_without_a_cell_is_refused(pbc):
     atoms = Atoms("CuCu", [[0, 0, 0], [0, 0, 2.5]], pbc=pbc, info={"energy": -1.0})
-    with pytest.raises(DataError, match=r"frame is periodic, but has no cell vector .*write Lattice="):
+    with pytest.raises(DataError, match=r"frame: cell is .* span no volume, but pbc is .*write Lattice="):
         frame_from_atoms(atoms)
