@@ -24,8 +24,8 @@ def find_unit_of_length(sets: Sets) -> list[Finding]:
     middle = float(np.median(known))
     if BONDED[0] <= middle <= BONDED[1]:
         return []
-    text = f"the shortest distances of half of the frames are {'at least' if middle > 1 else 'at most'} {middle:.2g} times "
-    text += "the sum of the covalent radii"
+    limit = "at least" if middle > 1 else "at most"
+    text = f"the shortest distances of half of the frames are {limit} {middle:.2g} times the sum of the covalent radii"
     likely = [name for name, size in UNITS_OF_LENGTH.items() if 0.6 < middle * size < BONDED[1]]
     text += f": positions in {likely[0]}, not in Å?" if likely else ""
     advice = f"State distance_unit={likely[0] if likely else 'Bohr'} in the file, or convert positions and cell to Å"
