@@ -1,8 +1,8 @@
 """What in a dataset would spoil a training: unread labels, units and signs, copies, leaks, outliers, absurd E0.
 
 `check` reads files and looks at everything; `check_frames` has a quick look at frames. Each kind of flaw is one
-function that returns findings: of the frames (`OF_LABELS`, `OF_FRAMES`, `OF_SIZES`, `OF_SETS`), or of what a crude potential makes of them
-(`OF_FIT`), which tells whether forces and stress belong to the energies.
+function that returns findings: of the frames (`OF_LABELS`, `OF_FRAMES`, `OF_SIZES`, `OF_SETS`), or of what a crude
+potential makes of them (`OF_FIT`), which tells whether forces and stress belong to the energies.
 """
 
 import re
