@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 FILES = {"trajectory": ".xyz", "log": ".csv", "restart": ".npz"}  # of dynamics, behind the prefix
 OUT_OF_TIME = 75  # exit status: sysexits.h calls it a temporary failure, try again
-KEYS = ("energy_key", "forces_key", "stress_key")
+KEYS = ("energy_key", "forces_key", "stress_key", "virial_key", "forces_mask_key")
 Model = Annotated[str, typer.Argument(help="model file or name of a shipped potential")]
 Structure = Annotated[str, typer.Argument(help="file that ASE reads; its last frame is used")]
 Toml = Annotated[Path | None, typer.Option(help="TOML file with \\[data] and \\[training]")]
@@ -93,7 +93,8 @@ def evaluate(
         from segnn_ase.train.report import error_table
 
         _prepare_process(threads)
-        typer.echo(error_table(evaluate_files(model, frames, keys=_label_keys(keys), device=device)))
+        errors = evaluate_files(model, frames, keys=_label_keys(keys), device=device, report=typer.echo)
+        typer.echo(error_table(errors))
 
 
 @app.command("check", epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")
@@ -257,7 +258,7 @@ class reported_errors:
 
 
 def _label_keys(given: dict):
-    from segnn_ase.data.frames import LabelKeys
+    from segnn_ase.data.labels import LabelKeys
 
     return LabelKeys(**{name.removesuffix("_key"): key for name, key in given.items()})
 

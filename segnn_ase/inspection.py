@@ -71,7 +71,8 @@ class InspectedCalculator(SharedCalculator):
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:
         """Invariant features of each atom after the last interaction, (N, channels); of the first potential."""
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
-        return as_numpy(self._chosen(graphs)[0](graphs[self._potentials[0].cutoff], forces=False).features)
+        found = self._chosen(graphs)[0](graphs[self._potentials[0].cutoff], forces=False)
+        return as_numpy(found.features)  # type: ignore[arg-type]
 
     @one_at_a_time
     def get_pairs(self, atoms: Atoms | None = None) -> Neighbors:

@@ -56,6 +56,10 @@ def folder(tmp_path_factory) -> Path:
     ase.io.write(folder / "start.xyz", molecule("H2O"))
     ase.io.write(folder / "cell.xyz", copper())
     (folder / "text.xyz").write_text("Dear frames,\n")
+    (folder / "columns.xyz").write_text("1\nenergy=-1\nH 0 0 0 1 2 3\n")
+    (folder / "boxless.xyz").write_text('1\npbc="T T T" energy=-1\nH 0 0 0\n')
+    (folder / "kcal.xyz").write_text("1\nenergy=-1 energy_unit=calories\nH 0 0 0\n")
+    (folder / "switch.xyz").write_text("1\nenergy=T\nH 0 0 0\n")
     (folder / "empty.xyz").write_text("")
     (folder / "config.toml").write_text(TOML.replace("train.xyz", "good.xyz"))
     (folder / "bad.toml").write_text("[data\n")
@@ -448,6 +452,23 @@ RUNS = [
     ("train on a folder", trained(train="frames"), FileNotFoundError, "data file is 'frames', which is a folder"),
     ("train on text", trained(train="text.xyz"), DataError, r"data file 'text\.xyz' cannot be read by ASE"),
     ("train on bare frames", trained(train="bare.xyz"), DataError, "no frame has an energy or forces.*name yours"),
+    (
+        "train by a mask",
+        trained(forces_mask_key="mine"),
+        DataError,
+        "key for forces_mask is 'mine', but no frame has it",
+    ),
+    ("train by virials", trained(virial_key="mine"), DataError, "key for virial is 'mine', but no frame has it"),
+    (
+        "train by stress of molecules",
+        trained(stress_key="forces"),
+        DataError,
+        "key for stress is 'forces', but no frame",
+    ),
+    ("train on unnamed columns", trained(train="columns.xyz"), DataError, "has 7 columns, but Properties=.* names 4"),
+    ("train without a cell", trained(train="boxless.xyz"), DataError, "cell is .* a, b, c span no volume"),
+    ("train on calories", trained(train="kcal.xyz"), DataError, "energy is in 'calories', which is no known unit"),
+    ("train on a switch", trained(train="switch.xyz"), DataError, "energy of .* is .*True.*; expected numbers"),
     ("train by a key", trained(energy_key="mine"), DataError, "key for energy is 'mine', but no frame has it"),
     ("validate bare frames", trained(valid="bare.xyz"), DataError, "no frame has an energy or forces"),
     (
@@ -889,6 +910,8 @@ SHELL = [
     ("train --train good.xyz --epochs 0", "setting 'training.epochs' is 0"),
     ("train --train good.xyz --dtype float16", "setting 'training.dtype' is 'float16'"),
     ("train --train good.xyz --energy-key mine", "key for energy is 'mine', but no frame has it"),
+    ("train --train good.xyz --virial-key mine", "key for virial is 'mine', but no frame has it"),
+    ("evaluate it.pt good.xyz --forces-mask-key mine", "key for forces_mask is 'mine', but no frame has it"),
     ("train --train empty.xyz", "data file 'empty.xyz'"),
     ("train --train bare.xyz", "no frame has an energy or forces"),
     ("train --train good.xyz --out model.h5", "expected a name that ends in .pt"),

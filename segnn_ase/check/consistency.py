@@ -108,7 +108,7 @@ def best_factor(equations: Equations) -> float:
 
 def find_unrelated_forces(judged: Judged) -> list[Finding]:
     """Forces that no field of the positions gives."""
-    values = sum(f.forces.size for f in judged.frames if f.forces is not None)
+    values = sum(np.isfinite(f.forces).sum() for f in judged.frames if f.forces is not None)
     rms = np.sqrt(judged.equations.square[1].sum() / values)
     if rms < 1e-3 or values < 10 * judged.equations.projected.shape[1] or judged.explained_alone > TRUSTED:
         return []
@@ -138,7 +138,7 @@ def find_odd_forces(judged: Judged) -> list[Finding]:
         clean = without_forces(judged.equations, odd)
         predicted = apply_folds(clean, fit_folds(clean, energies=0.0)[0]).forces
     text = f"the forces of {len(odd)} frames are not what the other frames let one expect"
-    zero = not any(forces.any() for forces in odd.values())
+    zero = not any(np.nan_to_num(forces).any() for forces in odd.values())
     text += ": they are all zero" if zero else ""
     advice = "A wrong element, another level of theory, lost or shuffled forces? Or a kind of structure that is rare"
     sources = tuple(judged.frames[n].source for n in odd)
@@ -146,7 +146,7 @@ def find_odd_forces(judged: Judged) -> list[Finding]:
 
 
 def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2)))
+    return float(np.sqrt(np.nanmean(values**2)))  # NaN are forces that were cut
 
 
 def find_units(judged: Judged) -> list[Finding]:

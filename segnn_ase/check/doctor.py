@@ -1,8 +1,8 @@
 """What in a dataset would spoil a training: unread labels, units and signs, copies, leaks, outliers, absurd E0.
 
 `check` reads files and looks at everything, `examine` at frames; `check_frames` has a quick look at them. Each kind of
-flaw is one function that returns findings: of the frames (`OF_FRAMES`, `OF_SETS`), or of what a crude potential makes
-of them (`OF_FIT`), which tells whether forces and stress belong to the energies.
+flaw is one function that returns findings: of the frames (`OF_LABELS`, `OF_FRAMES`, `OF_SIZES`, `OF_SETS`), or of what
+a crude potential makes of them (`OF_FIT`), which tells whether forces and stress belong to the energies.
 """
 
 import os
@@ -15,14 +15,17 @@ from ase import Atoms
 
 from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.check.consistency import OF_FIT, Judged, judge, judgeable
-from segnn_ase.check.findings import LABELS, Finding, Sets, sentence
-from segnn_ase.check.labels import find_unread_labels, readable_part
+from segnn_ase.check.findings import Finding, Sets, sentence
+from segnn_ase.check.labels import OF_LABELS, readable_part
 from segnn_ase.check.pairs import Pairs
 from segnn_ase.check.report import SEVERITIES, Report
 from segnn_ase.check.sets_of_frames import OF_SETS
 from segnn_ase.check.single_frames import OF_FRAMES
+from segnn_ase.check.sizes import OF_SIZES
 from segnn_ase.check.surroundings import Surroundings, survey
-from segnn_ase.data.frames import Frame, LabelKeys, as_paths, frame_from_atoms, read_images, species_of
+from segnn_ase.data.frames import Frame, as_paths, frame_from_atoms, keys_not_found, species_of
+from segnn_ase.data.images import read_images
+from segnn_ase.data.labels import LabelKeys
 from segnn_ase.structure.neighbors import check_geometry
 
 
@@ -45,7 +48,7 @@ def check(
     for name, files in (("train", paths), ("valid", valid), ("test", test)):
         pairs, found = read_all(as_paths(files), keys)
         sets.append([frame for frame, _ in pairs])
-        findings += found + find_unread_labels(pairs)
+        findings += found
         if name == "train":
             images = {frame.source: atoms for frame, atoms in pairs}
     isolated = None
@@ -84,7 +87,7 @@ def check_frames(sets: Sets, around: Sequence[Surroundings] | None = None) -> li
         return [Finding("empty", "error", "there are no usable frames")]
     around = survey([f.atoms for f in sets.all]).around if around is None else around
     sets = sets._replace(around=around)
-    of_frames = [of_tests_milder(finding, sets) for find in OF_FRAMES for finding in find(sets)]
+    of_frames = [of_tests_milder(finding, sets) for find in OF_LABELS + OF_FRAMES + OF_SIZES for finding in find(sets)]
     return of_frames + [finding for find in OF_SETS for finding in find(sets)]
 
 
@@ -123,9 +126,8 @@ def read_all(paths: list[str], keys: LabelKeys) -> tuple[list[tuple[Frame, Atoms
                 bad.setdefault(re.sub(r"-?\d[\d.e+-]*", "#", text), (text, []))[1].append(source)
     for text, sources in bad.values():
         findings.append(Finding("bad labels", "error", text, tuple(sources), "Drop or repair these frames", ("drop",)))
-    for position, name in enumerate(LABELS):
-        if getattr(keys, name) and good and not any(frame.origins[position] for frame, _ in good):
-            findings.append(Finding("labels", "error", f"no frame has the {name} key {getattr(keys, name)!r}"))
+    lost = keys_not_found(keys, [frame for frame, _ in good], [atoms for _, atoms in good]) if good else {}
+    findings += [Finding("labels", "error", f"no frame has the {name} key {key!r}") for name, key in lost.items()]
     return good, findings
 
 

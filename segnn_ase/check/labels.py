@@ -1,87 +1,105 @@
-"""Labels that were not found, and files of which only a part can be read."""
+"""Labels that were not found or are in two places, and files of which only a part can be read."""
 
-import re
 from collections import Counter
 
 import ase.io
-import numpy as np
 from ase import Atoms
 
-from segnn_ase.check.findings import LABELS, Finding
-from segnn_ase.data.counts import refuse_impossible_counts
-from segnn_ase.data.frames import ENERGY_KEYS, FORCES_KEYS, STRESS_KEYS, VIRIAL_KEYS, Frame, split_index
-
-USUAL = {"energy": ENERGY_KEYS, "forces": FORCES_KEYS, "stress": STRESS_KEYS + VIRIAL_KEYS}
-WORDS = {  # a name that holds one of these words looks like a label
-    "energy": {"energy", "energies", "e", "en", "etot", "toten"},
-    "forces": {"force", "forces", "f", "frc", "gradient", "gradients", "grad"},
-    "stress": {"stress", "stresses", "virial", "virials", "sigma"},
-}
+from segnn_ase.base.label_names import looks_like as looks_like
+from segnn_ase.check.findings import LABELS, Finding, Sets
+from segnn_ase.data.frames import Frame, rivals_of
+from segnn_ase.data.images import in_angstrom, readable_by_ase, split_index
 
 
 def readable_part(path: str) -> list[tuple[str, Atoms]]:
     """The frames of a torn file before the tear."""
     images: list[Atoms] = []
     try:
-        refuse_impossible_counts(split_index(path)[0])
-        images.extend(ase.io.iread(*split_index(path), do_not_split_by_at_sign=True))
+        name, index = split_index(path)
+        file, options = readable_by_ase(name)
+        images.extend(in_angstrom(atoms, path) for atoms in ase.io.iread(file, index, **options))
     except Exception:  # whatever ASE raises at the tear; the caller has reported it
         pass
     return [(f"{path}, frame {n}", atoms) for n, atoms in enumerate(images)]
 
 
-def looks_like(name: str, value, size: int) -> str | None:
-    """The kind of label that a name and the shape of its value suggest, for a structure of `size` atoms."""
-    words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
-    shape = np.shape(value)
-    numeric = np.asarray(value).dtype.kind in "fiu"
-    fits = {"energy": shape in ((), (1,)), "forces": shape == (size, 3), "stress": shape in ((6,), (9,), (3, 3))}
-    return next((kind for kind in LABELS if numeric and fits[kind] and words & WORDS[kind]), None)
-
-
-def find_unread_labels(pairs: list[tuple[Frame, Atoms]]) -> list[Finding]:
+def find_unread_labels(sets: Sets) -> list[Finding]:
     """Labels from several keys, labels of some frames only, and what looks like a label but is not read."""
-    if not pairs:
-        return []
-    findings, unread = [], {kind: {} for kind in LABELS}
-    for frame, atoms in pairs:
-        for name, value in {**atoms.info, **atoms.arrays}.items():
-            kind = looks_like(name, value, len(atoms))
-            if kind and name not in frame.origins and not (kind == "stress" and not atoms.pbc.all()):
-                unread[kind].setdefault(name, []).append(frame.source)
-    for position, kind in enumerate(LABELS):
-        origins = Counter(frame.origins[position] for frame, _ in pairs)
-        missing = tuple(frame.source for frame, _ in pairs if frame.origins[position] is None)
-        read = {name: n for name, n in origins.items() if name}
-        if len(read) > 1:
-            parts = ", ".join(f"{name} ({n} frames)" for name, n in read.items())
-            findings.append(
-                Finding(
-                    "mixed keys", "warning", f"{kind} comes from {parts}", (), "Make sure they are one level of theory"
-                )
-            )
-        for name, sources in unread[kind].items():
-            lost = set(sources) & set(missing)
-            text = f"{name!r} looks like {kind} and is not read"
-            if not lost:
-                findings.append(Finding("unread labels", "note", text))
-                continue
-            alone = len(unread[kind]) == 1 and not read
-            findings.append(
-                Finding(
-                    "unread labels",
-                    "error" if not read else "warning",
-                    f"{text}, though {len(lost)} of {len(pairs)} frames have no other {kind}",
-                    tuple(sources) if read else (),
-                    f"Name it with --{kind}-key {name}, or rename it",
-                    ("key", kind, name) if alone else (),
-                )
-            )
-        if missing and read:
-            text = f"{len(missing)} of {len(pairs)} frames have no {kind}"
-            findings.append(Finding("missing labels", "note", text, missing))
-    if all(frame.energy is None and frame.forces is None for frame, _ in pairs):
-        findings.append(Finding("no labels", "error", "no frame has an energy or forces"))
-    elif all(frame.forces is None for frame, _ in pairs):
-        findings.append(Finding("no forces", "note", "no frame has forces: energies alone teach little"))
+    findings = []
+    for frames in (sets.train, sets.valid, sets.test):
+        for position, kind in enumerate(LABELS):
+            findings += mixed_keys(frames, position) + unread(frames, kind) + missing(frames, kind)
     return findings
+
+
+def mixed_keys(frames: list[Frame], position: int) -> list[Finding]:
+    read = Counter(name for f in frames if (name := told_apart(f, position)))
+    if len(read) < 2:
+        return []
+    parts = ", ".join(f"{name} ({n} frames)" for name, n in read.items())
+    text = f"{LABELS[position]} comes from {parts}"
+    return [Finding("mixed keys", "warning", text, (), "Make sure they are one level of theory")]
+
+
+def told_apart(frame: Frame, position: int) -> str | None:
+    """Where a label comes from; an energy that equals the free energy beside it is that."""
+    name = frame.origins[position]
+    free = [other for other in frame.reading.agreeing if position == 0 and "free" in other.lower()]
+    return free[0] if free else name
+
+
+def unread(frames: list[Frame], kind: str) -> list[Finding]:
+    lost = {f.source for f in frames if getattr(f, kind) is None}
+    names: dict[str, list[str]] = {}
+    for frame in frames:
+        for other, name in frame.reading.unread:
+            if other == kind:
+                names.setdefault(name, []).append(frame.source)
+    return [_unread(kind, name, s, lost, len(frames), len(names) == 1) for name, s in names.items()]
+
+
+def _unread(kind: str, name: str, sources: list[str], without: set[str], count: int, alone: bool) -> Finding:
+    """The finding for one name; without: frames that have no label of this kind."""
+    text, lost, none_read = f"{name!r} looks like {kind} and is not read", without & set(sources), len(without) == count
+    if not lost:
+        return Finding("unread labels", "note", text)
+    return Finding(
+        "unread labels",
+        "error" if none_read else "warning",
+        f"{text}, though {len(lost)} of {count} frames have no other {kind}",
+        () if none_read else tuple(sources),
+        f"Name it with --{kind}-key {name}, or rename it",
+        ("key", kind, name) if alone and none_read else (),
+    )
+
+
+def missing(frames: list[Frame], kind: str) -> list[Finding]:
+    without = tuple(f.source for f in frames if getattr(f, kind) is None)
+    if not 0 < len(without) < len(frames):
+        return []
+    return [Finding("missing labels", "note", f"{len(without)} of {len(frames)} frames have no {kind}", without)]
+
+
+def find_absent_labels(sets: Sets) -> list[Finding]:
+    findings = []
+    for frames in (sets.train, sets.valid, sets.test):
+        if frames and all(f.energy is None and f.forces is None for f in frames):
+            findings.append(Finding("no labels", "error", "no frame has an energy or forces"))
+    many = [f for f in sets.train if len(f.atoms) > 1]
+    if many and not findings and all(f.forces is None for f in many):
+        text = "no frame has forces: energies alone teach little"
+        findings.append(Finding("no forces", "warning", text, (), "Compute them, too, if you can"))
+    return findings
+
+
+def find_two_sources(sets: Sets) -> list[Finding]:
+    """Labels that are in two places with two values."""
+    return [
+        Finding(
+            "two sources", "note" if "free energy" in text else "warning", text, (), "Make sure it is the right one"
+        )
+        for text in rivals_of(sets.all)
+    ]
+
+
+OF_LABELS = (find_unread_labels, find_absent_labels, find_two_sources)

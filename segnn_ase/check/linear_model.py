@@ -150,11 +150,18 @@ def equations_of(
         gram[0, k], moment[0, k], square[0, k] = x.T @ x, x.T @ y, y @ y
     for k, x, label in zip(fold, features.forces, forces, strict=True):
         if label is not None:
-            y = label.ravel()
+            x, y = of_known(x, label)
             gram[1, k] += x.T @ x
             moment[1, k] += x.T @ y
             square[1, k] += y @ y
     return Equations(features, projected, reference, basis, fold, gram, moment, square)
+
+
+def of_known(features: np.ndarray, forces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Features (n, K) and force components (n,) of a structure without those that are NaN."""
+    y = forces.ravel()
+    known = np.isfinite(y)
+    return (features, y) if known.all() else (features[known], y[known])
 
 
 def with_energies(equations: Equations, energies: np.ndarray) -> Equations:
@@ -173,7 +180,7 @@ def without_forces(equations: Equations, forces: dict[int, np.ndarray]) -> Equat
     """The same without the forces, (N, 3) eV/Å, of some structures."""
     q, gram, moment, square = equations, equations.gram.copy(), equations.moment.copy(), equations.square.copy()
     for n, label in forces.items():
-        x, y, k = q.features.forces[n], label.ravel(), q.fold[n]
+        (x, y), k = of_known(q.features.forces[n], label), q.fold[n]
         gram[1, k] -= x.T @ x
         moment[1, k] -= x.T @ y
         square[1, k] -= y @ y

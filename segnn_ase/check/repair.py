@@ -11,11 +11,14 @@ from ase.units import GPa
 
 from segnn_ase.base.errors import ConfigError, DataError
 from segnn_ase.base.files import write_atomically
+from segnn_ase.base.label_names import usual_name
 from segnn_ase.check.consistency import VOIGT
 from segnn_ase.check.findings import where_of
-from segnn_ase.check.labels import USUAL
 from segnn_ase.check.report import Report
-from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms, split_index
+from segnn_ase.data.frames import Frame, frame_from_atoms
+from segnn_ase.data.images import split_index
+from segnn_ase.data.labels import LabelKeys
+from segnn_ase.data.units import unit_names
 
 
 def repair(report: Report, out: "str | Path", keys: LabelKeys | None = None) -> list[str]:
@@ -53,10 +56,14 @@ def repair(report: Report, out: "str | Path", keys: LabelKeys | None = None) -> 
 def relabelled(atoms: Atoms, frame: Frame, factor: float, shift: float) -> Atoms:
     """The structure with all it had, its labels under the names that ASE reads; the stress times factor plus shift."""
     out = atoms.copy()
-    for name in (*frame.origins, *(x for names in USUAL.values() for x in names)):
+    usual = [name for name in (*out.info, *out.arrays) if usual_name(str(name))]
+    for name in (*frame.origins, *usual, *unit_names(out.info)):
         out.info.pop(name, None)
         out.arrays.pop(name, None)
     results = {"energy": frame.energy, "forces": frame.forces}
+    if frame.forces is not None and frame.reading.cut:
+        known = np.isfinite(frame.forces)
+        results["forces"], out.arrays["forces_mask"] = np.where(known, frame.forces, 0.0), known
     if frame.stress is not None:
         results["stress"] = (factor * frame.stress + shift * np.eye(3)).ravel()[VOIGT]
     out.calc = SinglePointCalculator(out, **{name: value for name, value in results.items() if value is not None})

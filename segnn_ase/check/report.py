@@ -59,7 +59,7 @@ def plot_report(report: Report, path: "str | Path") -> None:
     residuals = fit_residuals([f for frames in alone.values() for f in frames])
     parts = np.split(residuals, np.cumsum([len(frames) for frames in alone.values()], dtype=int))[: len(alone)]
     forces = {
-        name: np.concatenate([np.linalg.norm(f.forces, axis=1) for f in frames if f.forces is not None])
+        name: np.concatenate([norms_of(f.forces) for f in frames if f.forces is not None])
         for name, frames in named.items()
         if any(f.forces is not None for f in frames)
     }
@@ -68,6 +68,12 @@ def plot_report(report: Report, path: "str | Path") -> None:
         known = np.isfinite(report.judged.equations.energies)
         agreement = report.judged.forces_only.energy[known], report.judged.equations.energies[known]
     plot_dataset(path, dict(zip(alone, parts, strict=True)), forces, distances_by_elements(report.drawn), agreement)
+
+
+def norms_of(forces: np.ndarray) -> np.ndarray:
+    """Norms of the forces that are known, eV/Å."""
+    norms = np.linalg.norm(forces, axis=1)
+    return norms[np.isfinite(norms)]
 
 
 def distances_by_elements(pairs: Pairs) -> dict[str, np.ndarray]:

@@ -7,13 +7,24 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from segnn_ase.check.findings import LABELS, Finding, Sets, energies_per_atom, numbered
-from segnn_ase.check.matching import NEAR, Described, Match, displacement, matches, trajectories, turn_onto
+from segnn_ase.check.matching import (
+    NEAR,
+    SAME,
+    Described,
+    Match,
+    displacement,
+    groups_of,
+    matches,
+    trajectories,
+    turn_onto,
+)
 from segnn_ase.data.frames import Frame, is_isolated_atom, species_of
 from segnn_ase.data.references import reference_energies
 
 TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one structure
 MUCH = 5.0  # times these: one of the two is wrong
 STIFF = 20.0  # eV/Å^2, by which forces change as atoms move; of the stretched bonds of molecules up to 60
+STALE = 3  # frames with one energy, at least
 
 
 def find_lone_elements(sets: Sets) -> list[Finding]:
@@ -224,8 +235,9 @@ def same_labels(a: Frame, b: Frame, slack: float = 1.0) -> bool:
     turn, (energy, forces, stress) = turn_onto(a.atoms, b.atoms), (slack * value for value in TOLERANCES)
     moved = displacement(a.atoms, b.atoms) * np.sqrt(3 * len(a.atoms))  # all atoms together
     if a.forces is not None and b.forces is not None:
-        energy += moved * np.linalg.norm(a.forces) / len(a.atoms)
-        if not np.allclose(a.forces, b.forces @ turn, atol=forces + STIFF * moved):
+        energy += moved * np.linalg.norm(np.nan_to_num(a.forces)) / len(a.atoms)
+        apart = np.abs(a.forces - b.forces @ turn)  # NaN where one of them was cut
+        if (apart > forces + STIFF * moved + 1e-5 * np.abs(a.forces)).any():
             return False
     if a.energy is not None and b.energy is not None and abs(a.energy - b.energy) > energy * len(a.atoms):
         return False
@@ -239,7 +251,46 @@ def superfluous(frames: list[Frame], match: Match) -> set[int]:
     return {other} if labels[other] <= labels[kept] else set()
 
 
+def find_stale_labels(sets: Sets) -> list[Finding]:
+    """Energies or forces that are equal to the digit although the atoms have moved: those of another structure."""
+    findings, frames = [], sets.all
+    groups = groups_of([f.atoms for f in frames]).values()
+    for kind in ("energy", "forces"):
+        stale = {n for group in groups for n in stale_in(group, frames, sets.around, kind)}
+        if stale:
+            text = f"{len(stale)} frames have {kind} equal to the digit to those of others, though atoms have moved"
+            advice = (
+                "Labels of another structure, left in the file under other names (REF_energy, ...)? Name the right "
+            )
+            advice += f"ones with --{kind}-key, or write the file without the old ones"
+            findings.append(Finding("stale labels", "error", text, numbered(frames, stale), advice))
+    return findings
+
+
+def stale_in(group: list[int], frames: list[Frame], around, kind: str) -> set[int]:
+    """Those of frames of one composition that share a label, if it is no coincidence of rounded numbers."""
+    values: dict[bytes, list[int]] = {}
+    for n in group:
+        label = getattr(frames[n], kind)
+        if label is not None and (kind == "energy" or np.nan_to_num(label).any()):
+            values.setdefault(np.asarray(label).tobytes(), []).append(n)
+    found: set[int] = set()
+    for same in values.values():
+        first, *others = same
+        moved = [n for n in others if _has_moved(around[first].fingerprint, around[n].fingerprint)]
+        thousandths = np.asarray(getattr(frames[first], kind)).ravel() * 1e3
+        rounded = len(thousandths) == 1 and abs(thousandths - np.round(thousandths)) < 1e-6
+        if len(moved) + 1 >= STALE and (len(values) == 1 or not rounded):
+            found |= {first, *moved}
+    return found
+
+
+def _has_moved(before: np.ndarray, after: np.ndarray) -> bool:
+    return bool(np.sqrt(np.mean((before - after) ** 2)) > SAME) if len(before) else False
+
+
 OF_SETS = (
+    find_stale_labels,
     find_lone_elements,
     find_mixed_periodicity,
     find_coarse_energies,

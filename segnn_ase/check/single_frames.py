@@ -30,8 +30,8 @@ def find_force_outliers(sets: Sets) -> list[Finding]:
     known = [f for f in sets.all if f.forces is not None and len(f.atoms) > 1]
     if not known:
         return []
-    largest = np.array([np.linalg.norm(f.forces, axis=1).max() for f in known])
-    rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
+    largest = np.array([np.linalg.norm(np.nan_to_num(f.forces), axis=1).max() for f in known])
+    rms = np.sqrt(np.nanmean(np.concatenate([f.forces for f in known]) ** 2))
     findings = []
     if rms > 8:
         text = f"the forces' rms is {rms:.1f} eV/Å, far more than in a solid or liquid"
@@ -45,26 +45,36 @@ def find_force_outliers(sets: Sets) -> list[Finding]:
 
 
 def find_net_forces(sets: Sets) -> list[Finding]:
-    """Forces that do not sum to zero, which no energy of positions alone can give, and forces set to zero."""
-    known = [f for f in sets.all if f.forces is not None and len(f.atoms) > 1 and f.forces.any()]
+    """Forces that do not sum to zero, which no energy of positions alone can give."""
+    known = [f for f in sets.all if f.forces is not None and len(f.atoms) > 1 and f.forces.any() and not f.reading.cut]
     if not known:
         return []
     rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
     net = np.array([np.linalg.norm(f.forces.sum(0)) for f in known])
     per_atom = net / [len(f.atoms) for f in known]
-    zero = np.array([(~f.forces.any(axis=1)).mean() for f in known])
+    chosen = (net > 0.01) & (per_atom > 1e-4 * rms)
+    if not chosen.any():
+        return []
+    severity = "warning" if (per_atom[chosen] > 0.03 * rms).any() else "note"
+    text = f"forces sum to up to {net[chosen].max():.2f} eV/Å a frame ({per_atom[chosen].max():.4f} an atom) in "
+    text += f"{chosen.sum()} frames; a potential's always sum to zero"
+    return [Finding("net forces", severity, text, sources_of(known, chosen) if severity != "note" else ())]
+
+
+def find_cut_forces(sets: Sets) -> list[Finding]:
+    """Forces that constraints have set to zero: they were left out when the frames were read."""
+    cut = np.array(["zeros" in f.reading.cut for f in sets.all], bool)
+    named = sum("constraints" in f.reading.cut for f in sets.all)
     findings = []
-    held = (zero > 0) & (per_atom > 1e-3 * rms)
-    if held.any():
-        text = f"{held.sum()} frames have atoms with forces of exactly zero, and forces that do not sum to zero"
+    if cut.any():
+        text = (
+            f"{cut.sum()} frames have atoms with forces of exactly zero, and forces that do not sum to zero: left out"
+        )
         advice = "Constraints set them to zero when the file was written: write them with apply_constraint=False"
-        findings.append(Finding("constrained forces", "warning", text, sources_of(known, held), advice))
-    chosen = (net > 0.01) & (per_atom > 1e-4 * rms) & ~held
-    if chosen.any():
-        severity = "warning" if (per_atom[chosen] > 0.03 * rms).any() else "note"
-        text = f"forces sum to up to {net[chosen].max():.2f} eV/Å a frame ({per_atom[chosen].max():.4f} an atom) in "
-        text += f"{chosen.sum()} frames; a potential's always sum to zero"
-        findings.append(Finding("net forces", severity, text, sources_of(known, chosen) if severity != "note" else ()))
+        findings.append(Finding("constrained forces", "warning", text, sources_of(sets.all, cut), advice))
+    if named:
+        text = f"{named} frames have constraints, which cut the forces of their atoms: these are left out"
+        findings.append(Finding("constrained forces", "note", text))
     return findings
 
 
@@ -127,6 +137,7 @@ OF_FRAMES = (
     find_energy_outliers,
     find_force_outliers,
     find_net_forces,
+    find_cut_forces,
     find_short_distances,
     find_detached_atoms,
     find_large_stress,

@@ -54,7 +54,7 @@ def groups(frames: list[Frame]) -> list[Group]:
     """Of many with the same atoms those with the smallest forces, as strained crystals have; none where cells agree."""
     members: dict[tuple, list[int]] = {}
     for n, f in enumerate(frames):
-        if not (f.stress is None or f.energy is None or f.forces is None):
+        if not (f.stress is None or f.energy is None or f.forces is None or f.reading.cut):
             members.setdefault((f.atoms.numbers.tobytes(), *f.atoms.pbc), []).append(n)
     found = []
     for indices in members.values():

@@ -13,7 +13,6 @@ from segnn_ase.check.matching import fingerprints, groups_of
 from segnn_ase.check.pairs import Pairs, merge_pairs, pairs_of
 
 DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
-TOUCHING = 2.5  # Å; pairs farther apart are not looked at for whether they are too close
 CHUNK = 400  # atoms; temporary arrays stay small
 DRAWN = 20_000  # atoms whose distances a figure shows
 
@@ -60,8 +59,7 @@ def surroundings_of(structures: list[Atoms], pairs: list[Pairs]) -> list[Surroun
 def shortest_distance(pairs: Pairs) -> float:
     """The smallest distance over the sum of the two covalent radii, or infinity."""
     r, radii = np.linalg.norm(pairs.vectors, axis=1), covalent_radii[pairs.numbers]
-    relative = r / (radii[pairs.i] + radii[pairs.j])
-    return float(relative[r < TOUCHING].min(initial=np.inf))
+    return float((r / (radii[pairs.i] + radii[pairs.j])).min(initial=np.inf))
 
 
 def detached_atoms(atoms: Atoms, pairs: Pairs) -> np.ndarray:

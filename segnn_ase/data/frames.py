@@ -1,39 +1,22 @@
 """Labelled frames: found in files, checked, split into training and validation. eV, eV/Å, eV/Å^3, ASE's signs."""
 
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import ase.io
 import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
-from ase.io.formats import string2index
-from ase.stress import voigt_6_to_full_3x3_stress
+from ase.geometry import minkowski_reduce
 
 from segnn_ase.base.errors import DataError, expect
-from segnn_ase.base.files import existing_file, home_expanded, is_file
-from segnn_ase.base.settings import Settings
-from segnn_ase.data.counts import refuse_impossible_counts
+from segnn_ase.base.label_names import PREFIXES
+from segnn_ase.data.images import read_images
+from segnn_ase.data.labels import LabelKeys, Reading, find_labels
 
-# names under which labels are found: those that say what they are go before a calculator's results, others after
-REFERENCE_PREFIXES = ("REF_", "ref_", "dft_", "DFT_")
-ENERGY_KEYS = ("energy", "Energy", "free_energy")
-FORCES_KEYS = ("forces", "Forces", "force")
-STRESS_KEYS = ("stress",)
-VIRIAL_KEYS = ("virial", "virials")
-LARGEST = {"energy": 1e12, "forces": 1e8, "stress": 1e8, "virial": 1e12}  # eV, Å; none of matter is larger
-
-
-class LabelKeys(Settings):
-    """Names of the labels in `atoms.info` and (forces) `atoms.arrays`; None searches the usual ones."""
-
-    energy: str | None = None
-    forces: str | None = None
-    stress: str | None = None
+ALONE = 6.0  # Å to the next image of an isolated atom; neighbours in crystals of the elements are nearer
 
 
 class Frame(NamedTuple):
@@ -41,10 +24,11 @@ class Frame(NamedTuple):
 
     atoms: Atoms  # without calculator, info or labels
     energy: float | None  # eV
-    forces: np.ndarray | None  # (N, 3) eV/Å
+    forces: np.ndarray | None  # (N, 3) eV/Å, NaN where a constraint has cut them
     stress: np.ndarray | None  # (3, 3) eV/Å^3
     source: str  # file and index, for messages
     origins: tuple[str | None, str | None, str | None]  # where each label was found
+    reading: Reading = Reading()
 
 
 def read_frames(paths: "str | Path | list", keys: LabelKeys | None = None) -> list[Frame]:
@@ -57,11 +41,17 @@ def read_frames(paths: "str | Path | list", keys: LabelKeys | None = None) -> li
     expect(isinstance(keys, LabelKeys), "keys", keys, "LabelKeys")
     images = [image for path in as_paths(paths) for image in read_images(path)]
     frames = [frame_from_atoms(atoms, keys, source=source) for source, atoms in images]
-    for position, name in enumerate(("energy", "forces", "stress")):
-        wanted = getattr(keys, name)
-        if wanted and not any(f.origins[position] for f in frames):
-            raise DataError(f"key for {name} is {wanted!r}, but no frame has it; frames have {_names(images)}")
+    for name, wanted in keys_not_found(keys, frames, [atoms for _, atoms in images]).items():
+        raise DataError(f"key for {name} is {wanted!r}, but no frame has it; frames have {_names(images)}")
     return frames
+
+
+def keys_not_found(keys: LabelKeys, frames: list[Frame], images: list[Atoms]) -> dict[str, str]:
+    """Keys given by the user that no structure has, by label; a stress counts where it has a meaning."""
+    results = {name for atoms in images if atoms.calc is not None for name in atoms.calc.results}
+    there = results | {name for atoms in images for name in (*atoms.info, *atoms.arrays)}
+    lost = () if any(frame.stress is not None for frame in frames) else ("stress", "virial")
+    return {name: key for name, key in keys if key is not None and (key not in there or name in lost)}
 
 
 def as_paths(paths: "str | Path | Sequence") -> list[str]:
@@ -71,48 +61,11 @@ def as_paths(paths: "str | Path | Sequence") -> list[str]:
     return [str(path) for path in many]
 
 
-def read_images(path: str) -> list[tuple[str, Atoms]]:
-    """Every frame of a file, as ASE gives it, after its source; raises as `read_frames` does."""
-    name, index = split_index(path)
-    try:
-        if Path(name).suffix in (".db", ".json"):
-            images = _read_database(name, index)
-        else:
-            refuse_impossible_counts(name)
-            images = ase.io.read(name, index, do_not_split_by_at_sign=True)
-    except Exception as error:  # ASE raises anything from StopIteration to KeyError on a bad file
-        raise DataError(f"data file {name!r} cannot be read by ASE: {type(error).__name__}: {error}") from error
-    images = images if isinstance(images, list) else [images]
-    if not images:
-        raise DataError(f"data file {name!r} has no frames")
-    return [(f"{path}, frame {n}", atoms) for n, atoms in enumerate(images)]
-
-
-def split_index(path: str) -> tuple[str, str]:
-    """File and ASE's index; an @ in a folder's name or in that of a file that exists is no index."""
-    name, _, index = path.rpartition("@")
-    if "@" not in Path(path).name or is_file(home_expanded(path, "data file")):
-        name, index = path, ":"
-    return str(existing_file(name, "data file")), index
-
-
-def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":
-    """Rows of an ASE database with their key-value pairs and data, where labels may be: `ase.io.read` drops them."""
-    try:
-        query, part = None, string2index(index)
-    except ValueError:
-        query, part = index, slice(None)
-    images = []
-    with ase.db.connect(name, serial=True) as database:
-        for row in database.select(query):
-            images.append(row.toatoms())
-            images[-1].info.update({**row.data, **row.key_value_pairs})
-    return images[part]
-
-
 def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str = "frame") -> Frame:
-    """Take the labels off an `Atoms` object: the keys given, else its calculator's results, else the usual keys."""
-    keys = keys or LabelKeys()
+    """Take the labels off an `Atoms` object, as `find_labels` finds them.
+
+    Raises DataError for what is no structure, and for labels that cannot be used.
+    """
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     if not len(atoms) or not (atoms.numbers > 0).all():
         what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
@@ -120,76 +73,15 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     if atoms.numbers.max() >= len(chemical_symbols):
         atom = int(atoms.numbers.argmax())
         raise DataError(f"{source} is no structure: atom {atom} has the atomic number {atoms.numbers[atom]}")
-    results = dict(atoms.calc.results) if atoms.calc is not None else {}
-    energy, energy_from = _find(atoms.info, results, "energy", keys.energy, ENERGY_KEYS)
-    forces, forces_from = _find({**atoms.info, **atoms.arrays}, results, "forces", keys.forces, FORCES_KEYS)
-    stress, stress_from = _stress_or_virial(atoms, results, keys.stress, source) if atoms.pbc.all() else (None, None)
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    return Frame(
-        atoms=bare,
-        energy=_checked("energy", energy, (), source, energy_from),
-        forces=_checked("forces", forces, (len(atoms), 3), source, forces_from),
-        stress=stress,
-        source=source,
-        origins=(energy_from, forces_from, stress_from),
-    )
-
-
-def _stress_or_virial(
-    atoms: Atoms, results: dict, key: str | None, source: str
-) -> tuple[np.ndarray | None, str | None]:
-    """The stress, or minus the virial over the volume, and where it was found."""
-    stress, origin = _find(atoms.info, results, "stress", key, STRESS_KEYS)
-    if stress is not None or key is not None:
-        return _checked("stress", stress, (3, 3), source, origin), origin
-    virial, origin = _find(atoms.info, {}, "virial", None, VIRIAL_KEYS)
-    if virial is None:
-        return None, None
-    if atoms.cell.rank < 3:
-        raise DataError(f"virial of {source} (from {origin}) needs a volume, but cell is {atoms.cell.tolist()}")
-    return -_checked("virial", virial, (3, 3), source, origin) / atoms.cell.volume, origin
-
-
-def _find(store: dict, results: dict, name: str, key: str | None, usual: tuple[str, ...]):
-    if key is not None:
-        found = store.get(key, results.get(key))
-        return found, key if found is not None else None
-    for candidate in (prefix + name for prefix in REFERENCE_PREFIXES):
-        if store.get(candidate) is not None:
-            return store[candidate], candidate
-    if results.get(name) is not None:
-        return results[name], f"calculator {name}"
-    for candidate in usual:
-        if store.get(candidate) is not None:
-            return store[candidate], candidate
-    if name == "energy" and results.get("free_energy") is not None:
-        return results["free_energy"], "calculator free_energy"
-    return None, None
-
-
-def _checked(name: str, value, shape: tuple[int, ...], source: str, origin: str | None):
-    if value is None:
-        return None
-    try:
-        array = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        raise DataError(f"{name} of {source} (from {origin}) is {value!r}; expected numbers") from None
-    if shape == (3, 3) and array.shape == (6,):
-        array = voigt_6_to_full_3x3_stress(array)
-    if shape in ((), (3, 3)) and array.size == math.prod(shape):
-        array = array.reshape(shape)
-    if array.shape != shape:
-        raise DataError(f"{name} of {source} (from {origin}) has shape {array.shape}; expected {shape}")
-    if not np.isfinite(array).all():
-        raise DataError(f"{name} of {source} (from {origin}) has NaN or infinite values: drop or repair that frame")
-    if array.size and np.abs(array).max() > LARGEST[name]:
-        where = tuple(map(int, np.unravel_index(np.abs(array).argmax(), shape)))
-        place = f" of atom {where[0]}" if name == "forces" else ""
+    found = find_labels(atoms, keys or LabelKeys(), source)
+    lost = [axis for axis, pbc, vector in zip("abc", atoms.pbc, atoms.cell, strict=True) if pbc and not vector.any()]
+    if lost:
         raise DataError(
-            f"{name} of {source} (from {origin}) is {array[where]:.3g}{place}; expected up to {LARGEST[name]:g} "
-            "in eV and Å: drop or repair that frame"
+            f"{source}: cell is {atoms.cell.tolist()}, of which {', '.join(lost)} span no volume, but pbc is "
+            f'{atoms.pbc.tolist()}: in extended XYZ write Lattice="ax ay az bx by bz cx cy cz", or pbc="F F F"'
         )
-    return float(array) if shape == () else array
+    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    return Frame(bare, found.energy, found.forces, found.stress, source, found.origins, found.reading)
 
 
 def _names(images: list[tuple[str, Atoms]]) -> str:
@@ -209,6 +101,7 @@ def label_table(frames: list[Frame]) -> str:
             continue
         scale = [len(f.atoms) if name == "energy" else 1.0 for f in labelled]
         values = np.concatenate([np.ravel(getattr(f, name)) / s for f, s in zip(labelled, scale, strict=True)])
+        values = values[np.isfinite(values)]
         found = ", ".join(sorted({f.origins[position] for f in labelled}))
         lines.append(
             f"{name:8s} {len(labelled):5d}/{len(frames):<6d}  {np.sqrt(np.mean(values**2)):12.5g} "
@@ -217,7 +110,42 @@ def label_table(frames: list[Frame]) -> str:
     elements = Counter(chemical_symbols[z] for f in frames for z in f.atoms.numbers)
     sizes = [len(f.atoms) for f in frames]
     lines.append(f"atoms per frame {min(sizes)} to {max(sizes)}; elements {dict(sorted(elements.items()))}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *rivals_of(frames), *changes_of(frames)])
+
+
+def rivals_of(frames: list[Frame]) -> list[str]:
+    """One line for each place where a label is, too, with other values than those that are taken."""
+    differences: dict[tuple[str, str, str], list[float]] = {}
+    for frame in frames:
+        for rival in frame.reading.rivals:
+            taken = frame.origins[("energy", "forces", "stress").index(rival.kind)]
+            differences.setdefault((rival.kind, str(taken), rival.name), []).append(rival.difference)
+    lines = []
+    for (kind, taken, name), values in differences.items():
+        size = np.abs(values)[np.isfinite(values)].max(initial=0)
+        text = f"{kind}: {taken} is taken; {len(values)} of {len(frames)} frames have {name}, too, "
+        if not np.isfinite(values).all():
+            text += "which cannot be read in all of them"
+        elif kind == "energy":
+            text += f"up to {1e3 * size:.3g} meV/atom away (spread {1e3 * np.std(values):.3g} meV/atom)"
+        else:
+            text += f"up to {size:.3g} {'eV/Å' if kind == 'forces' else 'eV/Å^3'} away"
+        if "free_energy" in taken and kind == "energy":
+            text += "; forces are the derivative of the free energy"
+        lines.append(f"{text}; --{kind}-key takes another")
+    return lines
+
+
+def changes_of(frames: list[Frame]) -> list[str]:
+    """One line for each unit that was converted and for forces that are left out."""
+    units = Counter(unit for frame in frames for unit in frame.reading.units)
+    lines = [f"{kind}: in {unit} as {n} frames say, converted" for (kind, unit), n in units.items()]
+    cut = [frame for frame in frames if frame.reading.cut]
+    if cut:
+        atoms = sum(int(np.isnan(f.forces).any(axis=1).sum()) if f.forces is not None else len(f.atoms) for f in cut)
+        reasons = ", ".join(sorted({reason for frame in cut for reason in frame.reading.cut.split(", ")}))
+        lines.append(f"forces: {atoms} atoms of {len(cut)} frames are left out, as cut or masked by {reasons}")
+    return lines
 
 
 def check_labels(frames: list[Frame]) -> None:
@@ -225,15 +153,17 @@ def check_labels(frames: list[Frame]) -> None:
     if not frames:
         raise DataError("no frames to train on")
     if all(f.energy is None and f.forces is None for f in frames):
+        alike = sorted({name for frame in frames for _, name in frame.reading.unread})
         raise DataError(
-            "no frame has an energy or forces. Looked in the calculator's results, in atoms.info for "
-            f"{', '.join(ENERGY_KEYS)} and in atoms.arrays for {', '.join(FORCES_KEYS)}, also as REF_energy or "
-            "dft_forces; name yours with energy_key and forces_key (--energy-key, --forces-key)"
+            "no frame has an energy or forces. Looked in the calculator's results, in atoms.info for energy, "
+            "total_energy, E or free_energy and in atoms.arrays for forces, force or F, also as REF_energy or "
+            f"dft_forces (any of {', '.join(PREFIXES)}); name yours with energy_key and forces_key (--energy-key, "
+            f"--forces-key){f': {alike} look like labels' if alike else ''}"
         )
     many = [f for f in frames if len(f.atoms) > 1]
     for name in ("energy", "forces"):
         labelled = [getattr(f, name) for f in many if getattr(f, name) is not None]
-        if labelled and not any(np.any(x) for x in labelled):
+        if labelled and not any(np.nan_to_num(x).any() for x in labelled):
             raise DataError(f"{name} is zero in every frame ({len(labelled)} frames): the labels were lost on the way")
 
 
@@ -280,5 +210,19 @@ def split_frames(
 
 
 def is_isolated_atom(frame: Frame) -> bool:
-    """One atom, not periodic or alone in a box of at least 10 Å."""
-    return len(frame.atoms) == 1 and (not frame.atoms.pbc.any() or min(frame.atoms.cell.lengths()) >= 10.0)
+    """One atom that its file calls so, or without an image within 6 Å or the cutoff (see `with_isolated_atoms`)."""
+    return len(frame.atoms) == 1 and (frame.reading.isolated or nearest_image(frame.atoms) > ALONE)
+
+
+def nearest_image(atoms: Atoms) -> float:
+    """Distance of an atom from its own images, Å; infinite where it has none."""
+    vectors = minkowski_reduce(atoms.cell.array * atoms.pbc[:, None], atoms.pbc)[0][atoms.pbc]
+    return float(np.linalg.norm(vectors, axis=1).min(initial=np.inf))
+
+
+def with_isolated_atoms(frames: list[Frame], cutoff: float) -> list[Frame]:
+    """Frames in which one atom without a neighbour within the cutoff, Å, counts as isolated, whatever its box."""
+    lone = [len(f.atoms) == 1 and nearest_image(f.atoms) > cutoff for f in frames]
+    return [
+        f._replace(reading=f.reading._replace(isolated=True)) if yes else f for f, yes in zip(frames, lone, strict=True)
+    ]

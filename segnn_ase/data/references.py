@@ -92,7 +92,7 @@ def fitted_energies(frames: list[Frame], species: list[int], ridge: float) -> Re
 
 def energy_scale(frames: list[Frame], references: dict[int, float]) -> float:
     """Root mean square force component, eV/Å, the natural scale of atomic energies; from energies if need be."""
-    squares = [np.mean(f.forces**2) for f in frames if f.forces is not None and len(f.atoms) > 1]
+    squares = [np.nanmean(f.forces**2) for f in frames if f.forces is not None and len(f.atoms) > 1]
     if squares and np.mean(squares) > 0:
         return float(np.sqrt(np.mean(squares)))
     per_atom = [

@@ -1,9 +1,8 @@
 """Log and trajectory: files that grow in whole records, and are cut back to where a restart file was written."""
 
-import io
-import json
 import os
 import struct
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.io.extxyz import write_extxyz
 from ase.io.trajectory import TrajectoryWriter
-from ase.spacegroup import Spacegroup
 
 from segnn_ase.base.errors import MDError
 from segnn_ase.base.files import append, writing
+from segnn_ase.base.label_names import is_result
+from segnn_ase.md.formats import extxyz, for_file
+from segnn_ase.md.settings import MDConfig
 
 COLUMNS = (
     *("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure"),
@@ -57,9 +56,9 @@ def append_row(path: str | None, row: Sequence[float]) -> None:
 def make_frame(atoms: Atoms, step: int, timestep: float, *, results: bool = True) -> Atoms:
     """Return a copy of the atoms with step, time and the results that the calculator has at hand; timestep in fs."""
     frame = atoms.copy()
-    for name in all_properties:  # labels of the file that the atoms came from
-        frame.info.pop(name, None)
-        frame.arrays.pop(name, None)
+    for store in (frame.info, frame.arrays):  # labels of the file that the atoms came from
+        for name in [name for name, value in store.items() if is_result(name, value, len(frame))]:
+            del store[name]
     frame.info.update(step=step, time_fs=step * timestep)
     if results:
         atoms.get_potential_energy()
@@ -68,30 +67,21 @@ def make_frame(atoms: Atoms, step: int, timestep: float, *, results: bool = True
     return frame
 
 
+def tell_left_out(atoms: Atoms, config: MDConfig) -> None:
+    """Say on standard error what the format of the trajectory cannot hold."""
+    if config.trajectory is None or sys.stderr is None:
+        return
+    _, left = for_file(config.trajectory, make_frame(atoms, 0, config.timestep, results=False))
+    if left:
+        print(f"{config.trajectory} is without {', '.join(left)}: its format cannot hold them", file=sys.stderr)
+
+
 def append_frame(path: str, frame: Atoms) -> None:
     if Path(path).suffix == ".traj":
         with writing(path), TrajectoryWriter(path, "a") as writer:
-            writer.write(frame)
+            writer.write(for_file(path, frame)[0])
         return
     append(path, extxyz(frame))
-
-
-def extxyz(frame: Atoms) -> bytes:
-    """Without what has no form in this format, such as the nested notes that `ase.build` leaves on its slabs."""
-    frame.info = {name: value for name, value in frame.info.items() if _fits_a_line(value)}
-    buffer = io.StringIO()
-    write_extxyz(buffer, frame)
-    return buffer.getvalue().encode()
-
-
-def _fits_a_line(value) -> bool:
-    if isinstance(value, np.ndarray | np.generic | Spacegroup):
-        return True
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 class Mark(NamedTuple):

@@ -21,6 +21,7 @@ from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, 
 from segnn_ase.base.locks import only_writer
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
+from segnn_ase.md.formats import extxyz
 from segnn_ase.md.growing import Growing
 from segnn_ase.md.outputs import (
     COLUMNS,
@@ -31,9 +32,9 @@ from segnn_ase.md.outputs import (
     append_row,
     check_marked,
     cut,
-    extxyz,
     make_frame,
     mark,
+    tell_left_out,
 )
 from segnn_ase.md.restart import (
     check_same_run,
@@ -86,6 +87,8 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
     with only_writer(paths.values()):
         resumed = prepare_files(paths, overwrite)
+        if progress:
+            tell_left_out(atoms, config)
         try:
             run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
             seconds = advance(run, first, progress, deadline)

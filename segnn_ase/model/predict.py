@@ -50,7 +50,7 @@ class Evaluator(ABC):
 
     def pairwise(self, graph: Graph) -> Tensor:
         """dE/dr_ij (E, 3) eV/Å of each pair of a graph, all of which are within the cutoff."""
-        return self(graph).edge_gradients  # type: ignore[return-value]
+        return self(graph).edge_gradients
 
     def without_core(self) -> "Evaluator":
         """The same without core repulsion, whose large forces would hide what differs between two evaluators."""

@@ -32,6 +32,6 @@ def check_distances(atoms: Atoms, graph: Graph) -> None:
         ends = (int(graph.edge_dst[e]), int(graph.edge_src[e]))
         a, b = (f"{chemical_symbols[atoms.numbers[k]]} {k}" for k in ends)
         raise StructureError(
-            f"atoms {a} and {b} are {float(squares[e]) ** 0.5:.3g} Å apart (less than {CLOSEST_ALLOWED} Å): two atoms on "
-            "one spot. Remove duplicates (ase.geometry.get_duplicate_atoms), or check cell and pbc."
+            f"atoms {a} and {b} are {float(squares[e]) ** 0.5:.3g} Å apart (less than {CLOSEST_ALLOWED} Å): two atoms "
+            "on one spot. Remove duplicates (ase.geometry.get_duplicate_atoms), or check cell and pbc."
         )

@@ -11,7 +11,8 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.data.batches import Item, collate_items, make_item
-from segnn_ase.data.frames import LabelKeys, as_paths, check_labels, check_species, read_frames
+from segnn_ase.data.frames import as_paths, changes_of, check_labels, check_species, read_frames, rivals_of
+from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.store.model_file import load_committee
@@ -105,13 +106,18 @@ def errors_of(collected: dict[str, np.ndarray]) -> dict:
     return errors
 
 
-def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto") -> dict:
-    """Errors of a model or a committee on labelled files, one entry per file, evaluated as by the calculator."""
+def evaluate_files(
+    model: str, paths: list[str], *, keys: LabelKeys | None = None, device: str = "auto", report: Callable | None = None
+) -> dict:
+    """Errors of a model or a committee on labelled files, one entry per file, evaluated as by the calculator.
+
+    report: a function of text, told where labels are in two places, converted or left out.
+    """
     paths, device = as_paths(paths), resolve_device(device)
     expect(bool(paths), "paths", paths, "at least one")
     committee = load_committee(model)
     first, settings = committee.potentials[0], OptimConfig()
-    sets = {path: labelled_items(path, keys, first) for path in paths}
+    sets = {path: labelled_items(path, keys, first, report) for path in paths}
     evaluators = [evaluator_of(p.to(device), sets[paths[0]]) for p in committee.potentials]
 
     def measured(items: list[Item]) -> dict[str, np.ndarray]:
@@ -122,9 +128,13 @@ def evaluate_files(model: str, paths: list[str], *, keys: LabelKeys | None = Non
     return {path: errors_of(measured(items)) for path, items in sets.items()}
 
 
-def labelled_items(path: str, keys: LabelKeys | None, potential: Potential) -> list[Item]:
+def labelled_items(
+    path: str, keys: LabelKeys | None, potential: Potential, report: Callable | None = None
+) -> list[Item]:
     """The frames of a file, for a potential that knows their elements."""
     frames = read_frames(path, keys)
     check_labels(frames)
+    for line in (*rivals_of(frames), *changes_of(frames)) if report else ():
+        report(f"{path}: {line}")
     check_species(frames, potential.species, path)
     return [make_item(frame, potential.cutoff) for frame in frames]

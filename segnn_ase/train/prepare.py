@@ -13,14 +13,15 @@ from segnn_ase.check.findings import Sets
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import (
     Frame,
-    LabelKeys,
     check_labels,
     check_species,
     label_table,
     read_frames,
     species_of,
     split_frames,
+    with_isolated_atoms,
 )
+from segnn_ase.data.labels import LabelKeys
 from segnn_ase.data.references import ReferenceEnergies, energies_of_isolated_atoms, energy_scale, reference_energies
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
@@ -48,14 +49,14 @@ def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None,
 def read_data(config: TrainConfig, report, known: Potential | None = None) -> TrainingData:
     """What the members of a committee have in common; known: the potential to start from."""
     resolve_device(config.training.device)  # refuse before reading
-    frames, valid, tests, isolated = read_sets(config.data, config.training.seed)
+    cutoff = model_config(**config.model).cutoff if known is None else known.cutoff
+    frames, valid, tests, isolated = read_sets(config.data, config.training.seed, cutoff)
     report(f"training set: {len(frames)} frames\n{label_table(frames)}")
     if valid:
         report(f"validation set: {len(valid)} frames")
     species = species_of(frames) if known is None else known.species
     for name, others in (("training", frames), ("validation", valid), *((f"test {p}", t) for p, t in tests.items())):
         check_species(others, species, name)
-    cutoff = model_config(**config.model).cutoff if known is None else known.cutoff
     train, held_out = ([make_item(frame, cutoff) for frame in some] for some in (frames, valid))
     test = {path: [make_item(frame, cutoff) for frame in some] for path, some in tests.items()}
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
@@ -82,12 +83,18 @@ def seconds_of_training(frames: list[Frame], settings: OptimConfig) -> float:
     return min(longest, epochs * SECONDS[device] * sum(len(f.atoms) for f in frames))
 
 
-def read_sets(data: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], dict[str, list[Frame]], list | None]:
+def read_sets(
+    data: DataConfig, seed: int, cutoff: float
+) -> tuple[list[Frame], list[Frame], dict[str, list[Frame]], list | None]:
     """Frames for training, validation and tests, and isolated atoms where they have a file of their own."""
-    keys = LabelKeys(energy=data.energy_key, forces=data.forces_key, stress=data.stress_key)
-    frames = read_frames(list(data.train), keys)
+    keys = LabelKeys(**{name: getattr(data, f"{name}_key") for name in LabelKeys.model_fields})
+
+    def read(paths: str | list[str], keys: LabelKeys = keys) -> list[Frame]:
+        return with_isolated_atoms(read_frames(paths, keys), cutoff)
+
+    frames = read(list(data.train))
     if data.valid:
-        valid = read_frames(list(data.valid), keys)
+        valid = read(list(data.valid))
     else:
         check_geometries(frames)
         together = families(frames, round(data.valid_fraction * len(frames))) if data.valid_fraction else None
@@ -95,8 +102,8 @@ def read_sets(data: DataConfig, seed: int) -> tuple[list[Frame], list[Frame], di
     check_labels(frames)
     if data.valid:
         check_labels(valid)
-    tests = {path: read_frames(path, keys) for path in data.test}
-    isolated = data.isolated_atoms and read_frames(data.isolated_atoms, LabelKeys(energy=data.energy_key))
+    tests = {path: read(path) for path in data.test}
+    isolated = data.isolated_atoms and read(data.isolated_atoms, LabelKeys(energy=data.energy_key))
     return frames, valid, tests, isolated
 
 

@@ -38,7 +38,10 @@ ONLY_LOGGED = {  # and these unless `select` is "stability"
     "rollout_every": "when they are made",
     "rollout_temperature": "how hot they are",
 }
-OF_FRAMES = ("train", "valid", "valid_fraction", "energy_key", "forces_key", "stress_key")
+OF_FRAMES = (
+    *("train", "valid", "valid_fraction"),
+    *("energy_key", "forces_key", "stress_key", "virial_key", "forces_mask_key"),
+)
 OF_START = ("isolated_atoms", "reference_energies")
 
 

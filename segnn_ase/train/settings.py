@@ -22,6 +22,10 @@ class DataConfig(Settings):
     energy_key: str | None = Field(None, description="name of the energies, eV; none: the usual names are tried")
     forces_key: str | None = Field(None, description="name of the forces, eV/Å; none: the usual names are tried")
     stress_key: str | None = Field(None, description="name of the stresses, eV/Å^3; none: the usual names are tried")
+    virial_key: str | None = Field(None, description="name of the virials, eV, -volume * stress; none: the usual names")
+    forces_mask_key: str | None = Field(
+        None, description="name of the array that is true where a force counts; none: forces_mask, if it is there"
+    )
     refuse_flaws: bool = Field(True, description="refuse what `segnn check` calls an error; false only tells")
 
     @field_validator("train", "valid", "test", mode="before")

@@ -716,6 +716,95 @@ def test_mixed_keys_and_missing_labels(tmp_path):
     assert found["mixed keys"] == 1 and found["missing labels"] == 2 and found["unread labels"] == 2
 
 
+def run_of_copper(n: int = 12) -> list[Atoms]:
+    """Frames that move, with labels of their own under ASE's names and those of the first under others."""
+    images = [a.copy() for a in trajectory()[::6][:n]]
+    for atoms, own in zip(images, trajectory()[::6], strict=False):
+        atoms.info["REF_energy"] = trajectory()[6].calc.results["energy"]
+        atoms.arrays["REF_forces"] = trajectory()[6].calc.results["forces"]
+        atoms.calc = SinglePointCalculator(atoms, **own.calc.results)
+    return images
+
+
+@pytest.mark.parametrize("also", [0, 5])
+def test_labels_of_another_structure_are_an_error(tmp_path, also):
+    """Alone, or among frames with labels of their own."""
+    images = [*run_of_copper(), *trajectory()[1 : 1 + also]]
+    ase.io.write(tmp_path / "a.xyz", images)
+    found = [f for f in check(tmp_path / "a.xyz").findings if f.code == "stale labels"]
+    assert [f.severity for f in found] == ["error", "error"] and "energy" in found[0].message
+    assert all("frame 0-11]" in f"{where_of(f.frames)}]" for f in found)
+    settings = {"data": {"train": str(tmp_path / "a.xyz")}, "out": str(tmp_path / "m.pt"), "training": {"epochs": 1}}
+    with pytest.raises(DataError, match=r"energy equal to the digit .*forces equal to the digit"):
+        train(TrainConfig.parse(settings), progress=False)
+
+
+def test_energies_alone_that_are_those_of_another_structure():
+    images = [labelled(a, a.calc.results, energy=-3.0) for a in trajectory()[:20]]
+    assert "stale labels" in errors_in(findings_of(images))
+
+
+def test_equal_energies_that_are_right():
+    turned = [transformed(molecules()[0], rotation(n)) for n in range(6)]
+    turned = [labelled(a, {"energy": molecules()[0].calc.results["energy"]}) for a in turned]
+    rounded = [labelled(a, a.calc.results, energy=round(a.calc.results["energy"], 1)) for a in trajectory()]
+    for images in (turned, rounded, list(trajectory()[:2])):
+        assert "stale labels" not in codes_in(findings_of(images))
+
+
+def test_two_sources_that_differ_are_told(tmp_path):
+    images = [a.copy() for a in trajectory()]
+    for atoms, own in zip(images, trajectory(), strict=True):
+        atoms.info["dft_energy"] = own.calc.results["energy"]
+        atoms.calc = SinglePointCalculator(atoms, **{**own.calc.results, "energy": own.calc.results["energy"] + 0.5})
+    ase.io.write(tmp_path / "a.xyz", images)
+    report = check(tmp_path / "a.xyz")
+    (finding,) = (f for f in report.findings if f.code == "two sources")
+    assert finding.severity == "warning" and "dft_energy is taken" in finding.message
+    assert "31.2 meV/atom away (spread" in report.markdown()  # 0.5 eV, 16 atoms
+
+
+def test_free_energy_of_some_frames_and_energy_of_others():
+    def smeared(atoms: Atoms, away: float) -> Atoms:
+        return labelled(atoms, atoms.calc.results, free_energy=atoms.calc.results["energy"] - away)
+
+    alike = [smeared(a, 0.1 * (n % 2)) for n, a in enumerate(trajectory())]
+    assert "mixed keys" not in codes_in(findings_of(alike))
+    mixed = [smeared(a, 0.1) if n % 2 else a for n, a in enumerate(trajectory())]
+    assert "mixed keys" in codes_in(findings_of(mixed))
+
+
+def test_training_tells_of_what_is_not_there_and_refuses_what_is_not_read(tmp_path, capsys):
+    settings = {"data": {"train": str(tmp_path / "a.xyz")}, "out": str(tmp_path / "m.pt")}
+    settings["training"] = {"epochs": 1, "device": "cpu", "rollout_steps": 0}
+    settings["model"] = {"hidden_irreps": "4x0e+4x1o", "cutoff": 3.0}
+    alone = [labelled(a, {"energy": a.calc.results["energy"]}) for a in molecules()[:12]]
+    ase.io.write(tmp_path / "a.xyz", alone)
+    train(TrainConfig.parse(settings))
+    assert "warning: no forces: no frame has forces" in capsys.readouterr().err
+    for atoms, full in zip(alone, molecules(), strict=False):
+        atoms.arrays["Forces_dft"] = full.calc.results["forces"]
+    ase.io.write(tmp_path / "a.xyz", alone)
+    settings["out"] = str(tmp_path / "n.pt")
+    with pytest.raises(DataError, match="'Forces_dft' looks like forces and is not read"):
+        train(TrainConfig.parse(settings), progress=False)
+
+
+def test_fixed_frames_state_no_unit_that_they_have_not(tmp_path):
+    images = []
+    for atoms in molecules():
+        images.append(atoms.copy())
+        images[-1].info |= {"energy": atoms.calc.results["energy"] / (kcal / mol), "energy_unit": "kcal/mol"}
+        images[-1].arrays["forces"] = atoms.calc.results["forces"] / (kcal / mol)
+        images[-1].info["forces_unit"] = "kcal/mol/Ang"
+    ase.io.write(tmp_path / "a.xyz", images)
+    report = check(tmp_path / "a.xyz")
+    assert not report.errors
+    repair(report, tmp_path / "b.xyz")
+    fixed = [frame_from_atoms(a) for a in ase.io.read(tmp_path / "b.xyz", ":")]
+    assert np.allclose([f.energy for f in fixed], [a.calc.results["energy"] for a in molecules()])
+
+
 def test_bad_frames_are_all_told_and_left_out(tmp_path):
     images = list(alloys())
     images[3], images[8] = with_nan(images[3]), with_nan(images[8])
