@@ -14,7 +14,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.units import Bohr, Hartree
 from pyscf import dft, gto
 
-from segnn_ase.data.frames import read_frames
+from segnn_ase.data import read_frames
 from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.report import error_table
 from segnn_ase.train.settings import TrainConfig

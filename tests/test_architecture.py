@@ -1,9 +1,11 @@
+
 """The house: imports run from floor to floor downwards, importing costs nothing, and the public names are there.
 
 Floors, limits and everything counted come from benchmarks/structure.py.
 """
 
 import ast
+import importlib
 import re
 import runpy
 import subprocess
@@ -145,8 +147,14 @@ def test_no_public_name_is_that_of_a_room():
     assert not set(segnn_ase.__all__) & HOUSE.rooms_of(PACKAGE)
 
 
-def test_public_names():
-    for name in segnn_ase.__all__:
-        assert callable(getattr(segnn_ase, name)), name
+@pytest.mark.parametrize("room", ["", ".data", ".md", ".model", ".train", ".verify"])
+def test_public_names(room):
+    module = importlib.import_module(f"segnn_ase{room}")
+    assert module.__all__
+    for name in module.__all__:
+        assert callable(getattr(module, name)), name
+
+
+def test_names_that_are_not_there():
     with pytest.raises(AttributeError, match="no attribute 'walrus'"):
         _ = segnn_ase.walrus
