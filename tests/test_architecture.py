@@ -1,4 +1,3 @@
-
 """The house: imports run from floor to floor downwards, importing costs nothing, and the public names are there.
 
 Floors, limits and everything counted come from benchmarks/structure.py.
