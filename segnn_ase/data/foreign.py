@@ -1,10 +1,12 @@
 """Data of other programs that ASE does not read: which they are, and the lines that convert them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from segnn_ase.base.errors import DataError
+from segnn_ase.base.files import home_expanded, is_file
 
 BY_DPDATA = """\
 import dpdata   # pip install dpdata
@@ -36,8 +38,8 @@ NPZ = {"sGDML": ("R", "z", "E", "F"), "rMD17": ("coords", "nuclear_charges", "en
 
 def refuse_foreign(path: str) -> None:
     """Raise DataError for data that are known, but not read, with the lines that convert them."""
-    place = Path(path).expanduser()
-    found = _folder(place) if place.is_dir() else _file(place) if place.is_file() else None
+    place = home_expanded(path, "data file")
+    found = _folder(place) if os.path.isdir(place) else _file(place) if is_file(place) else None
     if found is not None:
         what, lines = found
         raise DataError(f"data file is {path!r}, {what}: not read. These lines convert it to eV and Å:\n{lines}")
