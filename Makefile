@@ -1,6 +1,6 @@
 # make md      liquid water with the shipped potential: sets up .venv, compiles nothing
 # make test    the same set-up plus torch-cluster (compiled once), then the tests
-# make quick   a fifth of the tests, from every room, in less than two minutes: for every save
+# make quick   one test in fifteen, from every file, in less than two minutes: for every save
 # make slow    only the tests that take minutes
 # make lint    style, format and types
 # make oldest  the quick tests with the oldest versions that pyproject.toml allows

@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("seeded")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="no slow test, and of the cases of each test only one")
+    parser.addoption("--quick", action="store_true", help="of each file every third test that is not slow, one case")
     parser.addoption("--no-skip", action="store_true", help="a test that is skipped and needs no GPU has failed")
 
 
@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(config, items):
     if not config.getoption("--quick"):
         return
     fast = [item for item in items if item.get_closest_marker("slow") is None]
-    cases = [list(group) for _, group in groupby(fast, lambda item: item.nodeid.partition("[")[0])]
+    modules = [list(tests) for _, tests in groupby(fast, lambda item: item.path)]
+    functions = [[list(f) for _, f in groupby(tests, lambda i: i.nodeid.partition("[")[0])] for tests in modules]
+    cases = [group for module in functions for group in module[::3]]
     chosen = [group[zlib.crc32(group[0].nodeid.encode()) % len(group)] for group in cases]  # not always the first
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
