@@ -1,0 +1,162 @@
+/* Fingerprints of atoms and the nearest landmarks, see `model/fingerprints.py` and `model/newness.py`.
+
+   Behind `vectors.h` for float32, after what `newness.py` writes: RADIAL, LMAX, HARMONICS, MIXED, COMPONENTS, SPECTRUM, BLOCK, LANES, and
+   HARMONICS_OF. */
+#define UNROLL _Pragma("GCC unroll 16")
+#ifdef _OPENMP
+#define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+#define SIMD _Pragma("omp simd")
+#else
+#define PARALLEL
+#define SIMD
+#endif
+typedef struct { /* of all elements, one behind the other */
+  int64_t channels, points, structures; /* numbers of them, of the last two multiples of BLOCK */
+  const float *weights, *mixing, *mean, *axes, *at, *closeness, *structure_at, *structure_closeness, *fewest;
+} Tables;
+typedef struct {
+  int64_t n, pairs;
+  double cutoff;
+  const double *positions, *cell, *shifts;
+  const int64_t *receivers, *senders, *kind;
+} Structure;
+
+typedef struct { /* pairs of one atom, side by side */
+  int64_t n, kind[LANES];
+  float r[3][LANES], harmonics[HARMONICS][LANES], radial[RADIAL][LANES];
+} Pairs;
+
+/* add to c (channels * RADIAL, HARMONICS) */
+static void add_pairs(const Tables *t, float inverse_cutoff, Pairs *pairs, float *c) {
+  for (int e = 0; e < LANES; e += W) {
+    const V r0 = load(pairs->r[0] + e, W), r1 = load(pairs->r[1] + e, W), r2 = load(pairs->r[2] + e, W);
+    const V d = root(at_least(r0 * r0 + r1 * r1 + r2 * r2, CLOSEST * CLOSEST)), inverse = 1 / d;
+    const V x = d * inverse_cutoff, cube = x * x * x, twice = 4 * x - 2;
+    V f[RADIAL], y[HARMONICS];
+    f[0] = 1 - cube * cube * (28 + x * (-48 + 21 * x));
+    f[1] = 0.5f * twice * f[0];
+    UNROLL for (int n = 2; n < RADIAL; n++) f[n] = twice * f[n - 1] - f[n - 2];
+    HARMONICS_OF(r0 * inverse, r1 * inverse, r2 * inverse)
+    UNROLL for (int n = 0; n < RADIAL; n++) store(pairs->radial[n] + e, f[n], W);
+    UNROLL for (int m = 0; m < HARMONICS; m++) store(pairs->harmonics[m] + e, y[m], W);
+  }
+  float y[LANES][HARMONICS]; /* all before any is read: what was just stored cannot be loaded as a vector */
+  for (int e = 0; e < LANES; e++)
+    UNROLL for (int m = 0; m < HARMONICS; m++) y[e][m] = pairs->harmonics[m][e];
+  for (int64_t q = 0; q < t->channels; q++, c += RADIAL * HARMONICS) {
+    V sum[RADIAL][HARMONICS / W];
+    UNROLL for (int n = 0; n < RADIAL; n++)
+      UNROLL for (int m = 0; m < HARMONICS / W; m++) sum[n][m] = load(c + n * HARMONICS + m * W, W);
+    for (int64_t e = 0; e < pairs->n; e++) {
+      const float w = t->weights[pairs->kind[e] * t->channels + q];
+      UNROLL for (int m = 0; m < HARMONICS / W; m++) {
+        const V x = w * load(y[e] + m * W, W);
+        UNROLL for (int n = 0; n < RADIAL; n++) sum[n][m] += pairs->radial[n][e] * x;
+      }
+    }
+    UNROLL for (int n = 0; n < RADIAL; n++)
+      UNROLL for (int m = 0; m < HARMONICS / W; m++) store(c + n * HARMONICS + m * W, sum[n][m], W);
+  }
+  pairs->n = 0;
+}
+
+/* c of one atom */
+static void coefficients(const Structure *s, const Tables *t, int64_t i, int64_t first, int64_t last, float *c) {
+  const double *h = s->cell, *r = s->positions, *x = s->shifts;
+  Pairs pairs = {0};
+  memset(c, 0, t->channels * RADIAL * HARMONICS * sizeof(float));
+  for (int64_t e = first; e < last; e++) {
+    const int64_t j = s->senders[e];
+    double v[3], square = 0;
+    for (int k = 0; k < 3; k++) {
+      v[k] = r[3 * j + k] - r[3 * i + k] + (x[3 * e] * h[k] + x[3 * e + 1] * h[3 + k] + x[3 * e + 2] * h[6 + k]);
+      square += v[k] * v[k];
+    }
+    if (square >= s->cutoff * s->cutoff) continue;
+    for (int k = 0; k < 3; k++) pairs.r[k][pairs.n] = v[k];
+    pairs.kind[pairs.n++] = s->kind[j];
+    if (pairs.n == LANES) add_pairs(t, 1 / s->cutoff, &pairs, c);
+  }
+  if (pairs.n) add_pairs(t, 1 / s->cutoff, &pairs, c);
+}
+
+/* the fingerprint (COMPONENTS) of an atom of element k */
+static void fingerprint(const Tables *t, int64_t k, const float *c, float *out) {
+  const int64_t rows = t->channels * RADIAL;
+  float p[SPECTRUM] = {0};
+  for (int l = 0, m = 0; l <= LMAX; l++)
+    for (const int end = (l + 1) * (l + 1); m < end; m++) {
+      const float *mixing = t->mixing + (k * (LMAX + 1) + l) * rows * MIXED;
+      float mixed[MIXED] = {0}, *square = p + MIXED + l * MIXED * MIXED;
+      for (int64_t q = 0; q < rows; q++)
+        SIMD for (int a = 0; a < MIXED; a++) mixed[a] += mixing[q * MIXED + a] * c[q * HARMONICS + m];
+      if (m == 0) memcpy(p, mixed, sizeof mixed);
+      for (int a = 0; a < MIXED; a++) {
+        const float factor = mixed[a] / (2 * l + 1);
+        SIMD for (int b = 0; b < MIXED; b++) square[a * MIXED + b] += factor * mixed[b];
+      }
+    }
+  const float *mean = t->mean + k * SPECTRUM, *axes = t->axes + k * SPECTRUM * COMPONENTS;
+  V sum[COMPONENTS / W] = {{0}};
+  for (int64_t q = 0; q < SPECTRUM; q++, axes += COMPONENTS) {
+    const float x = p[q] - mean[q];
+    UNROLL for (int a = 0; a < COMPONENTS / W; a++) sum[a] += x * load(axes + a * W, W);
+  }
+  UNROLL for (int a = 0; a < COMPONENTS / W; a++) store(out + a * W, sum[a], W);
+}
+
+/* the smallest distance over width; points (COMPONENTS, n), closeness: 1 / width^2 */
+static float nearest(const float *y, int64_t n, const float *points, const float *closeness) {
+  V smallest = (V){0} + INFINITY;
+  for (int64_t b = 0; b < n; b += BLOCK) {
+    V sum[BLOCK / W] = {{0}};
+    for (int a = 0; a < COMPONENTS; a++)
+      UNROLL for (int q = 0; q < BLOCK / W; q++) {
+        const V x = load(points + a * n + b + q * W, W) - y[a];
+        sum[q] += x * x;
+      }
+    UNROLL for (int q = 0; q < BLOCK / W; q++) {
+      const V scaled = sum[q] * load(closeness + b + q * W, W);
+      smallest = choose(scaled < smallest, scaled, smallest);
+    }
+  }
+  float least = smallest[0];
+  for (int q = 1; q < W; q++) least = smallest[q] < least ? smallest[q] : least;
+  return __builtin_sqrtf(least); /* of NaN: infinite */
+}
+
+/* newness of atoms (n) and of the elements of the structure (n_species); -1 for pairs that are not sorted.
+   room: n + 1 for the first pairs, and n COMPONENTS for the fingerprints */
+int newness(const Structure *s, const Tables *t, int64_t n_species, int threads, int64_t *first, float *y, float *out) {
+  int64_t at = 0;
+  first[0] = 0;
+  for (int64_t e = 0; e < s->pairs; e++) {
+    if (s->receivers[e] < at) return -1;
+    while (at < s->receivers[e]) first[++at] = e;
+  }
+  while (at < s->n) first[++at] = s->pairs;
+  PARALLEL
+  for (int64_t i = 0; i < s->n; i++) {
+    float c[t->channels * RADIAL * HARMONICS];
+    const int64_t k = s->kind[i];
+    coefficients(s, t, i, first[i], first[i + 1], c);
+    fingerprint(t, k, c, y + i * COMPONENTS);
+    out[i] = nearest(y + i * COMPONENTS, t->points, t->at + k * t->points * COMPONENTS, t->closeness + k * t->points);
+  }
+  for (int64_t k = 0; k < n_species; k++) {
+    float mean[COMPONENTS] = {0}, count = 0;
+    for (int64_t i = 0; i < s->n; i++) {
+      if (s->kind[i] != k) continue;
+      count++;
+      SIMD for (int a = 0; a < COMPONENTS; a++) mean[a] += y[i * COMPONENTS + a];
+    }
+    out[s->n + k] = 0;
+    if (!count) continue;
+    for (int a = 0; a < COMPONENTS; a++) mean[a] /= count;
+    const float scatter = t->fewest[k] > count ? __builtin_sqrtf(t->fewest[k] / count) : 1;
+    const int64_t offset = k * t->structures;
+    out[s->n + k] = nearest(mean, t->structures, t->structure_at + offset * COMPONENTS,
+                            t->structure_closeness + offset) / scatter;
+  }
+  return 0;
+}

@@ -1,0 +1,100 @@
+"""Newness of the surroundings of atoms (`model.newness`) in compiled code, in float32: a glance at every step."""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segnn_ase.compiled.build import load_library
+from segnn_ase.compiled.c_code import prelude
+from segnn_ase.model.edges import CLOSEST
+from segnn_ase.model.fingerprints import COMPONENTS, HARMONICS, LMAX, MIXED, RADIAL, SPECTRUM
+from segnn_ase.model.irreps import raise_degree
+from segnn_ase.model.newness import Landmarks, Newness, Novelty
+from segnn_ase.structure.graph import Graph
+
+BLOCK = 64  # landmarks at a time
+LANES = 16  # pairs at a time
+ATOMS_PER_THREAD = 64
+
+
+class _Tables(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("channels", "points", "structures")),
+        *((f"table{n}", ctypes.c_void_p) for n in range(9)),
+    )
+
+
+class _Structure(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("n", "pairs")),
+        ("cutoff", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("positions", "cell", "shifts", "receivers", "senders", "kind")),
+    )
+
+
+class CompiledNewness:
+    """What `model.newness.newness` gives, within the rounding of float32. Raises CompilerError."""
+
+    def __init__(self, of: Novelty, cutoff: float):
+        self.of, self._cutoff, self._library = of, cutoff, _library()
+        f = of.fingerprints
+        tables = [f.channels, f.mixing, f.mean, f.axes, *_blocks(of.atoms), *_blocks(of.structures), of.fewest]
+        self._kept = [x.detach().cpu().float().contiguous() for x in tables]
+        sizes = f.channels.shape[1], self._kept[5].shape[1], self._kept[7].shape[1]
+        self._tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
+
+    def __call__(self, graph: Graph, kind: Tensor) -> Newness | None:
+        """Of one structure; None where its pairs are not sorted by receiver."""
+        n, n_species = len(kind), len(self.of.fewest)
+        kept = [graph.positions, graph.cell, graph.edge_shift, graph.edge_dst, graph.edge_src, kind]
+        kept = [x.contiguous() for x in kept]
+        structure = _Structure(n, len(graph.edge_src), self._cutoff, *(x.data_ptr() for x in kept))
+        threads = min(torch.get_num_threads(), 1 + n // ATOMS_PER_THREAD)
+        first, y, out = (
+            np.empty(n + 1, np.int64),
+            np.empty(n * COMPONENTS, np.float32),
+            np.empty(n + n_species, np.float32),
+        )
+        addresses = (x.ctypes.data for x in (first, y, out))
+        failed = self._library.newness(
+            ctypes.byref(structure), ctypes.byref(self._tables), n_species, threads, *addresses
+        )
+        return None if failed else Newness(out[:n], out[n:])
+
+
+def _blocks(table: Landmarks) -> list[Tensor]:
+    """Points (S, COMPONENTS, M) and 1 / width^2 (S, M), filled up to whole blocks."""
+    m = table.widths.shape[1]
+    index = torch.arange(-(-m // BLOCK) * BLOCK).clamp_max(m - 1)
+    return [table.points[:, index].transpose(1, 2), table.widths[:, index] ** -2]
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    sizes = {"RADIAL": RADIAL, "LMAX": LMAX, "HARMONICS": HARMONICS, "MIXED": MIXED, "COMPONENTS": COMPONENTS}
+    sizes |= {"SPECTRUM": SPECTRUM, "BLOCK": BLOCK, "LANES": LANES, "CLOSEST": f"{CLOSEST}f"}
+    lines = [prelude(torch.float32), "#include <math.h>"]
+    lines += [f"#define {name} {value}" for name, value in sizes.items()]
+    source = Path(__file__).with_name("newness.c").read_text(encoding="utf-8")
+    library = load_library("\n".join([*lines, _harmonics(), source]))
+    library.newness.restype = ctypes.c_int
+    library.newness.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_int, *[ctypes.c_void_p] * 3)
+    return library
+
+
+def _harmonics() -> str:
+    """`model.irreps.spherical_harmonics` of the unit vector (a, b, c), as a macro: to y."""
+    lines = ["y[0] = (V){0} + 1;", *(f"y[{1 + k}] = {3**0.5!r}f * ({axis});" for k, axis in enumerate("abc"))]
+    for l in range(1, LMAX):
+        table = raise_degree(l).table.view(2 * l + 1, 3, 2 * l + 3)
+        for m in range(2 * l + 3):
+            terms = [
+                f"{float(table[i, k, m])!r}f * y[{l * l + i}] * ({'abc'[k]})"
+                for i, k in table[:, :, m].abs().gt(1e-12).nonzero().tolist()
+            ]
+            lines.append(f"y[{(l + 1) ** 2 + m}] = {' + '.join(terms)};")
+    return f"#define HARMONICS_OF(a, b, c) {' '.join(lines)}"
