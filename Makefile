@@ -27,7 +27,7 @@ quick: .venv/test
 	$(TESTS) --quick $(PYTEST)
 
 slow: .venv/test
-	$(TESTS) -m slow $(PYTEST)
+	$(TESTS) -m "slow and not proof" $(PYTEST)
 
 proofs: .venv/test
 	$(TESTS) -m proof $(PYTEST)
