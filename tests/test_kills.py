@@ -23,7 +23,7 @@ from helpers.trainings import counted_training, history, weights
 from segnn_ase import save_potential
 from segnn_ase.store.tensors import checksum
 
-FEW_OR_FIFTY = pytest.mark.parametrize("kills", [12, pytest.param(50, marks=pytest.mark.proof)])
+FIFTY = pytest.param(50, marks=pytest.mark.proof)
 LIVES = """
 import os, signal, sys, threading
 sys.path[:0] = {tests!r}
@@ -66,7 +66,7 @@ def lives(job: partial, folder: Path, *, kills: int, most: int, delay: float) ->
 
 
 @pytest.mark.slow
-@FEW_OR_FIFTY
+@pytest.mark.parametrize("kills", [12, FIFTY])
 def test_dynamics_killed_many_times(kills, tmp_path, new_potential):
     potential = new_potential("segnn", torch.float32)
     potential.scales = [0.05] * 4
@@ -85,7 +85,7 @@ def test_dynamics_killed_many_times(kills, tmp_path, new_potential):
 
 
 @pytest.mark.slow
-@FEW_OR_FIFTY
+@pytest.mark.parametrize("kills", [8, FIFTY])  # each life prepares the training anew
 def test_a_training_killed_many_times(kills, tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

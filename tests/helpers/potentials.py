@@ -36,7 +36,7 @@ ODD_CASES = [pytest.param(name, marks=pytest.mark.proof) if name == "all_degrees
 
 # of each kind of network one in single precision, the default with the many channels that users have; the rest of the
 # product costs a set of compiled kernels each
-IN_FLOAT32, NOT_IN_FLOAT64 = ("fast", "tfn", "egnn", "default"), ("default",)
+IN_FLOAT32, NOT_IN_FLOAT64 = ("fast", "schnet", "egnn", "default"), ("default",)
 
 
 def in_two_precisions(variants) -> list:
