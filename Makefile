@@ -1,16 +1,18 @@
 # make md      liquid water with the shipped potential: sets up .venv, compiles nothing
 # make test    the same set-up plus torch-cluster (compiled once), then the tests
 # make quick   one test in fifteen, from every file, in less than two minutes: for every save
-# make slow    only the tests that take minutes
+# make slow    only the tests that take many seconds
+# make proofs  the tests that make test leaves out, as they take minutes: a smaller version of each is among its own
 # make lint    style, format and types
 # make oldest  the quick tests with the oldest versions that pyproject.toml allows
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+# each process begins with a part of the list in order, so that fixtures of a module and compiled code are made once
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: md test quick slow lint oldest clean
+.PHONY: md test quick slow proofs lint oldest clean
 
 # glibc gives large blocks back after every use and gets them again page by page, a third of a step: keep them
 md: export MALLOC_MMAP_THRESHOLD_ = 1073741824
@@ -25,7 +27,10 @@ quick: .venv/test
 	$(TESTS) --quick $(PYTEST)
 
 slow: .venv/test
-	$(TESTS) -m slow $(PYTEST)
+	$(TESTS) -m "slow and not proof" $(PYTEST)
+
+proofs: .venv/test
+	$(TESTS) -m proof $(PYTEST)
 
 lint: .venv/lint
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--quick"):
         return
-    fast = [item for item in items if item.get_closest_marker("slow") is None]
+    fast = [item for item in items if not ({"slow", "proof"} & {mark.name for mark in item.iter_markers()})]
     modules = [list(tests) for _, tests in groupby(fast, lambda item: item.path)]
     functions = [[list(f) for _, f in groupby(tests, lambda i: i.nodeid.partition("[")[0])] for tests in modules]
     cases = [group for module in functions for group in module[::3]]

@@ -278,13 +278,13 @@ def test_results_are_not_shared_with_the_caller(potential):
 
 
 def test_atoms_are_not_changed_and_nothing_is_printed(potential, capsys):
+    calc = SEGNNCalculator(potential)
     for build in NAMED.values():
         atoms = build()
         atoms.info["note"] = {"a": 1}
         atoms.set_tags(range(len(atoms)))
         atoms.positions += 50.0
         before = copy.deepcopy(atoms)
-        calc = SEGNNCalculator(potential)
         atoms.calc = calc
         atoms.get_forces()
         calc.get_hessian(atoms)

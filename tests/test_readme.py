@@ -4,10 +4,16 @@ import os
 import re
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
+# one process for the Python blocks that follow each other, each a program of its own: PyTorch is imported once
+PROGRAMS = """
+for number, block in enumerate({blocks!r}):
+    exec(compile(block, f"README, Python block {{number}}", "exec"), {{"__name__": "__main__"}})
+"""
 README = Path(__file__).parent.parent / "README.md"
 SETUP = ("make ", "pip ", "git ", "python -m venv", "#")  # the tests run in what these lines set up
 
@@ -31,13 +37,14 @@ def shell_lines(block: str) -> list[str]:
 
 @pytest.mark.slow
 def test_blocks_run_as_printed(tmp_path):
-    found = blocks()
+    found = [(language, block) for language, block in blocks() if language == "python" or shell_lines(block)]
     assert len(found) >= 5
-    for language, block in found:
+    for language, group in groupby(found, lambda block: block[0]):
+        texts = [block for _, block in group]
         if language == "python":
-            run([sys.executable, "-W", "error", "-c", block], tmp_path)
-        elif lines := shell_lines(block):
-            run(["bash", "-ec", "\n".join(lines)], tmp_path)
+            run([sys.executable, "-W", "error", "-c", PROGRAMS.format(blocks=texts)], tmp_path)
+        else:
+            run(["bash", "-ec", "\n".join(line for block in texts for line in shell_lines(block))], tmp_path)
 
 
 def test_the_two_commands_exist():

@@ -10,6 +10,8 @@ import hashlib
 import os
 import stat
 import tempfile
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 
 from segnn_ase.base.files import write_atomically
@@ -77,7 +79,15 @@ def _trusted(state: os.stat_result) -> bool:
 
 def find_library(folder: Path, key: str) -> Path | None:
     """A library that `keep_library` kept, if it is whole and nobody else can have written it."""
-    return next((path for path in sorted(folder.glob(f"{key}-*.so")) if _is_good(path)), None)
+    names = _libraries(folder, folder.stat().st_mtime_ns).get(key, ())
+    return next((folder / name for name in names if _is_good(folder / name)), None)
+
+
+@lru_cache(maxsize=1)
+def _libraries(folder: Path, changed: int) -> dict[str, list[str]]:
+    """Names of libraries by key, read again when the folder has changed: a network has dozens, the folder thousands."""
+    names = sorted(name for name in os.listdir(folder) if name.endswith(".so"))
+    return {key: list(found) for key, found in groupby(names, lambda name: name.partition("-")[0])}
 
 
 def _is_good(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.potentials import ODD, VARIANTS, odd_potential
+from helpers.potentials import ODD_CASES, VARIANTS, in_two_precisions, odd_potential
 from helpers.systems import CUTOFF, NAMED, squeezed
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
@@ -49,8 +49,7 @@ def assert_same(found: tuple[float, dict], expected: tuple[float, dict], toleran
         assert (found[1][name] - g).abs().max() <= tolerance * max(float(g.abs().max()), 1e-3 * largest), name
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("variant", KNOWN)
+@pytest.mark.parametrize(("variant", "dtype"), in_two_precisions(KNOWN))
 def test_gradient_of_a_loss_equals_autograd(variant, dtype, new_potential):
     potential, graph = new_potential(variant, dtype), batch()
     expected = gradients_by(PlainLossGradient, potential, graph)
@@ -64,7 +63,7 @@ def test_the_gradient_of_a_loss_agrees_in_the_core(variant, new_potential):
     assert_same(gradients_by(CpuLossGradient, potential, graph), expected, 1e-9)
 
 
-@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("name", ODD_CASES)
 def test_gradient_of_a_loss_equals_autograd_for_odd_settings(name):
     potential, graph = odd_potential(name), batch()
     expected = gradients_by(PlainLossGradient, potential, graph)
@@ -132,9 +131,10 @@ def test_the_guard_lets_it_through_and_stops_a_wrong_one(new_potential, monkeypa
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_zero_is_noticed_for_each_weight(new_potential, monkeypatch):
+@pytest.mark.parametrize("variant", ["fast", pytest.param("segnn", marks=pytest.mark.proof)])
+def test_a_gradient_that_is_zero_is_noticed_for_each_weight(variant, new_potential, monkeypatch):
     """Whatever the weight, however small its gradient beside the others."""
-    potential, graph = new_potential("segnn").requires_grad_(True), batch(["ethanol"])
+    potential, graph = new_potential(variant).requires_grad_(True), batch(["ethanol"])
     names = [name for name, w in potential.named_parameters() if w.numel()]
     made = choose.CpuLossGradient
     unused = []

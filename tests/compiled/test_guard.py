@@ -45,6 +45,7 @@ class Compiler:
 
     def __init__(self, folder, load):
         self.folder, self.load, self.sources, self.wrong = folder, load, [], None
+        self.compiled: dict[str, ctypes.CDLL] = {}  # of the wrong ones
 
     def __call__(self, source: str) -> ctypes.CDLL:
         if source not in self.sources:
@@ -54,9 +55,11 @@ class Compiler:
         _, place, change = self.wrong
         found = list(CONSTANT.finditer(source))[place]
         source = f"{source[: found.start()]}((T)({float(change) * float(found.group(1))!r})){source[found.end() :]}"
-        folder = self.folder / str(next(NUMBER))
-        folder.mkdir()
-        return ctypes.CDLL(str(build._compile(source, folder)))
+        if source not in self.compiled:
+            folder = self.folder / str(next(NUMBER))
+            folder.mkdir()
+            self.compiled[source] = ctypes.CDLL(str(build._compile(source, folder)))
+        return self.compiled[source]
 
 
 def noticed(potential, graph) -> bool:
@@ -72,13 +75,11 @@ def forces_of(potential, atoms: Atoms) -> torch.Tensor:
     return CpuEvaluator(potential)(graph_from_atoms(atoms, potential.cutoff)).forces
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kernels", "dtype"),
-    [(6, "float32"), pytest.param(64, "float32", marks=pytest.mark.slow)],
+    "kernels", [pytest.param(6, marks=pytest.mark.slow), pytest.param(64, marks=pytest.mark.proof)]
 )
-def test_a_kernel_with_one_wrong_constant_is_noticed(kernels, dtype, monkeypatch, tmp_path):
-    potential = load_potential("silicon-pbe", dtype=dtype)
+def test_a_kernel_with_one_wrong_constant_is_noticed(kernels, monkeypatch, tmp_path):
+    potential = load_potential("silicon-pbe", dtype="float32")
     graphs = [graph_from_atoms(make(), potential.cutoff) for make in FIRST]
     compiler = Compiler(tmp_path, build.load_library)
     for module in (build, runtime):

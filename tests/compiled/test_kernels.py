@@ -13,7 +13,7 @@ from helpers.kernels import (
     everything,
     random_edges,
 )
-from helpers.potentials import VARIANTS
+from helpers.potentials import VARIANTS, in_two_precisions
 from helpers.systems import NAMED
 
 from segnn_ase import SEGNNCalculator
@@ -35,8 +35,7 @@ from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.structure.graph import collate, fragment, graph_from_atoms, with_pairs
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(("variant", "dtype"), in_two_precisions(VARIANTS))
 def test_T16_fast_path_equals_slow_twin(variant, dtype, new_potential):
     potential = new_potential(variant, dtype)
     graph = collate([with_pairs(graph_from_atoms(make(), potential.cutoff)) for make in NAMED.values()])

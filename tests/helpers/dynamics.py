@@ -101,7 +101,7 @@ def contents(settings: MDConfig) -> list[bytes]:
     return [Path(path).read_bytes() for path in (settings.log, settings.trajectory)]
 
 
-def counted_dynamics(folder: Path, count=lambda: None) -> None:
+def counted_dynamics(folder: Path, count=lambda: None, *, steps: int) -> None:
     """Langevin dynamics of a molecule by ../potential.pt with a skin; `count` is called after each evaluation."""
 
     class Counted(SEGNNCalculator):
@@ -113,5 +113,5 @@ def counted_dynamics(folder: Path, count=lambda: None) -> None:
     atoms.calc = Counted(folder.parent / "potential.pt", skin=0.3)
     names = {"log": folder / "md.csv", "trajectory": folder / "md.xyz", "restart": folder / "md.npz"}
     every = {"log_every": 1, "save_every": 1, "checkpoint_every": 5}
-    settings = MDConfig(ensemble="langevin", timestep=0.5, friction=0.05, steps=1500, **every, **names)
+    settings = MDConfig(ensemble="langevin", timestep=0.5, friction=0.05, steps=steps, **every, **names)
     run_md(atoms, settings, progress=False)

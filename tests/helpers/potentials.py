@@ -1,5 +1,6 @@
 """Small random potentials, seeded and calibrated, on the species of `systems`."""
 
+import pytest
 import torch
 
 from helpers.systems import CUTOFF, NAMED, SPECIES, copper, ethanol, rattled
@@ -14,7 +15,7 @@ VARIANTS = {  # name: (preset, replaced settings)
     "tfn": ("tfn", STEERABLE),
     "egnn": ("egnn", {"hidden_irreps": "16x0e"}),
     "schnet": ("schnet", {"hidden_irreps": "16x0e"}),
-    "uneven": ("segnn", {"hidden_irreps": "12x0e+6x1o+3x2e"}),
+    "uneven": ("segnn", {"hidden_irreps": "12x0e+6x1o+3x2e", "lmax_attr": 2}),
     "parities": ("segnn", {"hidden_irreps": "8x0e+4x0o+4x1e+4x1o", "lmax_attr": 2}),
     "coreless": ("segnn", {**STEERABLE, "core_repulsion": False}),
     "segnn2022": ("segnn2022", STEERABLE),
@@ -24,11 +25,30 @@ assert set(PRESETS) <= set(VARIANTS)
 
 ODD = {  # settings that the presets do not reach
     "odd_channels": {"hidden_irreps": "5x0e+5x1o"},
-    "high_degree": {"hidden_irreps": "9x0e+9x1o+9x2e+9x3o", "interactions": 1},
+    "high_degree": {"hidden_irreps": "9x0e+9x1o+9x3o", "interactions": 1},
+    "all_degrees": {"hidden_irreps": "9x0e+9x1o+9x2e+9x3o", "interactions": 1},  # compiling it takes minutes
     "both_parities": {"hidden_irreps": "6x0e+6x0o+6x1e+6x1o", "lmax_attr": 2},
     "three_interactions": {"hidden_irreps": "17x0e+17x1o", "interactions": 3, "body_order": 2},
     "few_attributes": {"hidden_irreps": "8x0e+8x1o+8x2e", "lmax_attr": 1},
 }
+
+ODD_CASES = [pytest.param(name, marks=pytest.mark.proof) if name == "all_degrees" else name for name in ODD]
+
+# of each kind of network one in single precision, the default with the many channels that users have; the rest of the
+# product costs a set of compiled kernels each
+IN_FLOAT32, NOT_IN_FLOAT64 = ("fast", "schnet", "egnn", "default"), ("default",)
+
+
+def in_two_precisions(variants) -> list:
+    """Pairs of a variant and a dtype: each variant, and either dtype with every kind of network; others are proofs."""
+
+    def case(variant: str, name: str):
+        usual = variant in IN_FLOAT32 if name == "float32" else variant not in NOT_IN_FLOAT64
+        marks = () if usual else pytest.mark.proof
+        return pytest.param(variant, getattr(torch, name), id=f"{variant}-{name}", marks=marks)
+
+    return [case(variant, name) for variant in variants for name in ("float64", "float32")]
+
 
 TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": (8,)}
 REFERENCES = {1: -0.5, 6: -1.25, 8: 0.75, 29: 2.0}  # eV, of `SPECIES`

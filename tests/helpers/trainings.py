@@ -48,8 +48,8 @@ def weights(path: str | Path) -> dict:
     return load_tensors(path)["weights"]
 
 
-def counted_training(folder: Path, count=lambda: None) -> None:
-    """A training of a hundred epochs without plots; `count` is called before each step."""
+def counted_training(folder: Path, count=lambda: None, *, epochs: int) -> None:
+    """A training without plots, with a rollout after every fifth of it; `count` is called before each step."""
 
     def counted(*arguments, step=loop.training_step):
         count()
@@ -59,5 +59,6 @@ def counted_training(folder: Path, count=lambda: None) -> None:
         patch.setattr(loop, "training_step", counted)
         for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
             patch.setattr(figures, name, lambda *_, **__: None)
-        settings = {"epochs": 100, "batch_size": 2, "save_minutes": 0.0005, "rollout_steps": 4, "rollout_every": 20}
+        settings = {"epochs": epochs, "batch_size": 2, "save_minutes": 0.0005, "rollout_steps": 4}
+        settings["rollout_every"] = max(epochs // 5, 1)
         train(configured(folder, **settings), progress=False)

@@ -109,9 +109,20 @@ def found_by(name: str, positions, cell, pbc, cutoff: float) -> list[tuple]:
 
 
 @pytest.mark.slow
-@settings(max_examples=2000)
+@settings(max_examples=500)
 @given(geometry=geometries(), cutoff=st.floats(0.6, 4.5))
 def test_every_list_equals_brute_force_in_random_cells(geometry, cutoff):
+    assert_every_list_equals_brute_force(geometry, cutoff)
+
+
+@pytest.mark.proof
+@settings(max_examples=5000)
+@given(geometry=geometries(), cutoff=st.floats(0.6, 4.5))
+def test_every_list_equals_brute_force_in_many_random_cells(geometry, cutoff):
+    assert_every_list_equals_brute_force(geometry, cutoff)
+
+
+def assert_every_list_equals_brute_force(geometry, cutoff) -> None:
     """Tiny, skewed, needle-like and left-handed cells, every mixture of pbc, atoms anywhere."""
     positions, cell, pbc = geometry
     if pbc.any():  # flat cells have thousands of images: cap the work

@@ -112,9 +112,15 @@ def test_shipped_potentials(name, dtype):
     assert line(certificate, "fast = slow, forces").value > 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("name", ["silicon-pbe", "water-pbe0"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("silicon-pbe", "float64", marks=pytest.mark.slow),
+        pytest.param("water-pbe0", "float32", marks=pytest.mark.slow),
+        pytest.param("silicon-pbe", "float32", marks=pytest.mark.proof),
+        pytest.param("water-pbe0", "float64", marks=pytest.mark.proof),
+    ],
+)
 def test_shipped_potentials_on_large_structures(name, dtype):
     atoms = max(ase.io.read(find_model(name).parent / "reference.xyz", ":"), key=len)
     certificate = verify(name, atoms, dtype=dtype)
