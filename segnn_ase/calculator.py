@@ -174,7 +174,7 @@ class SEGNNCalculator(InspectedCalculator):
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
         """Results of many structures, several in one pass: for screening, and for small molecules several times faster.
 
-        Returns ASE's `results` of each, with what `calculate` gives and the same numbers up to rounding; "stress" only
+        Returns ASE's `results` of each, with what `calculate` gives and the same numbers up to rounding; stress only
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with
         the number of a structure that cannot be evaluated.
         """
@@ -184,9 +184,8 @@ class SEGNNCalculator(InspectedCalculator):
             alone = {cutoff: _alone(batch, first, cutoff, skin, self._graph) for cutoff, skin in self._graphs.items()}
             graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
             derivatives = any(name in properties for name in DERIVATIVES)
-            stress = "stress" in properties
             members = [
-                evaluator(graphs[p.cutoff], forces=derivatives, stress=stress)
+                evaluator(graphs[p.cutoff], forces=derivatives, stress=derivatives)
                 for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
             ]
             apart = list(zip(*(by_structure(m, batch) for m in members), strict=True))

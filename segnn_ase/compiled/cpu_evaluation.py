@@ -11,8 +11,10 @@ from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.cpu import CpuPasses
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.network_steps import make_steps
+from segnn_ase.compiled.newness import CompiledNewness, chosen_newness
 from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
+from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, stress_of
 from segnn_ase.model.repulsion import Core, core_of, repelled, seen_by_network
@@ -48,6 +50,7 @@ class CpuEvaluator(Evaluator):
         self._runtime = self._passes.runtime
         self._limits = (ctypes.c_double * 3)(self._cutoff, tables.step, round(self._cutoff / tables.step))
         self._links, self._lock = Links(0, 0), Lock()
+        self._newness: CompiledNewness | None = None
         self.elements = potential.elements(self._lonely(len(potential.species)))
 
     def _lonely(self, n: int) -> Tensor:
@@ -146,6 +149,11 @@ class CpuEvaluator(Evaluator):
         links = pointers([graph.batch, self._links.first, self._links.src])
         self._runtime.gather(len(forces), links, pointers([vectors, g]), pointers([forces, virial]))
         return forces, virial
+
+    def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
+        if self._newness is None or self._newness.known is not known:
+            self._newness = chosen_newness(known, self._cutoff, graph, kind)
+        return self._newness(graph, kind)
 
     def inside_and_deviations(
         self, given: "list[Tensor | None]", forms: Tensor | None, limits: int, numbers: ctypes.Array

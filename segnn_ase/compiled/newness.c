@@ -11,9 +11,9 @@
 #define SIMD
 #endif
 typedef struct { /* of all elements, one behind the other */
-  int64_t channels, points, structures; /* numbers of them, of the last two multiples of BLOCK */
-  const float *weights, *mixing, *mean, *axes, *at, *closeness, *structure_at, *structure_closeness, *fewest;
-} Tables;
+  int64_t species, channels, points, structures; /* numbers of them, of the last two multiples of BLOCK */
+  const float *weights, *mixing, *mean, *axes, *at, *closeness, *structure_at, *structure_closeness, *fewest, *bonds;
+} Tables; /* bonds: squares of their lengths */
 typedef struct {
   int64_t n, pairs;
   double cutoff;
@@ -23,7 +23,7 @@ typedef struct {
 
 typedef struct { /* pairs of one atom, side by side */
   int64_t n, kind[LANES];
-  float r[3][LANES], harmonics[HARMONICS][LANES], radial[RADIAL][LANES];
+  float crowding, r[3][LANES], harmonics[HARMONICS][LANES], radial[RADIAL][LANES];
 } Pairs;
 
 /* add to c (channels * RADIAL, HARMONICS) */
@@ -43,6 +43,7 @@ static void add_pairs(const Tables *t, float inverse_cutoff, Pairs *pairs, float
   float y[LANES][HARMONICS]; /* all before any is read: what was just stored cannot be loaded as a vector */
   for (int e = 0; e < LANES; e++)
     UNROLL for (int m = 0; m < HARMONICS; m++) y[e][m] = pairs->harmonics[m][e];
+  for (int64_t e = 0; e < pairs->n; e++) pairs->crowding += pairs->radial[0][e];
   for (int64_t q = 0; q < t->channels; q++, c += RADIAL * HARMONICS) {
     V sum[RADIAL][HARMONICS / W];
     UNROLL for (int n = 0; n < RADIAL; n++)
@@ -60,11 +61,14 @@ static void add_pairs(const Tables *t, float inverse_cutoff, Pairs *pairs, float
   pairs->n = 0;
 }
 
-/* c of one atom */
-static void coefficients(const Structure *s, const Tables *t, int64_t i, int64_t first, int64_t last, float *c) {
+/* c of one atom, its bonds (n_species), and its crowding */
+static float coefficients(const Structure *s, const Tables *t, int64_t i, int64_t first, int64_t last, float *c,
+                          int64_t *bonds) {
   const double *h = s->cell, *r = s->positions, *x = s->shifts;
+  const float *lengths = t->bonds + s->kind[i] * t->species;
   Pairs pairs = {0};
   memset(c, 0, t->channels * RADIAL * HARMONICS * sizeof(float));
+  memset(bonds, 0, t->species * sizeof(int64_t));
   for (int64_t e = first; e < last; e++) {
     const int64_t j = s->senders[e];
     double v[3], square = 0;
@@ -74,10 +78,12 @@ static void coefficients(const Structure *s, const Tables *t, int64_t i, int64_t
     }
     if (square >= s->cutoff * s->cutoff) continue;
     for (int k = 0; k < 3; k++) pairs.r[k][pairs.n] = v[k];
+    bonds[s->kind[j]] += square < lengths[s->kind[j]];
     pairs.kind[pairs.n++] = s->kind[j];
     if (pairs.n == LANES) add_pairs(t, 1 / s->cutoff, &pairs, c);
   }
   if (pairs.n) add_pairs(t, 1 / s->cutoff, &pairs, c);
+  return pairs.crowding;
 }
 
 /* the fingerprint (COMPONENTS) of an atom of element k */
@@ -125,9 +131,24 @@ static float nearest(const float *y, int64_t n, const float *points, const float
   return __builtin_sqrtf(least); /* of NaN: infinite */
 }
 
-/* newness of atoms (n) and of the elements of the structure (n_species); -1 for pairs that are not sorted.
-   room: n + 1 for the first pairs, and n COMPONENTS for the fingerprints */
-int newness(const Structure *s, const Tables *t, int64_t n_species, int threads, int64_t *first, float *y, float *out) {
+/* the mean fingerprint of element k against those of structures; 0 without any such atom */
+static float compare(const Structure *s, const Tables *t, int64_t k, const float *y) {
+  float mean[COMPONENTS] = {0}, count = 0;
+  for (int64_t i = 0; i < s->n; i++) {
+    if (s->kind[i] != k) continue;
+    count++;
+    SIMD for (int a = 0; a < COMPONENTS; a++) mean[a] += y[i * COMPONENTS + a];
+  }
+  if (!count) return 0;
+  for (int a = 0; a < COMPONENTS; a++) mean[a] /= count;
+  const float scatter = t->fewest[k] > count ? __builtin_sqrtf(t->fewest[k] / count) : 1;
+  const int64_t row = k * t->structures;
+  return nearest(mean, t->structures, t->structure_at + row * COMPONENTS, t->structure_closeness + row) / scatter;
+}
+
+/* newness and crowding of atoms (2, n), newness of elements of the structure, and bonds (n, species); -1 for pairs that
+   are not sorted. Room: first for n + 1 numbers, y for n COMPONENTS */
+int newness(const Structure *s, const Tables *t, int threads, int64_t *first, float *y, float *out, int64_t *bonds) {
   int64_t at = 0;
   first[0] = 0;
   for (int64_t e = 0; e < s->pairs; e++) {
@@ -137,26 +158,12 @@ int newness(const Structure *s, const Tables *t, int64_t n_species, int threads,
   while (at < s->n) first[++at] = s->pairs;
   PARALLEL
   for (int64_t i = 0; i < s->n; i++) {
-    float c[t->channels * RADIAL * HARMONICS];
-    const int64_t k = s->kind[i];
-    coefficients(s, t, i, first[i], first[i + 1], c);
-    fingerprint(t, k, c, y + i * COMPONENTS);
-    out[i] = nearest(y + i * COMPONENTS, t->points, t->at + k * t->points * COMPONENTS, t->closeness + k * t->points);
+    float c[t->channels * RADIAL * HARMONICS], *own = y + i * COMPONENTS;
+    const int64_t k = s->kind[i], row = k * t->points;
+    out[s->n + i] = coefficients(s, t, i, first[i], first[i + 1], c, bonds + i * t->species);
+    fingerprint(t, k, c, own);
+    out[i] = nearest(own, t->points, t->at + row * COMPONENTS, t->closeness + row);
   }
-  for (int64_t k = 0; k < n_species; k++) {
-    float mean[COMPONENTS] = {0}, count = 0;
-    for (int64_t i = 0; i < s->n; i++) {
-      if (s->kind[i] != k) continue;
-      count++;
-      SIMD for (int a = 0; a < COMPONENTS; a++) mean[a] += y[i * COMPONENTS + a];
-    }
-    out[s->n + k] = 0;
-    if (!count) continue;
-    for (int a = 0; a < COMPONENTS; a++) mean[a] /= count;
-    const float scatter = t->fewest[k] > count ? __builtin_sqrtf(t->fewest[k] / count) : 1;
-    const int64_t offset = k * t->structures;
-    out[s->n + k] = nearest(mean, t->structures, t->structure_at + offset * COMPONENTS,
-                            t->structure_closeness + offset) / scatter;
-  }
+  for (int64_t k = 0; k < t->species; k++) out[2 * s->n + k] = compare(s, t, k, y);
   return 0;
 }

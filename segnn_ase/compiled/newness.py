@@ -1,6 +1,7 @@
 """Newness of the surroundings of atoms (`model.newness`) in compiled code, in float32: a glance at every step."""
 
 import ctypes
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -8,14 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segnn_ase.base.errors import AccelerationWarning
 from segnn_ase.compiled.build import load_library
 from segnn_ase.compiled.c_code import prelude
+from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.model.edges import CLOSEST
 from segnn_ase.model.fingerprints import COMPONENTS, HARMONICS, LMAX, MIXED, RADIAL, SPECTRUM
 from segnn_ase.model.irreps import raise_degree
-from segnn_ase.model.newness import Landmarks, Newness, Novelty
+from segnn_ase.model.newness import KnownSurroundings, Landmarks, Newness, newness
 from segnn_ase.structure.graph import Graph
 
+TOLERANCE = 1e-3  # float32, and large numbers where something is far from all
 BLOCK = 64  # landmarks at a time
 LANES = 16  # pairs at a time
 ATOMS_PER_THREAD = 64
@@ -23,8 +27,8 @@ ATOMS_PER_THREAD = 64
 
 class _Tables(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("channels", "points", "structures")),
-        *((f"table{n}", ctypes.c_void_p) for n in range(9)),
+        *((name, ctypes.c_int64) for name in ("species", "channels", "points", "structures")),
+        *((f"table{n}", ctypes.c_void_p) for n in range(10)),
     )
 
 
@@ -39,31 +43,63 @@ class _Structure(ctypes.Structure):
 class CompiledNewness:
     """What `model.newness.newness` gives, within the rounding of float32. Raises CompilerError."""
 
-    def __init__(self, of: Novelty, cutoff: float):
-        self.of, self._cutoff, self._library = of, cutoff, _library()
-        f = of.fingerprints
-        tables = [f.channels, f.mixing, f.mean, f.axes, *_blocks(of.atoms), *_blocks(of.structures), of.fewest]
+    def __init__(self, known: KnownSurroundings, cutoff: float):
+        self.known, self._cutoff, self._library = known, cutoff, _library()
+        at, f = known.landscape, known.landscape.fingerprints
+        tables = [f.channels, f.mixing, f.mean, f.axes, *_blocks(at.atoms), *_blocks(at.structures), at.fewest]
+        tables.append(known.bonds.lengths() ** 2)
         self._kept = [x.detach().cpu().float().contiguous() for x in tables]
-        sizes = f.channels.shape[1], self._kept[5].shape[1], self._kept[7].shape[1]
+        sizes = *f.channels.shape, self._kept[5].shape[1], self._kept[7].shape[1]
         self._tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
 
     def __call__(self, graph: Graph, kind: Tensor) -> Newness | None:
         """Of one structure; None where its pairs are not sorted by receiver."""
-        n, n_species = len(kind), len(self.of.fewest)
+        n, n_species = len(kind), len(self.known.landscape.fewest)
         kept = [graph.positions, graph.cell, graph.edge_shift, graph.edge_dst, graph.edge_src, kind]
         kept = [x.contiguous() for x in kept]
         structure = _Structure(n, len(graph.edge_src), self._cutoff, *(x.data_ptr() for x in kept))
         threads = min(torch.get_num_threads(), 1 + n // ATOMS_PER_THREAD)
-        first, y, out = (
-            np.empty(n + 1, np.int64),
-            np.empty(n * COMPONENTS, np.float32),
-            np.empty(n + n_species, np.float32),
-        )
-        addresses = (x.ctypes.data for x in (first, y, out))
-        failed = self._library.newness(
-            ctypes.byref(structure), ctypes.byref(self._tables), n_species, threads, *addresses
-        )
-        return None if failed else Newness(out[:n], out[n:])
+        first, bonds = np.empty(n + 1, np.int64), np.empty((n, n_species), np.int64)
+        room, out = np.empty(n * COMPONENTS, np.float32), np.empty(2 * n + n_species, np.float32)
+        addresses = (x.ctypes.data for x in (first, room, out, bonds))
+        if self._library.newness(ctypes.byref(structure), ctypes.byref(self._tables), threads, *addresses):
+            return None
+        return Newness(out[:n], out[2 * n :], bonds, float(out[n : 2 * n].mean()))
+
+
+class PlainNewness:
+    """The same in plain PyTorch."""
+
+    def __init__(self, known: KnownSurroundings, cutoff: float):
+        self.known, self._cutoff = known, cutoff
+
+    def __call__(self, graph: Graph, kind: Tensor) -> Newness:
+        return newness(self.known, graph, kind, self._cutoff)
+
+
+def chosen_newness(
+    known: KnownSurroundings, cutoff: float, graph: Graph, kind: Tensor
+) -> "CompiledNewness | PlainNewness":
+    """The fastest that gives on this structure what plain PyTorch gives; warns where that is PyTorch itself."""
+    plain = PlainNewness(known, cutoff)
+    try:
+        compiled = CompiledNewness(known, cutoff)
+        problem = _problem(compiled(graph, kind), plain(graph, kind))
+    except CompilerError as error:
+        problem = str(error)
+    if problem is None:
+        return compiled
+    warnings.warn(f"newness of surroundings in C: not used, as {problem}", AccelerationWarning, stacklevel=4)
+    return plain
+
+
+def _problem(found: Newness | None, expected: Newness) -> str | None:
+    if found is None:  # unsorted pairs: not compared yet
+        return None
+    for name, got, right in zip(Newness._fields, found, expected, strict=True):
+        if not np.allclose(got, right, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            return f"{name} differs by up to {np.abs(np.subtract(got, right)).max():.2g}"
+    return None
 
 
 def _blocks(table: Landmarks) -> list[Tensor]:
@@ -82,7 +118,7 @@ def _library() -> ctypes.CDLL:
     source = Path(__file__).with_name("newness.c").read_text(encoding="utf-8")
     library = load_library("\n".join([*lines, _harmonics(), source]))
     library.newness.restype = ctypes.c_int
-    library.newness.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_int, *[ctypes.c_void_p] * 3)
+    library.newness.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 4)
     return library
 
 

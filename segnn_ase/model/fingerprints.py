@@ -18,7 +18,7 @@ from torch import Tensor
 
 from segnn_ase.model.edges import distance_of, envelope
 from segnn_ase.model.irreps import spherical_harmonics
-from segnn_ase.structure.graph import Graph, edge_vectors, within
+from segnn_ase.structure.graph import Graph, edge_vectors
 
 RADIAL, LMAX = 6, 3
 CHANNELS = 4  # for neighbours' elements; more elements are mixed into as many
@@ -37,14 +37,12 @@ class Fingerprints(NamedTuple):
     mean: Tensor  # (S, SPECTRUM)
     axes: Tensor  # (S, SPECTRUM, COMPONENTS)
 
-    def of(self, graph: Graph, kind: Tensor, cutoff: float) -> Tensor:
-        """(N, COMPONENTS) of the atoms of a graph, whose elements are numbered by kind (N,); float64."""
-        c = coefficients(graph, kind, self.channels, cutoff)
+    def of(self, c: Tensor, kind: Tensor) -> Tensor:
+        """(N, COMPONENTS) of atoms from their `coefficients`, and their elements kind (N,); float64."""
         out = c.new_zeros(len(kind), COMPONENTS)
         for k in kind.unique().tolist():
-            own = kind == k
-            p = power_spectra(c[own], self.mixing[k].to(c))
-            out[own] = (p - self.mean[k].to(c)) @ self.axes[k].to(c)
+            p = power_spectra(c[kind == k], self.mixing[k].to(c))
+            out[kind == k] = (p - self.mean[k].to(c)) @ self.axes[k].to(c)
         return out
 
 
@@ -57,8 +55,7 @@ def element_channels(n_species: int) -> Tensor:
 
 
 def coefficients(graph: Graph, kind: Tensor, channels: Tensor, cutoff: float) -> Tensor:
-    """c (N, C * RADIAL, HARMONICS) of the atoms of a graph."""
-    graph = within(graph, cutoff)
+    """c (N, C * RADIAL, HARMONICS) of the atoms of a graph, all of whose pairs are within the cutoff."""
     vectors = edge_vectors(graph).detach().double()
     d = distance_of(vectors)
     x = d / cutoff

@@ -3,17 +3,20 @@
 Newness is the distance to the nearest landmark in units of its width, which says how far the surroundings in other
 frames are from it: small in a crystal, large in a melt (a local outlier factor, Breunig, Kriegel, Ng, Sander, SIGMOD
 2000). The same is done for the mean fingerprint of each element in a structure, which tells crystals apart whose atoms
-look like those of a melt. `trust.novelty` measures the landmarks; `compiled.newness` is the fast way.
+look like those of a melt. Besides, bonds are counted where the training tells bonds from other pairs, and crowding
+tells a thin liquid or a cavity. `trust.novelty` measures all this; `compiled.newness` is the fast way.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segnn_ase.model.fingerprints import Fingerprints
-from segnn_ase.structure.graph import Graph
+from segnn_ase.model.edges import distance_of, envelope
+from segnn_ase.model.fingerprints import Fingerprints, coefficients
+from segnn_ase.structure.graph import Graph, edge_vectors, within
 
 
 class Landmarks(NamedTuple):
@@ -23,8 +26,19 @@ class Landmarks(NamedTuple):
     widths: Tensor  # (S, M)
 
 
-class Novelty(NamedTuple):
-    """What the surroundings were in training, and how new they may be."""
+class Bonds(NamedTuple):
+    """Pairs of elements whose distances leave a gap in training, between bonds and all that is further apart."""
+
+    gaps: Tensor  # (S, S, 2) Å, the ends of the gap; zero where there is none
+    counts: Tensor  # (S, S, 2) int64, fewest and most atoms of the second element bonded to one of the first
+
+    def lengths(self) -> Tensor:
+        """(S, S) Å, up to which two atoms are bonded; zero where that is not told apart."""
+        return self.gaps.mean(2)
+
+
+class Landscape(NamedTuple):
+    """Where the fingerprints of the training lie."""
 
     fingerprints: Fingerprints
     atoms: Landmarks
@@ -33,32 +47,62 @@ class Novelty(NamedTuple):
     limits: tuple[float, float, float]  # of the newness of any atom, of its mean, of the structure
 
 
+class KnownSurroundings(NamedTuple):
+    """What surrounded the atoms of the training structures."""
+
+    landscape: Landscape
+    bonds: Bonds
+    crowding: tuple[float, float]  # smallest and largest mean sum of the envelopes of an atom's neighbours
+
+
 class Newness(NamedTuple):
     """Of one structure."""
 
     atoms: np.ndarray  # (N,)
     structure: np.ndarray  # (S,), zero for elements that are not there
+    bonds: np.ndarray  # (N, S) int64, atoms of each element that are bonded to this one
+    crowding: float
 
-    def used(self, of: Novelty) -> np.ndarray:
-        """How much of each limit is used, (3,)."""
-        return np.array([self.atoms.max(), self.atoms.mean(), self.structure.max()]) / np.array(of.limits)
+    def used(self, limits: Sequence[float]) -> np.ndarray:
+        """How much of each limit of a landscape is used, (3,)."""
+        return np.array([self.atoms.max(), self.atoms.mean(), self.structure.max()]) / np.array(limits)
 
 
-def newness(of: Novelty, graph: Graph, kind: Tensor, cutoff: float) -> Newness:
+def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) -> Newness:
     """Of one structure, in plain PyTorch; kind (N,): its elements."""
-    return newness_of(of, of.fingerprints.of(graph, kind, cutoff), kind)
+    graph = within(graph, cutoff)
+    c = coefficients(graph, kind, of.landscape.fingerprints.channels, cutoff)
+    atoms, structure = compare(of.landscape, of.landscape.fingerprints.of(c, kind), kind)
+    crowding = float(crowding_of(graph, cutoff).mean())
+    bonds = bonds_of(graph, kind, of.bonds.lengths())
+    return Newness(atoms.cpu().numpy(), structure.cpu().numpy(), bonds.cpu().numpy(), crowding)
 
 
-def newness_of(of: Novelty, y: Tensor, kind: Tensor) -> Newness:
-    """From the fingerprints y (N, COMPONENTS)."""
+def compare(of: Landscape, y: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+    """Newness of atoms (N,) and of the structure (S,) from fingerprints y (N, COMPONENTS)."""
     atoms, structure = y.new_zeros(len(kind)), y.new_zeros(len(of.fewest))
     for k in kind.unique().tolist():
         own = kind == k
         atoms[own] = _nearest(of.atoms, k, y[own])
         scatter = max(1.0, float(of.fewest[k]) / int(own.sum())) ** 0.5
         structure[k] = _nearest(of.structures, k, y[own].mean(0, keepdim=True))[0] / scatter
-    return Newness(atoms.cpu().numpy(), structure.cpu().numpy())
+    return atoms, structure
 
 
 def _nearest(of: Landmarks, k: int, y: Tensor) -> Tensor:
     return (torch.cdist(y, of.points[k].to(y)) / of.widths[k].to(y)).amin(1)
+
+
+def crowding_of(graph: Graph, cutoff: float) -> Tensor:
+    """sum_j u(d_ij) (N,) of the atoms of a graph within the cutoff: their number of neighbours, smoothly."""
+    u = envelope(distance_of(edge_vectors(graph).detach().double()) / cutoff)[:, 0]
+    return u.new_zeros(len(graph.numbers)).index_add(0, graph.edge_dst, u)
+
+
+def bonds_of(graph: Graph, kind: Tensor, lengths: Tensor) -> Tensor:
+    """(N, S) int64: how many atoms of each element are closer than these lengths (S, S) Å."""
+    d = edge_vectors(graph).detach().norm(dim=1)
+    sender = kind[graph.edge_src]
+    bonded = d < lengths.to(d)[kind[graph.edge_dst], sender]
+    one = torch.zeros(len(d), len(lengths), dtype=torch.long, device=d.device).scatter_(1, sender[:, None], 1)
+    return one.new_zeros(len(kind), len(lengths)).index_add(0, graph.edge_dst, one * bonded[:, None])

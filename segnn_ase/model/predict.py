@@ -14,6 +14,7 @@ from torch import Tensor
 
 from segnn_ase.model.elements import Elements
 from segnn_ase.model.network import Operations
+from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.graph import (
     Graph,
@@ -71,6 +72,11 @@ class Evaluator(ABC):
         doubles, alpha, beta, gamma, lowest and highest energy, largest force and leverage. The second result has
         leverages (N), sigma_E, and sigma of forces (N, 3); it is empty without forms.
         """
+        return None
+
+    def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
+        """How new the surroundings of the atoms of one structure are, whose elements are kind (N,); None where there is
+        no code for that."""
         return None
 
 

@@ -31,7 +31,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_tensors, save_tensors
-from segnn_ase.trust.domain import parse_domain
+from segnn_ase.trust.domain import domain_content, parse_domain
 from segnn_ase.trust.uncertainty import parse_uncertainty
 
 FORMAT = "segnn_ase potential"
@@ -93,7 +93,7 @@ def _content(potential: Potential, metadata: dict | None) -> dict:
         "reference_energies": list(potential.reference_energies),
         "scales": list(potential.scales),
         "weights": potential.state_dict(),
-        "domain": potential.domain and potential.domain._asdict(),
+        "domain": potential.domain and domain_content(potential.domain),
         "uncertainty": potential.uncertainty and potential.uncertainty._asdict(),
         "metadata": metadata or {},
     }

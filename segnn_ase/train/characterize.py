@@ -32,13 +32,13 @@ def characterize(
         domain.Covered(item.graph, p, _density(item.atoms), potential.uncertainty.leverage(p.features.double()))
         for item, p in zip(train, predictions, strict=True)
     ]
-    found, known = domain.measure_domain(potential, covered, closest, lone_atoms=lone_atoms), before and before.domain
-    potential.domain = domain.merged(found, known) if found and known else found or known
+    known = before and before.domain
+    potential.domain = domain.measure_domain(potential, covered, closest, lone_atoms=lone_atoms, before=known)
 
 
 def see(evaluate: Evaluate, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:
     """What a potential makes of each structure, and its errors."""
-    predictions = [evaluate(item.graph) for item in items]
+    predictions = [evaluate(item.graph, stress=bool(item.atoms.pbc.all())) for item in items]
     residuals = [
         uncertainty.Residuals(
             p.features, float(p.energy[0] - item.labels.energy[0]), (p.forces - item.labels.forces).numpy()

@@ -2,8 +2,8 @@
 
 Beyond the data a network's energy is whatever comes out. The domain holds for each pair of elements the shortest
 distance, for each element the numbers of neighbours, and the ranges of density, binding energy, force and leverage
-(`uncertainty.py`) over the training structures. Outside is what exceeds them by more than a margin, so that ordinary
-dynamics at the conditions of the data stays inside.
+(`uncertainty.py`) over the training structures, and what surrounded their atoms (`novelty.py`). Outside is what exceeds
+them by more than a margin, so that ordinary dynamics at the conditions of the data stays inside.
 """
 
 import math
@@ -15,13 +15,24 @@ import torch
 from ase.data import atomic_masses, chemical_symbols
 from torch import Tensor
 
+from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
-from segnn_ase.structure.graph import Graph, edge_vectors
+from segnn_ase.structure.graph import Graph, edge_vectors, volume
+from segnn_ase.trust.novelty import (
+    NoveltyCheck,
+    Outside,
+    describe_surroundings,
+    measure_surroundings,
+    parse_surroundings,
+    surroundings_content,
+)
 
 NEIGHBORS = (2, 0.1)  # more or fewer than seen: so many, and this part of the most
 DENSITY = 0.1  # of the value
-BINDING = (0.15, 0.1)  # eV/atom below and above, besides the width of the range and half of it
+COLD = (0.15, 1.0)  # below the binding energies: eV/atom, and of the width of their range; relaxed is colder than all
+HOT = 0.02, 0.25  # above them, likewise
+VIRIAL = 0.1, 0.25  # on either side, likewise
 FORCE = LEVERAGE = 1.5  # times the largest
 DISTANCE = 0.9  # times the shortest; the core repulsion begins a little above
 
@@ -37,6 +48,9 @@ class Domain(NamedTuple):
     binding: tuple[float, float]  # (E - sum E0) / N, eV
     max_force: float  # eV/Å
     max_leverage: float
+    virial: tuple[float, float] | None = None  # sum of r dE/dr over the pairs / N, eV
+    fewest_atoms: int = 1
+    surroundings: KnownSurroundings | None = None
 
 
 class Covered(NamedTuple):
@@ -48,25 +62,22 @@ class Covered(NamedTuple):
     leverage: Tensor  # (N,)
 
 
-class Outside(NamedTuple):
-    """One way in which a structure is outside, and the data that would help."""
-
-    kind: str  # distance, neighbors, density, energy, forces or features
-    reason: str
-    help: str
-
-
 def measure_domain(
-    potential: Potential, frames: Sequence[Covered], closest: dict[tuple[int, int], float], *, lone_atoms: bool
+    potential: Potential,
+    frames: Sequence[Covered],
+    closest: dict[tuple[int, int], float],
+    *,
+    lone_atoms: bool,
+    before: Domain | None = None,
 ) -> Domain | None:
     """The domain of training structures with neighbours, None without any.
 
     closest: Å by pairs of atomic numbers, see `Potential.set_core`; lone_atoms: where E0 are those of lone atoms,
-    these are inside.
+    these are inside; before: of the potential that was fine-tuned, whose domain is a part of this one.
     """
     frames = [c for c in frames if len(c.graph.edge_src)]
     if not frames:
-        return None
+        return before
     n = len(potential.species)
     distances = torch.full((n, n), math.inf, dtype=torch.float64)
     for (a, b), d in closest.items():
@@ -80,7 +91,8 @@ def measure_domain(
             seen[k] = torch.stack([counts[kinds == k].min(), counts[kinds == k].max()])
     densities = [c.density for c in frames if c.density is not None]
     binding = [binding_energy(potential, c.graph.numbers, c.prediction) for c in frames]
-    return Domain(
+    virials = [v for c in frames if (v := virial_of(c.graph, c.prediction)) is not None]
+    found = Domain(
         lone_atoms=lone_atoms,
         frames=len(frames),
         closest=distances,
@@ -89,11 +101,22 @@ def measure_domain(
         binding=(min(binding), max(binding)),
         max_force=max(float(c.prediction.forces.abs().max()) for c in frames),
         max_leverage=max(float(c.leverage.max()) for c in frames),
+        virial=(min(virials), max(virials)) if virials else None,
+        fewest_atoms=min(len(c.graph.numbers) for c in frames),
+        surroundings=_surroundings(potential, [c.graph for c in frames], before),
     )
+    return found if before is None else merged(found, before)
+
+
+def _surroundings(potential: Potential, graphs: list[Graph], before: Domain | None) -> KnownSurroundings | None:
+    if before is not None and before.surroundings is None:
+        return None  # what it was trained on would be called new
+    known = before and before.surroundings
+    return measure_surroundings(graphs, potential.species_index, potential.species, potential.cutoff, known)
 
 
 def merged(new: Domain, old: Domain) -> Domain:
-    """What both cover, for a potential that was fine-tuned."""
+    """What both cover, for a potential that was fine-tuned; the new one's surroundings hold the old one's."""
 
     def both(a, b):
         return a or b if a is None or b is None else (min(a[0], b[0]), max(a[1], b[1]))
@@ -112,6 +135,9 @@ def merged(new: Domain, old: Domain) -> Domain:
         binding=both(new.binding, old.binding),
         max_force=max(new.max_force, old.max_force),
         max_leverage=max(new.max_leverage, old.max_leverage),
+        virial=new.virial and old.virial and both(new.virial, old.virial),
+        fewest_atoms=min(new.fewest_atoms, old.fewest_atoms),
+        surroundings=new.surroundings,
     )
 
 
@@ -127,6 +153,15 @@ def binding_energy(potential: Potential, numbers: Tensor, p: Prediction) -> floa
     return (float(p.energy.sum()) - math.fsum(references)) / len(references)
 
 
+def virial_of(graph: Graph, p: Prediction) -> float | None:
+    """sum of r dE/dr / N, eV, of one structure; None where neither stress nor, without a cell, forces are there."""
+    if p.stress is not None:
+        return float(p.stress.diagonal(dim1=1, dim2=2).sum() * volume(graph).sum()) / len(graph.numbers)
+    if p.forces is None or bool(graph.edge_shift.any()):
+        return None
+    return -float((graph.positions * p.forces).sum()) / len(graph.numbers)
+
+
 def density_of(numbers: np.ndarray, volume: float) -> float:
     """Mass per volume, amu/Å^3."""
     return float(atomic_masses[numbers].sum() / volume)
@@ -138,8 +173,18 @@ class Limits(NamedTuple):
     neighbors: np.ndarray  # (2, N) float64, fewest and most
     energy: tuple[float, float]  # eV
     volume: float  # Å^3, the smallest
+    virial: tuple[float, float]  # eV/atom
     force: float  # eV/Å
     leverage: float
+    bonds: np.ndarray | None  # (2, N, S), fewest and most
+
+
+def _widened(virial: tuple[float, float] | None, scatter: float) -> tuple[float, float]:
+    if virial is None:
+        return -math.inf, math.inf
+    width = virial[1] - virial[0]
+    margin = VIRIAL[0] + (VIRIAL[1] + 0.5 * (scatter - 1.0)) * width
+    return virial[0] - margin, virial[1] + margin
 
 
 class DomainCheck:
@@ -152,6 +197,8 @@ class DomainCheck:
         self._neighbor_limits = np.stack([lowest - slack, np.where(lowest > most, -1.0, most + slack)])
         self._index = potential.species_index.cpu().numpy()
         self._references = np.array(potential.reference_energies)
+        known = self.domain.surroundings
+        self.novelty = known and NoveltyCheck(known, potential.symbols)
         self._last: tuple[Tensor, Limits] | None = None  # limits of what was met last
 
     def limits(self, numbers: Tensor) -> Limits:
@@ -161,24 +208,28 @@ class DomainCheck:
             domain, n = self.domain, numbers.cpu().numpy()
             kind, (low, high) = self._index[n], domain.binding
             reference, width = float(self._references[kind].sum()), high - low
+            scatter = max(1.0, domain.fewest_atoms / len(n)) ** 0.5  # means of fewer atoms scatter more
             most = math.inf if domain.density is None else (1 + DENSITY) * domain.density[1]
             limits = Limits(
                 neighbors=np.ascontiguousarray(self._neighbor_limits[:, kind]),
                 energy=(
-                    reference + len(n) * (low - width - BINDING[0]),
-                    reference + len(n) * (high + max(0.5 * width, BINDING[1])),
+                    reference + len(n) * (low - COLD[0] - COLD[1] * width * scatter),
+                    reference + len(n) * (high + HOT[0] + (HOT[1] + 0.5 * (scatter - 1.0)) * width),
                 ),
                 volume=density_of(n, most),
+                virial=_widened(domain.virial, scatter),
                 force=FORCE * domain.max_force,
                 leverage=LEVERAGE * domain.max_leverage,
+                bonds=self.novelty and self.novelty.bonds(kind),
             )
             last = self._last = (numbers, limits)
         return last[1]
 
     def __call__(
-        self, graph: Graph, p: Prediction, *, volume: float | None, leverage: np.ndarray | None
+        self, graph: Graph, p: Prediction, new: Newness | None, *, volume: float | None, leverage: np.ndarray | None
     ) -> list[Outside]:
-        """Every way in which one structure is outside; empty inside. volume: Å^3 where it is defined."""
+        """Every way in which one structure is outside; empty inside. new: of its surroundings, where these are known;
+        volume: Å^3 where it is defined."""
         limits, numbers = self.limits(graph.numbers), graph.numbers.cpu().numpy()
         counts = neighbor_counts(graph, self.potential.cutoff) if p.neighbors is None else p.neighbors
         counts = counts.cpu().numpy()
@@ -195,9 +246,12 @@ class DomainCheck:
             found.append(self._energy(binding_energy(self.potential, graph.numbers, p)))
         if p.forces is not None and not float(p.forces.abs().max()) <= limits.force:
             found.append(self._forces(numbers, p.forces))
+        if (virial := virial_of(graph, p)) is not None and not limits.virial[0] <= virial <= limits.virial[1]:
+            found.append(self._virial(virial))
         if leverage is not None and not leverage.max() <= limits.leverage:
             found.append(self._leverage(numbers, leverage))
-        return found
+        new_ways = self.novelty(numbers, self._index[numbers], new, limits.bonds) if self.novelty and new else []
+        return found + new_ways
 
     def _neighbors(self, numbers, counts, fewest, most) -> Outside:
         atom = int(np.argmax(np.maximum(fewest - counts, counts - most)))
@@ -237,6 +291,11 @@ class DomainCheck:
         )
         return Outside("energy", reason, where)
 
+    def _virial(self, virial: float) -> Outside:
+        low, high = self.domain.virial
+        reason = f"the virial is {virial:.3g} eV/atom; in training it was {low:.3g} to {high:.3g}"
+        return Outside("virial", reason, "under such tension" if virial > high else "under such pressure")
+
     def _forces(self, numbers, forces: Tensor) -> Outside:
         each = forces.abs().amax(1).cpu().numpy()
         atom = int(each.argmax())
@@ -253,15 +312,23 @@ class DomainCheck:
         return Outside("features", reason, f"with surroundings like those of {who}")
 
 
+def domain_content(domain: Domain) -> dict:
+    """Plain values and tensors, for a file."""
+    around = domain.surroundings
+    return {**domain._asdict(), "surroundings": around and surroundings_content(around)}
+
+
 def parse_domain(values: dict, n_species: int) -> Domain:
     """The domain of a file. Raises TypeError, ValueError for what is none."""
-    domain = Domain(**values)
-    density = None if domain.density is None else tuple(domain.density)
-    domain = domain._replace(density=density, binding=tuple(domain.binding))  # lists in a file
+    around = values.get("surroundings")
+    domain = Domain(**{**values, "surroundings": around and parse_surroundings(around, n_species)})
+    density, virial = (None if pair is None else tuple(pair) for pair in (domain.density, domain.virial))
+    domain = domain._replace(density=density, virial=virial, binding=tuple(domain.binding))  # lists in a file
     wrong = [domain.closest.shape != (n_species, n_species), domain.neighbors.shape != (n_species, 2)]
-    ranges = [pair for pair in (density, domain.binding) if pair is not None]
+    ranges = [pair for pair in (density, virial, domain.binding) if pair is not None]
     wrong += [len(pair) != 2 or not all(map(math.isfinite, pair)) for pair in ranges]
     wrong += [not math.isfinite(x) for x in (domain.frames, domain.max_force, domain.max_leverage)]
+    wrong.append(type(domain.fewest_atoms) is not int or domain.fewest_atoms < 1)
     if any(wrong):
         raise ValueError(f"domain of {n_species} species has other shapes, or numbers that are not finite")
     return domain
@@ -281,4 +348,6 @@ def describe_domain(domain: Domain, symbols: list[str]) -> str:
         parts.append(f"density {domain.density[0]:.3g}-{domain.density[1]:.3g} amu/Å^3")
     parts.append(f"binding {domain.binding[0]:.3f} to {domain.binding[1]:.3f} eV/atom")
     parts.append(f"forces to {domain.max_force:.3g} eV/Å")
+    if domain.surroundings is not None:
+        parts.append(describe_surroundings(domain.surroundings, symbols))
     return "; ".join(parts)

@@ -6,10 +6,11 @@ import math
 import numpy as np
 import torch
 
+from segnn_ase.model.newness import Newness, newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.structure.graph import Graph
-from segnn_ase.trust.domain import DomainCheck
+from segnn_ase.trust.domain import DomainCheck, virial_of
 
 THREE = np.ones(3)  # components
 
@@ -24,6 +25,7 @@ class Monitor:
     def __init__(self, potential: Potential):
         u = potential.uncertainty
         self.check = None if potential.domain is None else DomainCheck(potential)
+        self._index, self._cutoff = potential.species_index, potential.cutoff
         self.uncertainty = u if u is None else u.to(potential.readout.last.last.weight)
         self._forms = u and torch.stack([self.uncertainty.atoms, self.uncertainty.frames])
         self._calibrated = (u is not None and math.isfinite(u.alpha), u is not None and math.isfinite(u.beta))
@@ -45,8 +47,24 @@ class Monitor:
         if self._calibrated[1] and p.forces is not None:
             results["forces_std"] = forces_std
         if self.check is not None:
-            results["outside_domain"] = [] if inside else self.check(graph, p, volume=volume, leverage=leverage)
+            new = self._new(graph, evaluator)
+            inside = inside and self._as_before(graph, p, new)
+            results["outside_domain"] = [] if inside else self.check(graph, p, new, volume=volume, leverage=leverage)
         return results
+
+    def _as_before(self, graph: Graph, p: Prediction, new: Newness | None) -> bool:
+        """Whether virial and surroundings are well inside."""
+        limits, virial = self.check.limits(graph.numbers), virial_of(graph, p)
+        known = virial is None or limits.virial[0] <= virial <= limits.virial[1]
+        return known and (new is None or self.check.novelty.knows(new, limits.bonds))
+
+    def _new(self, graph: Graph, evaluator: Evaluator | None) -> Newness | None:
+        known = self.check.domain.surroundings
+        if known is None:
+            return None
+        kind = self._index[graph.numbers]
+        fast = None if evaluator is None else evaluator.newness(graph, kind, known)
+        return fast or newness(known, graph, kind, self._cutoff)
 
     def _in_one_pass(
         self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None

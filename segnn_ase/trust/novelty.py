@@ -1,14 +1,11 @@
-"""Landmarks of the training frames' surroundings, and how new others may be: see `model.newness`.
-
-Landmarks are fingerprints of training atoms that lie far apart, in the scale of their widths. Limits are those that
-held-out training frames keep to.
-"""
+"""What surrounded the atoms of training structures, and what is new about another one, in words: `model.newness`."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor
 
 from segnn_ase.model.fingerprints import (
@@ -20,153 +17,211 @@ from segnn_ase.model.fingerprints import (
     Fingerprints,
     coefficients,
     element_channels,
-    measure_fingerprints,
-    power_spectra,
 )
-from segnn_ase.model.newness import Landmarks, Newness, Novelty, newness_of
-from segnn_ase.structure.graph import Graph
+from segnn_ase.model.newness import Bonds, KnownSurroundings, Landmarks, Landscape, Newness, bonds_of, crowding_of
+from segnn_ase.structure.graph import Graph, edge_vectors, within
+from segnn_ase.trust.landmarks import Seen, measure_landmarks
 
-LANDMARKS = 256  # of an element
-FRAMES, ATOMS = 400, 4000  # that are looked at; atoms of each element
-FOLDS = 5
-CHUNK = 1000  # atoms at a time
-NEAREST = 5  # fingerprints that a width is taken over
-NARROWEST = 0.3  # of the wide ones: a crystal without any motion says nothing of how far it may move
-SAME = 0.02  # structures whose mean fingerprints are as close are one, however often they are turned or repeated
-MOST = 0.99  # of the held-out frames are inside
-MARGINS = (1.4, 1.1, 1.1)  # times what these reach: any atom, mean of the atoms, means of the structure
-FEW = 2.0  # the margin is wider by this over the number of frames
-NOWHERE = 1e6  # where the landmarks lie of an element that was never seen
+FRAMES, ATOMS = 400, 40_000  # that landmarks are taken from
+BIN, GAP = 0.01, 0.2  # Å, of a histogram of distances; a gap as wide tells bonds from other pairs
+REACH = 1.8  # sums of covalent radii, within which the gap is
+CROWDING = (0.25, 0.005)  # below, of the width of the range and of the value
 
 
-class Seen(NamedTuple):
-    """A training structure: its elements (N,) and coefficients (N, C * RADIAL, HARMONICS)."""
+class Outside(NamedTuple):
+    """One way in which a structure is outside, and the data that would help."""
 
-    kind: Tensor
-    c: Tensor
-
-
-class _Element(NamedTuple):
-    """A row of every table of `Novelty`."""
-
-    mixing: Tensor
-    mean: Tensor
-    axes: Tensor
-    atoms: tuple[Tensor, Tensor]  # points and widths
-    structures: tuple[Tensor, Tensor]
-    fewest: int
-
-    def fingerprints(self, c: Tensor) -> Tensor:
-        return (power_spectra(c, self.mixing) - self.mean) @ self.axes
+    kind: str  # distance, neighbors, density, energy, virial, forces, features, bonds, surroundings or structure
+    reason: str
+    help: str
 
 
-def measure_novelty(
-    graphs: Sequence[Graph], kinds: Sequence[Tensor], cutoff: float, n_species: int, before: Novelty | None = None
-) -> Novelty | None:
-    """From training structures and their elements; None where they are too few to say anything.
+def measure_surroundings(
+    graphs: Sequence[Graph], species: Tensor, numbers: Sequence[int], cutoff: float, before: KnownSurroundings | None
+) -> KnownSurroundings | None:
+    """From training structures with neighbours; None where they are too few to say anything.
 
-    before: of the potential that was fine-tuned, whose surroundings stay known.
+    species (119,): number of each element among the potential's, whose atomic numbers are `numbers`; before: of the
+    potential that was fine-tuned, whose surroundings stay known.
     """
-    channels = element_channels(n_species)
-    chosen = np.random.default_rng(0).permutation(len(graphs))[:FRAMES].tolist()
-    seen = [Seen(kinds[n], coefficients(graphs[n], kinds[n], channels, cutoff)) for n in chosen]
-    if len(seen) < FOLDS:
-        return before and _assembled(channels, _elements(seen, n_species, before), before.limits)
-    used = []
-    for fold in range(FOLDS):
-        rows = _elements([s for n, s in enumerate(seen) if n % FOLDS != fold], n_species, None)
-        known = _assembled(channels, rows, (1.0, 1.0, 1.0))
-        used += [_newness_of_seen(rows, known, s).used(known) for n, s in enumerate(seen) if n % FOLDS == fold]
-    limits = np.quantile(used, MOST, axis=0) * (np.array(MARGINS) + FEW / len(seen))
-    if before is not None:
-        limits = np.maximum(limits, before.limits)
-    return _assembled(channels, _elements(seen, n_species, before), tuple(limits.tolist()))
+    graphs = [within(graph, cutoff) for graph in graphs]
+    kinds = [species[graph.numbers].cpu() for graph in graphs]
+    channels, left, seen = element_channels(len(numbers)), ATOMS, []
+    for n in np.random.default_rng(0).permutation(len(graphs))[:FRAMES].tolist():
+        if left > 0 or len(seen) < 5:
+            seen.append(Seen(kinds[n], coefficients(graphs[n], kinds[n], channels, cutoff)))
+            left -= len(kinds[n])
+    landscape = measure_landmarks(seen, len(numbers), before and before.landscape)
+    if landscape is None:
+        return None
+    crowding = [float(crowding_of(graph, cutoff).mean()) for graph in graphs] + list(before.crowding if before else ())
+    bonds = _measure_bonds(graphs, kinds, covalent_radii[list(numbers)], before and before.bonds)
+    return KnownSurroundings(landscape, bonds, (min(crowding), max(crowding)))
 
 
-def _newness_of_seen(rows: "list[_Element | None]", known: Novelty, seen: Seen) -> Newness:
-    y = seen.c.new_full((len(seen.kind), COMPONENTS), -NOWHERE)
-    for k in seen.kind.unique().tolist():
-        if (row := rows[k]) is not None:
-            y[seen.kind == k] = row.fingerprints(seen.c[seen.kind == k])
-    return newness_of(known, y, seen.kind)
+def _measure_bonds(graphs: list[Graph], kinds: list[Tensor], radii: np.ndarray, before: Bonds | None) -> Bonds:
+    n, reach = len(radii), REACH * (radii[:, None] + radii)
+    bins = 1 + int(reach.max() / BIN)
+    seen = np.zeros((n, n, bins), bool)
+    for graph, kind in zip(graphs, kinds, strict=True):
+        at = (edge_vectors(graph).norm(dim=1) / BIN).long().clamp_max(bins - 1)
+        seen[kind[graph.edge_dst], kind[graph.edge_src], at] = True
+    gaps = torch.zeros(n, n, 2, dtype=torch.float64)
+    for a, b in np.ndindex(n, n):
+        known = None if before is None else before.gaps[a, b].tolist()
+        gaps[a, b] = torch.tensor(_gap(np.flatnonzero(seen[a, b] | seen[b, a]) * BIN, reach[a, b], known))
+    lengths = gaps.mean(2)
+    counts = torch.tensor([2**30, -1]).repeat(n, n, 1) if before is None else before.counts.clone()
+    for graph, kind in zip(graphs, kinds, strict=True):
+        bonds = bonds_of(graph, kind, lengths)
+        for k in kind.unique().tolist():
+            own = bonds[kind == k]
+            counts[k] = torch.stack([counts[k, :, 0].minimum(own.amin(0)), counts[k, :, 1].maximum(own.amax(0))], 1)
+    return Bonds(gaps, counts)
 
 
-def _elements(seen: list[Seen], n_species: int, before: Novelty | None) -> "list[_Element | None]":
-    rows = []
-    for k in range(n_species):
-        clouds = [s.c[s.kind == k] for s in seen if bool((s.kind == k).any())]
-        known = None if before is None or not before.fewest[k] else _element_of(before, k)
-        rows.append(_measure_element(clouds, known) if clouds else known)
-    return rows
+def _gap(distances: np.ndarray, reach: float, known: "list[float] | None") -> tuple[float, float]:
+    """The ends of the widest gap in distances (ascending, in bins), within a gap that was known; zero without one."""
+    d = distances[distances < reach]
+    if known is not None:
+        d = np.array([known[0], *d[(d > known[0]) & (d < known[1])], known[1]])
+    if len(d) < 2 or (widest := np.diff(d).argmax()) is None or d[widest + 1] - d[widest] < GAP:
+        return 0.0, 0.0
+    return float(d[widest] + BIN), float(d[widest + 1])
 
 
-def _measure_element(clouds: list[Tensor], before: _Element | None) -> _Element:
-    """From the coefficients of its atoms in each structure that has it."""
-    c = torch.cat(clouds)
-    frame = torch.repeat_interleave(torch.tensor([len(cloud) for cloud in clouds]))
-    chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(c))[:ATOMS])
-    row = before or _Element(*measure_fingerprints(c[chosen]), (), (), 0)
-    means = torch.stack([row.fingerprints(cloud).mean(0) for cloud in clouds])
-    group = (torch.cdist(means, means) < SAME).int().argmax(1)  # the first of those that are the same
-    first = group.unique()
-    atoms = _landmarks(row.fingerprints(c[chosen]), group[frame[chosen]], before and before.atoms)
-    structures = _landmarks(means[first], first, before and before.structures)
-    fewest = min([len(cloud) for cloud in clouds] + ([before.fewest] if before else []))
-    return row._replace(atoms=atoms, structures=structures, fewest=fewest)
+class NoveltyCheck:
+    """Compares what surrounds atoms with what did in training."""
+
+    def __init__(self, known: KnownSurroundings, symbols: list[str]):
+        self.known, self._symbols = known, symbols
+        told = (known.bonds.lengths() > 0).numpy()
+        fewest, most = known.bonds.counts.numpy().transpose(2, 0, 1)
+        self._bonds = np.stack([np.where(told, fewest, 0), np.where(told, most, 2**30)])
+        low, high = known.crowding
+        self._crowding = low - max(CROWDING[0] * (high - low), CROWDING[1] * low)
+
+    def bonds(self, kind: np.ndarray) -> np.ndarray:
+        """Fewest and most bonds (2, N, S) of atoms of these elements (N,)."""
+        return self._bonds[:, kind]
+
+    def knows(self, new: Newness, bonds: np.ndarray) -> bool:
+        """Whether nothing is new about atoms with these `bonds`."""
+        used = new.used(self.known.landscape.limits).max()
+        return used <= 1.0 and new.crowding >= self._crowding and not _broken(new, bonds).any()
+
+    def __call__(self, numbers: np.ndarray, kind: np.ndarray, new: Newness, bonds: np.ndarray) -> list[Outside]:
+        """Every way in which a structure of these atomic numbers (N,) and elements (N,) is new; empty for none."""
+        used, found = new.used(self.known.landscape.limits), []
+        broken = _broken(new, bonds)
+        if broken.any():
+            atom, other = np.argwhere(broken)[0]
+            found.append(self._bond(numbers, kind, new, int(atom), int(other)))
+        if not used[:2].max() <= 1.0:
+            found.append(self._atoms(numbers, new, used))
+        if not used[2] <= 1.0:
+            found.append(self._structure(new, used[2]))
+        if not new.crowding >= self._crowding:
+            found.append(self._thin(new.crowding))
+        return found
+
+    def _bond(self, numbers: np.ndarray, kind: np.ndarray, new: Newness, atom: int, other: int) -> Outside:
+        low, high = self._bonds[:, kind[atom], other].tolist()
+        length = float(self.known.bonds.lengths()[kind[atom], other])
+        who, whom = f"{chemical_symbols[numbers[atom]]} {atom}", self._symbols[other]
+        seen = f"{low}" if low == high else f"{low} to {high}"
+        reason = f"{who} has {new.bonds[atom, other]} {whom} within {length:.2f} Å; in training it had {seen}"
+        return Outside("bonds", reason, f"with bonds like those of {who}")
+
+    def _atoms(self, numbers: np.ndarray, new: Newness, used: np.ndarray) -> Outside:
+        atom = int(new.atoms.argmax())
+        who = f"{chemical_symbols[numbers[atom]]} {atom}"
+        if used[0] >= used[1]:
+            reason = (
+                f"the surroundings of {who} are new, {used[0]:.3g} times as far from known ones as is usual at most"
+            )
+        else:
+            reason = (
+                f"the surroundings of its atoms are new, on the mean {used[1]:.3g} times as far as is usual at most"
+            )
+        return Outside("surroundings", reason, f"with surroundings like those of {who}")
+
+    def _structure(self, new: Newness, used: float) -> Outside:
+        symbol = self._symbols[int(new.structure.argmax())]
+        reason = (
+            f"the mean surroundings of {symbol} are new, {used:.3g} times as far from those of known structures as is "
+            "usual at most"
+        )
+        return Outside("structure", reason, "of such a phase, strain or temperature")
+
+    def _thin(self, crowding: float) -> Outside:
+        low, high = self.known.crowding
+        reason = (
+            f"the atoms have fewer neighbours, {crowding:.3g} smoothly counted; in training {low:.3g} to {high:.3g}"
+        )
+        return Outside("thin", reason, "of lower density, with cavities or surfaces")
 
 
-def _landmarks(y: Tensor, group: Tensor, before: "tuple[Tensor, Tensor] | None") -> tuple[Tensor, Tensor]:
-    """Points far apart, of y (n, COMPONENTS) from so many groups and those known before, and their widths."""
-    usual = float(torch.cdist(y, y).mean()) if before is None else float(before[1].median())
-    points, widths = y, _widths(y, group, max(usual, 1e-3))
-    if before is not None:
-        points, widths = torch.cat([before[0], points]), torch.cat([before[1], widths])
-    chosen, new = [0], torch.cdist(points, points[:1])[:, 0] / widths[0]
-    while len(chosen) < LANDMARKS and float(new.max()) > 0.0:
-        chosen.append(n := int(new.argmax()))
-        new = torch.minimum(new, torch.cdist(points, points[n : n + 1])[:, 0] / widths[n])
-    return points[chosen], widths[chosen]
+def _broken(new: Newness, bonds: np.ndarray) -> np.ndarray:
+    return (new.bonds < bonds[0]) | (new.bonds > bonds[1])
 
 
-def _widths(y: Tensor, group: Tensor, usual: float) -> Tensor:
-    """Of every point (n,): its distance from the nearest of other groups, smoothed over its neighbours."""
-    alone, near = [], []
-    for part, its in zip(y.split(CHUNK), group.split(CHUNK), strict=True):
-        distance = torch.cdist(part, y)
-        near.append(distance.topk(min(NEAREST + 1, len(y)), largest=False).indices)
-        alone.append(distance.masked_fill(its[:, None] == group, torch.inf).amin(1))
-    found = torch.cat(alone)
-    if bool(found.isinf().any()):  # a single group: how far its atoms are from each other is all there is
-        return torch.full_like(found, usual)
-    smooth = found[torch.cat(near)].quantile(0.75, dim=1)
-    return smooth.clamp_min(max(NARROWEST * float(smooth.quantile(0.9)), 1e-6))
+def describe_surroundings(known: KnownSurroundings, symbols: list[str]) -> str:
+    """In a few words, for `segnn info`."""
+    lengths = known.bonds.lengths()
+    bonds = [
+        f"{a}-{b} {float(lengths[i, j]):.2f}"
+        for i, a in enumerate(symbols)
+        for j, b in enumerate(symbols)
+        if j >= i and lengths[i, j] > 0
+    ]
+    told = f"; bonds up to {', '.join(bonds)} Å" if bonds else ""
+    return f"surroundings like those of {known.landscape.atoms.widths.shape[1]} landmarks of each element{told}"
 
 
-def _assembled(channels: Tensor, rows: "list[_Element | None]", limits: tuple[float, float, float]) -> Novelty:
-    empty = _Element(
-        torch.zeros(LMAX + 1, channels.shape[1] * RADIAL, MIXED),
-        torch.zeros(SPECTRUM),
-        torch.zeros(SPECTRUM, COMPONENTS),
-        *[(torch.full((1, COMPONENTS), NOWHERE), torch.ones(1))] * 2,
-        0,
-    )
-    full = [row or empty for row in rows]
-    tables = [torch.stack([getattr(row, name).float() for row in full]) for name in ("mixing", "mean", "axes")]
-    return Novelty(
-        Fingerprints(channels.float(), *tables),
-        *(_padded([getattr(row, name) for row in full]) for name in ("atoms", "structures")),
-        torch.tensor([row.fewest for row in full]),
-        limits,
-    )
+def surroundings_content(known: KnownSurroundings) -> dict[str, Any]:
+    """Plain values and tensors, for a file."""
+    place = known.landscape
+    return {
+        "fingerprints": place.fingerprints._asdict(),
+        "atoms": place.atoms._asdict(),
+        "structures": place.structures._asdict(),
+        "fewest": place.fewest,
+        "limits": list(place.limits),
+        "bonds": known.bonds._asdict(),
+        "crowding": list(known.crowding),
+    }
 
 
-def _padded(rows: "list[tuple[Tensor, Tensor]]") -> Landmarks:
-    most = max(len(points) for points, _ in rows)
-    index = [torch.arange(most).clamp_max(len(points) - 1) for points, _ in rows]
-    return Landmarks(*(torch.stack([row[n][i].float() for row, i in zip(rows, index, strict=True)]) for n in (0, 1)))
+def parse_surroundings(values: dict, n_species: int) -> KnownSurroundings:
+    """What `surroundings_content` gave. Raises TypeError, ValueError, KeyError for what is none."""
+    fingerprints = Fingerprints(**values["fingerprints"])
+    atoms, structures = Landmarks(**values["atoms"]), Landmarks(**values["structures"])
+    landscape = Landscape(fingerprints, atoms, structures, values["fewest"], tuple(map(float, values["limits"])))
+    known = KnownSurroundings(landscape, Bonds(**values["bonds"]), tuple(map(float, values["crowding"])))
+    _check_shapes(known, n_species)
+    return known
 
 
-def _element_of(known: Novelty, k: int) -> _Element:
-    f = known.fingerprints
-    landmarks = [(table.points[k].double(), table.widths[k].double()) for table in (known.atoms, known.structures)]
-    return _Element(f.mixing[k].double(), f.mean[k].double(), f.axes[k].double(), *landmarks, int(known.fewest[k]))
+def _check_shapes(known: KnownSurroundings, s: int) -> None:
+    place, bonds = known.landscape, known.bonds
+    f, width = place.fingerprints, len(element_channels(s).T) * RADIAL
+    expected = {
+        "channels": (f.channels, (s, width // RADIAL)),
+        "mixing": (f.mixing, (s, LMAX + 1, width, MIXED)),
+        "mean": (f.mean, (s, SPECTRUM)),
+        "axes": (f.axes, (s, SPECTRUM, COMPONENTS)),
+        "fewest": (place.fewest, (s,)),
+        "gaps": (bonds.gaps, (s, s, 2)),
+        "counts": (bonds.counts, (s, s, 2)),
+    }
+    for name, marks in (("atoms", place.atoms), ("structures", place.structures)):
+        expected[f"{name} widths"] = marks.widths, (s, marks.widths.shape[1])
+        expected[f"{name} points"] = marks.points, (s, marks.widths.shape[1], COMPONENTS)
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape or not bool(torch.isfinite(tensor).all()) or 0 in shape:
+            raise ValueError(f"{name} of the surroundings is {tuple(tensor.shape)}; expected {shape}, all finite")
+    if len(place.limits) != 3 or len(known.crowding) != 2 or not np.isfinite([*place.limits, *known.crowding]).all():
+        raise ValueError(f"limits {place.limits} and crowding {known.crowding} are not three and two numbers")
+    if not bool((place.atoms.widths > 0).all() and (place.structures.widths > 0).all()):
+        raise ValueError("widths of landmarks are not positive")

@@ -1,0 +1,162 @@
+"""Landmarks of the training frames' surroundings, and limits of how far from them others may be: see `model.newness`.
+
+Landmarks are fingerprints of training atoms that lie far apart, in the scale of their widths. Limits are those that
+held-out training frames keep to.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segnn_ase.model.fingerprints import (
+    COMPONENTS,
+    LMAX,
+    MIXED,
+    RADIAL,
+    SPECTRUM,
+    Fingerprints,
+    element_channels,
+    measure_fingerprints,
+    power_spectra,
+)
+from segnn_ase.model.newness import Landmarks, Landscape, compare
+
+LANDMARKS = 256  # of an element
+ATOMS = 4000  # of an element that are looked at
+FOLDS = 5
+CHUNK = 1000  # atoms at a time
+NEAREST = 5  # fingerprints that a width is taken over
+NARROWEST = 0.3  # of the wide ones: a crystal without any motion says nothing of how far it may move
+SAME = 0.02  # structures whose mean fingerprints are as close are one, however often they are turned or repeated
+MOST = 0.99  # of the held-out frames are inside
+MARGINS = (1.4, 1.1, 1.1)  # times what these reach: any atom, mean of the atoms, means of the structure
+FEW = 2.0  # the margin is wider by this over the number of frames
+NOWHERE = 1e6  # where the landmarks lie of an element that was never seen
+
+
+class Seen(NamedTuple):
+    """A training structure: its elements (N,) and coefficients (N, C * RADIAL, HARMONICS)."""
+
+    kind: Tensor
+    c: Tensor
+
+
+class _Element(NamedTuple):
+    """What is known of one element."""
+
+    mixing: Tensor
+    mean: Tensor
+    axes: Tensor
+    atoms: tuple[Tensor, Tensor]  # points and widths
+    structures: tuple[Tensor, Tensor]
+    fewest: int
+
+    def fingerprints(self, c: Tensor) -> Tensor:
+        return (power_spectra(c, self.mixing) - self.mean) @ self.axes
+
+
+def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None = None) -> Landscape | None:
+    """From training structures; None where they are too few to say anything.
+
+    before: of the potential that was fine-tuned, whose surroundings stay known.
+    """
+    channels = element_channels(n_species)
+    if len(seen) < FOLDS:
+        return before and _known(channels, _elements(seen, n_species, before), before.limits)
+    used = []
+    for fold in range(FOLDS):
+        rest, held_out = ([s for n, s in enumerate(seen) if (n % FOLDS == fold) == out] for out in (False, True))
+        known = _known(channels, _elements(rest, n_species, None), (1.0, 1.0, 1.0))
+        used += [_used(known, s) for s in held_out]
+    limits = np.quantile(used, MOST, axis=0) * (np.array(MARGINS) + FEW / len(seen))
+    if before is not None:
+        limits = np.maximum(limits, before.limits)
+    return _known(channels, _elements(seen, n_species, before), tuple(limits.tolist()))
+
+
+def _used(known: Landscape, seen: Seen) -> tuple[float, float, float]:
+    atoms, structure = compare(known, known.fingerprints.of(seen.c, seen.kind), seen.kind)
+    return float(atoms.max()), float(atoms.mean()), float(structure.max())
+
+
+def _elements(seen: list[Seen], n_species: int, before: Landscape | None) -> "list[_Element | None]":
+    rows = []
+    for k in range(n_species):
+        clouds = [s.c[s.kind == k] for s in seen if bool((s.kind == k).any())]
+        known = None if before is None or not before.fewest[k] else _element_of(before, k)
+        rows.append(_measure_element(clouds, known) if clouds else known)
+    return rows
+
+
+def _measure_element(clouds: list[Tensor], before: _Element | None) -> _Element:
+    """From the coefficients of its atoms in each structure that has it."""
+    c = torch.cat(clouds)
+    frame = torch.repeat_interleave(torch.tensor([len(cloud) for cloud in clouds]))
+    chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(c))[:ATOMS])
+    row = before or _Element(*measure_fingerprints(c[chosen]), (), (), 0)
+    means = torch.stack([row.fingerprints(cloud).mean(0) for cloud in clouds])
+    group = (torch.cdist(means, means) < SAME).int().argmax(1)  # the first of those that are the same
+    first = group.unique()
+    atoms = _landmarks(row.fingerprints(c[chosen]), group[frame[chosen]], before and before.atoms)
+    structures = _landmarks(means[first], first, before and before.structures)
+    fewest = min([len(cloud) for cloud in clouds] + ([before.fewest] if before else []))
+    return row._replace(atoms=atoms, structures=structures, fewest=fewest)
+
+
+def _landmarks(y: Tensor, group: Tensor, before: "tuple[Tensor, Tensor] | None") -> tuple[Tensor, Tensor]:
+    """Points far apart, of y (n, COMPONENTS) from so many groups and those known before, and their widths."""
+    usual = float(torch.cdist(y, y).mean()) if before is None else float(before[1].median())
+    points, widths = y, _widths(y, group, max(usual, 1e-3))
+    if before is not None:
+        points, widths = torch.cat([before[0], points]), torch.cat([before[1], widths])
+    chosen, new = [0], torch.cdist(points, points[:1])[:, 0] / widths[0]
+    while len(chosen) < LANDMARKS and float(new.max()) > 0.0:
+        chosen.append(n := int(new.argmax()))
+        new = torch.minimum(new, torch.cdist(points, points[n : n + 1])[:, 0] / widths[n])
+    return points[chosen], widths[chosen]
+
+
+def _widths(y: Tensor, group: Tensor, usual: float) -> Tensor:
+    """Of every point (n,): its distance from the nearest of other groups, smoothed over its neighbours."""
+    alone, near = [], []
+    for part, its in zip(y.split(CHUNK), group.split(CHUNK), strict=True):
+        distance = torch.cdist(part, y)
+        near.append(distance.topk(min(NEAREST + 1, len(y)), largest=False).indices)
+        alone.append(distance.masked_fill(its[:, None] == group, torch.inf).amin(1))
+    found = torch.cat(alone)
+    if bool(found.isinf().any()):  # a single group: how far its atoms are from each other is all there is
+        return torch.full_like(found, usual)
+    smooth = found[torch.cat(near)].quantile(0.75, dim=1)
+    return smooth.clamp_min(max(NARROWEST * float(smooth.quantile(0.9)), 1e-6))
+
+
+def _known(channels: Tensor, rows: "list[_Element | None]", limits: tuple[float, float, float]) -> Landscape:
+    empty = _Element(
+        torch.zeros(LMAX + 1, channels.shape[1] * RADIAL, MIXED),
+        torch.zeros(SPECTRUM),
+        torch.zeros(SPECTRUM, COMPONENTS),
+        *[(torch.full((1, COMPONENTS), NOWHERE), torch.ones(1))] * 2,
+        0,
+    )
+    full = [row or empty for row in rows]
+    tables = [torch.stack([getattr(row, name).float() for row in full]) for name in ("mixing", "mean", "axes")]
+    return Landscape(
+        Fingerprints(channels.float(), *tables),
+        *(_padded([getattr(row, name) for row in full]) for name in ("atoms", "structures")),
+        torch.tensor([row.fewest for row in full]),
+        limits,
+    )
+
+
+def _padded(rows: "list[tuple[Tensor, Tensor]]") -> Landmarks:
+    most = max(len(points) for points, _ in rows)
+    index = [torch.arange(most).clamp_max(len(points) - 1) for points, _ in rows]
+    return Landmarks(*(torch.stack([row[n][i].float() for row, i in zip(rows, index, strict=True)]) for n in (0, 1)))
+
+
+def _element_of(known: Landscape, k: int) -> _Element:
+    f = known.fingerprints
+    landmarks = [(table.points[k].double(), table.widths[k].double()) for table in (known.atoms, known.structures)]
+    return _Element(f.mixing[k].double(), f.mean[k].double(), f.axes[k].double(), *landmarks, int(known.fewest[k]))
