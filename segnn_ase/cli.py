@@ -126,9 +126,9 @@ def info(model: Model):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():
         from segnn_ase.store.description import describe_model
-        from segnn_ase.store.model_file import load_committee
+        from segnn_ase.store.model_file import read_committee
 
-        typer.echo(describe_model(*load_committee(model)))
+        typer.echo(describe_model(*read_committee(model)))
 
 
 @app.command("verify", epilog="Example: segnn verify silicon-pbe si8.xyz --json si8.json --png si8.png")
