@@ -1,6 +1,7 @@
 """D3 dispersion, which a network of short range cannot learn, from simple-dftd3: energy, forces, virial, Hessian.
 
-The setting is a text, "d3bj:pbe": a damping function and a functional that the library has parameters for. Two-body terms, as VASP, CP2K and ORCA have it unless told otherwise (Grimme et al., J. Chem. Phys. 132, 154104
+The setting is a text, "d3bj:pbe": a damping function and a functional that the library has parameters for. There are
+only terms of pairs, as in VASP, CP2K and ORCA unless they are told otherwise (Grimme et al., J. Chem. Phys. 132, 154104
 (2010); J. Comput. Chem. 32, 1456 (2011)).
 
 Why this library: it is that of the method's authors, kept up to date, has wheels of compiled code in float64 for
@@ -66,7 +67,7 @@ def dispersion_of(name: str, atoms: Atoms, *, derivatives: bool = True) -> Dispe
 def dispersion_energies(name: str, atoms: Atoms) -> np.ndarray:
     """Half of the energy of every pair for either atom, (N,) eV."""
     pairs = _evaluated(name, atoms, "get_pairwise_dispersion")["additive pairwise energy"]
-    return 0.5 * Hartree * pairs.sum(axis=1)
+    return Hartree * pairs.sum(axis=1)
 
 
 def dispersion_hessian(name: str, atoms: Atoms) -> np.ndarray:

@@ -64,8 +64,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         check_species(others, species, name)
     if dispersion is not None:
         require_dispersion(dispersion, species)
-        frames, valid, isolated = (some and without_dispersion(some, dispersion) for some in (frames, valid, isolated))
-        tests = {path: without_dispersion(some, dispersion) for path, some in tests.items()}
+        frames, valid, tests, isolated = learned_part(*as_read, dispersion)
         report(taken_off(as_read[0], frames, dispersion))
     train, held_out = ([make_item(frame, cutoff) for frame in some] for some in (frames, valid))
     test = {path: [make_item(frame, cutoff) for frame in some] for path, some in tests.items()}
@@ -84,14 +83,13 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     return TrainingData(frames, train, held_out, test, isolated, closest, references, scale, checksum)
 
 
-def as_files_have_them(
-    frames: list[Frame],
-    valid: list[Frame],
-    tests: dict[str, list[Frame]],
-    isolated: list[Frame] | None,
-    *,
-    for_e0: bool,
-) -> Sets:
+def learned_part(frames, valid, tests: dict[str, list[Frame]], isolated, dispersion: str) -> tuple:
+    """The sets without the dispersion of their labels."""
+    frames, valid, isolated = (some and without_dispersion(some, dispersion) for some in (frames, valid, isolated))
+    return frames, valid, {path: without_dispersion(some, dispersion) for path, some in tests.items()}, isolated
+
+
+def as_files_have_them(frames, valid, tests: dict[str, list[Frame]], isolated, *, for_e0: bool) -> Sets:
     """What is judged: labels with their dispersion, of which digits and repeated values tell something."""
     return Sets(frames, valid, [f for some in tests.values() for f in some], isolated if for_e0 else None)
 
