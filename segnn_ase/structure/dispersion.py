@@ -47,6 +47,7 @@ class Dispersion(NamedTuple):
 
 def require_dispersion(name: str, species: list[int]) -> None:
     """Raise MissingExtraError without the library, ConfigError for a functional or an element that it has not."""
+    _library(name)  # it may have gone since its parameters were taken
     _damping(name)
     if unknown := [z for z in species if not 0 < z <= HEAVIEST]:
         raise ConfigError(
@@ -101,12 +102,11 @@ def _library(name: str) -> Any:
 
 def _evaluated(name: str, atoms: Atoms, method: str, **how) -> dict:
     """What a method of the library's model says of a structure, in atomic units."""
-    damping = _damping(name)
-    require_dispersion(name, atoms.numbers.tolist())
+    require_dispersion(name, np.unique(atoms.numbers).tolist())
     try:
         model = _library(name).DispersionModel(atoms.numbers, *_prepared(atoms))
         model.set_realspace_cutoff(*REACH)
-        found = getattr(model, method)(damping, **how)
+        found = getattr(model, method)(_damping(name), **how)
     except RuntimeError as error:
         raise StructureError(f"dftd3 cannot evaluate the dispersion {name!r} of the structure: {error}") from error
     if not all(np.isfinite(value).all() for value in found.values()):
