@@ -8,8 +8,8 @@ from segnn_ase.verify.certificate import Check
 from segnn_ase.verify.states import Sizes, State, Subject, compared, judged, moved, state_of, without
 
 EXACT = Sizes(1e-9, 1e-9, 1e-9)
-STEP, STRAIN = 1e-2, 1e-3  # Å; long, as D3 stops counting neighbours at 21 Å, where 1e-6 of one is left
-FORCES, STRESS = 1e-4, 1e-5  # eV/Å and eV/Å^3: what these jumps of 1e-8 eV make of differences
+STEP, STRAIN = 1e-2, 1e-3  # Å; long, as neighbours that cease to count at 21 Å are jumps of some 1e-8 eV
+FORCES, STRESS = 1e-4, 1e-5  # eV/Å and eV/Å^3: what these make of differences
 
 
 def dispersion(s: Subject) -> list[Check]:
