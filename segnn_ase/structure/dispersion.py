@@ -13,7 +13,6 @@ The C interface takes on trust what it is given, and elements that it does not k
 volume end in zeros, NaN or a dead process: all that is checked here.
 """
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +48,6 @@ class Dispersion(NamedTuple):
 
 def require_dispersion(name: str, species: list[int]) -> None:
     """Raise MissingExtraError without the library, ConfigError for a functional or an element that it has not."""
-    _library(name)  # it may have gone since its parameters were taken
     _damping(name)
     if unknown := [z for z in species if not 0 < z <= HEAVIEST]:
         raise ConfigError(
@@ -78,9 +76,8 @@ def dispersion_hessian(name: str, atoms: Atoms) -> np.ndarray:
     return _evaluated(name, atoms, "get_hessian")["hessian"] * (Hartree / Bohr**2)
 
 
-@lru_cache(maxsize=16)
 def _damping(name: str) -> Any:
-    """The parameters of the library for a setting."""
+    """The parameters of the library for a setting; made anew in microseconds, as kept ones outlive it at exit."""
     library = _library(name)
     kind, _, functional = parse_dispersion(name).partition(":")
     try:

@@ -1,5 +1,6 @@
 """D3 from the library, against the library called here, finite differences, and all that would kill its process."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -192,8 +193,18 @@ def test_what_would_end_in_zeros_nan_or_a_dead_process_is_refused(name, atoms, e
     assert isinstance(caught.value, SEGNNError)
 
 
+def test_a_process_ends_in_silence():
+    code = """
+from ase.build import molecule
+from segnn_ase.structure.dispersion import dispersion_of
+print(dispersion_of("d3bj:pbe", molecule("H2O")).energy < 0)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch):
-    dispersion_of("d3bj:pbe", WATER)  # its parameters are there already
+    dispersion_of("d3bj:pbe", WATER)  # it was there
     monkeypatch.setitem(sys.modules, "dftd3", None)
     with pytest.raises(MissingExtraError, match=r"'d3bj:pbe' needs dftd3: pip install 'segnn-ase\[dispersion\]'"):
         dispersion_of("d3bj:pbe", WATER)
