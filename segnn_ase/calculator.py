@@ -27,7 +27,7 @@ from segnn_ase.base.errors import (
 )
 from segnn_ase.base.threads import one_at_a_time
 from segnn_ase.compiled.choose import MODES, choose_evaluator
-from segnn_ase.inspection import InspectedCalculator, as_numpy
+from segnn_ase.inspection import InspectedCalculator, as_numpy, dispersion_to_add, with_dispersion
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, by_structure
 from segnn_ase.model.structures import graph_of
@@ -64,6 +64,10 @@ class SEGNNCalculator(InspectedCalculator):
     AccelerationError instead; "off" never uses it. tables: compiled code takes the radial functions from splines,
     whose errors are below 1e-8 (1e-6 in float32); forces stay the exact gradient.
     allow_nonsmooth admits models whose energy jumps when an atom crosses the cutoff (the published SEGNN).
+    dispersion: D3, as "d3bj:pbe", for a potential whose labels had none: it is added to energy, forces, stress and
+    Hessian. None adds what was taken off the labels in training (`dispersion` under [data]), if there was any; another
+    one is refused. The domain, uncertainties and descriptors are of the network's part alone; "stresses", virials and
+    heat flux are refused, as the share of each atom in the dispersion's virial is not known.
 
     Forces are -dE/dr of the energy; stress is (1/V) dE/d(strain) in ASE's sign and Voigt order, defined for
     structures periodic in three directions, else PropertyNotImplementedError; "stresses" are the virials of the atoms
@@ -87,6 +91,7 @@ class SEGNNCalculator(InspectedCalculator):
         tables: bool = True,
         domain: Literal["warn", "raise", "ignore"] = "warn",
         allow_nonsmooth: bool = False,
+        dispersion: str | None = None,
         **unknown,
     ):
         if unknown:
@@ -94,13 +99,14 @@ class SEGNNCalculator(InspectedCalculator):
         super().__init__()
         self.device = resolve_device(device)
         committee = members_of(model)
-        self._factors = committee.factors
+        self._factors, self._dispersion = committee.factors, dispersion_to_add(committee.potentials, dispersion)
         weights = {"weights": [_checksum(potential) for potential in committee.potentials]}
         self._potentials = [
             _prepare(potential, self.device, resolve_dtype(dtype), allow_nonsmooth)
             for potential in committee.potentials
         ]
         self.parameters = {**weights, "dtype": str(self._potentials[0].dtype).removeprefix("torch.")}
+        self.parameters |= {} if self._dispersion is None else {"dispersion": self._dispersion}
         _check_choices(accelerate=(accelerate, MODES), domain=(domain, OUTSIDE))
         for name, value in (("tables", tables), ("allow_nonsmooth", allow_nonsmooth)):
             expect(isinstance(value, bool), name, value, "True or False")
@@ -202,6 +208,8 @@ class SEGNNCalculator(InspectedCalculator):
         results = _results(members, self._factors)
         if "stresses" in properties:
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
+        if self._dispersion is not None:
+            results = with_dispersion(results, self._dispersion, atoms, properties)
         volume = float(atoms.cell.volume) if atoms.pbc.all() else None
         evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._potentials[0].cutoff]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
@@ -367,7 +375,8 @@ def _results_of(p: Prediction) -> dict:
 
 
 def _unknown_keyword(name: str) -> str:
-    known = ["device", "dtype", "skin", "neighbor_backend", "accelerate", "tables", "domain", "allow_nonsmooth"]
+    known = ["device", "dtype", "skin", "neighbor_backend", "accelerate", "tables", "domain"]
+    known += ["allow_nonsmooth", "dispersion"]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
     return f"unknown keyword {name!r} of SEGNNCalculator: {hint}"

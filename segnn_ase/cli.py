@@ -34,6 +34,9 @@ Toml = Annotated[Path | None, typer.Option(help="TOML file with \\[data] and \\[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or float64; default: that of the model")]
 Accelerate = Annotated[str, typer.Option(help="compiled code", metavar="auto|off|require")]
+Dispersion = Annotated[
+    str | None, typer.Option(help="D3 to add where the labels had none, as d3bj:pbe; default: what they had")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
 Out = Annotated[str | None, typer.Option(help="model file that is written; default: model.pt")]
 
@@ -126,9 +129,9 @@ def info(model: Model):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():
         from segnn_ase.store.description import describe_model
-        from segnn_ase.store.model_file import load_committee
+        from segnn_ase.store.model_file import read_committee
 
-        typer.echo(describe_model(*load_committee(model)))
+        typer.echo(describe_model(*read_committee(model)))
 
 
 @app.command("verify", epilog="Example: segnn verify silicon-pbe si8.xyz --json si8.json --png si8.png")
@@ -139,6 +142,7 @@ def verify_command(
     dtype: Dtype = None,
     accelerate: Accelerate = "auto",
     neighbor_backend: Annotated[str, typer.Option(help="auto, matscipy, torch_cluster")] = "auto",
+    dispersion: Dispersion = None,
     steps: Annotated[int | None, typer.Option(help="at constant energy; default: by the size")] = None,
     seed: Annotated[int, typer.Option(help="of rotations, displacements and velocities")] = 0,
     json: Annotated[Path | None, typer.Option(help="file for the lines as JSON")] = None,
@@ -156,7 +160,7 @@ def verify_command(
         if store:
             load_with_metadata(model)  # refuses what cannot keep it, before all the work
         how: dict[str, Any] = {"device": device, "dtype": dtype, "accelerate": accelerate}
-        how |= {"neighbor_backend": neighbor_backend, "steps": steps, "seed": seed}
+        how |= {"neighbor_backend": neighbor_backend, "dispersion": dispersion, "steps": steps, "seed": seed}
         certificate = run(model, read_structure(structure), progress=True, **how)
         typer.echo(table(certificate))
         for path in write(certificate, json=json, png=png, model=model if store else None):
@@ -180,6 +184,7 @@ def md(
     domain: Annotated[
         str, typer.Option(help="at a structure outside the training data", metavar="warn|raise|ignore")
     ] = "warn",
+    dispersion: Dispersion = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace a log and trajectory without restart file")
     ] = False,
@@ -198,6 +203,7 @@ def md(
         if rdf:
             check_pairs(rdf, atoms)
         how: dict[str, Any] = {"device": device, "dtype": dtype, "accelerate": accelerate, "domain": domain}
+        how["dispersion"] = dispersion
         atoms.calc = SEGNNCalculator(model if len(model) > 1 else model[0], **how)
         result = run_md(atoms, config, overwrite=overwrite)
         written = [result.trajectory, result.log_path, result.restart, *plot_run(result, out, pairs=rdf or ())]

@@ -1,16 +1,27 @@
-"""What a calculator gives besides ASE's results: virials, heat flux, second derivatives, descriptors, pairs."""
+"""What a calculator gives besides ASE's results (virials, heat flux, second derivatives, descriptors, pairs), and what
+dispersion adds to them."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.stress import full_3x3_to_voigt_6_stress
 
-from segnn_ase.base.errors import expect
+from segnn_ase.base.dispersion_name import parse_dispersion
+from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.threads import SharedCalculator, one_at_a_time
 from segnn_ase.model.heat_flux import heat_flux
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, atomic_virials, hessian
+from segnn_ase.structure.dispersion import (
+    dispersion_energies,
+    dispersion_hessian,
+    dispersion_of,
+    require_dispersion,
+)
 from segnn_ase.structure.graph import Graph, within
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.structure.skin import SkinGraphs
@@ -23,6 +34,7 @@ class InspectedCalculator(SharedCalculator):
 
     _potentials: list[Potential]
     _graphs: dict[float, SkinGraphs]  # by cutoff
+    _dispersion: str | None  # that is added
 
     @abstractmethod
     def _graph(self, atoms: Atoms | None, cutoff: float) -> Graph:
@@ -36,7 +48,10 @@ class InspectedCalculator(SharedCalculator):
     def get_hessian(self, atoms: Atoms | None = None) -> np.ndarray:
         """Second derivatives of the energy with respect to the positions by autograd, (3N, 3N) eV/Å^2."""
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
-        return np.mean([as_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self._potentials], axis=0)
+        found = np.mean([as_numpy(hessian(p, within(graphs[p.cutoff], p.cutoff))) for p in self._potentials], axis=0)
+        if self._dispersion is None:
+            return found
+        return found + dispersion_hessian(self._dispersion, self.atoms if atoms is None else atoms)
 
     @one_at_a_time
     def get_virials(self, atoms: Atoms | None = None) -> np.ndarray:
@@ -51,6 +66,7 @@ class InspectedCalculator(SharedCalculator):
         return 1.0
 
     def _virials(self, graphs: dict[float, Graph]) -> np.ndarray:
+        refuse_with_dispersion(self._dispersion, "virials of the atoms (stresses)")
         near = {cutoff: within(graph, CERTAIN * cutoff) for cutoff, graph in graphs.items()}
         pairs = zip(self._chosen(near), (near[p.cutoff] for p in self._potentials), strict=True)
         return np.mean([as_numpy(atomic_virials(g, evaluator.pairwise(g))) for evaluator, g in pairs], axis=0)
@@ -63,6 +79,7 @@ class InspectedCalculator(SharedCalculator):
         sum_i E_i v_i is in it, E_i being the energy of an atom with its E0 and its kinetic energy.
         """
         expect(isinstance(convective, bool), "convective", convective, "True or False")
+        refuse_with_dispersion(self._dispersion, "heat flux")
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         atoms = self.atoms if atoms is None else atoms
         return np.mean([flux_of(p, graphs[p.cutoff], atoms, convective=convective) for p in self._potentials], axis=0)
@@ -80,6 +97,47 @@ class InspectedCalculator(SharedCalculator):
         cutoff = self._potentials[0].cutoff
         graph = within(self._graph(atoms, cutoff), cutoff)
         return Neighbors(*map(as_numpy, (graph.edge_dst, graph.edge_src, graph.edge_shift.long())))
+
+
+def dispersion_to_add(potentials: Sequence[Potential], asked: str | None) -> str | None:
+    """What was taken off the labels of the members, else what is asked for; checked to be at hand.
+
+    Raises ConfigError for members that differ, and where another one is asked for than theirs.
+    """
+    known = list(dict.fromkeys(p.dispersion for p in potentials))
+    if len(known) > 1:
+        raise ConfigError(f"the members of the committee have different dispersion: {known}; expected the same")
+    own, asked = (None if name is None else parse_dispersion(name) for name in (known[0], asked))
+    if own and asked and own != asked:
+        raise ConfigError(
+            f"dispersion is {asked!r}, but {own!r} was taken off the labels of this potential, and is added: leave "
+            "dispersion out"
+        )
+    if name := own or asked:
+        require_dispersion(name, potentials[0].species)
+    return own or asked
+
+
+def with_dispersion(results: dict, name: str, atoms: Atoms, properties: Sequence[str]) -> dict:
+    """Results of the network and what dispersion adds to each; energies of the atoms only where they are asked for."""
+    added = dispersion_of(name, atoms, derivatives="forces" in results)
+    total = {**results, "energy": results["energy"] + added.energy}
+    total["free_energy"], energies = total["energy"], total.pop("energies")
+    if "energies" in properties:
+        total["energies"] = energies + dispersion_energies(name, atoms)
+    if "forces" in results:
+        total["forces"] = results["forces"] + added.forces
+    if "stress" in results:
+        total["stress"] = results["stress"] + full_3x3_to_voigt_6_stress(added.virial / atoms.cell.volume)
+    return total
+
+
+def refuse_with_dispersion(name: str | None, what: str) -> None:
+    if name is not None:
+        raise PropertyNotImplementedError(
+            f"{what} with dispersion {name!r}: dftd3 does not share its virial out among the atoms. That of the "
+            "network alone: load_potential(...), set its dispersion to None, and make a calculator of it"
+        )
 
 
 def flux_of(potential: Potential, graph: Graph, atoms: Atoms, *, convective: bool) -> np.ndarray:

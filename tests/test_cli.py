@@ -158,6 +158,7 @@ SAMPLES = {  # what the type of a field does not tell: words on the command line
     "radial_hidden": ("--radial-hidden 8 --radial-hidden 16", (8, 16)),
     "smooth": ("--no-smooth --message published --body-order 1", False),
     "ensemble": ("--ensemble nhc", "nhc"),
+    "dispersion": ("--dispersion d3bj:pbe", "d3bj:pbe"),
     "pressure": ("--pressure -1.5 --ensemble npt", -1.5),
     "max_energy_drift": ("--max-energy-drift 0.1 --ensemble nve", 0.1),
     "log": ("--log other.csv", "other.csv"),

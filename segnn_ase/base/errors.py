@@ -39,6 +39,10 @@ class OutOfTime(SEGNNError, RuntimeError):
     """`max_minutes` are over: everything is saved, and the same call goes on."""
 
 
+class MissingExtraError(SEGNNError, ImportError):
+    """A setting or a model needs an optional library that is not installed."""
+
+
 class AccelerationError(SEGNNError, RuntimeError):
     """Fused kernels were required but cannot be compiled here, or do not reproduce plain PyTorch."""
 

@@ -1,5 +1,6 @@
 """Flaws that only many frames together have: odd ones out, reference energies, copies, splits that leak."""
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -25,6 +26,7 @@ TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one 
 MUCH = 5.0  # times these: one of the two is wrong
 STIFF = 20.0  # eV/Å^2, by which forces change as atoms move; of the stretched bonds of molecules up to 60
 STALE = 3  # frames with one energy, at least
+COINCIDENCE = 1e-3  # expected groups of equal energies, below which they are no accident
 
 
 def find_lone_elements(sets: Sets) -> list[Finding]:
@@ -274,15 +276,26 @@ def stale_in(group: list[int], frames: list[Frame], around, kind: str) -> set[in
         label = getattr(frames[n], kind)
         if label is not None and (kind == "energy" or np.nan_to_num(label).any()):
             values.setdefault(np.asarray(label).tobytes(), []).append(n)
+    usual = _usual_company([frames[n].energy for its in values.values() for n in its]) if kind == "energy" else 0.0
     found: set[int] = set()
-    for same in values.values():
-        first, *others = same
+    for first, *others in values.values():
         moved = [n for n in others if _has_moved(around[first].fingerprint, around[n].fingerprint)]
-        thousandths = np.asarray(getattr(frames[first], kind)).ravel() * 1e3
-        rounded = len(thousandths) == 1 and abs(thousandths - np.round(thousandths)) < 1e-6
-        if len(moved) + 1 >= STALE and (len(values) == 1 or not rounded):
+        expected = len(group) * usual ** len(moved) / math.factorial(min(len(moved), 20))
+        if len(moved) + 1 >= STALE and (len(values) == 1 or expected < COINCIDENCE):
             found |= {first, *moved}
     return found
+
+
+def _usual_company(energies: list[float]) -> float:
+    """How many others have the same rounded energy as a frame, by chance, if they are normally distributed."""
+    e = np.array(energies)
+    if len(e) < 2 or e.std() == 0.0:
+        return 0.0
+    digits = next((k for k in range(12) if np.allclose(e, np.round(e, k), rtol=0, atol=10.0 ** -(k + 4))), 12)
+    step = 10.0**-digits
+    if (np.abs(e - e.astype(np.float32)) <= step).all():  # these were numbers of single precision before
+        step = max(step, float(np.spacing(np.float32(np.abs(e).max()))))
+    return len(e) * step / (2.0 * math.sqrt(math.pi) * float(e.std()))
 
 
 def _has_moved(before: np.ndarray, after: np.ndarray) -> bool:

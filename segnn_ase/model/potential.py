@@ -23,6 +23,7 @@ class Potential(nn.Module):
     than any in the training data the network is blind, and `core_repulsion` keeps them apart.
     species: atomic numbers; reference_energies E0 and scales in eV, one for each species; seed: of the random weights,
     which leave PyTorch's own generator alone.
+    `dispersion` says what was taken off the labels that it learned: `SEGNNCalculator` adds it, this network does not.
     Raises ConfigError for lists of different lengths.
     """
 
@@ -54,6 +55,7 @@ class Potential(nn.Module):
             self.readout = EnergyReadout(config)
         self.domain = None  # a `domain.Domain`: what the training structures covered
         self.uncertainty = None  # an `uncertainty.Uncertainty`
+        self.dispersion: str | None = None  # what its labels had besides, as "d3bj:pbe": `SEGNNCalculator` adds it
 
     def _per_species(self, name: str, values, default: float) -> list[float]:
         n = len(self.species)

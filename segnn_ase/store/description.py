@@ -13,6 +13,8 @@ def describe_model(potentials: list[Potential], factors: dict[str, float], metad
     one = potentials[0]
     lines = [] if len(potentials) == 1 else [_of_committee(len(potentials), factors)]
     lines += _of_network(one)
+    if one.dispersion is not None:
+        lines.append(f"dispersion  {one.dispersion}, taken off the labels; the calculator adds it")
     if one.domain is not None:
         lines.append(f"domain      {describe_domain(one.domain, one.symbols)}")
     if len(potentials) == 1:

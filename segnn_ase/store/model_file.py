@@ -24,6 +24,7 @@ from typing import NamedTuple
 import torch
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.base.dispersion_name import parse_dispersion
 from segnn_ase.base.errors import ConfigError, ModelFileError, expect, in_short
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.irreps import CONVENTION, multiplicities, parse_irreps
@@ -31,6 +32,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_tensors, save_tensors
+from segnn_ase.structure.dispersion import require_dispersion
 from segnn_ase.trust.domain import domain_content, parse_domain
 from segnn_ase.trust.uncertainty import parse_uncertainty
 
@@ -70,8 +72,8 @@ def save_committee(path: "str | Path", committee: Committee) -> None:
     expect(good, "potentials", members, "a list of potentials")
     good = isinstance(factors, dict) and all(isinstance(f, int | float) and f >= 0 for f in factors.values())
     expect(good, "factors", factors, "a dict of numbers")
-    kinds = {(tuple(p.species), p.cutoff) for p in committee.potentials}
-    expect(len(kinds) == 1, "potentials", sorted(kinds), "members with the same elements and cutoff")
+    kinds = _kinds(committee.potentials)
+    expect(len(kinds) == 1, "potentials", kinds, "members with the same elements, cutoff and dispersion")
     content = {
         "format": COMMITTEE,
         "version": VERSION,
@@ -80,6 +82,11 @@ def save_committee(path: "str | Path", committee: Committee) -> None:
         "metadata": committee.metadata,
     }
     save_tensors(path, content)
+
+
+def _kinds(potentials: list[Potential]) -> list[tuple]:
+    """What the members of a committee must have in common: elements, cutoff and dispersion, each once."""
+    return list(dict.fromkeys((tuple(p.species), p.cutoff, p.dispersion) for p in potentials))
 
 
 def _content(potential: Potential, metadata: dict | None) -> dict:
@@ -93,6 +100,7 @@ def _content(potential: Potential, metadata: dict | None) -> dict:
         "reference_energies": list(potential.reference_energies),
         "scales": list(potential.scales),
         "weights": potential.state_dict(),
+        "dispersion": None if potential.dispersion is None else parse_dispersion(potential.dispersion),
         "domain": potential.domain and domain_content(potential.domain),
         "uncertainty": potential.uncertainty and potential.uncertainty._asdict(),
         "metadata": metadata or {},
@@ -104,8 +112,9 @@ def load_potential(
 ) -> Potential:
     """Load a potential from a file, or a shipped one by name ("water-pbe0"), ready for evaluation.
 
-    dtype None keeps the precision of the training. Raises FileNotFoundError, and ModelFileError for files
-    that are truncated, damaged, foreign or written by a newer version.
+    dtype None keeps the precision of the training. Where `potential.dispersion` is not None its energies are without
+    that: `SEGNNCalculator` adds it. Raises FileNotFoundError, ModelFileError for files that are truncated, damaged,
+    foreign or written by a newer version, and MissingExtraError for dispersion that cannot be evaluated here.
     """
     device, dtype = resolve_device(device), resolve_dtype(dtype)
     potential, _ = load_with_metadata(model)
@@ -124,6 +133,15 @@ def load_with_metadata(model: "str | Path") -> tuple[Potential, dict]:
 
 def load_committee(model: "str | Path") -> Committee:
     """Load a committee; the file of one potential is a committee of one. Raises like `load_potential`."""
+    committee = read_committee(model)
+    for potential in committee.potentials:
+        if potential.dispersion is not None:
+            require_dispersion(potential.dispersion, potential.species)
+    return committee
+
+
+def read_committee(model: "str | Path") -> Committee:
+    """What a file says, also where its dispersion cannot be evaluated here: to be looked at."""
     path = find_model(model)
     content = load_tensors(path)
     if content.get("format") == COMMITTEE:
@@ -142,8 +160,10 @@ def _read_committee(path: Path, content: dict) -> Committee:
         if isinstance(error, ModelFileError):
             raise
         raise ModelFileError(f"{path} does not describe a committee: {error}") from error
-    if len({(tuple(p.species), p.cutoff) for p in potentials}) != 1:
-        raise ModelFileError(f"{path} is a committee without members, or of members with other elements or cutoffs")
+    if len(_kinds(potentials)) != 1:
+        raise ModelFileError(
+            f"{path} is a committee without members, or of members with other elements, cutoffs or dispersion"
+        )
     return committee
 
 
@@ -199,6 +219,8 @@ def _build(content: dict) -> Potential:
     domain, uncertainty = (_with_tuples(content[name], name) for name in ("domain", "uncertainty"))
     potential.domain = domain and parse_domain(domain, len(potential.species))
     potential.uncertainty = uncertainty and parse_uncertainty(uncertainty, potential.readout.width)
+    if content.get("dispersion") is not None:  # older files have no such entry
+        potential.dispersion = parse_dispersion(content["dispersion"])
     return potential.eval()
 
 

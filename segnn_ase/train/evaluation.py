@@ -11,6 +11,7 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.data.batches import Item, collate_items, make_item
+from segnn_ase.data.dispersed import without_dispersion
 from segnn_ase.data.frames import as_paths, changes_of, check_labels, check_species, read_frames, rivals_of
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
@@ -131,10 +132,10 @@ def evaluate_files(
 def labelled_items(
     path: str, keys: LabelKeys | None, potential: Potential, report: Callable | None = None
 ) -> list[Item]:
-    """The frames of a file, for a potential that knows their elements."""
+    """The frames of a file, for a potential that knows their elements; without the dispersion that it never saw."""
     frames = read_frames(path, keys)
     check_labels(frames)
     for line in (*rivals_of(frames), *changes_of(frames)) if report else ():
         report(f"{path}: {line}")
     check_species(frames, potential.species, path)
-    return [make_item(frame, potential.cutoff) for frame in frames]
+    return [make_item(frame, potential.cutoff) for frame in without_dispersion(frames, potential.dispersion)]

@@ -11,6 +11,7 @@ from segnn_ase.check.doctor import seconds_of_check, warn_or_refuse
 from segnn_ase.check.families import families
 from segnn_ase.check.findings import Sets
 from segnn_ase.data.batches import Item, make_item, smallest_distances
+from segnn_ase.data.dispersed import taken_off, without_dispersion
 from segnn_ase.data.frames import (
     Frame,
     check_labels,
@@ -27,6 +28,7 @@ from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
+from segnn_ase.structure.dispersion import require_dispersion
 from segnn_ase.structure.graph import collate
 from segnn_ase.structure.neighbors import check_geometry
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
@@ -49,19 +51,25 @@ def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None,
 def read_data(config: TrainConfig, report, known: Potential | None = None) -> TrainingData:
     """What the members of a committee have in common; known: the potential to start from."""
     resolve_device(config.training.device)  # refuse before reading
+    dispersion = config.data.dispersion
+    if dispersion is not None:
+        require_dispersion(dispersion, [])
     cutoff = model_config(**config.model).cutoff if known is None else known.cutoff
-    frames, valid, tests, isolated = read_sets(config.data, config.training.seed, cutoff)
+    as_read = frames, valid, tests, isolated = read_sets(config.data, config.training.seed, cutoff)
     report(f"training set: {len(frames)} frames\n{label_table(frames)}")
     if valid:
         report(f"validation set: {len(valid)} frames")
     species = species_of(frames) if known is None else known.species
     for name, others in (("training", frames), ("validation", valid), *((f"test {p}", t) for p, t in tests.items())):
         check_species(others, species, name)
+    if dispersion is not None:
+        require_dispersion(dispersion, species)
+        frames, valid, tests, isolated = learned_part(*as_read, dispersion)
+        report(taken_off(as_read[0], frames, dispersion))
     train, held_out = ([make_item(frame, cutoff) for frame in some] for some in (frames, valid))
     test = {path: [make_item(frame, cutoff) for frame in some] for path, some in tests.items()}
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
-    for_e0 = isolated if config.data.reference_energies is None else None
-    sets = Sets(frames, valid, [frame for some in tests.values() for frame in some], for_e0)
+    sets = as_files_have_them(*as_read, for_e0=config.data.reference_energies is None)
     thorough = seconds_of_check(sets.all) < CHEAP * seconds_of_training(frames, config.training)
     warn_or_refuse(sets, report, refuse=config.data.refuse_flaws, thorough=thorough)
     references = scale = None
@@ -73,6 +81,17 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         report(references.report())
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])
     return TrainingData(frames, train, held_out, test, isolated, closest, references, scale, checksum)
+
+
+def learned_part(frames, valid, tests: dict[str, list[Frame]], isolated, dispersion: str) -> tuple:
+    """The sets without the dispersion of their labels."""
+    frames, valid, isolated = (some and without_dispersion(some, dispersion) for some in (frames, valid, isolated))
+    return frames, valid, {path: without_dispersion(some, dispersion) for path, some in tests.items()}, isolated
+
+
+def as_files_have_them(frames, valid, tests: dict[str, list[Frame]], isolated, *, for_e0: bool) -> Sets:
+    """What is judged: labels with their dispersion, of which digits and repeated values tell something."""
+    return Sets(frames, valid, [f for some in tests.values() for f in some], isolated if for_e0 else None)
 
 
 def seconds_of_training(frames: list[Frame], settings: OptimConfig) -> float:
@@ -131,6 +150,7 @@ def fresh_potential(config: TrainConfig, data: TrainingData) -> Potential:
     constants = {"reference_energies": list(E0.values()), "scales": [data.scale] * len(E0)}
     potential = Potential(model_config(**config.model), list(E0), **constants, seed=settings.seed)
     potential.to(resolve_dtype(settings.dtype))
+    potential.dispersion = config.data.dispersion
     # from the whole set: frames often come sorted by kind, and norms from crystals alone explode in a melt
     potential.calibrate(collate([item.graph for item in data.train[:: -(-len(data.train) // CALIBRATION)]]))
     potential.set_core(data.closest)

@@ -40,7 +40,7 @@ ONLY_LOGGED = {  # and these unless `select` is "stability"
 }
 OF_FRAMES = (
     *("train", "valid", "valid_fraction"),
-    *("energy_key", "forces_key", "stress_key", "virial_key", "forces_mask_key"),
+    *("energy_key", "forces_key", "stress_key", "virial_key", "forces_mask_key", "dispersion"),
 )
 OF_START = ("isolated_atoms", "reference_energies")
 

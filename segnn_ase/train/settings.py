@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from segnn_ase.base.dispersion_name import EXPECTED, is_dispersion
 from segnn_ase.base.settings import Settings
 from segnn_ase.model.settings import model_config
 
@@ -26,12 +27,22 @@ class DataConfig(Settings):
     forces_mask_key: str | None = Field(
         None, description="name of the array that is true where a force counts; none: forces_mask, if it is there"
     )
+    dispersion: str | None = Field(
+        None, description="D3 that the labels contain, as d3bj:pbe: taken off before training, added by the calculator"
+    )
     refuse_flaws: bool = Field(True, description="refuse what `segnn check` calls an error; false only tells")
 
     @field_validator("train", "valid", "test", mode="before")
     @classmethod
     def _one_or_many(cls, value):
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("dispersion")
+    @classmethod
+    def _known_form(cls, value):
+        if value is not None and not is_dispersion(value.strip().lower()):
+            raise ValueError(f"expected {EXPECTED}")
+        return value and value.strip().lower()
 
 
 class OptimConfig(Settings):

@@ -12,7 +12,7 @@ from segnn_ase.train.job import output_files
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import prepare
 from segnn_ase.train.report import printer
-from segnn_ase.train.settings import FINETUNE_DEFAULTS, OptimConfig, TrainConfig
+from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> dict:
@@ -33,12 +33,15 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`.
 
-    Settings that are not given take `FINETUNE_DEFAULTS`, and the precision that of the model.
+    Settings that are not given take `FINETUNE_DEFAULTS`, and the precision that of the model. Its dispersion is taken
+    off the new labels, too.
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     refuse_for_finetuning(model, config)
     report, start = printer(progress), load_with_metadata(model)
-    config = config.model_copy(update={"training": finetune_settings(config.training, start[0], report)})
+    settings = finetune_settings(config.training, start[0], report)
+    data = with_dispersion_of(model, start[0], config.data)
+    config = config.model_copy(update={"training": settings, "data": data})
     deadline = deadline_of(config.training)
     with only_writer([config.out, *output_files(config.out).values()]):
         return run_training(config, prepare(config, start=start, report=report), deadline, progress=progress)
@@ -61,6 +64,17 @@ def refuse_for_finetuning(model: str, config: TrainConfig) -> None:
                 f"setting 'data.{name}' is {getattr(data, name)!r}: fine-tuning shifts the E0 of {model} to the "
                 "energies of its frames; leave it out, or add isolated atoms to data.train"
             )
+
+
+def with_dispersion_of(model: str, start: Potential, data: DataConfig) -> DataConfig:
+    """The settings with the dispersion of the model to start from. Raises ConfigError where another is asked for."""
+    if data.dispersion not in (None, start.dispersion):
+        known = "no dispersion was" if start.dispersion is None else f"{start.dispersion!r} was"
+        raise ConfigError(
+            f"setting 'data.dispersion' is {data.dispersion!r}, but {known} taken off the labels of {model}: "
+            "fine-tuning keeps that; leave it out, or train a new potential"
+        )
+    return data.model_copy(update={"dispersion": start.dispersion})
 
 
 def finetune_settings(settings: OptimConfig, start: Potential, report) -> OptimConfig:

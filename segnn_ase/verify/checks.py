@@ -19,6 +19,7 @@ from segnn_ase.base.errors import UnusedInputWarning
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.md.analysis import energy_slope
 from segnn_ase.structure.neighbors import Neighbors
+from segnn_ase.verify.added import dispersion
 from segnn_ase.verify.certificate import Check
 from segnn_ase.verify.states import (
     PLAIN,
@@ -412,4 +413,5 @@ CHECKS = (
     memory,
     speed,
     training_data,
+    dispersion,
 )

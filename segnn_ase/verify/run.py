@@ -17,6 +17,7 @@ from segnn_ase import __version__
 from segnn_ase.base.errors import SEGNNError, expect
 from segnn_ase.base.files import progress_bar
 from segnn_ase.calculator import SEGNNCalculator, members_of
+from segnn_ase.inspection import dispersion_to_add
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
 from segnn_ase.verify.certificate import Certificate, Check
@@ -33,21 +34,26 @@ def verify(
     dtype: "str | torch.dtype | None" = None,
     accelerate: str = "auto",
     neighbor_backend: str = "auto",
+    dispersion: str | None = None,
     steps: int | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Certificate:
     """Check on a structure of the user's own that a potential is what it should be; see `CHECKS`.
 
-    model, device, dtype, accelerate, neighbor_backend: as for `SEGNNCalculator`. steps: of the trajectory at constant
-    energy; by default fewer for larger structures. Raises what the calculator raises for models and structures that
-    cannot be evaluated; what goes wrong later is a line that fails.
+    model, device, dtype, accelerate, neighbor_backend, dispersion: as for `SEGNNCalculator`. Where dispersion is added
+    the trajectory has it, a check is about the sum, and the others are about the network. steps: of the trajectory at
+    constant energy; by default fewer for larger structures. Raises what the calculator raises for models and
+    structures that cannot be evaluated; what goes wrong later is a line that fails.
     """
     many = steps is None or (isinstance(steps, int | np.integer) and steps >= 2 * BLOCKS)
     expect(many, "steps", steps, f"at least {2 * BLOCKS}")
     expect(isinstance(seed, int | np.integer) and 0 <= seed < 2**63, "seed", seed, "an integer from 0 to 2^63 - 1")
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     models = members_of(model).potentials
+    dispersion = dispersion_to_add(models, dispersion)
+    for potential in models:
+        potential.dispersion = None
     check_elements(models[0].symbols, models[0].species, atoms.numbers)
     options = {"device": device, "dtype": dtype, "accelerate": accelerate, "neighbor_backend": neighbor_backend}
     make = partial(SEGNNCalculator, models, domain="ignore", allow_nonsmooth=True, **options)
@@ -60,9 +66,10 @@ def verify(
     sizes = sizes_of(parts, bare, calc.get_pairs(bare), here)
     steps = int(np.clip(60_000 // len(bare), 60, 400)) if steps is None else steps
     with progress_bar(shown=progress, total=len(CHECKS) + 1, unit="check") as bar:
-        run = constant_energy_run(calc, bare, steps, seed)
+        in_use = calc if dispersion is None else make(dispersion=dispersion)
+        run = constant_energy_run(in_use, bare, steps, seed)
         bar.update()
-        subject = Subject(bare, make, calc, double, parts, here, sizes, run, outside, seed)
+        subject = Subject(bare, make, calc, double, parts, here, sizes, run, outside, seed, dispersion)
         checks: list[Check] = []
         for check in CHECKS:
             try:
@@ -84,6 +91,7 @@ def _context(model, s: Subject) -> dict:
         "dtype": str(s.dtype).removeprefix("torch."),
         "code": code_of(s.calc),
         "neighbors": s.calc.neighbor_backend,
+        **({} if s.dispersion is None else {"dispersion": f"{s.dispersion}, in its own lines and the trajectory"}),
         "threads": torch.get_num_threads(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {

@@ -82,6 +82,7 @@ class Subject(NamedTuple):
     run: EnergyRun
     outside: list[Outside] | None  # of the training data; None where they are not known
     seed: int
+    dispersion: str | None = None  # that is added in use; the calculators here are without it
 
     @property
     def dtype(self) -> torch.dtype:
