@@ -14,9 +14,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.trajectory import TrajectoryWriter
 
 from segnn_ase.base.errors import MDError
+from segnn_ase.base.extxyz import extxyz, for_file
 from segnn_ase.base.files import append, writing
 from segnn_ase.base.label_names import is_result
-from segnn_ase.md.formats import extxyz, for_file
 from segnn_ase.md.settings import MDConfig
 
 COLUMNS = (

@@ -17,11 +17,11 @@ from ase.data import atomic_masses
 from ase.md.md import MolecularDynamics
 
 from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, SEGNNError, expect
+from segnn_ase.base.extxyz import extxyz
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.base.locks import only_writer
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
-from segnn_ase.md.formats import extxyz
 from segnn_ase.md.growing import Growing
 from segnn_ase.md.outputs import (
     COLUMNS,

@@ -6,13 +6,13 @@ import math
 import numpy as np
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
-from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.check.doctor import seconds_of_check, warn_or_refuse
 from segnn_ase.check.families import families
 from segnn_ase.check.findings import Sets
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import (
     Frame,
+    check_geometries,
     check_labels,
     check_species,
     label_table,
@@ -28,7 +28,6 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate
-from segnn_ase.structure.neighbors import check_geometry
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
@@ -105,15 +104,6 @@ def read_sets(
     tests = {path: read(path) for path in data.test}
     isolated = data.isolated_atoms and read(data.isolated_atoms, LabelKeys(energy=data.energy_key))
     return frames, valid, tests, isolated
-
-
-def check_geometries(frames: list[Frame]) -> None:
-    """Raise DataError, with the frame, for positions and cells that have no neighbours to search."""
-    for frame in frames:
-        try:
-            check_geometry(frame.atoms.positions, frame.atoms.cell.array, frame.atoms.pbc)
-        except StructureError as error:
-            raise DataError(f"{frame.source}: {error}") from error
 
 
 def from_scratch(config: TrainConfig, data: TrainingData, report) -> Training:
