@@ -131,7 +131,9 @@ def cut_short(folder) -> None:
 
 def gigantic(folder) -> None:
     content = (folder / "set.000" / "coord.npy").read_bytes()
-    (folder / "set.000" / "coord.npy").write_bytes(content.replace(b"(3, 12), }            ", b"(3000000000000, 12), }"))
+    (folder / "set.000" / "coord.npy").write_bytes(
+        content.replace(b"(3, 12), }            ", b"(3000000000000, 12), }")
+    )
 
 
 def pickled(folder) -> None:
