@@ -96,10 +96,8 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
                 run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
                 seconds = advance(run, first, progress, deadline)
             except OutputError as error:
-                further = (
-                    f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
-                )
-                raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
+                then = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+                raise MDError(f"the run was stopped: {error}. When it can be written, {then}.") from error
         return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
 
 
