@@ -3,6 +3,7 @@
 They are in eV and Å; a virial is minus stress times volume.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ OF_TYPES = "real_atom_types"  # of each frame, where compositions are mixed; -1 
 def systems_in(place: Path) -> list[Path]:
     """Folders of frames: this one, or those in it."""
     depths = ("type.raw", "*/type.raw", "*/*/type.raw")
-    return sorted(path.parent for pattern in depths for path in place.glob(pattern)) if place.is_dir() else []
+    return sorted(path.parent for pattern in depths for path in place.glob(pattern)) if os.path.isdir(place) else []
 
 
 def read_deepmd(place: Path) -> list[Atoms]:

@@ -1,5 +1,6 @@
 """Structures of a file as ASE reads them, with all that stands beside them, in Å."""
 
+import os
 from pathlib import Path
 
 import ase.db
@@ -43,7 +44,7 @@ def _read_any(name: str, index: str) -> "list[Atoms] | Atoms":
 def described(error: Exception, name: str) -> str:
     """What ASE says; of a format that it does not know, who may."""
     text = f"{type(error).__name__}: {error}"
-    if not isinstance(error, UnknownFileTypeError):
+    if not isinstance(error, UnknownFileTypeError) or not os.path.getsize(name):
         return text
     return f"{text}. If dpdata knows its format, these lines convert it:\n{BY_DPDATA.format(name=name, form='...')}"
 
