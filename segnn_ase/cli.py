@@ -124,6 +124,20 @@ def check_command(
         sys.exit(1 if report.errors else 0)
 
 
+@app.command("convert", epilog="Example: segnn convert deepmd_folder run.traj@::10 frames.xyz")
+@with_options(keys=Options(DataConfig, only=KEYS))
+def convert_command(
+    frames: Annotated[list[str], typer.Argument(help="labelled frames of any format that training reads")],
+    out: Annotated[str, typer.Argument(help="new file, .xyz or .extxyz")],
+    keys: dict,
+):
+    """Write labelled frames as extended XYZ, in eV and Å, after the checks that reading for a training makes."""
+    with reported_errors():
+        from segnn_ase.data.convert import convert as run
+
+        typer.echo("\n".join(run(frames, out, keys=_label_keys(keys))))
+
+
 @app.command(epilog="Example: segnn info silicon-pbe")
 def info(model: Model):
     """Show what a model is: elements, settings, reference energies, measured errors."""

@@ -8,9 +8,13 @@ in the checksum of its content.
 import getpass
 import hashlib
 import os
+import re
+import shutil
 import stat
 import tempfile
-from functools import lru_cache
+import time
+from contextlib import suppress
+from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
 
@@ -18,6 +22,14 @@ from segnn_ase.base.files import write_atomically
 
 DIGITS = 32  # of checksums in names
 ROOT = 0
+DAY = 86400.0  # s
+UNUSED = 60 * DAY
+KEPT_FOR = {  # names of files and folders, and for how many seconds they are kept without being used
+    r"[0-9a-f]{16,64}(-[0-9a-f]{32})?\.so": UNUSED,  # earlier versions had no checksum in the name
+    r"segnn_ase_[0-9a-f]{32}\.py": UNUSED,
+    r"\..+\.[0-9a-f]{8}": DAY,  # of `write_atomically`
+    r"tmp[a-z0-9_]{8}": DAY,  # where a compiler works
+}
 
 
 class CompilerError(RuntimeError):
@@ -78,9 +90,12 @@ def _trusted(state: os.stat_result) -> bool:
 
 
 def find_library(folder: Path, key: str) -> Path | None:
-    """A library that `keep_library` kept, if it is whole and nobody else can have written it."""
+    """A library that `keep_library` kept, if it is whole and nobody else can have written it; noted as used."""
     names = _libraries(folder, folder.stat().st_mtime_ns).get(key, ())
-    return next((folder / name for name in names if _is_good(folder / name)), None)
+    found = next((folder / name for name in names if _is_good(folder / name)), None)
+    if found is not None:
+        note_use(found)
+    return found
 
 
 @lru_cache(maxsize=1)
@@ -88,6 +103,33 @@ def _libraries(folder: Path, changed: int) -> dict[str, list[str]]:
     """Names of libraries by key, read again when the folder has changed: a network has dozens, the folder thousands."""
     names = sorted(name for name in os.listdir(folder) if name.endswith(".so"))
     return {key: list(found) for key, found in groupby(names, lambda name: name.partition("-")[0])}
+
+
+def note_use(path: Path) -> None:
+    """Set the time of a file, once a day: what has not been used for long is removed (`clear_unused`)."""
+    with suppress(OSError):  # gone, or on a disk that cannot be written
+        if _age(path) > DAY:
+            os.utime(path)
+
+
+def clear_unused(folder: Path) -> None:
+    """Remove compiled code that no process has loaded for `UNUSED`, and what killed ones left.
+
+    Processes that have it loaded keep it: the system removes a file from the disk when the last of them ends. Who has
+    found it and not yet loaded it makes it again.
+    """
+    for path in folder.iterdir():
+        limit = next((limit for name, limit in KEPT_FOR.items() if re.fullmatch(name, path.name)), None)
+        with suppress(OSError):  # another process removes it, too
+            if limit is not None and _age(path) > limit and _is_ours(path.lstat()):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+_clear_once = cache(clear_unused)  # in a process: the folder may hold thousands
+
+
+def _age(path: Path) -> float:
+    return time.time() - path.lstat().st_mtime
 
 
 def _is_good(path: Path) -> bool:
@@ -106,6 +148,7 @@ def keep_library(folder: Path, key: str, content: bytes) -> Path:
         if other != path and not _is_good(other):  # what is good may be another process's, which made it meanwhile
             other.unlink(missing_ok=True)
     write_atomically(path, content, mode=0o600)
+    _clear_once(folder)
     return path
 
 
@@ -119,6 +162,7 @@ def keep_source(name: str, source: str) -> Path:
     try:
         if not (path.is_file() and _trusted(path.lstat()) and path.read_text() == source):
             write_atomically(path, source.encode(), mode=0o600)
+        note_use(path)
     except (OSError, UnicodeDecodeError) as error:
         raise CompilerError(f"compiled code cannot be kept: {error}") from error
     return path

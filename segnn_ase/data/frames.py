@@ -11,10 +11,11 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from ase.geometry import minkowski_reduce
 
-from segnn_ase.base.errors import DataError, expect
+from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys, Reading, find_labels
+from segnn_ase.structure.neighbors import check_geometry
 
 ALONE = 6.0  # Å to the next image of an isolated atom; neighbours in crystals of the elements are nearer
 
@@ -39,7 +40,11 @@ def read_frames(paths: "str | Path | list", keys: LabelKeys | None = None) -> li
     """
     keys = LabelKeys() if keys is None else keys
     expect(isinstance(keys, LabelKeys), "keys", keys, "LabelKeys")
-    images = [image for path in as_paths(paths) for image in read_images(path)]
+    return frames_from_images([image for path in as_paths(paths) for image in read_images(path)], keys)
+
+
+def frames_from_images(images: list[tuple[str, Atoms]], keys: LabelKeys) -> list[Frame]:
+    """Find the labels of structures, each after its source. Raises DataError as `read_frames` does."""
     frames = [frame_from_atoms(atoms, keys, source=source) for source, atoms in images]
     for name, wanted in keys_not_found(keys, frames, [atoms for _, atoms in images]).items():
         raise DataError(f"key for {name} is {wanted!r}, but no frame has it; frames have {_names(images)}")
@@ -165,6 +170,15 @@ def check_labels(frames: list[Frame]) -> None:
         labelled = [getattr(f, name) for f in many if getattr(f, name) is not None]
         if labelled and not any(np.nan_to_num(x).any() for x in labelled):
             raise DataError(f"{name} is zero in every frame ({len(labelled)} frames): the labels were lost on the way")
+
+
+def check_geometries(frames: list[Frame]) -> None:
+    """Raise DataError, with the frame, for positions and cells that have no neighbours to search."""
+    for frame in frames:
+        try:
+            check_geometry(frame.atoms.positions, frame.atoms.cell.array, frame.atoms.pbc)
+        except StructureError as error:
+            raise DataError(f"{frame.source}: {error}") from error
 
 
 def check_species(frames: list[Frame], species: list[int], name: str) -> None:

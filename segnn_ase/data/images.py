@@ -1,40 +1,52 @@
 """Structures of a file as ASE reads them, with all that stands beside them, in Å."""
 
+import os
 from pathlib import Path
 
 import ase.db
 import ase.io
 from ase import Atoms
-from ase.io.formats import string2index
+from ase.io.formats import UnknownFileTypeError, string2index
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.files import existing_file, home_expanded, is_file
 from segnn_ase.base.label_names import LENGTHS
 from segnn_ase.data.counts import refuse_impossible_counts
 from segnn_ase.data.extxyz import is_extxyz, open_extxyz
-from segnn_ase.data.foreign import refuse_foreign
+from segnn_ase.data.foreign import BY_DPDATA, is_foreign_folder, read_foreign
 from segnn_ase.data.units import length_unit, stated_units
 
 
 def read_images(path: str) -> list[tuple[str, Atoms]]:
     """Every frame of a file, as ASE gives it but in Å, after its source; raises as `frames.read_frames` does."""
-    refuse_foreign(path)
     name, index = split_index(path)
-    refuse_foreign(name)
     try:
-        if Path(name).suffix in (".db", ".json"):
-            images = _read_database(name, index)
-        else:
-            file, options = readable_by_ase(name)
-            images = ase.io.read(file, index, **options)
+        images = _read_any(name, index)
     except DataError:
         raise
     except Exception as error:  # ASE raises anything from StopIteration to KeyError on a bad file
-        raise DataError(f"data file {name!r} cannot be read by ASE: {type(error).__name__}: {error}") from error
+        raise DataError(f"data file {name!r} cannot be read by ASE: {described(error, name)}") from error
     images = images if isinstance(images, list) else [images]
     if not images:
         raise DataError(f"data file {name!r} has no frames")
     return [(f"{path}, frame {n}", in_angstrom(atoms, f"{path}, frame {n}")) for n, atoms in enumerate(images)]
+
+
+def _read_any(name: str, index: str) -> "list[Atoms] | Atoms":
+    if (images := read_foreign(name)) is not None:
+        return images[string2index(index)]
+    if Path(name).suffix in (".db", ".json"):
+        return _read_database(name, index)
+    file, options = readable_by_ase(name)
+    return ase.io.read(file, index, **options)
+
+
+def described(error: Exception, name: str) -> str:
+    """What ASE says; of a format that it does not know, who may."""
+    text = f"{type(error).__name__}: {error}"
+    if not isinstance(error, UnknownFileTypeError) or not os.path.getsize(name):
+        return text
+    return f"{text}. If dpdata knows its format, these lines convert it:\n{BY_DPDATA.format(name=name, form='...')}"
 
 
 def readable_by_ase(name: str) -> tuple:
@@ -58,11 +70,17 @@ def in_angstrom(atoms: Atoms, where: str) -> Atoms:
 
 
 def split_index(path: str) -> tuple[str, str]:
-    """File and ASE's index; an @ in a folder's name or in that of a file that exists is no index."""
+    """File, or folder of DeePMD, and ASE's index; an @ in a folder's name or in that of what exists is no index."""
     name, _, index = path.rpartition("@")
-    if "@" not in Path(path).name or is_file(home_expanded(path, "data file")):
+    if "@" not in Path(path).name or _is_readable(path):
         name, index = path, ":"
-    return str(existing_file(name, "data file")), index
+    place = home_expanded(name, "data file")
+    return str(place if is_foreign_folder(place) else existing_file(name, "data file")), index
+
+
+def _is_readable(path: str) -> bool:
+    place = home_expanded(path, "data file")
+    return is_file(place) or is_foreign_folder(place)
 
 
 def _read_database(name: str, index: str) -> "list[Atoms] | Atoms":

@@ -1,5 +1,6 @@
 """Log and trajectory: files that grow in whole records, and are cut back to where a restart file was written."""
 
+import gc
 import os
 import struct
 import sys
@@ -14,9 +15,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io.trajectory import TrajectoryWriter
 
 from segnn_ase.base.errors import MDError
+from segnn_ase.base.extxyz import extxyz, for_file
 from segnn_ase.base.files import append, writing
 from segnn_ase.base.label_names import is_result
-from segnn_ase.md.formats import extxyz, for_file
 from segnn_ase.md.settings import MDConfig
 
 COLUMNS = (
@@ -64,6 +65,8 @@ def make_frame(atoms: Atoms, step: int, timestep: float, *, results: bool = True
         atoms.get_potential_energy()
         known = atoms.calc.results
         frame.calc = SinglePointCalculator(frame, **{name: known[name] for name in SAVED if name in known})
+        # where ASE gives a calculator a method of itself, its arrays would stay until the next collection of garbage
+        vars(frame.calc).pop("get_spin_polarized", None)
     return frame
 
 
@@ -80,6 +83,7 @@ def append_frame(path: str, frame: Atoms) -> None:
     if Path(path).suffix == ".traj":
         with writing(path), TrajectoryWriter(path, "a") as writer:
             writer.write(for_file(path, frame)[0])
+        gc.collect(1)  # the first frame, which ASE reads each time and leaves in a cycle
         return
     append(path, extxyz(frame))
 

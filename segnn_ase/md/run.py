@@ -16,12 +16,13 @@ from ase import Atoms, units
 from ase.data import atomic_masses
 from ase.md.md import MolecularDynamics
 
+from segnn_ase.base.constraints import without_idle_constraints
 from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, SEGNNError, expect
+from segnn_ase.base.extxyz import extxyz
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.base.locks import only_writer
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
-from segnn_ase.md.formats import extxyz
 from segnn_ase.md.growing import Growing
 from segnn_ase.md.outputs import (
     COLUMNS,
@@ -82,20 +83,22 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     Raises ConfigError for what cannot be run, MDError when a guard stops the run: then `atoms`, and a file
     beside the trajectory, hold the last good frame, and another file the one that was refused.
     """
-    check_run(atoms, config)
-    deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
-    paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
-    with only_writer(paths.values()):
-        resumed = prepare_files(paths, overwrite)
-        if progress:
-            tell_left_out(atoms, config)
-        try:
-            run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
-            seconds = advance(run, first, progress, deadline)
-        except OutputError as error:
-            further = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
-            raise MDError(f"the run was stopped: {error}. When it can be written, {further}.") from error
-    return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
+    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
+    with without_idle_constraints(atoms):
+        check_run(atoms, config)
+        deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
+        paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
+        with only_writer(paths.values()):
+            resumed = prepare_files(paths, overwrite)
+            if progress:
+                tell_left_out(atoms, config)
+            try:
+                run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
+                seconds = advance(run, first, progress, deadline)
+            except OutputError as error:
+                then = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
+                raise MDError(f"the run was stopped: {error}. When it can be written, {then}.") from error
+        return summarize(run, 1000 * seconds / (config.steps - first) if config.steps > first else math.nan)
 
 
 def prepare_files(paths: dict[str, Path], overwrite: bool) -> bool:
@@ -109,7 +112,6 @@ def prepare_files(paths: dict[str, Path], overwrite: bool) -> bool:
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:
     """Raise ConfigError where structure, calculator and settings do not fit together."""
-    expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
     if atoms.calc is None or not len(atoms):
         raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")

@@ -133,6 +133,102 @@ def test_generated_python_is_run_from_memory(folder):
     assert load_triton(source) == 1 and path.read_text() == source
 
 
+# what has not been used for long
+
+
+def aged(path: Path, days: float) -> Path:
+    os.utime(path, (time.time() - days * cache.DAY,) * 2)
+    return path
+
+
+def test_code_that_is_not_used_any_more_goes_when_other_is_made(folder):
+    load_library(SOURCE)
+    ours = [f"{'0' * 32}-{'1' * 32}.so", f"{'ab' * 16}.so", f"{'c' * 64}.so", f"segnn_ase_{'d' * 32}.py"]
+    for name in [*ours, ".left.so.0123abcd", "libmine.so", "notes.txt", "0123.so"]:
+        aged(folder / name, 1000) if (folder / name).write_text("x") else None
+    (folder / "tmpabcd_123").mkdir()
+    (folder / "tmpabcd_123" / "kernel.c").write_text("")
+    aged(folder / "tmpabcd_123", 2)
+    (folder / "tmpnew45678").mkdir()
+    (folder / ".new.so.89abcdef").write_text("")
+    (folder / f"{'2' * 32}.so").write_text("")
+    aged(folder / f"{'2' * 32}.so", 59)
+    aged(the_whole(folder), 61)
+    load_library("int answer(void) { return 42; }")
+    kept = {"libmine.so", "notes.txt", "0123.so", "tmpnew45678", ".new.so.89abcdef", f"{'2' * 32}.so"}
+    assert {path.name for path in folder.iterdir()} == {*kept, the_whole(folder).name}
+
+
+def the_whole(folder: Path) -> Path:
+    """The only library that a compiler made."""
+    (library,) = (path for path in folder.glob("*-*.so") if cache._is_good(path))
+    return library
+
+
+def test_code_that_is_used_stays(folder):
+    load_library(SOURCE)
+    used = aged(the_library(folder), 61)
+    assert load_library(SOURCE).answer() == 41 and cache._age(used) < cache.DAY
+    before = aged(used, 0.5).lstat().st_mtime
+    load_library(SOURCE)
+    assert used.lstat().st_mtime == before  # noted once a day
+    load_library("int answer(void) { return 42; }")
+    assert used.exists()
+
+
+def test_code_of_others_and_what_cannot_be_touched_stay(folder, monkeypatch):
+    load_library(SOURCE)
+    foreign = folder / f"{'e' * 32}.so"
+    foreign.symlink_to("/nonexistent")
+    old = folder / f"{'f' * 32}.so"
+    old.write_text("x")
+    aged(old, 100)
+    monkeypatch.setattr(cache, "_is_ours", lambda state: False)
+    cache.clear_unused(folder)
+    assert old.exists() and foreign.is_symlink()
+    aged(the_whole_of(folder), 70)
+
+    def refused(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert load_library(SOURCE).answer() == 41
+
+
+def the_whole_of(folder: Path) -> Path:
+    (library,) = folder.glob("*-*.so")
+    return library
+
+
+def test_loaded_code_outlives_its_file(folder):
+    library = load_library(SOURCE)
+    aged(the_library(folder), 1000)
+    cache.clear_unused(folder)
+    assert not list(folder.glob("*.so")) and library.answer() == 41
+    assert load_library(SOURCE).answer() == 41 and the_library(folder)
+
+
+def clearing(arguments) -> list[int]:
+    """Make, use and remove at the same time."""
+    folder, seed = arguments
+    answers = []
+    for n in range(6):
+        answers.append(load_library(f"int answer(void) {{ return {500 + (seed + n) % 3}; }}").answer())
+        for path in Path(folder).glob("*.so"):
+            try:
+                aged(path, 1000)
+            except FileNotFoundError:
+                pass
+        cache.clear_unused(Path(folder))
+    return answers
+
+
+def test_processes_that_clear_and_compile_at_once(folder):
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        found = pool.map(clearing, [(str(folder), seed) for seed in range(3)], chunksize=1)
+    assert found == [[500 + (seed + n) % 3 for n in range(6)] for seed in range(3)]
+
+
 # where the folder is
 
 

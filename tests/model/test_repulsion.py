@@ -53,12 +53,25 @@ def approached(atoms: Atoms, i: int, j: int, distances: np.ndarray) -> list[Atom
     return frames
 
 
-def assert_repels(calc: SEGNNCalculator, atoms: Atoms, i: int, j: int) -> None:
+def radii_of(calc: SEGNNCalculator, atoms: Atoms, i: int) -> np.ndarray:
+    """Core radii of all atoms with atom i, (N,) Å."""
     p = calc.potentials[0]
-    radius = float(p.core_radii[tuple(p.symbols.index(atoms[k].symbol) for k in (i, j))])
-    frames = approached(atoms, i, j, np.linspace(0.1, 0.9 * radius, 60))
-    energies = [r["energy"] for r in calc.evaluate(frames, "energy")]
-    assert np.diff(energies).max() < 0.0, (atoms[i].symbol, atoms[j].symbol)
+    kinds = [p.symbols.index(symbol) for symbol in atoms.symbols]
+    return p.core_radii.numpy()[kinds[i], kinds]
+
+
+def assert_repels(calc: SEGNNCalculator, atoms: Atoms, i: int, j: int, count: int = 40, *, past_others=True) -> int:
+    """The energy rises at all distances up to 0.9 of the core radius; returns at how many.
+
+    past_others: also where j is in the core of a third atom.
+    """
+    radii, others = radii_of(calc, atoms, j), [k for k in range(len(atoms)) if k not in (i, j)]
+    frames = approached(atoms, i, j, np.linspace(0.1, 0.9 * radii[i], count))
+    alone = np.array([(f.get_distances(j, others, mic=True) > radii[others]).all() if others else True for f in frames])
+    energies = np.array([r["energy"] for r in calc.evaluate(frames, "energy")])
+    steps = np.diff(energies)[past_others | (alone[1:] & alone[:-1])]
+    assert (steps < 0.0).all(), (atoms[i].symbol, atoms[j].symbol)
+    return len(steps)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -101,6 +114,26 @@ def test_atoms_of_a_liquid_and_of_a_molecule_repel_each_other():
     for i, j in np.argwhere(np.triu((distances > 0) & (distances < 1.6))):
         assert_repels(calc, acetone, i, j)
         assert_repels(calc, acetone, j, i)
+
+
+@pytest.mark.parametrize(
+    ("name", "build", "reach", "least"),
+    [
+        ("silicon-pbe", lambda: rattled(bulk("Si", cubic=True), stdev=0.1), 4.0, 60),
+        ("water-pbe0", lambda: waters()[:12], 3.3, 60),
+        ("acetylacetone-pbe", lambda: molecule("CH3COCH3"), 3.0, 40),
+    ],
+    ids=["crystal", "liquid", "molecule"],
+)
+def test_every_pair_within_reach_repels(name, build, reach, least):
+    """Not only neighbours: atoms that come from behind others, too."""
+    calc, atoms = SEGNNCalculator(name, dtype="float64", domain="ignore"), build()
+    distances, seen = atoms.get_all_distances(mic=True), {}
+    for i, j in itertools.permutations(range(len(atoms)), 2):
+        kind = f"{atoms[i].symbol}{atoms[j].symbol}"
+        if i < 5 and distances[i, j] < reach and seen.get(kind, 0) < least:
+            seen[kind] = seen.get(kind, 0) + assert_repels(calc, atoms, i, j, 12, past_others=False)
+    assert sum(seen.values()) >= least and len(seen) >= len(SHIPPED[name]) ** 2 - 1
 
 
 def test_derivatives_in_the_core_are_exact(small_potential):

@@ -10,9 +10,9 @@ from ase.build import bulk, fcc100, molecule
 from ase.calculators.emt import EMT
 from helpers.dynamics import config, crystal, run
 
+from segnn_ase.base.extxyz import extxyz, writable
 from segnn_ase.base.label_names import is_result
 from segnn_ase.data.frames import read_frames
-from segnn_ase.md.formats import extxyz, writable
 from segnn_ase.md.outputs import make_frame
 from segnn_ase.md.run import run_md
 
