@@ -44,7 +44,7 @@ class CompiledNewness:
     """What `model.newness.newness` gives, within the rounding of float32. Raises CompilerError."""
 
     def __init__(self, known: KnownSurroundings, cutoff: float):
-        self.known, self._cutoff, self._library = known, cutoff, _library()
+        self.known, self._cutoff, self._library = known, cutoff, _load_newness()
         at, f = known.landscape, known.landscape.fingerprints
         tables = [f.channels, f.mixing, f.mean, f.axes, *_blocks(at.atoms), *_blocks(at.structures), at.fewest]
         tables.append(known.bonds.lengths() ** 2)
@@ -110,19 +110,19 @@ def _blocks(table: Landmarks) -> list[Tensor]:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def _load_newness() -> ctypes.CDLL:
     sizes = {"RADIAL": RADIAL, "LMAX": LMAX, "HARMONICS": HARMONICS, "MIXED": MIXED, "COMPONENTS": COMPONENTS}
-    sizes |= {"SPECTRUM": SPECTRUM, "BLOCK": BLOCK, "LANES": LANES, "CLOSEST": f"{CLOSEST}f"}
+    sizes |= {"SPECTRUM": SPECTRUM, "BLOCK": BLOCK, "LANES": LANES}
     lines = [prelude(torch.float32), "#include <math.h>"]
-    lines += [f"#define {name} {value}" for name, value in sizes.items()]
+    lines += [f"#define {name} {value}" for name, value in sizes.items()] + [f"#define CLOSEST {CLOSEST}f"]
     source = Path(__file__).with_name("newness.c").read_text(encoding="utf-8")
-    library = load_library("\n".join([*lines, _harmonics(), source]))
+    library = load_library("\n".join([*lines, _harmonics_in_c(), source]))
     library.newness.restype = ctypes.c_int
     library.newness.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 4)
     return library
 
 
-def _harmonics() -> str:
+def _harmonics_in_c() -> str:
     """`model.irreps.spherical_harmonics` of the unit vector (a, b, c), as a macro: to y."""
     lines = ["y[0] = (V){0} + 1;", *(f"y[{1 + k}] = {3**0.5!r}f * ({axis});" for k, axis in enumerate("abc"))]
     for l in range(1, LMAX):

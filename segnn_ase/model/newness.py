@@ -72,24 +72,24 @@ def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) ->
     """Of one structure, in plain PyTorch; kind (N,): its elements."""
     graph = within(graph, cutoff)
     c = coefficients(graph, kind, of.landscape.fingerprints.channels, cutoff)
-    atoms, structure = compare(of.landscape, of.landscape.fingerprints.of(c, kind), kind)
+    atoms, structure = newness_of(of.landscape, of.landscape.fingerprints.of(c, kind), kind)
     crowding = float(crowding_of(graph, cutoff).mean())
     bonds = bonds_of(graph, kind, of.bonds.lengths())
     return Newness(atoms.cpu().numpy(), structure.cpu().numpy(), bonds.cpu().numpy(), crowding)
 
 
-def compare(of: Landscape, y: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+def newness_of(of: Landscape, y: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
     """Newness of atoms (N,) and of the structure (S,) from fingerprints y (N, COMPONENTS)."""
     atoms, structure = y.new_zeros(len(kind)), y.new_zeros(len(of.fewest))
     for k in kind.unique().tolist():
         own = kind == k
-        atoms[own] = _nearest(of.atoms, k, y[own])
+        atoms[own] = _to_nearest(of.atoms, k, y[own])
         scatter = max(1.0, float(of.fewest[k]) / int(own.sum())) ** 0.5
-        structure[k] = _nearest(of.structures, k, y[own].mean(0, keepdim=True))[0] / scatter
+        structure[k] = _to_nearest(of.structures, k, y[own].mean(0, keepdim=True))[0] / scatter
     return atoms, structure
 
 
-def _nearest(of: Landmarks, k: int, y: Tensor) -> Tensor:
+def _to_nearest(of: Landmarks, k: int, y: Tensor) -> Tensor:
     return (torch.cdist(y, of.points[k].to(y)) / of.widths[k].to(y)).amin(1)
 
 

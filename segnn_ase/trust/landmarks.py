@@ -21,7 +21,7 @@ from segnn_ase.model.fingerprints import (
     measure_fingerprints,
     power_spectra,
 )
-from segnn_ase.model.newness import Landmarks, Landscape, compare
+from segnn_ase.model.newness import Landmarks, Landscape, newness_of
 
 LANDMARKS = 256  # of an element
 ATOMS = 4000  # of an element that are looked at
@@ -77,7 +77,7 @@ def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None
 
 
 def _used(known: Landscape, seen: Seen) -> tuple[float, float, float]:
-    atoms, structure = compare(known, known.fingerprints.of(seen.c, seen.kind), seen.kind)
+    atoms, structure = newness_of(known, known.fingerprints.of(seen.c, seen.kind), seen.kind)
     return float(atoms.max()), float(atoms.mean()), float(structure.max())
 
 

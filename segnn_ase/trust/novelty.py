@@ -23,7 +23,7 @@ from segnn_ase.structure.graph import Graph, edge_vectors, within
 from segnn_ase.trust.landmarks import Seen, measure_landmarks
 
 FRAMES, ATOMS = 400, 40_000  # that landmarks are taken from
-BIN, GAP = 0.01, 0.2  # Å, of a histogram of distances; a gap as wide tells bonds from other pairs
+BIN, GAP = 0.01, 0.15  # Å, of a histogram of distances; a gap as wide tells bonds from other pairs
 REACH = 1.8  # sums of covalent radii, within which the gap is
 CROWDING = (0.25, 0.005)  # below, of the width of the range and of the value
 

@@ -171,12 +171,21 @@ def test_said_once_of_its_kind(known):
     assert len(texts) == len(set(texts)) and sum("apart" in text for text in texts) == 1
 
 
+def assert_same(found, expected) -> None:
+    """Of any depth."""
+    assert type(found) is type(expected)
+    for name, a, b in zip(found._fields, found, expected, strict=True):
+        if hasattr(a, "_fields"):
+            assert_same(a, b)
+        else:
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+
+
 def test_the_file_keeps_it_and_a_copy_too(known, tmp_path):
     save_potential(tmp_path / "known.pt", known)
     loaded = load_potential(tmp_path / "known.pt")
-    for found, expected in ((loaded.domain, known.domain), (loaded.uncertainty, known.uncertainty)):
-        for name, a, b in zip(found._fields, found, expected, strict=True):
-            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+    assert_same(loaded.domain, known.domain)
+    assert_same(loaded.uncertainty, known.uncertainty)
     calculator = pickle.loads(pickle.dumps(SEGNNCalculator(loaded, domain="ignore")))
     assert kinds(calculator, contact())[0] == kinds(SEGNNCalculator(known, domain="ignore"), contact())[0]
 
