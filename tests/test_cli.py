@@ -102,8 +102,9 @@ def test_finetune(work, tmp_path):
 def test_evaluate_prints_the_table_of_the_training(work):
     result = segnn("evaluate", "model.pt", "test.xyz", "train.xyz", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    header, *rows = result.stdout.splitlines()
+    header, *rows, outside = result.stdout.splitlines()
     assert "energy [meV/atom] rmse" in header and "forces [meV/Å] rmse" in header
+    assert outside.startswith("train.xyz: ") and "outside what the potential was trained on (" in outside
     assert [row.split()[0] for row in rows] == ["test.xyz", "train.xyz"]
     expected = 1e3 * load_with_metadata("model.pt")[1]["errors"]["test.xyz"]["forces_rmse"]
     assert float(rows[0].split()[3]) == pytest.approx(expected, rel=1e-4)

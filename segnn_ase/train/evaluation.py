@@ -1,6 +1,7 @@
 """Errors of potentials and committees on labelled structures, against what they expect themselves."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
+from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.data.batches import Item, collate_items, make_item
 from segnn_ase.data.dispersed import without_dispersion
@@ -112,6 +114,9 @@ def evaluate_files(
 ) -> dict:
     """Errors of a model or a committee on labelled files, one entry per file, evaluated as by the calculator.
 
+    Where frames are outside what the (first) potential was trained on, "outside" is their number, "outside_ways" how
+    many are so in each way; "forces_std", the rmse that the potential expects, leaves them out.
+
     report: a function of text, told where labels are in two places, converted or left out.
     """
     paths, device = as_paths(paths), resolve_device(device)
@@ -126,7 +131,22 @@ def evaluate_files(
             return committee_residuals(evaluators, items, settings, committee.factors)
         return residuals(evaluators[0], items, settings, first.uncertainty)
 
-    return {path: errors_of(measured(items)) for path, items in sets.items()}
+    calculator = SEGNNCalculator(first, domain="ignore", device=str(device))
+    return {path: _errors_apart(items, calculator, measured) for path, items in sets.items()}
+
+
+def _errors_apart(items: list[Item], calculator: SEGNNCalculator, measured: Callable) -> dict:
+    """Errors of all frames, and how many are outside, in which ways; what is expected is that of those inside."""
+    ways = [r.get("outside_domain", []) for r in calculator.evaluate([item.atoms for item in items])]
+    groups = [[item for item, found in zip(items, ways, strict=True) if bool(found) == out] for out in (False, True)]
+    inside, outside = (measured(group) if group else {} for group in groups)
+    both = {name: np.concatenate([one[name] for one in (inside, outside) if one]) for name in inside or outside}
+    errors = errors_of(both)
+    if groups[1]:
+        errors |= {"forces_std": errors_of(inside).get("forces_std") if inside else None, "outside": len(groups[1])}
+        errors["outside_ways"] = dict(Counter(kind for found in ways for kind in {way.kind for way in found}))
+        errors["forces_rmse_outside"] = errors_of(outside)["forces_rmse"]
+    return errors
 
 
 def labelled_items(

@@ -100,7 +100,16 @@ def error_table(errors: dict[str, dict]) -> str:
     for name, values in errors.items():
         cells = [f"{milli(values[f'{q}_rmse']):>26s} {milli(values[f'{q}_mae']):>9s}" for q, _ in columns]
         lines.append(f"{Path(name).name[-24:]:24s}" + "".join(cells) + f"{milli(values.get('forces_std')):>26s}")
+    lines += [_outside(name, values) for name, values in errors.items() if values.get("outside")]
     return "\n".join(lines)
+
+
+def _outside(name: str, values: dict) -> str:
+    ways = ", ".join(f"{kind} {n}" for kind, n in sorted(values["outside_ways"].items()))
+    return (
+        f"{Path(name).name}: {values['outside']} frames are outside what the potential was trained on ({ways}); what "
+        f"is expected is for the others. Forces outside, rmse [meV/Å]: {milli(values['forces_rmse_outside'])}"
+    )
 
 
 def milli(value: float | None) -> str:

@@ -29,7 +29,7 @@ FOLDS = 5
 CHUNK = 1000  # atoms at a time
 NEAREST = 5  # fingerprints that a width is taken over
 NARROWEST = 0.3  # of the wide ones: a crystal without any motion says nothing of how far it may move
-SAME = 0.02  # structures whose mean fingerprints are as close are one, however often they are turned or repeated
+SAME = 1e-3  # relative: structures as alike are one, however often they are turned, shifted or repeated
 MOST = 0.99  # of the held-out frames are inside
 MARGINS = (1.4, 1.1, 1.1)  # times what these reach: any atom, mean of the atoms, means of the structure
 FEW = 2.0  # the margin is wider by this over the number of frames
@@ -62,18 +62,29 @@ def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None
 
     before: of the potential that was fine-tuned, whose surroundings stay known.
     """
-    channels = element_channels(n_species)
-    if len(seen) < FOLDS:
-        return before and _known(channels, _elements(seen, n_species, before), before.limits)
+    channels, group = element_channels(n_species), groups_of_copies(seen)
+    if len(set(group)) < FOLDS:
+        return before and _known(channels, _elements(seen, group, n_species, before), before.limits)
     used = []
     for fold in range(FOLDS):
-        rest, held_out = ([s for n, s in enumerate(seen) if (n % FOLDS == fold) == out] for out in (False, True))
-        known = _known(channels, _elements(rest, n_species, None), (1.0, 1.0, 1.0))
-        used += [_used(known, s) for s in held_out]
+        held_out, rest = ([n for n, g in enumerate(group) if (g % FOLDS == fold) == out] for out in (True, False))
+        rows = _elements([seen[n] for n in rest], [group[n] for n in rest], n_species, None)
+        known = _known(channels, rows, (1.0, 1.0, 1.0))
+        used += [_used(known, seen[n]) for n in held_out]
     limits = np.quantile(used, MOST, axis=0) * (np.array(MARGINS) + FEW / len(seen))
     if before is not None:
         limits = np.maximum(limits, before.limits)
-    return _known(channels, _elements(seen, n_species, before), tuple(limits.tolist()))
+    return _known(channels, _elements(seen, group, n_species, before), tuple(limits.tolist()))
+
+
+def groups_of_copies(seen: list[Seen]) -> list[int]:
+    """A number for each structure, 0, 1, ..., the same for copies."""
+    squares = torch.stack(
+        [torch.cat([s.c[..., l * l : (l + 1) ** 2].square().sum(2).mean(0) for l in range(LMAX + 1)]) for s in seen]
+    )
+    rows = squares / squares.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    first = (torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist") < SAME).int().argmax(1)
+    return first.unique(return_inverse=True)[1].tolist()
 
 
 def _used(known: Landscape, seen: Seen) -> tuple[float, float, float]:
@@ -81,26 +92,25 @@ def _used(known: Landscape, seen: Seen) -> tuple[float, float, float]:
     return float(atoms.max()), float(atoms.mean()), float(structure.max())
 
 
-def _elements(seen: list[Seen], n_species: int, before: Landscape | None) -> "list[_Element | None]":
+def _elements(seen: list[Seen], group: list[int], n_species: int, before: Landscape | None) -> "list[_Element | None]":
     rows = []
     for k in range(n_species):
-        clouds = [s.c[s.kind == k] for s in seen if bool((s.kind == k).any())]
+        own = [n for n, s in enumerate(seen) if bool((s.kind == k).any())]
+        clouds, groups = [seen[n].c[seen[n].kind == k] for n in own], torch.tensor([group[n] for n in own])
         known = None if before is None or not before.fewest[k] else _element_of(before, k)
-        rows.append(_measure_element(clouds, known) if clouds else known)
+        rows.append(_measure_element(clouds, groups, known) if clouds else known)
     return rows
 
 
-def _measure_element(clouds: list[Tensor], before: _Element | None) -> _Element:
+def _measure_element(clouds: list[Tensor], group: Tensor, before: _Element | None) -> _Element:
     """From the coefficients of its atoms in each structure that has it."""
     c = torch.cat(clouds)
     frame = torch.repeat_interleave(torch.tensor([len(cloud) for cloud in clouds]))
     chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(c))[:ATOMS])
     row = before or _Element(*measure_fingerprints(c[chosen]), (), (), 0)
     means = torch.stack([row.fingerprints(cloud).mean(0) for cloud in clouds])
-    group = (torch.cdist(means, means) < SAME).int().argmax(1)  # the first of those that are the same
-    first = group.unique()
     atoms = _landmarks(row.fingerprints(c[chosen]), group[frame[chosen]], before and before.atoms)
-    structures = _landmarks(means[first], first, before and before.structures)
+    structures = _landmarks(means, group, before and before.structures)
     fewest = min([len(cloud) for cloud in clouds] + ([before.fewest] if before else []))
     return row._replace(atoms=atoms, structures=structures, fewest=fewest)
 
