@@ -21,7 +21,7 @@ from segnn_ase.model.fingerprints import (
     measure_fingerprints,
     power_spectra,
 )
-from segnn_ase.model.newness import Landmarks, Landscape, newness_of, mean_and_spread
+from segnn_ase.model.newness import Landmarks, Landscape, mean_and_spread, newness_of
 
 LANDMARKS = 256  # of an element
 ATOMS = 4000  # of an element that are looked at
