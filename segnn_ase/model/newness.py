@@ -87,8 +87,10 @@ def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) ->
     bonds = bonds_of(graph, kind, of.bonds.lengths())
     fewest, most = of.bonds.limits().to(kind.device)[kind].unbind(2)
     broken = int(((bonds < fewest) | (bonds > most)).sum())
-    arrays = [x.cpu().numpy() for x in (atoms, structure, bonds)]
-    return Newness(*arrays, float(atoms.max()), float(atoms.mean()), float(structure.max()), crowding, broken)
+    each, of_elements, counts = (x.cpu().numpy() for x in (atoms, structure, bonds))
+    return Newness(
+        each, of_elements, counts, float(atoms.max()), float(atoms.mean()), float(structure.max()), crowding, broken
+    )
 
 
 def newness_of(of: Landscape, y: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
