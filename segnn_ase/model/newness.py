@@ -18,7 +18,7 @@ from segnn_ase.model.edges import distance_of, envelope
 from segnn_ase.model.fingerprints import Fingerprints, coefficients
 from segnn_ase.structure.graph import Graph, edge_vectors, within
 
-SPREAD, LEAST = 0.3, 0.1  # against means; in whitened units: thermal motion in a crystal
+SPREAD, LEAST = 0.1, 0.1  # against means; in whitened units: thermal motion in a crystal
 
 
 class Landmarks(NamedTuple):
