@@ -11,7 +11,7 @@ from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.cpu import CpuPasses
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.network_steps import make_steps
-from segnn_ase.compiled.newness import CompiledNewness, chosen_newness
+from segnn_ase.compiled.newness import CompiledNewness, PlainNewness, chosen_newness
 from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.newness import KnownSurroundings, Newness
@@ -50,7 +50,7 @@ class CpuEvaluator(Evaluator):
         self._runtime = self._passes.runtime
         self._limits = (ctypes.c_double * 3)(self._cutoff, tables.step, round(self._cutoff / tables.step))
         self._links, self._lock = Links(0, 0), Lock()
-        self._newness: CompiledNewness | None = None
+        self._newness: CompiledNewness | PlainNewness | None = None
         self.elements = potential.elements(self._lonely(len(potential.species)))
 
     def _lonely(self, n: int) -> Tensor:
@@ -153,7 +153,7 @@ class CpuEvaluator(Evaluator):
     def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
         if self._newness is None or self._newness.known is not known:
             self._newness = chosen_newness(known, self._cutoff, graph, kind)
-        return self._newness(graph, kind)
+        return self._newness and self._newness(graph, kind)
 
     def inside_and_deviations(
         self, given: "list[Tensor | None]", forms: Tensor | None, limits: int, numbers: ctypes.Array

@@ -96,12 +96,18 @@ class PlainNewness:
 
 def chosen_newness(
     known: KnownSurroundings, cutoff: float, graph: Graph, kind: Tensor
-) -> "CompiledNewness | PlainNewness":
-    """The fastest that gives on this structure what plain PyTorch gives; warns where that is PyTorch itself."""
+) -> "CompiledNewness | PlainNewness | None":
+    """The fastest that gives on this structure what plain PyTorch gives; warns where that is PyTorch itself.
+
+    None where code cannot be compared, as the pairs are not sorted.
+    """
     plain = PlainNewness(known, cutoff)
     try:
         compiled = CompiledNewness(known, cutoff)
-        problem = _problem(compiled(graph, kind), plain(graph, kind))
+        found = compiled(graph, kind)
+        if found is None:
+            return None
+        problem = _problem(found, plain(graph, kind))
     except CompilerError as error:
         problem = str(error)
     if problem is None:
@@ -110,9 +116,7 @@ def chosen_newness(
     return plain
 
 
-def _problem(found: Newness | None, expected: Newness) -> str | None:
-    if found is None:  # unsorted pairs: not compared yet
-        return None
+def _problem(found: Newness, expected: Newness) -> str | None:
     for name, got, right in zip(Newness._fields, found, expected, strict=True):
         if not np.allclose(got, right, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
             return f"{name} differs by up to {np.abs(np.subtract(got, right)).max():.2g}"

@@ -32,6 +32,8 @@ NARROWEST = 0.3  # of the wide ones: a crystal without any motion says nothing o
 SAME = 1e-4  # relative: structures as alike are one, however often they are turned, shifted or repeated
 MOST = 0.99  # of the held-out frames are inside
 MARGINS = (1.4, 1.1, 1.1)  # times what these reach: any atom, mean of the atoms, means of the structure
+ROOM = (1.0, 1.0, 1.8)  # limits are at least so many times the median: frames of one run are like each other
+ODD = 4.0  # and the margins start from this many medians at most: a kind of frames that is one fold's is no measure
 FEW = 2.0  # the margin is wider by this over the number of frames
 NOWHERE = 1e6  # where the landmarks lie of an element that was never seen
 
@@ -71,7 +73,9 @@ def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None
         rows = _elements([seen[n] for n in rest], [group[n] for n in rest], n_species, None)
         known = _known(channels, rows, (1.0, 1.0, 1.0))
         used += [_used(known, seen[n]) for n in held_out]
-    limits = np.quantile(used, MOST, axis=0) * (np.array(MARGINS) + FEW / len(seen))
+    usual, most = np.quantile(used, [0.5, MOST], axis=0)
+    limits = np.minimum(most, ODD * usual) * (np.array(MARGINS) + FEW / len(seen))
+    limits = np.maximum(limits, np.array(ROOM) * usual)
     if before is not None:
         limits = np.maximum(limits, before.limits)
     return _known(channels, _elements(seen, group, n_species, before), tuple(limits.tolist()))

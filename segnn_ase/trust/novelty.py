@@ -31,7 +31,7 @@ CROWDING = (0.25, 0.005)  # below, of the width of the range and of the value
 class Outside(NamedTuple):
     """One way in which a structure is outside, and the data that would help."""
 
-    kind: str  # distance, neighbors, density, energy, virial, forces, features, bonds, surroundings or structure
+    kind: str  # distance, neighbors, density, energy, virial, forces, features, bonds, surroundings, structure or thin
     reason: str
     help: str
 
@@ -85,7 +85,8 @@ def _gap(distances: np.ndarray, reach: float, known: "list[float] | None") -> tu
     d = distances[distances < reach]
     if known is not None:
         d = np.array([known[0], *d[(d > known[0]) & (d < known[1])], known[1]])
-    if len(d) < 2 or (widest := np.diff(d).argmax()) is None or d[widest + 1] - d[widest] < GAP:
+    widest = int(np.diff(d).argmax()) if len(d) > 1 else 0
+    if len(d) < 2 or d[widest + 1] - d[widest] < GAP:
         return 0.0, 0.0
     return float(d[widest] + BIN), float(d[widest + 1])
 
@@ -132,18 +133,18 @@ class NoveltyCheck:
         who = f"{chemical_symbols[numbers[atom]]} {atom}"
         if used[0] >= used[1]:
             reason = (
-                f"the surroundings of {who} are new, {used[0]:.3g} times as far from known ones as is usual at most"
+                f"the surroundings of {who} are new, {used[0]:.2f} times as far from known ones as is usual at most"
             )
         else:
             reason = (
-                f"the surroundings of its atoms are new, on the mean {used[1]:.3g} times as far as is usual at most"
+                f"the surroundings of its atoms are new, on the mean {used[1]:.2f} times as far as is usual at most"
             )
         return Outside("surroundings", reason, f"with surroundings like those of {who}")
 
     def _structure(self, new: Newness, used: float) -> Outside:
         symbol = self._symbols[int(new.structure.argmax())]
         reason = (
-            f"the mean surroundings of {symbol} are new, {used:.3g} times as far from those of known structures as is "
+            f"the mean surroundings of {symbol} are new, {used:.2f} times as far from those of known structures as is "
             "usual at most"
         )
         return Outside("structure", reason, "of such a phase, strain or temperature")

@@ -123,6 +123,7 @@ def test_pairs_in_any_order_and_wrong_code_go_to_pytorch(known, monkeypatch):
         edge_src=graph.edge_src.flip(0), edge_dst=graph.edge_dst.flip(0), edge_shift=graph.edge_shift.flip(0)
     )
     assert CompiledNewness(known, CUTOFF)(backwards, kind) is None
+    assert chosen_newness(known, CUTOFF, backwards, kind) is None  # not used before it was compared
     assert isinstance(chosen_newness(known, CUTOFF, graph, kind), CompiledNewness)
     wrong = CompiledNewness.__call__
     monkeypatch.setattr(CompiledNewness, "__call__", lambda *given: wrong(*given)._replace(crowding=0.5))
@@ -195,6 +196,16 @@ def test_few_frames_say_nothing():
     assert known_from(frames()[:4]) is None
     assert known_from([rattled(molecule("CO"), 1).copy() for _ in range(20)]) is None  # one and the same
     assert known_from(frames()[:5]) is not None
+
+
+def test_a_kind_of_frames_that_is_one_fold_s_does_not_make_all_known():
+    """A lone frame of another element cannot be judged by the others: the limits must not follow it."""
+    one = [*frames()[:12], Atoms("CO", [[0, 0, 0], [0, 0, 1.15]])]
+    known = known_from(one)
+    assert max(known.landscape.limits) < 20
+    assert ways(known, crystal(5)) == {} and "structure" in ways(
+        known, rattled(bulk("Cu", "sc", a=2.55).repeat(2), 1, 0.02)
+    )
 
 
 def test_copies_do_not_make_the_others_new():
