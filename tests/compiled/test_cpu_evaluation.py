@@ -144,8 +144,9 @@ def test_a_wrong_step_is_caught(new_potential, monkeypatch):
 
     def flipped(*given):
         network = make(*given)
-        step = network.segments[4].steps[0]
-        network.segments[4].steps[0] = replace(step, weight=replace(step.weight, scale=-step.weight.scale))
+        steps = network.segments[4].steps
+        at, step = next((at, step) for at, step in enumerate(steps) if isinstance(step, MatrixProduct))
+        steps[at] = replace(step, weight=replace(step.weight, scale=-step.weight.scale))
         return network
 
     monkeypatch.setattr(cpu_evaluation, "make_steps", flipped)
