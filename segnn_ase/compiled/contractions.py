@@ -45,7 +45,7 @@ def mixture(coupling: Coupling) -> Tensor:
     found = torch.zeros(len(coupling.paths), len(coupling.paths), dtype=torch.float64)
     for p, path in enumerate(coupling.paths):
         l, right, out = coupling.left[path.left].l, coupling.right[path.right].l, coupling.out[path.out].l
-        for foot, c in _coefficients(l, right, out).items():
+        for foot, c in _multiples(l, right, out).items():
             (q,) = (q for q in _alike(coupling, path) if foot_of(coupling, coupling.paths[q]) == foot)
             found[p, q] = c * coupling.scale(path.out)
     return found
@@ -56,7 +56,7 @@ def _alike(coupling: Coupling, path: Path) -> list[int]:
 
 
 @cache
-def _coefficients(l: int, right: int, out: int) -> dict[Foot, float]:
+def _multiples(l: int, right: int, out: int) -> dict[Foot, float]:
     """CG(l, L, l') Y^L as these multiples of ladders. Raises ValueError if it is not."""
     turns = bool((l + right + out) % 2)
     feet = [Foot(k, turns) for k in range((l + out - right + turns) // 2, min(l, out) + 1)]

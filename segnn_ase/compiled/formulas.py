@@ -71,7 +71,7 @@ def _rho(f: Formula, x: dict, mixed: Tensor, *, tabulated: bool) -> list[Expr]:
     for piece in spline_pieces():
         weight = None
         for coefficient in piece[::-1].tolist():  # Horner
-            weight = f.add(f.mul(weight, x["fraction"][0]), f.const(coefficient) if coefficient else None)
+            weight = f.add(f.mul(weight, x["fraction"][0]), f.const(coefficient) if abs(coefficient) > 1e-12 else None)
         weights.append(weight)
     return [f.add(*(f.mul(w, x["table"][q * n + p]) for q, w in enumerate(weights))) for p in range(n)]
 

@@ -121,9 +121,7 @@ class _Network:
         sent = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
         for b in range(len(message.couplings)):
             self.network.segments.append(Segment("edge", [self.message_block(message, b, pair, factors, sent)]))
-        self.now = []
-        if not message.linear:
-            sent = self.recombine(message, sent)
+        sent, self.now = _as_paths(message, self.dims, sent)
         into = self.nodes(order) if order > 1 else both
         for k, dense in enumerate(message.out):
             out = self.view(k, into[k], 0 if order > 1 else self.mul[k])
@@ -152,19 +150,6 @@ class _Network:
         weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
         inputs = (*(pair[k] for k in members), *rho, self.geometry.harmonics, self.geometry.envelope, *weights)
         return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
-
-    def recombine(self, message: Message, sent: list[Array]) -> list[Array]:
-        """What is received as paths, from the ladders that are sent."""
-        paths = [Array("node", x.size) for x in sent]
-        for b, members in enumerate(message.blocks.members):
-            changes: dict = {}
-            for position, k in enumerate(members):
-                layout = _sent_by(message, b, position, self.dims[k], sent[k].size // self.dims[k])
-                changes |= {f"in{position}": layout, f"out{position}": layout}
-            operation = relaid(formulas.recombined(message.couplings[b], message.blocks.width(b)), **changes)
-            arrays = (tuple(x[k] for k in members) for x in (sent, paths))
-            self.now.append(RowOperation(operation, *arrays))
-        return paths
 
     def multiply(self, t: int, powers: list[Array], both: list[Array]) -> None:
         """Self-products of what was received, and their sum beside the features."""
@@ -270,6 +255,20 @@ def _moved(operation: Operation, name: str, first: int, width: int, rows: int = 
         return {}
     rows = rows or width
     return {"size": width, "offsets": tuple(o // rows * width + first + o % rows for o in operand.offsets)}
+
+
+def _as_paths(message: Message, dims: list[int], sent: list[Array]) -> tuple[list[Array], list[Step]]:
+    """What is received, from the ladders that are sent, and the steps to it."""
+    if message.linear:  # a sum of paths already
+        return sent, []
+    steps: list[Step] = []
+    paths = [Array("node", x.size) for x in sent]
+    for b, members in enumerate(message.blocks.members):
+        layouts = [_sent_by(message, b, p, dims[k], sent[k].size // dims[k]) for p, k in enumerate(members)]
+        changes = {f"{side}{p}": layout for p, layout in enumerate(layouts) for side in ("in", "out")}
+        operation = relaid(formulas.recombined(message.couplings[b], message.blocks.width(b)), **changes)
+        steps.append(RowOperation(operation, *(tuple(x[k] for k in members) for x in (sent, paths))))
+    return paths, steps
 
 
 def _for_ladders(message: Message, table: Tensor) -> Tensor:

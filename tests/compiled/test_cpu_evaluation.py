@@ -24,6 +24,7 @@ from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.network_steps import supported
+from segnn_ase.compiled.steps import MatrixProduct
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
