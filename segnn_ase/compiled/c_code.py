@@ -84,7 +84,10 @@ void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const
   {scalars}
   {sums}
   int c = 0;
-  _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{ channels_body(i, j, e, q, k, in, out, c, W{given}); }}
+  _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{
+    __asm__ volatile("" : "+r"(c)); /* a loop, where the compiler would print its body twice and leave the cache */
+    channels_body(i, j, e, q, k, in, out, c, W{given});
+  }}
   if ({channels} % W) {{ channels_body(i, j, e, q, k, in, out, c, {channels} % W{given}); }}
   {totals}
   }}

@@ -104,6 +104,7 @@ class Formula:
         for node in order:
             if any(a.index in leads for a in node.given()):
                 leads.add(node.index)
+        slopes = self._slopes(order, wanted)
         adjoints: dict[int, Expr] = {}  # of V nodes, added up as terms come: few values are alive at a time
         summed: dict[int, list[Expr]] = {}  # V terms of the adjoints of S nodes, to be summed over channels
 
@@ -123,7 +124,10 @@ class Formula:
             if node.index not in adjoints:
                 continue
             adjoint = adjoints[node.index]
-            if node.op == "add":
+            if node.index in slopes:
+                scalar, slope = slopes[node.index]
+                send(scalar, self.mul(adjoint, slope))
+            elif node.op == "add":
                 for argument in node.args:
                     send(argument, adjoint)
             elif node.op == "mul":
@@ -135,6 +139,23 @@ class Formula:
                 if term is not None:
                     send(node.args[0], term)
         return [adjoints.get(w.index) for w in wanted]
+
+    def _slopes(self, order: list[Expr], wanted: list[Expr]) -> dict[int, tuple[Expr, Expr]]:
+        """Sums V that depend on one wanted scalar alone: with their slope, all of them are one sum over channels; from
+        term to term there would be one for each factor S."""
+        reached = {w.index: {w} for w in wanted}
+        alone: dict[Expr, list[Expr]] = {}
+        for node in order:
+            reached.setdefault(node.index, set()).update(*(reached[a.index] for a in node.given()))
+            if node.op == "add" and node.level == "V" and len(reached[node.index]) == 1:
+                (scalar,) = reached[node.index]
+                alone.setdefault(scalar, []).append(node)
+        found = {}
+        for scalar, nodes in alone.items():
+            if scalar.level == "S":
+                slopes = self.tangents(nodes, {scalar.index: self.const(1.0)})
+                found |= {n.index: (scalar, d) for n, d in zip(nodes, slopes, strict=True) if d is not None}
+        return found
 
     def needed(self, wanted: list[Expr]) -> list[Expr]:
         """The nodes that the wanted ones are made of, in order."""

@@ -3,6 +3,9 @@
 from dataclasses import replace
 from functools import cache
 
+from torch import Tensor
+
+from segnn_ase.compiled.contractions import Ladders, mixture
 from segnn_ase.compiled.derivatives import Operand, Operation
 from segnn_ase.compiled.expressions import Expr, Formula
 from segnn_ase.compiled.splines import DEGREE, spline_pieces
@@ -58,17 +61,23 @@ def _radial(tensor: int, n_paths: int, channels: int, tabulated: bool) -> list[O
     ]
 
 
-def _rho(f: Formula, x: dict, n_paths: int) -> list[Expr]:
-    """rho of each path, given or by the splines of `tables`."""
-    if "rho" in x:
-        return x["rho"]
-    weights = []
+def _rho(f: Formula, x: dict, mixed: Tensor, *, tabulated: bool) -> list[Expr]:
+    """What each ladder is weighed with: `mixed` (ladders, paths) of rho, or by the splines of the table."""
+    if not tabulated:
+        return [
+            f.add(*(f.mul(f.const(c), r) for c, r in zip(row, x["rho"], strict=True) if c)) for row in mixed.tolist()
+        ]
+    weights, n = [], len(mixed)
     for piece in spline_pieces():
         weight = None
         for coefficient in piece[::-1].tolist():  # Horner
-            weight = f.add(f.mul(weight, x["fraction"][0]), f.const(coefficient) if coefficient else None)
+            weight = f.add(f.mul(weight, x["fraction"][0]), f.const(coefficient) if abs(coefficient) > 1e-12 else None)
         weights.append(weight)
-    return [f.add(*(f.mul(w, x["table"][q * n_paths + p]) for q, w in enumerate(weights))) for p in range(n_paths)]
+    return [f.add(*(f.mul(w, x["table"][q * n + p]) for q, w in enumerate(weights))) for p in range(n)]
+
+
+def _combined(f: Formula, coefficients: list[float], values: list[Expr]) -> Expr:
+    return f.add(*(f.mul(f.const(c), v) for c, v in zip(coefficients, values, strict=True) if c))
 
 
 def _strided(count: int, channels: int) -> tuple[int, ...]:
@@ -99,59 +108,85 @@ def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: 
 
     Inputs: for each kind (N, 2l+1, 2 channels), receiver's part first; rho (pairs, paths, channels); harmonics
     (E, (lmax+1)^2); envelope (E, 1); mix (outputs, scalars, channels); bias (outputs, channels).
-    With `tabulated`, for evaluation only, rho is a table of spline coefficients (rows, paths, channels) and
-    the fraction of the way to the next knot (E, 1), and there are no gradients of table, mix and bias.
-    Outputs: for each kind (N, 2l+1, paths, channels).
+    With `tabulated`, for evaluation only, rho is a table of spline coefficients (rows, ladders, channels), of what
+    `radial_mixture` makes of rho, and the fraction of the way to the next knot (E, 1), and there are no gradients of
+    table, mix and bias. Outputs: for each kind (N, 2l+1, ladders, channels), to be `recombined`.
     """
-    n, columns = len(coupling.left), _path_columns(coupling)
+    n = len(coupling.left)
 
     def build(f: Formula, x: dict) -> dict:
-        matrices = [_coupled(f, coupling, k, x["harmonics"]) for k in range(n)]
-        rho, half = _rho(f, x, len(coupling.paths)), f.const(0.5**0.5)
-        both = [
-            [f.mul(half, f.add(a, b)) for a, b in zip(x[f"receiver{k}"], x[f"sender{k}"], strict=True)]
-            for k in range(n)
-        ]
-        # rho weighs what goes into a path: its products then add up to the kind's sum at once
-        weighed = [[f.mul(rho[p], v) for v in both[path.left]] for p, path in enumerate(coupling.paths)]
-
-        def path_sum(k: int, m: int) -> Expr:
-            into = [p for p, path in enumerate(coupling.paths) if path.out == k]
-            rows = ((row[columns[p][m]], v) for p in into for row, v in _pairs(matrices, coupling, weighed, p))
-            return f.add(*(f.mul(a, v) for a, v in rows))
-
-        h = _gated(f, coupling, x, columns, matrices, weighed, path_sum, silu, sigmoid)
-        return _sent_out(f, coupling, columns, matrices, [[f.mul(x["envelope"][0], v) for v in row] for row in h])
+        ladders = Ladders(f, coupling, x["harmonics"])
+        rho = _rho(f, x, radial_mixture(coupling), tabulated=tabulated)
+        both = [[*map(f.add, x[f"receiver{k}"], x[f"sender{k}"])] for k in range(n)]
+        # rho weighs what is at the feet: what climbs from them then adds up to the kind's sum at once
+        feet = _weighed(f, rho, ladders.down(both))
+        return _sent_out(coupling, ladders, _gated(f, ladders, x, feet, silu, sigmoid))
 
     inputs = _message_inputs(coupling, channels, tabulated)
     return Operation(channels, inputs, _paths_out("out", coupling, channels, "receiver"), build, edges=True)
 
 
-def _pairs(matrices, coupling, weighed, p: int):
-    return zip(matrices[coupling.paths[p].left], weighed[p], strict=True)
+@cache
+def radial_mixture(coupling, *, linear: bool = False) -> Tensor:
+    """(ladders, paths): what the ladders of a message's first product are weighed with, from rho of the paths."""
+    # of the non-linear one the receiver's and the sender's features are added up: the factor keeps the variance
+    return mixture(coupling).T * (1.0 if linear else 0.5**0.5)
 
 
-def _gated(f: Formula, coupling, x: dict, columns, matrices, weighed, path_sum, silu: float, sigmoid: float) -> list:
-    """h of each kind: silu on 0e, the others times a sigmoid, of mixtures of the scalar paths."""
-    scalar = coupling.left.index(SCALAR)
-    scalars = [
-        f.add(*(f.mul(row[columns[p][0]], v) for row, v in _pairs(matrices, coupling, weighed, p)))
-        for p, path in enumerate(coupling.paths)
-        if path.out == scalar
-    ]
+def _weighed(f: Formula, rho: list[Expr], feet: list[list]) -> list[list]:
+    return [[f.mul(r, v) for v in foot] for r, foot in zip(rho, feet, strict=True)]
+
+
+def _numbered(coupling, k: int) -> list[int]:
+    """The paths into a kind."""
+    return [p for p, path in enumerate(coupling.paths) if path.out == k]
+
+
+def _gated(f: Formula, ladders: Ladders, x: dict, feet: list[list], silu: float, sigmoid: float) -> list:
+    """u h of each kind: silu on 0e, the others times a sigmoid, of mixtures of the scalar paths; u: envelope."""
+    kinds, (u,) = ladders.coupling.left, x["envelope"]
+    scalar = kinds.index(SCALAR)
+    scalars = [feet[p][0] for p in _numbered(ladders.coupling, scalar)]
     mixed = [
         f.add(x["bias"][o], *(f.mul(x["mix"][o * len(scalars) + s], t) for s, t in enumerate(scalars)))
-        for o in range(len(coupling.left))
+        for o in range(len(kinds))
     ]
     gates, h = iter(mixed[1:]), []
-    for k, kind in enumerate(coupling.left):
+    for k in range(len(kinds)):
         if k == scalar:
-            h.append([f.mul(f.const(silu), mixed[0], f.sigmoid(mixed[0]))])
+            h.append([f.mul(f.mul(f.const(silu), u), mixed[0], f.sigmoid(mixed[0]))])
             continue
-        gate = f.mul(f.const(sigmoid), f.sigmoid(next(gates)))
-        sums = [path_sum(k, m) for m in range(kind.dim)]
+        gate = f.mul(f.mul(f.const(sigmoid), u), f.sigmoid(next(gates)))
+        sums = ladders.up(k, [(p, feet[p]) for p in _numbered(ladders.coupling, k)])
         h.append([f.mul(gate, v) for v in sums])
     return h
+
+
+def _sent_out(coupling, ladders: Ladders, h: list) -> dict:
+    """Every ladder apart, for each out kind."""
+    feet, out = ladders.down(h), {}
+    for k in range(len(coupling.out)):
+        climbed = [ladders.up(k, [(p, feet[p])]) for p in _numbered(coupling, k)]
+        out[f"out{k}"] = [v for component in zip(*climbed, strict=True) for v in component]
+    return out
+
+
+@cache
+def recombined(coupling, channels: int) -> Operation:
+    """What a message sends out, as paths: inputs and outputs for each kind (n, 2l+1, ladders or paths, channels)."""
+    parts, outputs = mixture(coupling), _paths_out("out", coupling, channels, "row")
+
+    def build(f: Formula, x: dict) -> dict:
+        out = {}
+        for k, kind in enumerate(coupling.out):
+            into = _numbered(coupling, k)
+            matrix = parts[into][:, into].tolist()
+            components = [x[f"in{k}"][m * len(into) : (m + 1) * len(into)] for m in range(kind.dim)]
+            out[f"out{k}"] = [_combined(f, row, component) for component in components for row in matrix]
+        return out
+
+    inputs = tuple(replace(o, name=o.name.replace("out", "in")) for o in outputs)
+    return Operation(channels, inputs, outputs, build, edges=False)
 
 
 @cache
@@ -175,27 +210,22 @@ def linear_message(coupling, channels: int, *, tabulated: bool = False) -> Opera
     ]
 
     def build(f: Formula, x: dict) -> dict:
-        matrices = [_coupled(f, coupling, k, x["harmonics"]) for k in range(n)]
-        columns = _path_columns(coupling)
-        rho = _rho(f, x, n_paths)
-        sums: list[list[list]] = [[[] for _ in range(kind.dim)] for kind in coupling.out]
-        for p, path in enumerate(coupling.paths):
-            for mo, q in enumerate(columns[p]):
-                rows = zip(matrices[path.left], x[f"sender{path.left}"], strict=True)
-                sums[path.out][mo].append(f.mul(rho[p], f.add(*(f.mul(row[q], v) for row, v in rows))))
-        u = x["envelope"][0]
-        return {f"out{k}": [f.mul(u, f.add(*terms)) for terms in kind] for k, kind in enumerate(sums)}
+        ladders, (u,) = Ladders(f, coupling, x["harmonics"]), x["envelope"]
+        rho = _rho(f, x, radial_mixture(coupling, linear=True), tabulated=tabulated)
+        feet = _weighed(f, rho, ladders.down([x[f"sender{k}"] for k in range(n)]))
+        sums = [ladders.up(k, [(p, feet[p]) for p in _numbered(coupling, k)]) for k in range(len(coupling.out))]
+        return {f"out{k}": [f.mul(u, v) for v in sums[k]] for k in range(len(sums))}
 
     return Operation(channels, tuple(inputs), tuple(of_kinds("out", "receiver")), build, edges=True)
 
 
-def _sent_out(f: Formula, coupling, columns, matrices, h) -> dict:
+def _apart(f: Formula, coupling, matrices, x) -> dict:
     """Every path of a product apart, laid out as (2l+1, paths) for each out kind."""
-    out = {}
+    out, columns = {}, _path_columns(coupling)
     for k, kind in enumerate(coupling.out):
         into = [(p, path.left) for p, path in enumerate(coupling.paths) if path.out == k]
         out[f"out{k}"] = [
-            f.add(*(f.mul(row[columns[p][m]], v) for row, v in zip(matrices[left], h[left], strict=True)))
+            f.add(*(f.mul(row[columns[p][m]], v) for row, v in zip(matrices[left], x[left], strict=True)))
             for m in range(kind.dim)
             for p, left in into
         ]
@@ -215,7 +245,7 @@ def product(coupling, channels: int) -> Operation:
 
     def build(f: Formula, x: dict) -> dict:
         matrices = [_coupled(f, coupling, k, x["a"]) for k in range(n)]
-        return _sent_out(f, coupling, _path_columns(coupling), matrices, [x[f"f{k}"] for k in range(n)])
+        return _apart(f, coupling, matrices, [x[f"f{k}"] for k in range(n)])
 
     return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "row"), build, edges=False)
 

@@ -31,7 +31,10 @@ def fused_message(message: Message, pair: Features, edges: SortedEdges) -> list[
         else:
             operation = formulas.message(coupling, message.blocks.width(b), SILU_SCALE, SIGMOID_SCALE)
             tensors += [message.mix[b], message.bias[b]]
-        received.append(_by_component(kernel(operation)(edges.topology, *tensors), coupling.out))
+        rows = kernel(operation)(edges.topology, *tensors)
+        if not message.linear:
+            rows = kernel(formulas.recombined(coupling, message.blocks.width(b)))(Topology(edges.topology.n), *rows)
+        received.append(_by_component(rows, coupling.out))
     return received
 
 

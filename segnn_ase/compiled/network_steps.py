@@ -7,6 +7,7 @@ meet, group by group of kinds with as many channels.
 from dataclasses import replace
 from itertools import accumulate
 
+import torch
 from torch import Tensor, nn
 
 from segnn_ase.compiled import formulas
@@ -120,7 +121,7 @@ class _Network:
         sent = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
         for b in range(len(message.couplings)):
             self.network.segments.append(Segment("edge", [self.message_block(message, b, pair, factors, sent)]))
-        self.now = []
+        sent, self.now = _as_paths(message, self.dims, sent)
         into = self.nodes(order) if order > 1 else both
         for k, dense in enumerate(message.out):
             out = self.view(k, into[k], 0 if order > 1 else self.mul[k])
@@ -145,7 +146,7 @@ class _Network:
             changes[f"receiver{position}"] = _within(self.dims[k], stride, low)
             changes[f"sender{position}"] = _within(self.dims[k], stride, low + stride - self.mul[k])
             changes[f"out{position}"] = _sent_by(message, b, position, self.dims[k], sent[k].size // self.dims[k])
-        rho = (Weight(factors), self.geometry.fraction) if tabulated else (factors,)
+        rho = (Weight(_for_ladders(message, factors)), self.geometry.fraction) if tabulated else (factors,)
         weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
         inputs = (*(pair[k] for k in members), *rho, self.geometry.harmonics, self.geometry.envelope, *weights)
         return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
@@ -254,6 +255,30 @@ def _moved(operation: Operation, name: str, first: int, width: int, rows: int = 
         return {}
     rows = rows or width
     return {"size": width, "offsets": tuple(o // rows * width + first + o % rows for o in operand.offsets)}
+
+
+def _as_paths(message: Message, dims: list[int], sent: list[Array]) -> tuple[list[Array], list[Step]]:
+    """What is received, from the ladders that are sent, and the steps to it."""
+    if message.linear:  # a sum of paths already
+        return sent, []
+    steps: list[Step] = []
+    paths = [Array("node", x.size) for x in sent]
+    for b, members in enumerate(message.blocks.members):
+        layouts = [_sent_by(message, b, p, dims[k], sent[k].size // dims[k]) for p, k in enumerate(members)]
+        changes = {f"{side}{p}": layout for p, layout in enumerate(layouts) for side in ("in", "out")}
+        operation = relaid(formulas.recombined(message.couplings[b], message.blocks.width(b)), **changes)
+        steps.append(RowOperation(operation, *(tuple(x[k] for k in members) for x in (sent, paths))))
+    return paths, steps
+
+
+def _for_ladders(message: Message, table: Tensor) -> Tensor:
+    """A table (rows, rho of all blocks) as the messages' formulas take it."""
+    blocks = zip(table.split(message.n_factors, dim=1), message.couplings, strict=True)
+    parts = []
+    for rho, coupling in blocks:
+        mixed = formulas.radial_mixture(coupling, linear=message.linear).to(table)
+        parts.append((mixed @ rho.unflatten(1, (len(mixed), -1))).flatten(1))
+    return torch.cat(parts, 1)
 
 
 def _dense(layer: Dense, scale: float = 1.0) -> Weight:

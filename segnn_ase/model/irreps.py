@@ -128,6 +128,7 @@ class Coupling:
     def __init__(self, left, right, out, *, normalize: bool = False, symmetric: bool = False):
         self.left, self.right, self.out = tuple(left), tuple(right), tuple(out)
         self._identity = (self.left, self.right, self.out, normalize, symmetric)
+        self._normalize = normalize
         self.paths = [
             Path(i, j, k)
             for i, a in enumerate(self.left)
@@ -143,7 +144,7 @@ class Coupling:
             for i in range(len(self.left))
         ]
         self.columns = [[n * c.dim for n, c in zip(row, self.out, strict=True)] for row in self.n_paths]
-        self.tables = [Constant(self._table(i, normalize)) for i in range(len(self.left))]
+        self.tables = [Constant(self._table(i)) for i in range(len(self.left))]
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Coupling) and self._identity == other._identity
@@ -154,7 +155,11 @@ class Coupling:
     def paths_into(self, k: int) -> int:
         return sum(row[k] for row in self.n_paths)
 
-    def _table(self, left: int, normalize: bool) -> Tensor:
+    def scale(self, k: int) -> float:
+        """What the coefficients of the paths into one kind are multiplied by."""
+        return self.paths_into(k) ** -0.5 if self._normalize else 1.0
+
+    def _table(self, left: int) -> Tensor:
         """Coefficients (right dim, 2 l_left + 1, columns) of the paths that start at one left kind."""
         right = _offsets(self.right)
         table = torch.zeros(right[-1], self.left[left].dim, sum(self.columns[left]), dtype=torch.float64)
@@ -163,9 +168,8 @@ class Coupling:
             if i != left:
                 continue
             coefficients = clebsch_gordan(self.left[i].l, self.right[j].l, self.out[k].l)
-            scale = self.paths_into(k) ** -0.5 if normalize else 1.0
             width = self.out[k].dim
-            table[right[j] : right[j + 1], :, column : column + width] = scale * coefficients.transpose(0, 1)
+            table[right[j] : right[j + 1], :, column : column + width] = self.scale(k) * coefficients.transpose(0, 1)
             column += width
         return table
 

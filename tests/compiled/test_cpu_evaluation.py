@@ -24,6 +24,7 @@ from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.network_steps import supported
+from segnn_ase.compiled.steps import MatrixProduct
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
@@ -144,8 +145,9 @@ def test_a_wrong_step_is_caught(new_potential, monkeypatch):
 
     def flipped(*given):
         network = make(*given)
-        step = network.segments[4].steps[0]
-        network.segments[4].steps[0] = replace(step, weight=replace(step.weight, scale=-step.weight.scale))
+        steps = network.segments[4].steps
+        at, step = next((at, step) for at, step in enumerate(steps) if isinstance(step, MatrixProduct))
+        steps[at] = replace(step, weight=replace(step.weight, scale=-step.weight.scale))
         return network
 
     monkeypatch.setattr(cpu_evaluation, "make_steps", flipped)
