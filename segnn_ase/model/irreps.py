@@ -152,6 +152,9 @@ class Constant:
         self.table = table
         self._converted: dict = {}
 
+    def __deepcopy__(self, memo: dict) -> "Constant":
+        return self
+
     def like(self, x: Tensor) -> Tensor:
         key = (x.dtype, x.device)
         if key not in self._converted:
@@ -195,6 +198,9 @@ class Coupling:
         ]
         self.columns = [[n * c.dim for n, c in zip(row, self.out, strict=True)] for row in self.n_paths]
         self.tables = [Constant(self._table(i, normalize)) for i in range(len(self.left))]
+
+    def __deepcopy__(self, memo: dict) -> "Coupling":
+        return self  # it never changes, and copying its paths would take most of a potential's copy
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Coupling) and self._identity == other._identity
