@@ -62,13 +62,13 @@ _GCC = ["-fno-gcse", "-fno-tree-pre", "--param=max-combine-insns=2"]
 _ATTEMPTS = [[*_GCC, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"], ["-march=native"], []]
 
 
-def _digest(source: str) -> str:
+def _key_of(source: str) -> str:
     return hashlib.sha256(f"{source}{_COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
 
 
 def load_library(source: str) -> ctypes.CDLL:
     """Compile C code, or find it compiled in the cache. Raises CompilerError when that cannot be done here."""
-    digest = _digest(source)
+    digest = _key_of(source)
     try:
         folder = cache_folder()
         known = find_library(folder, digest)
@@ -109,7 +109,7 @@ def _announce(sources: list[str]) -> None:
         return
     folder = cache_folder()
     with suppress(OSError):  # which is told where they are compiled
-        new = sum(find_library(folder, _digest(source)) is None for source in set(sources))
+        new = sum(find_library(folder, _key_of(source)) is None for source in set(sources))
         if new > FEW:
             print(f"segnn_ase: {new} kernels are compiled for this machine, once, into {folder}", file=sys.stderr)
 

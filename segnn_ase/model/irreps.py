@@ -61,7 +61,9 @@ class Irreps(tuple[Channels, ...]):
     """
 
     def __new__(cls, irreps: "str | Iterable") -> "Irreps":
-        terms = map(_parse_term, irreps.split("+") if irreps.strip() else ()) if isinstance(irreps, str) else irreps
+        terms: Iterable = irreps
+        if isinstance(irreps, str):
+            terms = map(_parse_term, irreps.split("+") if irreps.strip() else ())
         return super().__new__(cls, (Channels(mul, Kind(ir[0], ir[1])) for mul, ir in terms))
 
     @property
