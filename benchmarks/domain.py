@@ -246,7 +246,7 @@ def rank_correlations(calc, frames: list[Atoms]) -> dict[str, float]:
         new = newness(known, graph, potential.species_index[graph.numbers], potential.cutoff)
         errors.append(np.sqrt(np.mean((r["forces"] - atoms.calc.results["forces"]) ** 2)))
         scores["forces_std"].append(np.sqrt(np.mean(r["forces_std"] ** 2)))
-        scores["newness"].append(new.used(known.landscape.limits).max())
+        scores["newness"].append(max(new.used(known.landscape.limits)))
     return {name: float(spearmanr(values, errors)[0]) for name, values in scores.items()}
 
 

@@ -100,6 +100,20 @@ def test_the_doctor_on_a_sound_set(tmp_path):
     assert lines[3] == "false errors: 0 of 11 parts" and "found, 100: 1 of 1 sets" in lines
 
 
+@pytest.mark.proof
+def test_the_domain_of_a_shipped_potential(tmp_path):
+    """Everything outside is flagged, nothing inside, with the potential's own reference structures as test set."""
+    (tmp_path / "mlearn_Si").mkdir()
+    reference = FOLDER.parent / "potentials" / "silicon-pbe" / "reference.xyz"
+    (tmp_path / "mlearn_Si" / "test.xyz").write_text(reference.read_text())
+    command = [sys.executable, str(FOLDER / "domain.py"), str(tmp_path), "--only", "silicon"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    outside = re.match(r"outside: (\d+) of (\d+) structures flagged", lines[-3])
+    assert int(outside[1]) >= 0.95 * int(outside[2]) > 30 and lines[-2] == "test frames: 0 of 2 flagged"
+
+
 def test_figures_of_the_structure(tmp_path):
     """Of a package of which every figure is known."""
     for name, source in HOUSE.items():

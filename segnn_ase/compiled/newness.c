@@ -3,6 +3,7 @@
    Behind `vectors.h` for float32, after what `newness.py` writes: RADIAL, LMAX, HARMONICS, MIXED, COMPONENTS, SPECTRUM, BLOCK, LANES, and
    HARMONICS_OF. */
 #define UNROLL _Pragma("GCC unroll 16")
+#define SUMS 4
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
 #define SIMD _Pragma("omp simd")
@@ -13,7 +14,8 @@
 typedef struct { /* of all elements, one behind the other */
   int64_t species, channels, points, structures; /* numbers of them, of the last two multiples of BLOCK */
   const float *weights, *mixing, *mean, *axes, *at, *closeness, *structure_at, *structure_closeness, *fewest, *bonds;
-} Tables; /* bonds: squares of their lengths */
+  const int64_t *counts;
+} Tables; /* bonds: squares of their lengths; counts: fewest and most of them */
 typedef struct {
   int64_t n, pairs;
   double cutoff;
@@ -103,20 +105,25 @@ static void fingerprint(const Tables *t, int64_t k, const float *c, float *out) 
       }
     }
   const float *mean = t->mean + k * SPECTRUM, *axes = t->axes + k * SPECTRUM * COMPONENTS;
-  V sum[COMPONENTS / W] = {{0}};
-  for (int64_t q = 0; q < SPECTRUM; q++, axes += COMPONENTS) {
-    const float x = p[q] - mean[q];
-    UNROLL for (int a = 0; a < COMPONENTS / W; a++) sum[a] += x * load(axes + a * W, W);
+  V sum[SUMS][COMPONENTS / W] = {{{0}}}; /* several, as each addition waits for the one before */
+  for (int64_t q = 0; q < SPECTRUM; q += SUMS, axes += SUMS * COMPONENTS)
+    UNROLL for (int u = 0; u < SUMS; u++) {
+      const float x = p[q + u] - mean[q + u];
+      UNROLL for (int a = 0; a < COMPONENTS / W; a++) sum[u][a] += x * load(axes + u * COMPONENTS + a * W, W);
+    }
+  UNROLL for (int a = 0; a < COMPONENTS / W; a++) {
+    V whole = sum[0][a];
+    UNROLL for (int u = 1; u < SUMS; u++) whole += sum[u][a];
+    store(out + a * W, whole, W);
   }
-  UNROLL for (int a = 0; a < COMPONENTS / W; a++) store(out + a * W, sum[a], W);
 }
 
-/* the smallest distance over width; points (COMPONENTS, n), closeness: 1 / width^2 */
-static float nearest(const float *y, int64_t n, const float *points, const float *closeness) {
+/* the smallest distance over width; y (size), points (size, n), closeness: 1 / width^2 */
+INLINE float nearest(const float *y, const int size, int64_t n, const float *points, const float *closeness) {
   V smallest = (V){0} + INFINITY;
   for (int64_t b = 0; b < n; b += BLOCK) {
     V sum[BLOCK / W] = {{0}};
-    for (int a = 0; a < COMPONENTS; a++)
+    for (int a = 0; a < size; a++)
       UNROLL for (int q = 0; q < BLOCK / W; q++) {
         const V x = load(points + a * n + b + q * W, W) - y[a];
         sum[q] += x * x;
@@ -131,9 +138,9 @@ static float nearest(const float *y, int64_t n, const float *points, const float
   return __builtin_sqrtf(least); /* of NaN: infinite */
 }
 
-/* the mean fingerprint of element k against those of structures; 0 without any such atom */
+/* mean and spread of the fingerprints of element k against those of structures; 0 without any such atom */
 static float compare(const Structure *s, const Tables *t, int64_t k, const float *y) {
-  float mean[COMPONENTS] = {0}, count = 0;
+  float summary[2 * COMPONENTS] = {0}, *mean = summary, *spread = summary + COMPONENTS, count = 0;
   for (int64_t i = 0; i < s->n; i++) {
     if (s->kind[i] != k) continue;
     count++;
@@ -141,29 +148,51 @@ static float compare(const Structure *s, const Tables *t, int64_t k, const float
   }
   if (!count) return 0;
   for (int a = 0; a < COMPONENTS; a++) mean[a] /= count;
+  for (int64_t i = 0; i < s->n; i++) {
+    if (s->kind[i] != k) continue;
+    SIMD for (int a = 0; a < COMPONENTS; a++) {
+      const float x = y[i * COMPONENTS + a] - mean[a];
+      spread[a] += x * x;
+    }
+  }
+  for (int a = 0; a < COMPONENTS; a++) spread[a] = SPREAD * logf(__builtin_sqrtf(spread[a] / count) + LEAST);
   const float scatter = t->fewest[k] > count ? __builtin_sqrtf(t->fewest[k] / count) : 1;
   const int64_t row = k * t->structures;
-  return nearest(mean, t->structures, t->structure_at + row * COMPONENTS, t->structure_closeness + row) / scatter;
+  return nearest(summary, 2 * COMPONENTS, t->structures, t->structure_at + 2 * row * COMPONENTS,
+                 t->structure_closeness + row) / scatter;
 }
 
 /* newness and crowding of atoms (2, n), newness of elements of the structure, and bonds (n, species); -1 for pairs that
-   are not sorted. Room: first for n + 1 numbers, y for n COMPONENTS */
-int newness(const Structure *s, const Tables *t, int threads, int64_t *first, float *y, float *out, int64_t *bonds) {
-  int64_t at = 0;
+   are not sorted. summary: largest and mean newness of atoms, largest of the structure, mean crowding, and how many
+   numbers of bonds are others than before. Room: first for n + 1 numbers, y for n COMPONENTS */
+int newness(const Structure *s, const Tables *t, int threads, int64_t *first, float *y, float *out, int64_t *bonds,
+            double *summary) {
+  int64_t at = 0, n = s->n;
   first[0] = 0;
   for (int64_t e = 0; e < s->pairs; e++) {
     if (s->receivers[e] < at) return -1;
     while (at < s->receivers[e]) first[++at] = e;
   }
-  while (at < s->n) first[++at] = s->pairs;
+  while (at < n) first[++at] = s->pairs;
   PARALLEL
-  for (int64_t i = 0; i < s->n; i++) {
+  for (int64_t i = 0; i < n; i++) {
     float c[t->channels * RADIAL * HARMONICS], *own = y + i * COMPONENTS;
     const int64_t k = s->kind[i], row = k * t->points;
-    out[s->n + i] = coefficients(s, t, i, first[i], first[i + 1], c, bonds + i * t->species);
+    out[n + i] = coefficients(s, t, i, first[i], first[i + 1], c, bonds + i * t->species);
     fingerprint(t, k, c, own);
-    out[i] = nearest(own, t->points, t->at + row * COMPONENTS, t->closeness + row);
+    out[i] = nearest(own, COMPONENTS, t->points, t->at + row * COMPONENTS, t->closeness + row);
   }
-  for (int64_t k = 0; k < t->species; k++) out[2 * s->n + k] = compare(s, t, k, y);
+  memset(summary, 0, 5 * sizeof(double));
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t *counts = t->counts + 2 * s->kind[i] * t->species, *own = bonds + i * t->species;
+    if (!(out[i] <= summary[0])) summary[0] = out[i];
+    summary[1] += out[i] / n;
+    summary[3] += out[n + i] / n;
+    for (int64_t k = 0; k < t->species; k++) summary[4] += own[k] < counts[2 * k] || own[k] > counts[2 * k + 1];
+  }
+  for (int64_t k = 0; k < t->species; k++) {
+    out[2 * n + k] = compare(s, t, k, y);
+    if (!(out[2 * n + k] <= summary[2])) summary[2] = out[2 * n + k];
+  }
   return 0;
 }

@@ -16,7 +16,7 @@ from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.model.edges import CLOSEST
 from segnn_ase.model.fingerprints import COMPONENTS, HARMONICS, LMAX, MIXED, RADIAL, SPECTRUM
 from segnn_ase.model.irreps import raise_degree
-from segnn_ase.model.newness import KnownSurroundings, Landmarks, Newness, newness
+from segnn_ase.model.newness import LEAST, SPREAD, KnownSurroundings, Landmarks, Newness, newness
 from segnn_ase.structure.graph import Graph
 
 TOLERANCE = 1e-3  # float32, and large numbers where something is far from all
@@ -28,7 +28,7 @@ ATOMS_PER_THREAD = 64
 class _Tables(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("species", "channels", "points", "structures")),
-        *((f"table{n}", ctypes.c_void_p) for n in range(10)),
+        *((f"table{n}", ctypes.c_void_p) for n in range(11)),
     )
 
 
@@ -41,7 +41,7 @@ class _Structure(ctypes.Structure):
 
 
 class CompiledNewness:
-    """What `model.newness.newness` gives, within the rounding of float32. Raises CompilerError."""
+    """What `model.newness.newness` gives, within the rounding of float32, until the next call. Raises CompilerError."""
 
     def __init__(self, known: KnownSurroundings, cutoff: float):
         self.known, self._cutoff, self._library = known, cutoff, _load_newness()
@@ -49,22 +49,39 @@ class CompiledNewness:
         tables = [f.channels, f.mixing, f.mean, f.axes, *_blocks(at.atoms), *_blocks(at.structures), at.fewest]
         tables.append(known.bonds.lengths() ** 2)
         self._kept = [x.detach().cpu().float().contiguous() for x in tables]
+        self._kept.append(known.bonds.limits().contiguous())
         sizes = *f.channels.shape, self._kept[5].shape[1], self._kept[7].shape[1]
         self._tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
+        self._room: _Room | None = None
 
     def __call__(self, graph: Graph, kind: Tensor) -> Newness | None:
         """Of one structure; None where its pairs are not sorted by receiver."""
-        n, n_species = len(kind), len(self.known.landscape.fewest)
-        kept = [graph.positions, graph.cell, graph.edge_shift, graph.edge_dst, graph.edge_src, kind]
-        kept = [x.contiguous() for x in kept]
-        structure = _Structure(n, len(graph.edge_src), self._cutoff, *(x.data_ptr() for x in kept))
+        n, room = len(kind), self._room
+        if room is None or room.pairs is not graph.edge_src or room.n != n:
+            room = self._room = _Room(n, len(self.known.landscape.fewest), graph, self._cutoff)
+        positions, cell, kind = graph.positions.contiguous(), graph.cell.contiguous(), kind.contiguous()
+        given = room.structure
+        given.positions, given.cell, given.kind = positions.data_ptr(), cell.data_ptr(), kind.data_ptr()
         threads = min(torch.get_num_threads(), 1 + n // ATOMS_PER_THREAD)
-        first, bonds = np.empty(n + 1, np.int64), np.empty((n, n_species), np.int64)
-        room, out = np.empty(n * COMPONENTS, np.float32), np.empty(2 * n + n_species, np.float32)
-        addresses = (x.ctypes.data for x in (first, room, out, bonds))
-        if self._library.newness(ctypes.byref(structure), ctypes.byref(self._tables), threads, *addresses):
+        if self._library.newness(room.address, ctypes.byref(self._tables), threads, *room.outputs):
             return None
-        return Newness(out[:n], out[2 * n :], bonds, float(out[n : 2 * n].mean()))
+        return Newness(room.out[:n], room.out[2 * n :], room.bonds, *room.summary)
+
+
+class _Room:
+    """For structures with the same pairs, one after the other: their results lie in the same place."""
+
+    def __init__(self, n: int, n_species: int, graph: Graph, cutoff: float):
+        self.pairs, self.n = graph.edge_src, n
+        self.first, self.bonds = np.empty(n + 1, np.int64), np.empty((n, n_species), np.int64)
+        self.y, self.out = np.empty(n * COMPONENTS, np.float32), np.empty(2 * n + n_species, np.float32)
+        self.summary = (ctypes.c_double * 5)()
+        self._kept = [x.contiguous() for x in (graph.edge_shift, graph.edge_dst, graph.edge_src)]
+        shifts, receivers, senders = (x.data_ptr() for x in self._kept)
+        self.structure = _Structure(n, len(graph.edge_src), cutoff, None, None, shifts, receivers, senders, None)
+        self.address = ctypes.byref(self.structure)
+        arrays = self.first, self.y, self.out, self.bonds
+        self.outputs = *(x.ctypes.data for x in arrays), ctypes.addressof(self.summary)
 
 
 class PlainNewness:
@@ -114,11 +131,14 @@ def _load_newness() -> ctypes.CDLL:
     sizes = {"RADIAL": RADIAL, "LMAX": LMAX, "HARMONICS": HARMONICS, "MIXED": MIXED, "COMPONENTS": COMPONENTS}
     sizes |= {"SPECTRUM": SPECTRUM, "BLOCK": BLOCK, "LANES": LANES}
     lines = [prelude(torch.float32), "#include <math.h>"]
-    lines += [f"#define {name} {value}" for name, value in sizes.items()] + [f"#define CLOSEST {CLOSEST}f"]
+    lines += [f"#define {name} {value}" for name, value in sizes.items()]
+    lines += [
+        f"#define {name} {value}f" for name, value in (("CLOSEST", CLOSEST), ("SPREAD", SPREAD), ("LEAST", LEAST))
+    ]
     source = Path(__file__).with_name("newness.c").read_text(encoding="utf-8")
     library = load_library("\n".join([*lines, _harmonics_in_c(), source]))
     library.newness.restype = ctypes.c_int
-    library.newness.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 4)
+    library.newness.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 5)
     return library
 
 

@@ -2,12 +2,12 @@
 
 Newness is the distance to the nearest landmark in units of its width, which says how far the surroundings in other
 frames are from it: small in a crystal, large in a melt (a local outlier factor, Breunig, Kriegel, Ng, Sander, SIGMOD
-2000). The same is done for the mean fingerprint of each element in a structure, which tells crystals apart whose atoms
-look like those of a melt. Besides, bonds are counted where the training tells bonds from other pairs, and crowding
-tells a thin liquid or a cavity. `trust.novelty` measures all this; `compiled.newness` is the fast way.
+2000). The same is done for mean and spread of the fingerprints of each element in a structure: they tell crystals apart
+whose atoms look like those of a melt, and such atoms in a crystal. Besides, bonds are counted where the training tells
+them from other pairs, and crowding tells a thin liquid or a cavity. `trust.novelty` measures all this;
+`compiled.newness` is the fast way.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +18,13 @@ from segnn_ase.model.edges import distance_of, envelope
 from segnn_ase.model.fingerprints import Fingerprints, coefficients
 from segnn_ase.structure.graph import Graph, edge_vectors, within
 
+SPREAD, LEAST = 0.3, 0.1  # against means; in whitened units: thermal motion in a crystal
+
 
 class Landmarks(NamedTuple):
     """Of each element, padded by repetition."""
 
-    points: Tensor  # (S, M, COMPONENTS)
+    points: Tensor  # (S, M, COMPONENTS), of structures twice as wide
     widths: Tensor  # (S, M)
 
 
@@ -36,13 +38,17 @@ class Bonds(NamedTuple):
         """(S, S) Å, up to which two atoms are bonded; zero where that is not told apart."""
         return self.gaps.mean(2)
 
+    def limits(self) -> Tensor:
+        """(S, S, 2) int64, fewest and most, without limits where bonds are not told apart."""
+        return torch.where(self.lengths()[:, :, None] > 0, self.counts, torch.tensor([0, 2**30]))
+
 
 class Landscape(NamedTuple):
     """Where the fingerprints of the training lie."""
 
     fingerprints: Fingerprints
     atoms: Landmarks
-    structures: Landmarks  # mean fingerprints
+    structures: Landmarks  # see `mean_and_spread`
     fewest: Tensor  # (S,) atoms of an element in a structure that has it: means of fewer scatter more
     limits: tuple[float, float, float]  # of the newness of any atom, of its mean, of the structure
 
@@ -61,11 +67,15 @@ class Newness(NamedTuple):
     atoms: np.ndarray  # (N,)
     structure: np.ndarray  # (S,), zero for elements that are not there
     bonds: np.ndarray  # (N, S) int64, atoms of each element that are bonded to this one
+    largest: float  # of the atoms, and their mean
+    mean: float
+    most: float  # of the structure
     crowding: float
+    broken: float  # numbers of bonds that are others than in training
 
-    def used(self, limits: Sequence[float]) -> np.ndarray:
-        """How much of each limit of a landscape is used, (3,)."""
-        return np.array([self.atoms.max(), self.atoms.mean(), self.structure.max()]) / np.array(limits)
+    def used(self, limits: tuple[float, float, float]) -> tuple[float, float, float]:
+        """How much of each limit of a landscape is used."""
+        return self.largest / limits[0], self.mean / limits[1], self.most / limits[2]
 
 
 def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) -> Newness:
@@ -75,7 +85,12 @@ def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) ->
     atoms, structure = newness_of(of.landscape, of.landscape.fingerprints.of(c, kind), kind)
     crowding = float(crowding_of(graph, cutoff).mean())
     bonds = bonds_of(graph, kind, of.bonds.lengths())
-    return Newness(atoms.cpu().numpy(), structure.cpu().numpy(), bonds.cpu().numpy(), crowding)
+    fewest, most = of.bonds.limits().to(kind.device)[kind].unbind(2)
+    broken = int(((bonds < fewest) | (bonds > most)).sum())
+    each, of_elements, counts = (x.cpu().numpy() for x in (atoms, structure, bonds))
+    return Newness(
+        each, of_elements, counts, float(atoms.max()), float(atoms.mean()), float(structure.max()), crowding, broken
+    )
 
 
 def newness_of(of: Landscape, y: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,8 +100,15 @@ def newness_of(of: Landscape, y: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
         own = kind == k
         atoms[own] = _to_nearest(of.atoms, k, y[own])
         scatter = max(1.0, float(of.fewest[k]) / int(own.sum())) ** 0.5
-        structure[k] = _to_nearest(of.structures, k, y[own].mean(0, keepdim=True))[0] / scatter
+        structure[k] = _to_nearest(of.structures, k, mean_and_spread(y[own])[None])[0] / scatter
     return atoms, structure
+
+
+def mean_and_spread(y: Tensor) -> Tensor:
+    """(2 COMPONENTS,) of the atoms of one element in a structure: the mean of their fingerprints y (n, COMPONENTS), and
+    how far these spread, in a scale in which a few odd atoms in a crystal count."""
+    spread = (y - y.mean(0)).square().mean(0).sqrt()
+    return torch.cat([y.mean(0), SPREAD * torch.log(spread + LEAST)])
 
 
 def _to_nearest(of: Landmarks, k: int, y: Tensor) -> Tensor:

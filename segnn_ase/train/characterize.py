@@ -29,7 +29,7 @@ def characterize(
     known = None if before is None else before.uncertainty
     potential.uncertainty = uncertainty.measure_uncertainty(errors, see(evaluate, valid)[1], known)
     covered = [
-        domain.Covered(item.graph, p, _density(item.atoms), potential.uncertainty.leverage(p.features.double()))
+        domain.Covered(item.graph, p, _volume(item.atoms), potential.uncertainty.leverage(p.features.double()))
         for item, p in zip(train, predictions, strict=True)
     ]
     known = before and before.domain
@@ -48,6 +48,5 @@ def see(evaluate: Evaluate, items: list[Item]) -> tuple[list[Prediction], list[u
     return predictions, residuals
 
 
-def _density(atoms: Atoms) -> float | None:
-    """amu/Å^3, of a structure that is periodic in three directions."""
-    return domain.density_of(atoms.numbers, atoms.cell.volume) if atoms.pbc.all() else None
+def _volume(atoms: Atoms) -> float | None:
+    return float(atoms.cell.volume) if atoms.pbc.all() else None

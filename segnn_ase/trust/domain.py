@@ -18,7 +18,7 @@ from torch import Tensor
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
-from segnn_ase.structure.graph import Graph, edge_vectors, volume
+from segnn_ase.structure.graph import Graph, edge_vectors
 from segnn_ase.trust.novelty import (
     NoveltyCheck,
     Outside,
@@ -58,7 +58,7 @@ class Covered(NamedTuple):
 
     graph: Graph
     prediction: Prediction
-    density: float | None  # amu/Å^3
+    volume: float | None  # Å^3, where it is periodic in three directions
     leverage: Tensor  # (N,)
 
 
@@ -89,9 +89,9 @@ def measure_domain(
     for k in range(n):
         if (kinds == k).any():
             seen[k] = torch.stack([counts[kinds == k].min(), counts[kinds == k].max()])
-    densities = [c.density for c in frames if c.density is not None]
+    densities = [density_of(c.graph.numbers.cpu().numpy(), c.volume) for c in frames if c.volume is not None]
     binding = [binding_energy(potential, c.graph.numbers, c.prediction) for c in frames]
-    virials = [v for c in frames if (v := virial_of(c.graph, c.prediction)) is not None]
+    virials = [v for c in frames if (v := virial_of(c.graph, c.prediction, c.volume)) is not None]
     found = Domain(
         lone_atoms=lone_atoms,
         frames=len(frames),
@@ -153,13 +153,16 @@ def binding_energy(potential: Potential, numbers: Tensor, p: Prediction) -> floa
     return (float(p.energy.sum()) - math.fsum(references)) / len(references)
 
 
-def virial_of(graph: Graph, p: Prediction) -> float | None:
-    """sum of r dE/dr / N, eV, of one structure; None where neither stress nor, without a cell, forces are there."""
-    if p.stress is not None:
-        return float(p.stress.diagonal(dim1=1, dim2=2).sum() * volume(graph).sum()) / len(graph.numbers)
-    if p.forces is None or bool(graph.edge_shift.any()):
+def virial_of(graph: Graph, p: Prediction, volume: float | None) -> float | None:
+    """sum of r dE/dr / N, eV, of one structure; None where neither stress nor, without a cell, forces are there.
+
+    volume: Å^3 where it is periodic in three directions.
+    """
+    if p.stress is not None and volume is not None:
+        return float(np.trace(p.stress[0].cpu().numpy())) * volume / len(graph.numbers)
+    if p.forces is None or volume is not None or bool(graph.edge_shift.any()):
         return None
-    return -float((graph.positions * p.forces).sum()) / len(graph.numbers)
+    return -float(np.vdot(graph.positions.cpu().numpy(), p.forces.cpu().numpy())) / len(graph.numbers)
 
 
 def density_of(numbers: np.ndarray, volume: float) -> float:
@@ -176,7 +179,6 @@ class Limits(NamedTuple):
     virial: tuple[float, float]  # eV/atom
     force: float  # eV/Å
     leverage: float
-    bonds: np.ndarray | None  # (2, N, S), fewest and most
 
 
 def _widened(virial: tuple[float, float] | None, scatter: float) -> tuple[float, float]:
@@ -220,7 +222,6 @@ class DomainCheck:
                 virial=_widened(domain.virial, scatter),
                 force=FORCE * domain.max_force,
                 leverage=LEVERAGE * domain.max_leverage,
-                bonds=self.novelty and self.novelty.bonds(kind),
             )
             last = self._last = (numbers, limits)
         return last[1]
@@ -246,11 +247,11 @@ class DomainCheck:
             found.append(self._energy(binding_energy(self.potential, graph.numbers, p)))
         if p.forces is not None and not float(p.forces.abs().max()) <= limits.force:
             found.append(self._forces(numbers, p.forces))
-        if (virial := virial_of(graph, p)) is not None and not limits.virial[0] <= virial <= limits.virial[1]:
+        if (virial := virial_of(graph, p, volume)) is not None and not limits.virial[0] <= virial <= limits.virial[1]:
             found.append(self._virial(virial))
         if leverage is not None and not leverage.max() <= limits.leverage:
             found.append(self._leverage(numbers, leverage))
-        new_ways = self.novelty(numbers, self._index[numbers], new, limits.bonds) if self.novelty and new else []
+        new_ways = self.novelty(numbers, self._index[numbers], new) if self.novelty and new else []
         return found + new_ways
 
     def _neighbors(self, numbers, counts, fewest, most) -> Outside:

@@ -21,7 +21,7 @@ from segnn_ase.model.fingerprints import (
     measure_fingerprints,
     power_spectra,
 )
-from segnn_ase.model.newness import Landmarks, Landscape, newness_of
+from segnn_ase.model.newness import Landmarks, Landscape, mean_and_spread, newness_of
 
 LANDMARKS = 256  # of an element
 ATOMS = 4000  # of an element that are looked at
@@ -29,7 +29,7 @@ FOLDS = 5
 CHUNK = 1000  # atoms at a time
 NEAREST = 5  # fingerprints that a width is taken over
 NARROWEST = 0.3  # of the wide ones: a crystal without any motion says nothing of how far it may move
-SAME = 1e-3  # relative: structures as alike are one, however often they are turned, shifted or repeated
+SAME = 1e-4  # relative: structures as alike are one, however often they are turned, shifted or repeated
 MOST = 0.99  # of the held-out frames are inside
 MARGINS = (1.4, 1.1, 1.1)  # times what these reach: any atom, mean of the atoms, means of the structure
 FEW = 2.0  # the margin is wider by this over the number of frames
@@ -108,9 +108,9 @@ def _measure_element(clouds: list[Tensor], group: Tensor, before: _Element | Non
     frame = torch.repeat_interleave(torch.tensor([len(cloud) for cloud in clouds]))
     chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(c))[:ATOMS])
     row = before or _Element(*measure_fingerprints(c[chosen]), (), (), 0)
-    means = torch.stack([row.fingerprints(cloud).mean(0) for cloud in clouds])
+    summaries = torch.stack([mean_and_spread(row.fingerprints(cloud)) for cloud in clouds])
     atoms = _landmarks(row.fingerprints(c[chosen]), group[frame[chosen]], before and before.atoms)
-    structures = _landmarks(means, group, before and before.structures)
+    structures = _landmarks(summaries, group, before and before.structures)
     fewest = min([len(cloud) for cloud in clouds] + ([before.fewest] if before else []))
     return row._replace(atoms=atoms, structures=structures, fewest=fewest)
 
@@ -147,7 +147,7 @@ def _known(channels: Tensor, rows: "list[_Element | None]", limits: tuple[float,
         torch.zeros(LMAX + 1, channels.shape[1] * RADIAL, MIXED),
         torch.zeros(SPECTRUM),
         torch.zeros(SPECTRUM, COMPONENTS),
-        *[(torch.full((1, COMPONENTS), NOWHERE), torch.ones(1))] * 2,
+        *((torch.full((1, width * COMPONENTS), NOWHERE), torch.ones(1)) for width in (1, 2)),
         0,
     )
     full = [row or empty for row in rows]

@@ -48,15 +48,15 @@ class Monitor:
             results["forces_std"] = forces_std
         if self.check is not None:
             new = self._new(graph, evaluator)
-            inside = inside and self._as_before(graph, p, new)
+            inside = inside and self._as_before(graph, p, volume, new)
             results["outside_domain"] = [] if inside else self.check(graph, p, new, volume=volume, leverage=leverage)
         return results
 
-    def _as_before(self, graph: Graph, p: Prediction, new: Newness | None) -> bool:
+    def _as_before(self, graph: Graph, p: Prediction, volume: float | None, new: Newness | None) -> bool:
         """Whether virial and surroundings are well inside."""
-        limits, virial = self.check.limits(graph.numbers), virial_of(graph, p)
-        known = virial is None or limits.virial[0] <= virial <= limits.virial[1]
-        return known and (new is None or self.check.novelty.knows(new, limits.bonds))
+        low, high = self.check.limits(graph.numbers).virial
+        virial = virial_of(graph, p, volume)
+        return (virial is None or low <= virial <= high) and (new is None or self.check.novelty.knows(new))
 
     def _new(self, graph: Graph, evaluator: Evaluator | None) -> Newness | None:
         known = self.check.domain.surroundings

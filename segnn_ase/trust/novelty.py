@@ -95,29 +95,23 @@ class NoveltyCheck:
 
     def __init__(self, known: KnownSurroundings, symbols: list[str]):
         self.known, self._symbols = known, symbols
-        told = (known.bonds.lengths() > 0).numpy()
-        fewest, most = known.bonds.counts.numpy().transpose(2, 0, 1)
-        self._bonds = np.stack([np.where(told, fewest, 0), np.where(told, most, 2**30)])
+        self._bonds = known.bonds.limits().numpy()
         low, high = known.crowding
         self._crowding = low - max(CROWDING[0] * (high - low), CROWDING[1] * low)
 
-    def bonds(self, kind: np.ndarray) -> np.ndarray:
-        """Fewest and most bonds (2, N, S) of atoms of these elements (N,)."""
-        return self._bonds[:, kind]
+    def knows(self, new: Newness) -> bool:
+        """Whether nothing is new."""
+        used = max(new.used(self.known.landscape.limits))
+        return used <= 1.0 and new.crowding >= self._crowding and not new.broken
 
-    def knows(self, new: Newness, bonds: np.ndarray) -> bool:
-        """Whether nothing is new about atoms with these `bonds`."""
-        used = new.used(self.known.landscape.limits).max()
-        return used <= 1.0 and new.crowding >= self._crowding and not _broken(new, bonds).any()
-
-    def __call__(self, numbers: np.ndarray, kind: np.ndarray, new: Newness, bonds: np.ndarray) -> list[Outside]:
+    def __call__(self, numbers: np.ndarray, kind: np.ndarray, new: Newness) -> list[Outside]:
         """Every way in which a structure of these atomic numbers (N,) and elements (N,) is new; empty for none."""
         used, found = new.used(self.known.landscape.limits), []
-        broken = _broken(new, bonds)
-        if broken.any():
-            atom, other = np.argwhere(broken)[0]
-            found.append(self._bond(numbers, kind, new, int(atom), int(other)))
-        if not used[:2].max() <= 1.0:
+        if new.broken:
+            fewest, most = self._bonds[kind].transpose(2, 0, 1)
+            atom, other = np.argwhere((new.bonds < fewest) | (new.bonds > most))[0].tolist()
+            found.append(self._bond(numbers, kind, new, atom, other))
+        if not max(used[:2]) <= 1.0:
             found.append(self._atoms(numbers, new, used))
         if not used[2] <= 1.0:
             found.append(self._structure(new, used[2]))
@@ -126,14 +120,14 @@ class NoveltyCheck:
         return found
 
     def _bond(self, numbers: np.ndarray, kind: np.ndarray, new: Newness, atom: int, other: int) -> Outside:
-        low, high = self._bonds[:, kind[atom], other].tolist()
+        low, high = self._bonds[kind[atom], other].tolist()
         length = float(self.known.bonds.lengths()[kind[atom], other])
         who, whom = f"{chemical_symbols[numbers[atom]]} {atom}", self._symbols[other]
         seen = f"{low}" if low == high else f"{low} to {high}"
         reason = f"{who} has {new.bonds[atom, other]} {whom} within {length:.2f} Å; in training it had {seen}"
         return Outside("bonds", reason, f"with bonds like those of {who}")
 
-    def _atoms(self, numbers: np.ndarray, new: Newness, used: np.ndarray) -> Outside:
+    def _atoms(self, numbers: np.ndarray, new: Newness, used: tuple[float, float, float]) -> Outside:
         atom = int(new.atoms.argmax())
         who = f"{chemical_symbols[numbers[atom]]} {atom}"
         if used[0] >= used[1]:
@@ -160,10 +154,6 @@ class NoveltyCheck:
             f"the atoms have fewer neighbours, {crowding:.3g} smoothly counted; in training {low:.3g} to {high:.3g}"
         )
         return Outside("thin", reason, "of lower density, with cavities or surfaces")
-
-
-def _broken(new: Newness, bonds: np.ndarray) -> np.ndarray:
-    return (new.bonds < bonds[0]) | (new.bonds > bonds[1])
 
 
 def describe_surroundings(known: KnownSurroundings, symbols: list[str]) -> str:
@@ -215,9 +205,9 @@ def _check_shapes(known: KnownSurroundings, s: int) -> None:
         "gaps": (bonds.gaps, (s, s, 2)),
         "counts": (bonds.counts, (s, s, 2)),
     }
-    for name, marks in (("atoms", place.atoms), ("structures", place.structures)):
+    for name, marks, width in (("atoms", place.atoms, 1), ("structures", place.structures, 2)):
         expected[f"{name} widths"] = marks.widths, (s, marks.widths.shape[1])
-        expected[f"{name} points"] = marks.points, (s, marks.widths.shape[1], COMPONENTS)
+        expected[f"{name} points"] = marks.points, (s, marks.widths.shape[1], width * COMPONENTS)
     for name, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape or not bool(torch.isfinite(tensor).all()) or 0 in shape:
             raise ValueError(f"{name} of the surroundings is {tuple(tensor.shape)}; expected {shape}, all finite")

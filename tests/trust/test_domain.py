@@ -10,43 +10,17 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import molecule
+from helpers.domains import characterized, contact, copper, training_set
 from helpers.potentials import build_potential
-from helpers.systems import CUTOFF, NAMED, rattled
+from helpers.systems import NAMED
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import DomainError, DomainWarning, MDError
-from segnn_ase.data.batches import make_item, smallest_distances
-from segnn_ase.data.frames import frame_from_atoms
 from segnn_ase.md.run import run_md
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.store.model_file import load_potential, save_potential
-from segnn_ase.train.characterize import characterize
 from segnn_ase.trust import domain
-
-BOX = 1.05 * 3.6  # Å
-
-
-def copper(seed: int, scale: float = 1.0, stdev: float = 0.08) -> Atoms:
-    return rattled(bulk("Cu", a=BOX * scale, cubic=True), seed, stdev)
-
-
-def training_set() -> list[Atoms]:
-    return [copper(n, scale) for n, scale in enumerate(np.linspace(0.98, 1.02, 12))] + [
-        rattled(molecule("CO"), n, 0.03) for n in range(6)
-    ]
-
-
-def characterized(potential, frames: list[Atoms], *, lone_atoms: bool = True):
-    """Give a potential the domain of these frames, labelled by zeros."""
-    items = []
-    for atoms in frames:
-        frame = frame_from_atoms(atoms)._replace(energy=0.0, forces=np.zeros((len(atoms), 3)))
-        items.append(make_item(frame, CUTOFF))
-    closest = smallest_distances(items)
-    potential.set_core(closest)
-    characterize(potential, items, items[::3], closest, lone_atoms=lone_atoms)
-    return potential
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +44,6 @@ def test_training_frames_and_their_like_are_inside(known):
 def test_lone_atoms_are_inside(known):
     assert kinds(SEGNNCalculator(known), Atoms("Cu")) == []
     assert kinds(SEGNNCalculator(known), Atoms("CuO", [[0, 0, 0], [0, 0, 40]])) == []
-
-
-def contact() -> Atoms:
-    atoms = copper(0, stdev=0.0)
-    atoms.positions[1] = atoms.positions[0] + [1.2, 0.2, 0]
-    return atoms
 
 
 def never_met() -> Atoms:
