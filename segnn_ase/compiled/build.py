@@ -163,12 +163,8 @@ def _compile(source: str, folder: Path) -> Path:
 
 def pointers(tensors: "Sequence[Tensor | None]") -> ctypes.Array:
     """Addresses of contiguous tensors, which live as long as the array of their addresses."""
-    array = (ctypes.c_void_p * len(tensors))()
-    kept: list[Tensor] = []  # a copy that is made here must not be freed before it is read
-    for k, t in enumerate(tensors):
-        if t is not None:
-            kept.append(t := t.contiguous())
-            array[k] = t.data_ptr()
+    kept = [t if t is None else t.contiguous() for t in tensors]  # a copy must not be freed before it is read
+    array = (ctypes.c_void_p * len(kept))(*[t if t is None else t.data_ptr() for t in kept])
     array.kept = kept  # type: ignore[attr-defined]
     return array
 

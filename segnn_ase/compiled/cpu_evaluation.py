@@ -27,6 +27,7 @@ class Links:
     """The pairs within the cutoff, in order of their receivers: first edges of the atoms, senders and knots."""
 
     def __init__(self, n: int, n_pairs: int):
+        self.n, self.n_pairs = n, n_pairs
         with torch.inference_mode(False):  # they outlive this call
             self.first = torch.zeros(n + 1, dtype=torch.long)  # see `kernels.Topology`
             self.src, self.knot = torch.empty(2, n_pairs, dtype=torch.long)
@@ -84,7 +85,7 @@ class CpuEvaluator(Evaluator):
 
     def _evaluate(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
         """None for pairs that are not sorted by receiver."""
-        n = len(kind)
+        n = kind.shape[0]
         self._make_room(n, 0, 1)
         n_edges, close = self._find_edges(graph, kind)
         if n_edges < 0:
@@ -106,7 +107,7 @@ class CpuEvaluator(Evaluator):
         """Whether anything was moved."""
         moved = self._passes.reserve({"node": n, "pair": 0, "edge": n_edges}, threads)
         room = self._passes.capacity
-        if len(self._links.first) <= room["node"] or len(self._links.src) < room["edge"]:
+        if self._links.n < room["node"] or self._links.n_pairs < room["edge"]:
             self._links, moved = Links(room["node"], room["edge"]), True
         return moved
 
@@ -118,7 +119,7 @@ class CpuEvaluator(Evaluator):
         given += [self._squares, self.elements.scale]
         tensors = [graph.batch, graph.edge_dst, graph.edge_src, kind, links.first, links.src, links.knot]
         n_edges = self._runtime.edges(
-            *(len(kind), len(graph.edge_src), len(self._squares), len(links.src)),
+            *(kind.shape[0], graph.edge_src.shape[0], self._squares.shape[0], links.n_pairs),
             *(self._limits, pointers(given), pointers(tensors)),
             *(pointers([at(self._plan.vectors), at(self._plan.weight)]), ctypes.byref(close)),
         )
@@ -127,7 +128,7 @@ class CpuEvaluator(Evaluator):
     def _put_apart(self, graph: Graph, kind: Tensor, vectors: Tensor) -> tuple[Core | None, Tensor]:
         """Let the network see the pairs of the core further apart than they are; their true vectors (E, 3) Å."""
         n_edges, (_, step, knots) = len(vectors), self._limits
-        receivers = torch.repeat_interleave(self._links.first[: len(kind) + 1].diff())
+        receivers = torch.repeat_interleave(self._links.first[: kind.shape[0] + 1].diff())
         near = graph._replace(edge_src=self._links.src[:n_edges], edge_dst=receivers)
         core, true = core_of(near, kind, vectors, self.elements.core), vectors.clone()
         vectors.copy_(seen_by_network(true, core))
@@ -135,7 +136,7 @@ class CpuEvaluator(Evaluator):
         return core, true
 
     def _run(self, name: str, kind: Tensor, n_edges: int, cuts: list[int]) -> None:
-        links, counts = self._links, {"node": len(kind), "pair": 0, "edge": n_edges}
+        links, counts = self._links, {"node": kind.shape[0], "pair": 0, "edge": n_edges}
         on_nodes = pointers([links.first, links.src, links.src, kind])
         self._passes.run(name, counts, cuts, links.addresses, on_nodes)
 
@@ -150,7 +151,7 @@ class CpuEvaluator(Evaluator):
         stress: bool,
     ) -> Prediction:
         """Sums over what lies in the memory. g: dE/dr_ij of all vectors, or None; added: to the energies, or None."""
-        n, at, elements = len(kind), self._passes.at, self.elements
+        n, at, elements = kind.shape[0], self._passes.at, self.elements
         energies, energy = torch.empty(n, dtype=torch.float64), torch.zeros(graph.n_graphs, dtype=torch.float64)
         neighbors, features = torch.empty(n, dtype=torch.long), at(self._plan.features)
         copied, forces, virial, gradients = features.new_empty(n, features.shape[1]), None, None, None
