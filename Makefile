@@ -61,7 +61,7 @@ oldest: .venv/oldest
 
 .venv/oldest: .ci/oldest.txt pyproject.toml
 	$(PYTHON) -m venv .venv/old
-	.venv/old/bin/python -m pip install --quiet --constraint .ci/oldest.txt --editable . pytest pytest-xdist hypothesis
+	.venv/old/bin/python -m pip install --quiet --constraint .ci/oldest.txt --editable . e3nn pytest pytest-xdist hypothesis
 	touch $@
 
 clean:

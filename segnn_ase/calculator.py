@@ -153,8 +153,7 @@ class SEGNNCalculator(InspectedCalculator):
 
     @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        super().calculate(atoms, properties, system_changes)
-        atoms = self.atoms
+        self.atoms = atoms = self.atoms if atoms is None else atoms.copy()
         if "stress" in properties and not atoms.pbc.all():
             raise PropertyNotImplementedError(
                 f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"

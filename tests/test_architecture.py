@@ -23,7 +23,7 @@ TESTS = Path(__file__).parent
 HOUSE = SimpleNamespace(**runpy.run_path(str(TESTS.parent / "benchmarks" / "structure.py")))
 PACKAGE = HOUSE.read_package(CHECKOUT)
 IMPORTS = HOUSE.all_imports(PACKAGE)
-THIRD_PARTY = "ase, ase.io, e3nn.o3, matplotlib, matscipy, numpy, pydantic, scipy, tqdm, typer"
+THIRD_PARTY = "ase, ase.io, matplotlib, matscipy, numpy, pydantic, scipy, tqdm, typer"
 
 
 def run_python(code: str) -> str:
@@ -94,6 +94,13 @@ def test_no_test_module_imports_another_one():
 @pytest.mark.parametrize("module", ["segnn_ase", "segnn_ase.train.settings", "segnn_ase.md.settings", "segnn_ase.cli"])
 def test_importing_is_cheap_and_silent(module):
     code = f"import sys, {module}; print(*sorted({{'torch', 'e3nn', 'ase', 'matplotlib'}} & set(sys.modules)))"
+    assert run_python(code).strip() == ""
+
+
+def test_what_a_calculator_does_not_need_is_not_imported_with_it():
+    unneeded = {"e3nn", "sympy", "torch._dynamo", "matplotlib", "pandas"}
+    code = "import sys, torch; before = set(sys.modules); from segnn_ase import SEGNNCalculator; "
+    code += f"print(*({unneeded} & (set(sys.modules) - before)))"
     assert run_python(code).strip() == ""
 
 

@@ -129,5 +129,10 @@ def stop_on_signal() -> Iterator[list[int]]:
 
 def progress_bar(*, shown: bool, **options) -> tqdm:
     """A bar on standard error: live on a terminal, a line every ten seconds where it goes to a file."""
-    live = sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    return tqdm(file=sys.stderr, disable=not shown or sys.stderr is None, mininterval=0.1 if live else 10.0, **options)
+    disable = not shown or sys.stderr is None
+    return tqdm(file=sys.stderr, disable=disable, mininterval=0.1 if somebody_looks() else 10.0, **options)
+
+
+def somebody_looks() -> bool:
+    """Whether stderr is a terminal or a notebook, not a file."""
+    return sys.stderr is not None and (sys.stderr.isatty() or "ipykernel" in sys.modules)

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 from ase.calculators.calculator import Calculator
 
+from segnn_ase.base.changes import changes
+
 F = TypeVar("F", bound=Callable)
 
 
@@ -54,6 +56,9 @@ class SharedCalculator(Calculator):
     @results.setter
     def results(self, results: dict) -> None:
         self._of_thread.results = results
+
+    def check_state(self, atoms, tol=1e-15):
+        return changes(self.atoms, atoms) if tol <= 1e-15 else super().check_state(atoms, tol)
 
     @one_at_a_time
     def get_property(self, name, atoms=None, allow_calculation=True):

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -25,10 +26,13 @@ import torch
 from torch import Tensor
 
 from segnn_ase.base.devices import usable_cores
+from segnn_ase.base.files import somebody_looks
 from segnn_ase.compiled.c_code import c_source
 from segnn_ase.compiled.cache import CompilerError, cache_folder, find_library, keep_library, keep_source
 from segnn_ase.compiled.derivatives import Operation
 from segnn_ase.compiled.interpret import Tensors, kernel_problem
+
+FEW = 3  # kernels, compiled within a second
 
 
 def compiler() -> list[str]:
@@ -58,9 +62,13 @@ _GCC = ["-fno-gcse", "-fno-tree-pre", "--param=max-combine-insns=2"]
 _ATTEMPTS = [[*_GCC, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"], ["-march=native"], []]
 
 
+def _key_of(source: str) -> str:
+    return hashlib.sha256(f"{source}{_COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
+
+
 def load_library(source: str) -> ctypes.CDLL:
     """Compile C code, or find it compiled in the cache. Raises CompilerError when that cannot be done here."""
-    digest = hashlib.sha256(f"{source}{_COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
+    digest = _key_of(source)
     try:
         folder = cache_folder()
         known = find_library(folder, digest)
@@ -84,6 +92,7 @@ def load_libraries(wanted: Iterable[tuple[Operation, "int | str"]], dtype: torch
     """
     wanted = list(wanted)
     sources = [c_source(operation, order, dtype) for operation, order in wanted]
+    _announce(sources)
     with ThreadPoolExecutor(usable_cores()) as pool:
         libraries = list(pool.map(load_library, sources))
     for (operation, order), library in zip(wanted, libraries, strict=True):
@@ -92,6 +101,17 @@ def load_libraries(wanted: Iterable[tuple[Operation, "int | str"]], dtype: torch
             function.restype, function.argtypes = None, arguments
         _check(operation, order, dtype, library)
     return libraries
+
+
+def _announce(sources: list[str]) -> None:
+    """Say to who waits at a terminal why it takes so long: not to files, nor where there is next to nothing to do."""
+    if not somebody_looks():
+        return
+    folder = cache_folder()
+    with suppress(OSError):  # which is told where they are compiled
+        new = sum(find_library(folder, _key_of(source)) is None for source in set(sources))
+        if new > FEW:
+            print(f"segnn_ase: {new} kernels are compiled for this machine, once, into {folder}", file=sys.stderr)
 
 
 FUNCTIONS = {  # of every kernel, and their arguments; `c_code` prints them
@@ -143,12 +163,8 @@ def _compile(source: str, folder: Path) -> Path:
 
 def pointers(tensors: "Sequence[Tensor | None]") -> ctypes.Array:
     """Addresses of contiguous tensors, which live as long as the array of their addresses."""
-    array = (ctypes.c_void_p * len(tensors))()
-    kept: list[Tensor] = []  # a copy that is made here must not be freed before it is read
-    for k, t in enumerate(tensors):
-        if t is not None:
-            kept.append(t := t.contiguous())
-            array[k] = t.data_ptr()
+    kept = [t if t is None else t.contiguous() for t in tensors]  # a copy must not be freed before it is read
+    array = (ctypes.c_void_p * len(kept))(*[t if t is None else t.data_ptr() for t in kept])
     array.kept = kept  # type: ignore[attr-defined]
     return array
 

@@ -9,6 +9,7 @@ path, on a few atoms of the potential's elements thrown together, as a dimer hid
 import copy
 import warnings
 from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -203,14 +204,22 @@ def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, gr
         if sample.potential is not other:  # the evaluators of the first potential serve for its next samples, too
             other = sample.potential
             tried = evaluator if other is potential else backend.make(other, False)
-            plain = PlainEvaluator(other)
             # in float32 plain PyTorch is not exact either: both are held against float64
-            exact = plain if potential.dtype is torch.float64 else PlainEvaluator(_in_float64(other))
-        found, usual, right = (_quantities(e.without_core()(sample.graph), e, sample) for e in (tried, plain, exact))
+            exact = PlainEvaluator(other if potential.dtype is torch.float64 else _in_float64(other))
+        found, right = (_quantities_of(e, sample) for e in (tried, exact))
+        usual = partial(_quantities_in_plain_pytorch, sample)
         problem = _difference(found, usual, right, sample.leeway * backend.tolerance[potential.dtype])
         if problem is not None:
             return problem if other is potential else f"with random weights {problem}"
     return None
+
+
+def _quantities_of(evaluator: Evaluator, sample: Sample) -> dict[str, "Quantity"]:
+    return _quantities(evaluator.without_core()(sample.graph), evaluator, sample)
+
+
+def _quantities_in_plain_pytorch(sample: Sample) -> dict[str, "Quantity"]:
+    return _quantities_of(PlainEvaluator(sample.potential), sample)
 
 
 def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str, Quantity]:
@@ -232,8 +241,9 @@ def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str
 def _training_problem(make: Callable[[Potential], LossGradient], potential: Potential, graph: Graph) -> str | None:
     for sample in samples(_twin(potential), graph):
         twin, exact = sample.potential, _in_float64(sample.potential)
-        pairs = ((make(twin), twin), (PlainLossGradient(twin), twin), (PlainLossGradient(exact), exact))
-        found, usual, right = (_gradients(one, owner, sample.graph) for one, owner in pairs)
+        pairs = ((make(twin), twin), (PlainLossGradient(exact), exact))
+        found, right = (_gradients(one, owner, sample.graph) for one, owner in pairs)
+        usual = partial(_gradients, PlainLossGradient(twin), twin, sample.graph)
         problem = _difference(found, usual, right, sample.leeway * TOLERANCE[potential.dtype])
         if problem is not None:
             return problem
@@ -280,16 +290,25 @@ def _in_float64(potential: Potential) -> Potential:
 
 
 def _difference(
-    found: dict[str, Quantity], plain: dict[str, Quantity], exact: dict[str, Quantity], tolerance: float
+    found: dict[str, Quantity],
+    plain: Callable[[], dict[str, Quantity]],
+    exact: dict[str, Quantity],
+    tolerance: float,
 ) -> str | None:
-    """What is wrong by more than the tolerance and by more than plain PyTorch is, in words, or None."""
+    """What is wrong by more than the tolerance and by more than plain PyTorch is, in words, or None.
+
+    plain: evaluated only where something is wrong by more than the tolerance.
+    """
+    usual = cache(plain)
     for name, (right, size) in exact.items():
         if name in found and right.numel():
             if found[name].value.shape != right.shape:
                 return f"{name} are missing"
-            error, usual = (
-                float((x[name].value - right).detach().abs().max()) / max(size, 1e-300) for x in (found, plain)
-            )
-            if not error <= max(tolerance, ROUNDING * usual):
+            error = _error_of(found[name].value, right, size)
+            if not error <= tolerance and not error <= ROUNDING * _error_of(usual()[name].value, right, size):
                 return f"{name} differ by {error:.1e} of their size, more than {tolerance:.0e}"
     return None
+
+
+def _error_of(value: Tensor, right: Tensor, size: float) -> float:
+    return float((value - right).detach().abs().max()) / max(size, 1e-300)

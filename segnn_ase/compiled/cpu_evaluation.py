@@ -18,7 +18,7 @@ from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, stress_of
 from segnn_ase.model.repulsion import Core, core_of, repelled, seen_by_network
-from segnn_ase.structure.graph import Graph, sum_over_atoms, within
+from segnn_ase.structure.graph import Graph, within
 
 EDGE_WORK = 20  # of an edge, in the units of `kernels.WORK_PER_THREAD`: 1,500 edges are worth a thread
 
@@ -27,6 +27,7 @@ class Links:
     """The pairs within the cutoff, in order of their receivers: first edges of the atoms, senders and knots."""
 
     def __init__(self, n: int, n_pairs: int):
+        self.n, self.n_pairs = n, n_pairs
         with torch.inference_mode(False):  # they outlive this call
             self.first = torch.zeros(n + 1, dtype=torch.long)  # see `kernels.Topology`
             self.src, self.knot = torch.empty(2, n_pairs, dtype=torch.long)
@@ -52,18 +53,22 @@ class CpuEvaluator(Evaluator):
         self._links, self._lock = Links(0, 0), Lock()
         self._newness: CompiledNewness | PlainNewness | None = None
         self.elements = potential.elements(self._lonely(len(potential.species)))
+        self._squares = self.elements.radii.double() ** 2
+        self._last = (torch.zeros(0), torch.zeros(0))  # atomic numbers and species of the atoms met last
 
     def _lonely(self, n: int) -> Tensor:
         """Epsilon of one atom of each species without neighbours."""
         self._make_room(n, 0, 1)
         self._links.first.zero_()
-        self._run(torch.arange(n), 0, [0, n], None)
+        self._run("energies", torch.arange(n), 0, [0, n])
         return self._passes.at(self._plan.epsilon)[:n, 0].clone()
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
-        kind = self.elements.kinds(graph.numbers)
+        known = self._last
+        if known[0] is not graph.numbers:
+            known = self._last = (graph.numbers, self.elements.kinds(graph.numbers))
         with self._lock:
-            found = self._evaluate(graph, kind, forces or stress, stress)
+            found = self._evaluate(graph, known[1], forces or stress, stress)
         return found or self._sorted(graph, forces=forces, stress=stress)
 
     def _sorted(self, graph: Graph, *, forces: bool, stress: bool) -> Prediction:
@@ -80,7 +85,7 @@ class CpuEvaluator(Evaluator):
 
     def _evaluate(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
         """None for pairs that are not sorted by receiver."""
-        n, elements, at = len(kind), self.elements, self._passes.at
+        n = kind.shape[0]
         self._make_room(n, 0, 1)
         n_edges, close = self._find_edges(graph, kind)
         if n_edges < 0:
@@ -88,67 +93,79 @@ class CpuEvaluator(Evaluator):
         cuts = receiver_ranges(self._links.first, n, n_edges, EDGE_WORK)
         if self._make_room(n, n_edges, len(cuts) - 1):
             self._find_edges(graph, kind)
-        vectors, g = at(self._plan.vectors)[:n_edges], at(self._plan.gradient)[:n_edges]
-        neighbors, core = self._links.first[: n + 1].diff(), None
-        if close and elements.repels:
-            near = graph._replace(edge_src=self._links.src[:n_edges], edge_dst=torch.repeat_interleave(neighbors))
-            core = core_of(near, kind, vectors, elements.core)
-            vectors = self._put_apart(vectors, core)
-        self._run(kind, n_edges, cuts, elements.scale[kind] if wanted else None)
-        energies = elements.energies(kind, at(self._plan.epsilon)[:n, 0])
-        features = at(self._plan.features)[:n].clone()
-        energies, g = repelled(energies, g if wanted else None, vectors, core)
-        energy = sum_over_atoms(energies, graph)
-        if not wanted:
-            return Prediction(energy, energies, None, None, None, features, neighbors, close)
-        forces, virial = self._gather(graph, vectors, g, stress)
-        s = None if virial is None else stress_of(virial, graph)
-        return Prediction(energy, energies, forces, s, g.to(torch.float64, copy=True), features, neighbors, close)
+        at, core, added = self._passes.at, None, None
+        vectors, g = at(self._plan.vectors), at(self._plan.gradient) if wanted else None
+        if close and self.elements.repels:
+            core, vectors = self._put_apart(graph, kind, vectors[:n_edges])
+        self._run("all" if wanted else "energies", kind, n_edges, cuts)
+        if core is not None:
+            added = torch.zeros(n, dtype=torch.float64)
+            added, g = repelled(added, g if g is None else g[:n_edges], vectors, core)
+        return self._finish(graph, kind, n_edges, vectors, g, added, stress)._replace(close=close)
 
     def _make_room(self, n: int, n_edges: int, threads: int) -> bool:
         """Whether anything was moved."""
         moved = self._passes.reserve({"node": n, "pair": 0, "edge": n_edges}, threads)
         room = self._passes.capacity
-        if len(self._links.first) <= room["node"] or len(self._links.src) < room["edge"]:
+        if self._links.n < room["node"] or self._links.n_pairs < room["edge"]:
             self._links, moved = Links(room["node"], room["edge"]), True
         return moved
 
     def _find_edges(self, graph: Graph, kind: Tensor) -> tuple[int, bool]:
-        """Put the pairs within the cutoff into `_links` and their vectors into the memory, as far as there is room: how
-        many there are, and whether any are within a core radius."""
-        radii, links, close = self.elements.radii, self._links, ctypes.c_int64()
-        given = [graph.positions.double(), graph.cell.double(), graph.edge_shift.double(), radii.double() ** 2]
+        """Put the pairs within the cutoff into `_links`, their vectors and the weights of atoms into the memory, as far
+        as there is room: how many pairs there are, and whether any are within a core radius."""
+        links, close, at = self._links, ctypes.c_int64(), self._passes.at
+        given = [graph.positions.double(), graph.cell.double(), graph.edge_shift.double()]
+        given += [self._squares, self.elements.scale]
         tensors = [graph.batch, graph.edge_dst, graph.edge_src, kind, links.first, links.src, links.knot]
         n_edges = self._runtime.edges(
-            *(len(kind), len(graph.edge_src), len(radii), len(links.src)),
+            *(kind.shape[0], graph.edge_src.shape[0], self._squares.shape[0], links.n_pairs),
             *(self._limits, pointers(given), pointers(tensors)),
-            *(self._passes.at(self._plan.vectors).data_ptr(), ctypes.byref(close)),
+            *(pointers([at(self._plan.vectors), at(self._plan.weight)]), ctypes.byref(close)),
         )
         return n_edges, close.value > 0
 
-    def _put_apart(self, vectors: Tensor, core: Core | None) -> Tensor:
+    def _put_apart(self, graph: Graph, kind: Tensor, vectors: Tensor) -> tuple[Core | None, Tensor]:
         """Let the network see the pairs of the core further apart than they are; their true vectors (E, 3) Å."""
-        true, (_, step, knots) = vectors.clone(), self._limits
+        n_edges, (_, step, knots) = len(vectors), self._limits
+        receivers = torch.repeat_interleave(self._links.first[: kind.shape[0] + 1].diff())
+        near = graph._replace(edge_src=self._links.src[:n_edges], edge_dst=receivers)
+        core, true = core_of(near, kind, vectors, self.elements.core), vectors.clone()
         vectors.copy_(seen_by_network(true, core))
-        self._links.knot[: len(true)] = (vectors.norm(dim=1) / step).long().clamp_max(int(knots) - 1)
-        return true
+        self._links.knot[:n_edges] = (vectors.norm(dim=1) / step).long().clamp_max(int(knots) - 1)
+        return core, true
 
-    def _run(self, kind: Tensor, n_edges: int, cuts: list[int], weight: Tensor | None) -> None:
-        """The network; weight (N,): of epsilon in the sum whose gradient is taken, too, if it is given."""
-        n, passes, links = len(kind), self._passes, self._links
-        if weight is not None:
-            passes.at(self._plan.weight)[:n, 0] = weight
+    def _run(self, name: str, kind: Tensor, n_edges: int, cuts: list[int]) -> None:
+        links, counts = self._links, {"node": kind.shape[0], "pair": 0, "edge": n_edges}
         on_nodes = pointers([links.first, links.src, links.src, kind])
-        counts = {"node": n, "pair": 0, "edge": n_edges}
-        passes.run("energies" if weight is None else "all", counts, cuts, links.addresses, on_nodes)
+        self._passes.run(name, counts, cuts, links.addresses, on_nodes)
 
-    def _gather(self, graph: Graph, vectors: Tensor, g: Tensor, stress: bool) -> tuple[Tensor, Tensor | None]:
-        """Forces (N, 3) and, with `stress`, virials sum r (x) g (B, 3, 3), float64, from g = dE/dr_ij."""
-        forces = torch.zeros(len(graph.numbers), 3, dtype=torch.float64)
-        virial = torch.zeros(graph.n_graphs, 3, 3, dtype=torch.float64) if stress else None
-        links = pointers([graph.batch, self._links.first, self._links.src])
-        self._runtime.gather(len(forces), links, pointers([vectors, g]), pointers([forces, virial]))
-        return forces, virial
+    def _finish(
+        self,
+        graph: Graph,
+        kind: Tensor,
+        n_edges: int,
+        vectors: Tensor,
+        g: Tensor | None,
+        added: Tensor | None,
+        stress: bool,
+    ) -> Prediction:
+        """Sums over what lies in the memory. g: dE/dr_ij of all vectors, or None; added: to the energies, or None."""
+        n, at, elements = kind.shape[0], self._passes.at, self.elements
+        energies, energy = torch.empty(n, dtype=torch.float64), torch.zeros(graph.n_graphs, dtype=torch.float64)
+        neighbors, features = torch.empty(n, dtype=torch.long), at(self._plan.features)
+        copied, forces, virial, gradients = features.new_empty(n, features.shape[1]), None, None, None
+        if g is not None:
+            forces = torch.zeros(n, 3, dtype=torch.float64)
+            gradients = torch.empty(n_edges, 3, dtype=torch.float64)
+            virial = torch.zeros(graph.n_graphs, 3, 3, dtype=torch.float64) if stress else None
+        links = pointers([graph.batch, self._links.first, self._links.src, kind, neighbors])
+        given = pointers([elements.reference, elements.scale, added])
+        rows = pointers([vectors, g, at(self._plan.epsilon), elements.isolated, features, copied])
+        out = pointers([energies, energy, forces, virial, gradients])
+        self._runtime.finish(n, features.shape[1], links, rows, given, out)
+        s = None if virial is None else stress_of(virial, graph)
+        return Prediction(energy, energies, forces, s, gradients, copied, neighbors)
 
     def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
         if self._newness is None or self._newness.known is not known:

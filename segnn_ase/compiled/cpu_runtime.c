@@ -172,10 +172,12 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
 
 /* the pairs (sorted by receiver) that are shorter than the cutoff, and how many are within a core; -1 if not sorted.
    Those for which there is no room are counted only. limits: cutoff, distance and number of the knots of the radial
-   tables; given: positions, cells, shifts, squares of core radii; links: batch, receivers, senders, species, and out:
-   first edges, senders, knots */
+   tables; given: positions, cells, shifts, squares of core radii, scales; links: batch, receivers, senders, species, and
+   out: first edges, senders, knots. out: vectors; if it is there, the scale of each atom, its weight in the energy */
 int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, int64_t room, const double *limits, const double **given,
-              int64_t **links, T *vectors, int64_t *close) {
+              int64_t **links, T **out, int64_t *close) {
+  T *vectors = out[0];
+  for (int64_t i = 0; out[1] && i < n; i++) out[1][i] = given[4][links[3][i]];
   const double *r = given[0], *core = given[3], cutoff2 = limits[0] * limits[0], inverse = 1 / limits[1];
   const int64_t last = limits[2] - 1;
   int64_t kept = 0, at = 0, *first = links[4];
@@ -203,8 +205,7 @@ int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, int64_t room, const
 }
 
 /* forces and virials (B, 3, 3) from the gradient of every edge; links: batch, first edges, senders */
-void gather(int64_t n, int64_t **links, T **in, double **out) {
-  double *forces = out[0], *virial = out[1];
+static void gather(int64_t n, int64_t **links, T **in, double *forces, double *virial) {
   for (int64_t i = 0; i < n; i++) {
     double sum[3] = {0}, w[9] = {0};
     for (int64_t e = links[1][i]; e < links[1][i + 1]; e++) {
@@ -220,6 +221,25 @@ void gather(int64_t n, int64_t **links, T **in, double **out) {
     if (virial)
       for (int k = 0; k < 9; k++) virial[9 * links[0][i] + k] += w[k];
   }
+}
+
+/* what evaluation returns. links: batch, first edges, senders, species, and out: numbers of neighbours. in: vectors,
+   gradients (if they are wanted), epsilon, that of lonely atoms, features, and out: these. given: reference energies,
+   scales, and, if there are any, energies to be added. out: energies of atoms and structures, and with gradients:
+   forces, virials (or none), the gradients; sums must be zero before */
+void finish(int64_t n, int64_t width, int64_t **links, T **in, const double **given, double **out) {
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t kind = links[3][i];
+    const T above = in[2][i] - in[3][kind];
+    out[0][i] = given[0][kind] + given[1][kind] * (double)above;
+    if (given[2]) out[0][i] += given[2][i];
+    out[1][links[0][i]] += out[0][i];
+    links[4][i] = links[1][i + 1] - links[1][i];
+  }
+  memcpy(in[5], in[4], n * width * sizeof(T));
+  if (!in[1]) return;
+  gather(n, links, in, out[2], out[3]);
+  for (int64_t k = 0; k < 3 * links[1][n]; k++) out[4][k] = in[1][k];
 }
 
 /* see `Evaluator.inside_and_deviations`; NaN is outside, and so are atoms without any neighbours among them, for which there are rules */

@@ -71,7 +71,7 @@ FUNCTIONS = {  # result and arguments
     "run_nodes": (None, (c_void_p, c_int64, c_int64, c_int, c_void_p)),
     "run_edges": (None, (c_void_p, c_int, c_void_p, c_void_p, c_void_p)),
     "edges": (c_int64, (*[c_int64] * 4, *[c_void_p] * 5)),
-    "gather": (None, (c_int64, c_void_p, c_void_p, c_void_p)),
+    "finish": (None, (c_int64, c_int64, *[c_void_p] * 4)),
     "watch": (c_int, (c_int64, c_int64, *[c_void_p] * 8)),
 }
 

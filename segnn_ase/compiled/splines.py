@@ -48,7 +48,7 @@ def tabulate(functions: list[Callable[[Tensor], Tensor]], cutoff: float, toleran
     while intervals <= LAST:
         step = cutoff / intervals
         coefficients = [_coefficients(function, step, intervals) for function in functions]
-        error = max(_error(f, c, step) for f, c in zip(functions, coefficients, strict=True))
+        error = max(_error(f, c, step, tolerance) for f, c in zip(functions, coefficients, strict=True))
         if error <= tolerance:
             return RadialTables(step, [torch.from_numpy(c) for c in coefficients], error)
         intervals *= 2
@@ -96,13 +96,14 @@ def _coefficients(function, step: float, intervals: int) -> np.ndarray:
     return np.ascontiguousarray(inner[MARGIN - half : MARGIN + intervals + half + 1])
 
 
-def _error(function, coefficients: np.ndarray, step: float, delta: float = 1e-6) -> float:
-    """Largest error of values and slopes, at three places between all knots, relative to the largest."""
+def _error(function, coefficients: np.ndarray, step: float, enough: float, delta: float = 1e-6) -> float:
+    """Largest error of values and slopes, at three places between all knots, relative to the largest; one that is
+    above `enough` will do."""
     intervals = len(coefficients) - DEGREE
     windows = [coefficients[q : q + intervals] for q in range(DEGREE + 1)]
     knots = step * torch.arange(intervals, dtype=torch.float64)[:, None]
     worst = 0.0
-    for t in (0.07, 0.25, 0.5):
+    for t in (0.25, 0.07, 0.5):  # where a spline that is too coarse is seen first
         powers = t ** np.arange(DEGREE + 1)
         slopes = np.arange(1, DEGREE + 1) * powers[:-1] / step
         found = sum(w * c for w, c in zip(spline_pieces() @ powers, windows, strict=True))
@@ -112,4 +113,6 @@ def _error(function, coefficients: np.ndarray, step: float, delta: float = 1e-6)
         expected = ((function(d + delta) - function(d - delta)) / (2 * delta)).numpy()
         for right, left in ((function(d).numpy(), found), (expected, slope)):
             worst = max(worst, np.abs(right - left).max() / max(np.abs(right).max(), 1e-300))
+        if worst > enough:
+            break
     return float(worst)

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from segnn_ase.model.edges import Edges
-from segnn_ase.model.irreps import SCALAR, Coupling, Features, multiplicities, spherical_kinds
+from segnn_ase.model.irreps import SCALAR, Coupling, Features, Irreps, multiplicities, spherical_kinds
 from segnn_ase.model.layers import ChannelBlocks, Gate, Product, SteerableLinear, side_by_side
 from segnn_ase.model.scalars import MLP, Dense, sigmoid, silu
 

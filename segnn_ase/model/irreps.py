@@ -9,12 +9,15 @@ last: a linear map is then one matrix product and the channels are contiguous in
 """
 
 import math
+import re
+from collections.abc import Iterable
 from functools import cache
 from typing import NamedTuple
 
 import torch
-from e3nn.o3 import Irreps, wigner_3j
 from torch import Tensor
+
+from segnn_ase.model.couplings import real_clebsch_gordan
 
 Features = tuple[Tensor, ...]  # one (n, 2l + 1, multiplicity) per irrep
 CONVENTION = "e3nn real spherical harmonics, order x y z, component normalisation"
@@ -37,17 +40,67 @@ class Kind(NamedTuple):
 SCALAR = Kind(0, 1)
 
 
-def parse_irreps(irreps: "str | Irreps") -> Irreps:
+class Channels(NamedTuple):
+    """So many irreps of one kind."""
+
+    mul: int
+    ir: Kind
+
+    @property
+    def dim(self) -> int:
+        return self.mul * self.ir.dim
+
+    def __str__(self) -> str:
+        return f"{self.mul}x{self.ir}"
+
+
+class Irreps(tuple[Channels, ...]):
+    """A list of irreps with multiplicities in e3nn's notation, such as "32x0e+32x1o".
+
+    Made from such a string, or from pairs (multiplicity, (l, parity)): those of e3nn's Irreps, too.
+    """
+
+    def __new__(cls, irreps: "str | Iterable") -> "Irreps":
+        terms: Iterable = irreps
+        if isinstance(irreps, str):
+            terms = map(_parse_term, irreps.split("+") if irreps.strip() else ())
+        return super().__new__(cls, (Channels(mul, Kind(ir[0], ir[1])) for mul, ir in terms))
+
+    @property
+    def dim(self) -> int:
+        return sum(channels.dim for channels in self)
+
+    def __str__(self) -> str:
+        return "+".join(map(str, self))
+
+    __repr__ = __str__
+
+
+TERM = re.compile(r"\s*(?:(\d+)\s*x\s*)?(\d+)([eoy])\s*")  # y: the parity of spherical harmonics
+
+
+def _parse_term(term: str) -> tuple[int, tuple[int, int]]:
+    found = TERM.fullmatch(term)
+    if found is None:
+        raise ValueError(f"{term!r} is no irrep")
+    l = int(found[2])
+    return int(found[1] or 1), (l, {"e": 1, "o": -1, "y": (-1) ** l}[found[3]])
+
+
+def parse_irreps(irreps: "str | Iterable") -> Irreps:
     """Return sorted irreps with one entry per kind; raise ValueError naming a string that is not irreps."""
     try:
         parsed = Irreps(irreps)
-    except Exception as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"irreps is {irreps!r}; expected e3nn notation such as '32x0e+32x1o'") from error
-    return parsed.sort().irreps.simplify()
+    total: dict[Kind, int] = {}
+    for mul, ir in parsed:
+        total[ir] = total.get(ir, 0) + mul
+    return Irreps((mul, ir) for ir, mul in sorted(total.items()) if mul)
 
 
 def kinds(irreps: Irreps) -> tuple[Kind, ...]:
-    return tuple(Kind(ir.l, ir.p) for _, ir in irreps)
+    return tuple(ir for _, ir in irreps)
 
 
 def multiplicities(irreps: Irreps) -> tuple[int, ...]:
@@ -61,10 +114,10 @@ def spherical_kinds(lmax: int) -> tuple[Kind, ...]:
 class Layout:
     """e3nn's flat layout (n, irreps.dim) of irreps as the user wrote them, in any order, kinds repeated or not."""
 
-    def __init__(self, irreps: "str | Irreps"):
+    def __init__(self, irreps: "str | Iterable"):
         self.irreps = parse_irreps(irreps)
         order = kinds(self.irreps)
-        self.blocks = [(order.index(Kind(ir.l, ir.p)), mul, ir.dim) for mul, ir in Irreps(irreps)]
+        self.blocks = [(order.index(ir), mul, ir.dim) for mul, ir in Irreps(irreps)]
 
     def split(self, x: Tensor) -> Features:
         """(n, irreps.dim) to one (n, 2l + 1, mul) tensor per kind, sorted."""
@@ -88,7 +141,7 @@ class Layout:
 @cache
 def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
     """Coupling coefficients (2l1+1, 2l2+1, 2l3+1), float64, scaled so that unit variance in gives unit variance out."""
-    return wigner_3j(l1, l2, l3, dtype=torch.float64) * math.sqrt(2 * l3 + 1)
+    return torch.tensor(real_clebsch_gordan(l1, l2, l3))
 
 
 class Constant:
@@ -100,6 +153,9 @@ class Constant:
     def __init__(self, table: Tensor):
         self.table = table
         self._converted: dict = {}
+
+    def __deepcopy__(self, memo: dict) -> "Constant":
+        return self
 
     def like(self, x: Tensor) -> Tensor:
         key = (x.dtype, x.device)
@@ -145,6 +201,9 @@ class Coupling:
         ]
         self.columns = [[n * c.dim for n, c in zip(row, self.out, strict=True)] for row in self.n_paths]
         self.tables = [Constant(self._table(i)) for i in range(len(self.left))]
+
+    def __deepcopy__(self, memo: dict) -> "Coupling":
+        return self  # it never changes, and copying its paths would take most of a potential's copy
 
     def __eq__(self, other) -> bool:
         return isinstance(other, Coupling) and self._identity == other._identity

@@ -8,10 +8,9 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
-from segnn_ase.model.irreps import SCALAR, Coupling, Features, Kind, kinds, multiplicities
+from segnn_ase.model.irreps import SCALAR, Coupling, Features, Irreps, Kind, kinds, multiplicities
 from segnn_ase.model.scalars import sigmoid, silu
 
 Product = Callable[[Coupling, Features, Tensor], Features]  # `steered`, or what does the same

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from segnn_ase.model.edges import Edges, make_edges, node_attributes
@@ -18,7 +17,16 @@ from segnn_ase.model.interactions import (
     received_by_steps,
     steering_of,
 )
-from segnn_ase.model.irreps import SCALAR, Features, Layout, kinds, multiplicities, parse_irreps, spherical_kinds
+from segnn_ase.model.irreps import (
+    SCALAR,
+    Features,
+    Irreps,
+    Layout,
+    kinds,
+    multiplicities,
+    parse_irreps,
+    spherical_kinds,
+)
 from segnn_ase.model.layers import Product, SteerableLinear, steered
 from segnn_ase.model.published import PublishedMessage
 from segnn_ase.model.scalars import MLP, Dense

@@ -1,11 +1,10 @@
 """What only the network as published has: its message, and heads that read out irreps (arXiv 2110.02905)."""
 
 import torch
-from e3nn.o3 import Irreps
 from torch import Tensor, nn
 
 from segnn_ase.model.edges import Edges
-from segnn_ase.model.irreps import SCALAR, Features, Layout, kinds, parse_irreps, spherical_kinds
+from segnn_ase.model.irreps import SCALAR, Features, Irreps, Layout, kinds, parse_irreps, spherical_kinds
 from segnn_ase.model.layers import Gate, Product, SteerableLinear
 from segnn_ase.model.settings import ModelConfig
 

@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from ase.build import molecule
 
-from segnn_ase.compiled import cache
-from segnn_ase.compiled.build import load_library, load_triton
+from segnn_ase.compiled import build, cache, formulas
+from segnn_ase.compiled.build import load_libraries, load_library, load_triton
 from segnn_ase.compiled.cache import CompilerError, cache_folder
+from segnn_ase.model.irreps import Coupling, spherical_kinds
 
 SOURCE = "int answer(void) { return 41; }"
 AS_ROOT = pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="gives files to another user")
@@ -37,6 +39,18 @@ def test_the_folder_and_what_is_in_it_are_private(folder):
     folder.chmod(0o777)
     assert load_library(SOURCE).answer() == 41
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(("looks", "few", "said"), [(True, 0, 1), (True, 1, 0), (False, 0, 0)])
+def test_who_waits_for_kernels_at_a_terminal_is_told_once(folder, monkeypatch, capsys, looks, few, said):
+    monkeypatch.setattr(build, "somebody_looks", lambda: looks)
+    monkeypatch.setattr(build, "FEW", few)
+    kinds = spherical_kinds(1)
+    wanted = [(formulas.product(Coupling(kinds, kinds, kinds), 2), 0)]
+    for _ in range(2):
+        load_libraries(wanted, torch.float64)
+    text = f"segnn_ase: 1 kernels are compiled for this machine, once, into {folder}\n"
+    assert capsys.readouterr() == ("", text * said)
 
 
 def cut(path: Path) -> None:

@@ -197,7 +197,7 @@ def test_an_address_keeps_its_tensor():
     """A contiguous copy that is made on the way must live until it has been read."""
     strided = torch.arange(10.0)[::2]
     array = pointers([strided, None])
-    (copy,) = array.kept
+    copy, _ = array.kept
     assert array[0] == copy.data_ptr() and array[1] is None and copy.tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]
 
 

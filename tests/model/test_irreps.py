@@ -1,14 +1,17 @@
 """Irreps, Clebsch-Gordan tables and harmonics against e3nn and brute-force contractions."""
 
+import itertools
+import re
+
 import pytest
 import torch
 from e3nn import o3
-from e3nn.o3 import Irreps
 from helpers.systems import float64_default, join_irreps, rotation, split_irreps, wigner
 
 from segnn_ase.model.irreps import (
     Constant,
     Coupling,
+    Irreps,
     Kind,
     clebsch_gordan,
     kinds,
@@ -51,6 +54,13 @@ def test_spherical_harmonics_in_float32_keep_the_dtype():
     y = spherical_harmonics(unit.float(), 3)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y.double(), spherical_harmonics(unit, 3), rtol=0, atol=3e-6)
+
+
+def test_clebsch_gordan_equals_e3nn():
+    for l1, l2 in itertools.product(range(9), repeat=2):
+        for l3 in range(abs(l1 - l2), min(l1 + l2, 8) + 1):
+            expected = o3.wigner_3j(l1, l2, l3, dtype=torch.float64) * (2 * l3 + 1) ** 0.5
+            torch.testing.assert_close(clebsch_gordan(l1, l2, l3), expected, rtol=0, atol=2e-15)
 
 
 @pytest.mark.parametrize(("l1", "l2", "l3"), DEGREES)
@@ -164,14 +174,26 @@ def test_split_and_join_are_inverse_and_rotate_as_e3nn_says(irreps):
         torch.einsum("xy,nyc->nxc", wigner(ir.l, ir.p, matrix), b) for b, (_, ir) in zip(blocks, irreps, strict=True)
     ]
     with float64_default():
-        expected = x @ irreps.D_from_matrix(torch.from_numpy(matrix)).T
+        expected = x @ o3.Irreps(irreps).D_from_matrix(torch.from_numpy(matrix)).T
     torch.testing.assert_close(join_irreps(tuple(rotated)), expected, rtol=0, atol=1e-12)
 
 
 def test_parse_irreps_merges_equal_kinds_and_names_what_is_wrong():
     assert parse_irreps("1x0e+3x0e+2x1o") == Irreps("4x0e+2x1o")
-    with pytest.raises(ValueError, match="banana"):
-        parse_irreps("banana")
+    for wrong in ("banana", "32x0q", "-1x0e", "2x", "1x0e+", "1.5x0e", 32, [(1, 0)], [(1, "0e", 2)]):
+        with pytest.raises(ValueError, match=re.escape(f"irreps is {wrong!r}; expected")):
+            parse_irreps(wrong)
+
+
+@pytest.mark.parametrize(
+    "irreps", ["", "0e", "2x1o+1x0e", " 3 x 0e + 1o ", "1x1e+2x1o+0x2e+1x0o+4x1e", "5x2y+1x3y", "10x0o+10x10e", "0x0e"]
+)
+def test_irreps_are_read_and_written_as_in_e3nn(irreps):
+    ours, theirs = Irreps(irreps), o3.Irreps(irreps)
+    assert str(ours) == str(theirs) and ours.dim == theirs.dim
+    assert [(mul, ir.l, ir.p, ir.dim) for mul, ir in ours] == [(mul, ir.l, ir.p, ir.dim) for mul, ir in theirs]
+    assert Irreps(theirs) == ours and o3.Irreps(ours) == theirs
+    assert str(parse_irreps(irreps)) == str(theirs.regroup()) == str(parse_irreps(theirs))
 
 
 def test_constant_is_not_rounded_by_a_detour_through_float32():
