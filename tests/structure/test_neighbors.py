@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk
 from ase.neighborlist import neighbor_list as ase_neighbor_list
@@ -47,10 +48,14 @@ def test_backend_equals_brute_force(name, backend):
     assert all(np.issubdtype(x.dtype, np.integer) for x in found)
 
 
+ON_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=ON_GPU)])
 @pytest.mark.parametrize("name", NAMED)
-def test_device_search_equals_brute_force(name):
+def test_device_search_equals_brute_force(name, device):
     pytest.importorskip("torch_cluster")
-    i, j, S = device_neighbor_list(*geometry(NAMED[name]()), CUTOFF, "cpu")
+    i, j, S = (x.cpu() for x in device_neighbor_list(*geometry(NAMED[name]()), CUTOFF, device))
     assert rows(Neighbors(i.numpy(), j.numpy(), S.numpy())) == brute_force(*geometry(NAMED[name]()), CUTOFF)[0]
     assert (i.diff() >= 0).all()
 

@@ -1,0 +1,85 @@
+"""A GPU gives what the CPU gives: shipped potentials, training, neighbours. Kernels: compiled/test_triton.py."""
+
+import itertools
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from helpers.frames import water_frames
+from helpers.kernels import assert_close, everything
+from helpers.systems import NAMED, rattled
+from helpers.trainings import configured, history
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.compiled.layers import FUSED
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.settings import model_config
+from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
+from segnn_ase.train import loop
+from segnn_ase.train.start import train
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5}
+SHIPPED = {
+    "acetylacetone-pbe": lambda: rattled(NAMED["ethanol"](), stdev=0.05),
+    "water-pbe0": lambda: rattled(NAMED["water"](), stdev=0.05),
+    "silicon-pbe": lambda: rattled(bulk("Si", cubic=True, a=5.47).repeat(2), stdev=0.1),
+}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_potentials_are_those_of_the_cpu(name, dtype):
+    """Both against the other; twice running, so that the second step on the GPU is a recorded one."""
+    results = {}
+    for device in ("cpu", "cuda"):
+        atoms = SHIPPED[name]()
+        atoms.calc = SEGNNCalculator(name, device=device, dtype=dtype, accelerate="require", domain="ignore")
+        for _ in range(3):
+            atoms.positions[0, 0] += 0.01
+            atoms.get_forces()
+        results[device] = atoms.calc.results
+    assert atoms.calc.evaluators == ("the network by Triton, recorded",)
+    for key in ("energies", "forces", "stress"):
+        if key in results["cpu"]:
+            a, b = results["cuda"][key], results["cpu"][key]
+            scale = max(1.0, np.abs(b).max()) if key != "stress" else max(0.01, np.abs(b).max())
+            assert np.abs(a - b).max() <= TOLERANCE[dtype] * scale, key
+
+
+@pytest.mark.parametrize("preset", ["fast", "segnn"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_gradient_of_a_loss_is_that_of_the_cpu(preset, dtype):
+    torch.manual_seed(0)
+    slow = Potential(model_config(preset, cutoff=4.0), [1, 8], reference_energies=[-0.5, -1.25], scales=[1.0, 1.1])
+    graph = collate([with_pairs(graph_from_atoms(NAMED[name](), 4.0)) for name in ("water", "one_atom")])
+    graph = graph._replace(numbers=torch.where(graph.numbers == 1, 1, 8))
+    expected = everything(slow.double(), graph)
+    found = everything(slow.to("cuda", dtype), graph.to("cuda"), FUSED)
+    found = {k: v.cpu().double() for k, v in found.items()}
+    assert_close(found, expected, 1e-9 if dtype == torch.float64 else 2e-4)
+
+
+def test_a_training_begun_on_a_gpu_goes_on_on_the_cpu(tmp_path, monkeypatch):
+    def begun(device):
+        return configured(tmp_path, water_frames(20), device=device, epochs=4)
+
+    step, calls = loop.training_step, itertools.count()
+
+    def counted(*arguments):
+        if next(calls) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "training_step", counted)
+        with pytest.raises(KeyboardInterrupt, match="goes on"):
+            train(begun("cuda"), progress=False)
+    train(begun("cpu"), progress=False)
+    assert [int(row["epoch"]) for row in history(tmp_path / "model.pt")] == [1, 2, 3, 4]
