@@ -169,7 +169,7 @@ class CpuEvaluator(Evaluator):
 
     def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
         if self._newness is None or self._newness.known is not known:
-            self._newness = chosen_newness(known, self._cutoff, graph, kind)
+            self._newness = chosen_newness(CompiledNewness, known, self._cutoff, graph, kind)
         return self._newness and self._newness(graph, kind)
 
     def inside_and_deviations(

@@ -74,14 +74,15 @@ class GpuPasses:
         a, c = self._matrix(step.a, weight.shape[0]), self._matrix(step.c, weight.shape[1])
         d = None if step.d is None else self._matrix(step.d, weight.shape[1])
         bias = None if step.bias is None else self._weights[step.bias]
-        added = [x for x in (d, c if step.add else None, bias) if x is not None]
-        if not added:
+        added = [x for x in (d, bias) if x is not None]
+        if step.add:
+            c.addmm_(a, weight)
+        elif added:
+            torch.addmm(added.pop(), a, weight, out=c)
+        else:
             torch.mm(a, weight, out=c)
-            return
-        total = torch.addmm(added[0], a, weight)
-        for x in added[1:]:
-            total += x
-        c.copy_(total)
+        for x in added:
+            c += x
 
     def _matrix(self, view: View, width: int) -> Tensor:
         """The rows of a view, (atoms * rows, width), in place."""

@@ -90,11 +90,10 @@ class Kernel:
                 parts *= 2
             grid = (topology.n, parts)
         links = (topology.first, topology.src, topology.pair, topology.knot)
-        options = {"num_warps": max(1, lanes_of(self.operation) // 32), "enable_fp_fusion": True}
         device = next(t.device for t in tensors if t is not None)
         try:
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                kernel[grid](topology.n, *links, *tensors, *outputs, ALONE=parts == 1, **options)
+                kernel[grid](topology.n, *links, *tensors, *outputs, **_options(self.operation, order, tensors))
         except Exception as error:  # Triton's have no common base
             raise CompilerError(f"Triton does not compile or run a kernel: {type(error).__name__}: {error}") from error
 
@@ -175,6 +174,17 @@ class _Backward(torch.autograd.Function):
         places = [*kernel.input_places(inputs), *kernel.output_places(topology)]
         out = kernel.run(2, topology, (*inputs, *gradients, *directions), places)
         return (None, None, None, *out[len(inputs) :], *out[: len(inputs)])
+
+
+def _options(operation: Operation, order: int, tensors) -> dict:
+    """For Triton. Two float32 channels a lane are loaded and added at once, and a sum over channels needs no barrier
+    where they are all in one warp; with fewer registers more warps hide what the gradients of edges wait for."""
+    lanes, single = lanes_of(operation), any(t is not None and t.dtype is torch.float32 for t in tensors)
+    paired = single and not operation.rows_are_lanes
+    options = {"num_warps": max(1, lanes // (64 if paired else 32)), "enable_fp_fusion": True}
+    if operation.edges and order and single:
+        options["maxnreg"] = 128 if lanes > 32 else 168
+    return options
 
 
 kernel = cache(Kernel)  # of an operation, compiled once

@@ -2,6 +2,7 @@
 
 import ctypes
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -95,15 +96,14 @@ class PlainNewness:
 
 
 def chosen_newness(
-    known: KnownSurroundings, cutoff: float, graph: Graph, kind: Tensor
+    make: Callable, known: KnownSurroundings, cutoff: float, graph: Graph, kind: Tensor
 ) -> "CompiledNewness | PlainNewness | None":
-    """The fastest that gives on this structure what plain PyTorch gives; warns where that is PyTorch itself.
-
-    None where code cannot be compared, as the pairs are not sorted.
+    """What `make` makes of the first two, if it gives on this structure what plain PyTorch gives; else that, with a
+    warning. None where code cannot be compared, as the pairs are not sorted.
     """
     plain = PlainNewness(known, cutoff)
     try:
-        compiled = CompiledNewness(known, cutoff)
+        compiled = make(known, cutoff)
         found = compiled(graph, kind)
         if found is None:
             return None
@@ -112,7 +112,7 @@ def chosen_newness(
         problem = str(error)
     if problem is None:
         return compiled
-    warnings.warn(f"newness of surroundings in C: not used, as {problem}", AccelerationWarning, stacklevel=4)
+    warnings.warn(f"compiled newness of surroundings: not used, as {problem}", AccelerationWarning, stacklevel=4)
     return plain
 
 

@@ -18,6 +18,7 @@ from segnn_ase.model.fingerprints import (
     SPECTRUM,
     Fingerprints,
     element_channels,
+    groups_of,
     measure_fingerprints,
     power_spectra,
 )
@@ -92,7 +93,8 @@ def groups_of_copies(seen: list[Seen]) -> list[int]:
 
 
 def _used(known: Landscape, seen: Seen) -> tuple[float, float, float]:
-    atoms, structure = newness_of(known, known.fingerprints.of(seen.c, seen.kind), seen.kind)
+    groups = groups_of(seen.kind)
+    atoms, structure = newness_of(known, known.fingerprints.of(seen.c, groups), groups)
     return float(atoms.max()), float(atoms.mean()), float(structure.max())
 
 
