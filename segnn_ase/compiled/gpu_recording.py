@@ -42,7 +42,7 @@ class RecordingEvaluator(Evaluator):
         self._state: tuple | None = None  # what has been recorded
         self._asked: tuple | None = None  # what was asked for last
         self._replays: dict[bool, tuple[Callable[[], Prediction], list[Tensor]]] = {}  # without and with the core
-        self._newness: tuple | None = None  # of what surroundings, its recording, and what that reads
+        self._newness: tuple | None = None  # of what surroundings, and its recording
         self._positions: Tensor | None = None  # of the structure that was evaluated last
         self._close = False  # whether atoms of the last structure were closer than their core radius
 
@@ -120,7 +120,7 @@ class RecordingEvaluator(Evaluator):
                 return chosen.measured(static, self.elements.kinds(static.numbers), groups)
 
             replay, _ = recorded(measure, static.positions.device)
-            self._newness = known, replay, chosen
+            self._newness = known, replay
         atoms, *others = self._newness[1]()
         bonds = others[1][: len(kind)]
         return as_newness((atoms[: len(kind)], others[0], bonds, others[2]))
@@ -164,7 +164,10 @@ class RecordingEvaluator(Evaluator):
 
 
 def recorded(run: Callable, device: torch.device) -> tuple[Callable, Any]:
-    """What runs it again, into the same places, and a result of before; on a CPU the function itself."""
+    """What runs it again, into the same places, and a result of before; on a CPU the function itself.
+
+    What `run` refers to is read and stays; it must hold all that it reads.
+    """
     if device.type != "cuda":
         return run, run()
     with torch.cuda.device(device):
@@ -181,7 +184,7 @@ def recorded(run: Callable, device: torch.device) -> tuple[Callable, Any]:
         finally:
             torch.cuda.set_stream(here)  # a failure would leave the other one
 
-    def replay():
+    def replay(reads: Callable = run):
         with torch.cuda.device(device):
             recording.replay()
         return found
