@@ -105,14 +105,14 @@ def choose_operations(potential: Potential, graph: Graph, mode: str = "auto") ->
 def choose_loss_gradient(potential: Potential, graph: Graph, mode: str = "auto") -> LossGradient:
     """The fastest way to the gradient of a loss that gives what plain PyTorch gives; see `choose_evaluator`.
 
-    All passes in C run on one thread: with more than two, and on a GPU, the layers are compiled one by one.
+    On a GPU the layers are compiled one by one.
     """
     _check_mode(mode)
     plain = PlainLossGradient(potential)
     if mode == "off" or potential.device.type not in ("cpu", "cuda"):
         return plain
-    one_thread = potential.device.type == "cpu" and torch.get_num_threads() <= 2
-    for make in (CpuLossGradient, _by_layers) if one_thread and supported(potential) else (_by_layers,):
+    on_cpu = potential.device.type == "cpu"
+    for make in (CpuLossGradient, _by_layers) if on_cpu and supported(potential) else (_by_layers,):
         try:
             problem = _training_problem(make, potential, graph)
         except (CompilerError, ValueError) as error:

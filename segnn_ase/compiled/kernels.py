@@ -15,6 +15,7 @@ from segnn_ase.compiled.triton_code import ROWS, lanes_of, triton_source
 
 PROGRAMS = 4096  # that a large GPU can hold at a time
 MAX_PARTS = 16  # of a receiver's edges, on a GPU
+MOST_THREADS = 4096
 WORK_PER_THREAD = 30_000  # rows times channels below which another thread costs more than it saves
 
 
@@ -37,9 +38,9 @@ class Topology(NamedTuple):
         return [self.n * t // threads for t in range(threads + 1)]
 
 
-def receiver_ranges(first: Tensor, n: int, n_edges: int, work: int) -> list[int]:
-    """Cut n receivers into one range per thread, of equal numbers of edges; work: of an edge."""
-    threads = _threads(n_edges * work)
+def receiver_ranges(first: Tensor, n: int, n_edges: int, work: int, most: int = MOST_THREADS) -> list[int]:
+    """Cut n receivers into one range for each of at most so many threads, of equal numbers of edges; work: of one."""
+    threads = min(most, _threads(n_edges * work))
     if threads == 1 or n == 0:
         return [0, n]
     targets = torch.tensor([n_edges * t // threads for t in range(1, threads)])
