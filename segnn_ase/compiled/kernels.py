@@ -76,7 +76,7 @@ class Kernel:
             self._libraries[order, dtype] = library
         return self._libraries[order, dtype]
 
-    def launch(self, order: int, topology: Topology, tensors, outputs: list[Tensor | None]) -> None:
+    def launch(self, order: "int | str", topology: Topology, tensors, outputs: list[Tensor | None]) -> None:
         """Run on a GPU into tensors that are there; what is added to must be zero, or what it is to be added to."""
         if topology.n == 0:
             return
@@ -177,13 +177,13 @@ class _Backward(torch.autograd.Function):
         return (None, None, None, *out[len(inputs) :], *out[: len(inputs)])
 
 
-def _options(operation: Operation, order: int, tensors) -> dict:
+def _options(operation: Operation, order: "int | str", tensors) -> dict:
     """For Triton. Two float32 channels a lane are loaded and added at once, and a sum over channels needs no barrier
     where they are all in one warp; with fewer registers more warps hide what the gradients of edges wait for."""
     lanes, single = lanes_of(operation), any(t is not None and t.dtype is torch.float32 for t in tensors)
     paired = single and not operation.rows_are_lanes
     options = {"num_warps": max(1, lanes // (64 if paired else 32)), "enable_fp_fusion": True}
-    if operation.edges and order and single:
+    if operation.edges and order == 1 and single:
         options["maxnreg"] = 128 if lanes > 32 else 168
     return options
 

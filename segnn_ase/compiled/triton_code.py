@@ -46,15 +46,15 @@ def lanes_of(operation: Operation) -> int:
     return ROWS if operation.rows_are_lanes else max(16, 1 << (operation.channels - 1).bit_length())
 
 
-def triton_source(operation: Operation, order: int) -> str:
-    """A Python module with the kernel `KERNEL` of an operation (order 0) or of its first or second derivative."""
+def triton_source(operation: Operation, order: "int | str") -> str:
+    """A Python module with the kernel `KERNEL` of an operation or of a derivative, see `derivatives.derive`."""
     return _lanes_in_triton(operation, order) if operation.rows_are_lanes else _TritonPrinter(operation, order).text()
 
 
 class _TritonPrinter:
     """Prints what happens before the rows, for each row, and behind them."""
 
-    def __init__(self, operation: Operation, order: int):
+    def __init__(self, operation: Operation, order: "int | str"):
         self.operation, self.order, program = operation, order, derive(operation, order)
         formula, channels = program.formula, operation.channels
         nothing = formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
@@ -137,9 +137,10 @@ class _TritonPrinter:
         return _source(operation, self.order, self.inputs, lanes_of(operation), lines)
 
 
-def _source(operation: Operation, order: int, inputs: list[Operand], block: int, lines: list[str]) -> str:
-    n_in, n_out = 1 + max(o.tensor for o in inputs), operation.n_inputs()
-    n_out = {0: operation.n_outputs(), 1: n_out, 2: n_out + operation.n_outputs()}[order]
+def _source(operation: Operation, order: "int | str", inputs: list[Operand], block: int, lines: list[str]) -> str:
+    n, m = operation.n_inputs(), operation.n_outputs()
+    n_in = {0: n, 1: n + m, 2: 2 * n + m, "tangent": 2 * n, "dual": 2 * (n + m)}[order]
+    n_out = {0: m, 1: n, 2: n + m, "tangent": m, "dual": n}[order]
     arguments = ["n", "first", "src", "pair", "knot"]
     arguments += [f"in{k}" for k in range(n_in)] + [f"out{k}" for k in range(n_out)]
     name = f"{operation.name}_{order}"
@@ -147,7 +148,7 @@ def _source(operation: Operation, order: int, inputs: list[Operand], block: int,
     return head + "".join(f"    {line}\n" for line in lines) + f"\n\nKERNEL = {name}\n"
 
 
-def _lanes_in_triton(operation: Operation, order: int) -> str:
+def _lanes_in_triton(operation: Operation, order: "int | str") -> str:
     program = derive(operation, order)
     operands = {o.name: o for o in program.inputs}
     lines = [f"e = tl.program_id(0).to(tl.int64) * {ROWS} + c", "there = e < n"]
