@@ -64,7 +64,8 @@ class _Element(NamedTuple):
 def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None = None) -> Landscape | None:
     """From training structures; None where they are too few to say anything.
 
-    before: of the potential that was fine-tuned, whose surroundings stay known.
+    before: of the potential that was fine-tuned, whose surroundings and limits stay; what would widen these limits, as
+    new frames are few and of many kinds, widens the new landmarks alone.
     """
     channels, group = element_channels(n_species), groups_of_copies(seen)
     used = _used_by_held_out(channels, seen, group, before)
@@ -76,7 +77,7 @@ def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None
     limits = np.maximum(limits, np.array(ROOM) * usual)
     if before is None:
         return _known(channels, _elements(seen, group, n_species, None), tuple(limits.tolist()))
-    more = np.maximum(limits / before.limits, 1.0)  # the few that came last must not make all known
+    more = np.maximum(limits / before.limits, 1.0)
     return _known(channels, _elements(seen, group, n_species, before, (max(more[:2]), more[2])), before.limits)
 
 
