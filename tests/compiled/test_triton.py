@@ -29,6 +29,7 @@ from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.formulas import message
 from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
 from segnn_ase.compiled.gpu_recording import RecordingEvaluator
+from segnn_ase.compiled.gpu_training import GpuLossGradient
 from segnn_ase.compiled.kernels import kernel
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.sorted_edges import sorted_edges
@@ -36,7 +37,7 @@ from segnn_ase.model.interactions import Message
 from segnn_ase.model.irreps import parse_irreps
 from segnn_ase.model.newness import newness
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import PlainEvaluator
+from segnn_ase.model.predict import PlainEvaluator, PlainLossGradient
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 
@@ -85,6 +86,35 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
     graph = batch("water", "one_atom", "tiny_cell").to(device)
     expected = everything(model, graph)
     assert_close(everything(model, graph, FUSED), expected, TOLERANCE[dtype] * 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hidden", "settings"),
+    [
+        ("3x0e+3x1o", {}),
+        ("2x0e+2x1o+2x2e", {"body_order": 2, "interactions": 1}),
+        ("4x0e+2x1o", {}),
+        ("3x0e+3x1o", {"message": "linear", "body_order": 1}),
+    ],
+)
+def test_gradient_of_a_loss_by_all_passes(hidden, settings, device):
+    """Twice, with other numbers of atoms and pairs."""
+    model = small(hidden, **settings).requires_grad_(True).to(device)
+    gradient = GpuLossGradient(model)
+    for names in (("water", "one_atom", "tiny_cell"), ("one_atom", "water")):
+        graph, found = batch(*names).to(device), []
+        for way in (gradient, PlainLossGradient(model)):
+            model.zero_grad(set_to_none=True)
+            loss = way(graph, loss_of, forces=True, stress=True)
+            found.append(
+                {"loss": loss} | {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+            )
+        assert_close(*found, 1e-9)
+
+
+def loss_of(p):
+    return p.energies.square().sum() + p.forces.square().sum() + p.stress.nan_to_num().square().sum()
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -306,7 +336,7 @@ made = [
     formulas.self_product((product.square[0], product.cube[0]), 3, product.scales),
 ]
 for operation in made:
-    for order in range(2 if operation is made[0] else 3):
+    for order in (0, 1) if operation is made[0] else (0, 1, 2, "tangent", "dual"):
         kernel = load_triton(triton_source(operation, order))
         for number in ("*fp32", "*fp64"):
             types = {"n": "i32", **dict.fromkeys(("first", "src", "pair", "knot"), "*i64")}
