@@ -30,6 +30,7 @@ TESTS = [
     "tests/structure/test_neighbors.py",
     "tests/test_calculator.py",
 ]
+QUIET: dict = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
 SELECTED = "gpu or triton or cuda"  # in the names of tests and their files
 SMALL, LARGE = "acetylacetone", ["acetylacetone", "water192", "water1536", "water12288", "water98304"]
 
@@ -40,39 +41,21 @@ def python(*arguments: object) -> list[str]:
 
 def compile_all(presets: list[str], out: Path) -> None:
     """Each preset in both precisions, evaluation and training, beside each other; kernels are kept by Triton."""
-    commands = {
-        f"train_{p}": python(
-            HERE / "train_step.py",
-            "--device",
-            "cuda",
-            "--presets",
-            p,
-            "--batches",
-            SMALL,
-            "--steps",
-            1,
-            "--rounds",
-            1,
-            "--out",
-            out / f"warm_{p}",
-        )
-        for p in presets
-    }
-    commands |= {
-        f"{p}_{dtype}": python(HERE / "step.py", p, SMALL, "--device", "cuda", "--dtype", dtype, "--steps", 2)
-        for p in presets
-        for dtype in ("float32", "float64")
-    }
+    short = ["--device", "cuda", "--rounds", 1]
+    commands = {}
+    for preset in presets:
+        train = [*short, "--presets", preset, "--batches", SMALL, "--steps", 1, "--out", out / f"warm_{preset}"]
+        commands[f"{preset} training"] = python(HERE / "train_step.py", *train)
+        for dtype in ("float32", "float64"):
+            step = ["--calculators", preset, "--systems", SMALL, "--seconds", 0.1, "--dtype", dtype]
+            step += ["--out", out / f"warm_{preset}_{dtype}"]
+            commands[f"{preset} {dtype}"] = python(HERE / "md_step.py", *short, *step)
     begun = time.time()
-    running = {
-        name: subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for name, c in commands.items()
-    }
+    running = {name: subprocess.Popen(c, **QUIET) for name, c in commands.items()}
     for name, process in running.items():
-        _, err = process.communicate()
-        print(
-            f"{name} compiled after {time.time() - begun:.0f} s" if not process.returncode else f"{name}: {err[-400:]}"
-        )
+        _, said = process.communicate()
+        failed = said.strip()[-400:] if process.returncode else ""
+        print(f"{name} compiled after {time.time() - begun:.0f} s {failed}", flush=True)
 
 
 def rates() -> dict:
@@ -185,7 +168,10 @@ def main() -> None:
     if "train" not in a.skip:
         steps = python(HERE / "train_step.py", "--device", "cuda", "--rounds", 1, "--presets", *a.presets)
         found["train"] = json_of(steps, out.parent / "train")
-        print_table(found["train"], {"preset": "", "frames": "d", "atoms": "d", "torch_ms": ".1f", "layers_ms": ".1f"})
+        print_table(
+            found["train"],
+            {"preset": "", "frames": "d", "atoms": "d", "torch_ms": ".1f", "layers_ms": ".1f", "engine_ms": ".1f"},
+        )
     if "neighbors" not in a.skip:
         found["neighbors"] = neighbors(a.systems[1:])
         print_table(found["neighbors"], {"system": "", "atoms": "d", "list_ms": ".2f"})
