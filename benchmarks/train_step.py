@@ -3,8 +3,8 @@
     python benchmarks/train_step.py
 
 A step is the loss of energies and forces, its gradient with respect to all weights, and Adam; the batches are five
-frames of acetylacetone (the default recipe), and one of 64 water molecules; `engine_ms` is all passes in C or by Triton.
-With `--device cuda` times are wall times.
+frames of acetylacetone (the default recipe), and one of 64 water molecules; `engine_ms` is all passes in C, or by
+Triton. With `--device cuda` times are wall times.
 """
 
 import argparse
