@@ -9,7 +9,7 @@ from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.cpu import CpuPasses
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.steps import Array, Place, Segment, Weight
-from segnn_ase.compiled.training import CompiledLossGradient, Links
+from segnn_ase.compiled.training import CompiledLossGradient, TrainingLinks
 
 EDGE_WORK = 128  # all passes over an edge; see `kernels.WORK_PER_THREAD`
 BEHIND = 64  # numbers that C may read and write behind the gradients, which are never used
@@ -26,7 +26,7 @@ class CpuLossGradient(CompiledLossGradient):
         self._of = dict(zip(weights, self._all[0, : sum(sizes)].split(sizes), strict=True))
         self._passes = CpuPasses(passes, storage, self._dtype, self._of, self._all.shape[1])
 
-    def _start(self, links: Links) -> None:
+    def _start(self, links: TrainingLinks) -> None:
         counts = links.counts
         self._cuts = receiver_ranges(links.first, counts["node"], counts["edge"], EDGE_WORK, len(self._all))
         self._passes.reserve(counts, len(self._cuts) - 1)
@@ -34,7 +34,7 @@ class CpuLossGradient(CompiledLossGradient):
         tensors = [links.first, links.src, links.pair]
         self._addresses = pointers([*tensors, torch.empty_like(links.pair)]), pointers([*tensors, links.kind])
 
-    def _run(self, name: str, links: Links) -> None:
+    def _run(self, name: str, links: TrainingLinks) -> None:
         if name == "dual":
             self._all.zero_()
         self._passes.run(name, links.counts, self._cuts, *self._addresses)

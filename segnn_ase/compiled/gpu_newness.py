@@ -10,7 +10,7 @@ from segnn_ase.compiled.derivatives import Operand, Operation
 from segnn_ase.compiled.expressions import Formula
 from segnn_ase.compiled.kernels import Topology, kernel
 from segnn_ase.model.edges import distance_of, envelope
-from segnn_ase.model.fingerprints import HARMONICS, LMAX, Groups, groups_of, radial_parts
+from segnn_ase.model.fingerprints import HARMONICS, LMAX, Groups, groups_by_element, radial_parts
 from segnn_ase.model.irreps import spherical_harmonics
 from segnn_ase.model.newness import KnownSurroundings, Newness, newness_of
 from segnn_ase.structure.graph import Graph, edge_vectors
@@ -22,11 +22,11 @@ class GpuNewness:
 
     def __init__(self, known: KnownSurroundings, cutoff: float, device: torch.device):
         self.known, self._cutoff = known, cutoff
-        self._there = _moved(known, device)
+        self._there = _on_device(known, device)
         self._lengths, self._limits = known.bonds.lengths().to(device), known.bonds.limits().to(device)
 
     def __call__(self, graph: Graph, kind: Tensor) -> Newness:
-        return as_newness(self.measured(graph, kind, groups_of(kind)))
+        return as_newness(self.measured(graph, kind, groups_by_element(kind)))
 
     def measured(self, graph: Graph, kind: Tensor, groups: Groups) -> tuple[Tensor, ...]:
         """Newness of atoms (N,) and structure (S,), bonds (N, S), and the five numbers of `Newness`; groups: of the
@@ -79,8 +79,8 @@ def _outer_sums(channels: int) -> Operation:
     return Operation(channels, inputs, outputs, build, edges=True)
 
 
-def _moved(x: Any, device: torch.device) -> Any:
+def _on_device(x: Any, device: torch.device) -> Any:
     """A nested tuple of tensors with those on the device."""
     if isinstance(x, Tensor):
         return x.to(device)
-    return type(x)(*(_moved(part, device) for part in x)) if hasattr(x, "_fields") else x
+    return type(x)(*(_on_device(part, device) for part in x)) if hasattr(x, "_fields") else x

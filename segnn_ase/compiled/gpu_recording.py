@@ -15,7 +15,7 @@ from torch import Tensor
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
 from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
 from segnn_ase.compiled.gpu_newness import GpuNewness, as_newness
-from segnn_ase.model.fingerprints import groups_of
+from segnn_ase.model.fingerprints import groups_by_element
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
@@ -114,7 +114,7 @@ class RecordingEvaluator(Evaluator):
             chosen, static = self._inner.newness_of(graph, kind, known), self._graph
             if not isinstance(chosen, GpuNewness):
                 return None
-            groups = groups_of(kind)  # without the padding
+            groups = groups_by_element(kind)  # without the padding
 
             def measure():
                 return chosen.measured(static, self.elements.kinds(static.numbers), groups)

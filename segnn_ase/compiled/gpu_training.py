@@ -7,7 +7,7 @@ from torch import Tensor
 from segnn_ase.compiled.gpu import GpuPasses
 from segnn_ase.compiled.kernels import Topology
 from segnn_ase.compiled.steps import Array, Place, Segment, Weight
-from segnn_ase.compiled.training import CompiledLossGradient, Links
+from segnn_ase.compiled.training import CompiledLossGradient, TrainingLinks
 
 
 class GpuLossGradient(CompiledLossGradient):
@@ -18,11 +18,11 @@ class GpuLossGradient(CompiledLossGradient):
         self._segments = passes
         self._passes = GpuPasses(everything, storage, self._dtype, self._potential.device, trained=weights)
 
-    def _start(self, links: Links) -> None:
+    def _start(self, links: TrainingLinks) -> None:
         self._passes.reserve(links.counts)
         self._passes.load()
 
-    def _run(self, name: str, links: Links) -> None:
+    def _run(self, name: str, links: TrainingLinks) -> None:
         nodes = Topology(links.counts["node"], links.first, links.src, links.pair, links.kind)
         self._passes.run(self._segments[name], nodes, nodes._replace(knot=None))
 

@@ -19,7 +19,7 @@ from segnn_ase.structure.graph import Graph, edge_vectors
 PASSES = {"value": value_pass, "gradient": gradient_pass, "tangent": tangent_pass, "dual": dual_pass}
 
 
-class Links(NamedTuple):
+class TrainingLinks(NamedTuple):
     """What the passes read of a graph besides vectors."""
 
     counts: dict[str, int]  # of nodes, pairs and edges
@@ -49,11 +49,11 @@ class CompiledLossGradient(ABC):
     def _make(self, passes: dict[str, list[Segment]], weights: list[Weight], storage: dict) -> None: ...
 
     @abstractmethod
-    def _start(self, links: Links) -> None:
+    def _start(self, links: TrainingLinks) -> None:
         """Make room, and take the present weights."""
 
     @abstractmethod
-    def _run(self, name: str, links: Links) -> None:
+    def _run(self, name: str, links: TrainingLinks) -> None:
         """One of the passes."""
 
     @abstractmethod
@@ -107,10 +107,10 @@ class CompiledLossGradient(ABC):
         return of_edges[:n].index_add(0, chosen, of_pairs[: len(chosen)])
 
 
-def _links(graph: Graph, kind: Tensor) -> tuple[Tensor, Links]:
+def _links(graph: Graph, kind: Tensor) -> tuple[Tensor, TrainingLinks]:
     """An edge of every pair, and what the passes read."""
     n, n_edges = len(kind), len(graph.edge_src)
     edge_pair = torch.arange(n_edges, device=kind.device) if graph.edge_pair is None else graph.edge_pair
     chosen, pair = torch.unique(edge_pair, return_inverse=True)
     counts = {"node": n, "pair": len(chosen), "edge": n_edges}
-    return chosen, Links(counts, first_edges(graph.edge_dst, n), graph.edge_src, pair, kind)
+    return chosen, TrainingLinks(counts, first_edges(graph.edge_dst, n), graph.edge_src, pair, kind)

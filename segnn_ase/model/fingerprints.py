@@ -49,7 +49,7 @@ class Fingerprints(NamedTuple):
         return out
 
 
-def groups_of(kind: Tensor) -> Groups:
+def groups_by_element(kind: Tensor) -> Groups:
     """Of atoms whose elements are kind (N,)."""
     return [(k, (kind == k).nonzero()[:, 0]) for k in kind.unique().tolist()]
 

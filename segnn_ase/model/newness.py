@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segnn_ase.model.edges import distance_of, envelope
-from segnn_ase.model.fingerprints import Fingerprints, Groups, coefficients, groups_of
+from segnn_ase.model.fingerprints import Fingerprints, Groups, coefficients, groups_by_element
 from segnn_ase.structure.graph import Graph, edge_vectors, within
 
 SPREAD, LEAST = 0.1, 0.1  # against means; in whitened units: thermal motion in a crystal
@@ -82,7 +82,7 @@ def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) ->
     """Of one structure, in plain PyTorch; kind (N,): its elements."""
     graph = within(graph, cutoff)
     c = coefficients(graph, kind, of.landscape.fingerprints.channels, cutoff)
-    groups = groups_of(kind)
+    groups = groups_by_element(kind)
     atoms, structure = newness_of(of.landscape, of.landscape.fingerprints.of(c, groups), groups)
     crowding = float(crowding_of(graph, cutoff).mean())
     bonds = bonds_of(graph, kind, of.bonds.lengths())

@@ -19,7 +19,7 @@ from segnn_ase.model.fingerprints import (
     SPECTRUM,
     Fingerprints,
     element_channels,
-    groups_of,
+    groups_by_element,
     measure_fingerprints,
     power_spectra,
 )
@@ -116,7 +116,7 @@ def groups_of_copies(seen: list[Seen]) -> list[int]:
 
 
 def _used(known: Landscape, seen: Seen) -> tuple[float, float, float]:
-    groups = groups_of(seen.kind)
+    groups = groups_by_element(seen.kind)
     atoms, structure = newness_of(known, known.fingerprints.of(seen.c, groups), groups)
     return float(atoms.max()), float(atoms.mean()), float(structure.max())
 
