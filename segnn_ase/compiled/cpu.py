@@ -96,6 +96,7 @@ class CpuPasses:
         }
         self.capacity = dict.fromkeys((*KINDS, "threads"), 0)
         self._memory: dict[Storage, Tensor] = {}
+        self.holds: object = None  # whose rows are there, for who shares the memory
         self._segments: dict[str, list[_Prepared]] = {}
 
     def _compile(self) -> dict:
