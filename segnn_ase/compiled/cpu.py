@@ -6,7 +6,7 @@ threads share the chunks, and the edges of a message.
 
 import ctypes
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class CpuPasses:
         }
         self.capacity = dict.fromkeys((*KINDS, "threads"), 0)
         self._memory: dict[Storage, Tensor] = {}
-        self.holds: object = None  # whose rows are there, for who shares the memory
+        self.holds: Any = None  # whose rows are there, for those who share the memory
         self._segments: dict[str, list[_Prepared]] = {}
 
     def _compile(self) -> dict:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from segnn_ase.compiled.build import address, pointers
 from segnn_ase.compiled.cpu import CpuPasses
-from segnn_ase.compiled.cpu_watch import CpuWatch, Pairs
+from segnn_ase.compiled.cpu_watch import CpuWatch
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.network_steps import make_steps
-from segnn_ase.compiled.newness import CompiledNewness, PlainNewness, chosen_newness
+from segnn_ase.compiled.newness import CompiledNewness, Pairs, PlainNewness, chosen_newness
 from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.elements import Elements

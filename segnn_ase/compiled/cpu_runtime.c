@@ -289,10 +289,11 @@ static int virial_inside(const Limits *l, const double *forces, const double *st
 
 /* see `Evaluator.judge`: whether a structure is within its limits, all of it in one call; NaN is outside, and so are
    atoms without any neighbours among them, for which there are rules. stress and positions: one of them where there is a
-   virial; volume: NaN where there is none; newness: of `newness.c`, or none; out: of deviations */
+   virial; volume: NaN where there is none; newness: of `newness.c` with its arguments and results, or none; out: of
+   deviations */
 int watch(const Limits *l, const int64_t *counts, const double *energy, const double *forces, const double *stress,
           const double *positions, double volume, const T *features, double *out, newness_function newness,
-          const void *structure, const void *tables, int threads) {
+          const void *structure, const void *tables, int threads, const double *summary) {
   const int64_t n = l->n;
   const double *fewest = l->neighbors, *most = fewest + n;
   int inside = *energy >= l->lowest_energy && *energy <= l->highest_energy && !(volume < l->volume);
@@ -304,7 +305,11 @@ int watch(const Limits *l, const int64_t *counts, const double *energy, const do
   inside &= neighbors > 0;
   for (int64_t q = 0; forces && q < 3 * n; q++) inside &= __builtin_fabs(forces[q]) <= l->force;
   inside &= virial_inside(l, forces, stress, positions, volume);
-  if (newness) newness(structure, tables, threads);
+  if (newness) { /* as `NoveltyCheck.knows` */
+    newness(structure, tables, threads);
+    inside &= summary[0] / l->largest <= 1 && summary[1] / l->mean <= 1 && summary[2] / l->most <= 1;
+    inside &= summary[3] >= l->crowding && summary[4] == 0;
+  }
   if (l->forms) inside &= deviations(l, features, out);
   return inside;
 }

@@ -2,29 +2,17 @@
 
 import ctypes
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segnn_ase.compiled.build import address
-from segnn_ase.compiled.newness import CompiledNewness, PlainNewness
+from segnn_ase.compiled.newness import CompiledNewness, Look, Pairs, PlainNewness
 from segnn_ase.compiled.runtime import CLimits
 from segnn_ase.model.predict import Prediction
 from segnn_ase.model.watch import Judged, Watched
 from segnn_ase.structure.graph import Graph
-
-NO_NEWNESS = (None, None, None)
-
-
-class Pairs(NamedTuple):
-    """Of one structure, sorted by receivers and within the cutoff; there may be more room than is used."""
-
-    kind: Tensor  # (N,) species of the atoms
-    vectors: Tensor  # (E, 3) Å
-    first: Tensor  # (N + 1,) first pairs of the atoms
-    senders: Tensor  # (E,)
 
 
 class CpuWatch:
@@ -40,31 +28,32 @@ class CpuWatch:
         """like: features of the structures to come, (N, n)."""
         self.watched, self._runtime, self._newness = watched, runtime, newness
         self._forms = None if watched.forms is None else _packed(watched.forms, runtime, like)
-        at, self._like = watched.limits, like[:0].clone()
+        self._like, known, n_atoms = like[:0].clone(), watched.surroundings, watched.neighbors.shape[1]
         self._limits = CLimits(
-            *(at.neighbors.shape[1], like.shape[1], at.neighbors.ctypes.data),
-            *(None if self._forms is None else self._forms.data_ptr(), *at.energy, at.volume, *at.virial),
-            *(at.force, at.leverage, *watched.powers),
+            *(n_atoms, like.shape[1], watched.neighbors.ctypes.data, address(self._forms)),
+            *(*watched.energy, watched.volume, *watched.virial, watched.force, watched.leverage, *watched.powers),
+            *((math.inf,) * 3 if known is None else known.landscape.limits),
+            watched.crowding,
         )
         self._address = ctypes.byref(self._limits)
-        self._pairs: Pairs | None = None  # those that were met last, and what newness in C is given
-        self._look: tuple = NO_NEWNESS
-        self._shifts, self._shifted = torch.zeros(0), False  # those that were met last, and whether there are any
+        self._look: Look | None = None  # at pairs that were met last, in C
+        self._shifts, self._shifted = torch.zeros(0), False  # likewise, and whether there are any
 
     def __call__(self, graph: Graph, p: Prediction, volume: float | None, pairs: Pairs, threads: int) -> Judged:
-        if self._pairs is not pairs:
-            compiled = isinstance(self._newness, CompiledNewness)
-            self._pairs, self._look = pairs, self._newness.prepared(*pairs) if compiled else NO_NEWNESS
+        look = self._look
+        if isinstance(self._newness, CompiledNewness) and (look is None or look.pairs is not pairs):
+            look = self._look = self._newness.look(pairs)
         out = None if self._forms is None else self._room_for(p.features)
         stress, positions = self._for_virial(graph, p, volume)
         inside = self._runtime.watch(
             *(self._address, p.neighbors.data_ptr(), p.energy.data_ptr(), address(p.forces)),
             *(address(stress), address(positions), math.nan if volume is None else volume, p.features.data_ptr()),
-            *(None if out is None else out.__array_interface__["data"][0], *self._look, threads),
+            None if out is None else out.__array_interface__["data"][0],
+            *((None, None, None, threads, None) if look is None else (*look.given, threads, look.summary)),
         )
-        inside, new = bool(inside) and p.close is False, None
-        if self._newness is not None:
-            new = self._newness(graph, pairs.kind) if self._look is NO_NEWNESS else self._newness.found()
+        # what newness in plain PyTorch says is not for C to judge
+        inside = bool(inside) and p.close is False and not isinstance(self._newness, PlainNewness)
+        new = None if inside or look is None else look.found()
         if out is None:
             return Judged(inside, new)
         n = self._limits.n
@@ -80,9 +69,7 @@ class CpuWatch:
         if volume is not None or p.forces is None:
             return (None if volume is None else p.stress), None
         if self._shifts is not graph.edge_shift:
-            self._pairs: Pairs | None = None  # those that were met last, and what newness in C is given
-        self._look: tuple = NO_NEWNESS
-        self._shifts, self._shifted = graph.edge_shift, bool(graph.edge_shift.any())
+            self._shifts, self._shifted = graph.edge_shift, bool(graph.edge_shift.any())
         return None, None if self._shifted else graph.positions.double().contiguous()
 
 

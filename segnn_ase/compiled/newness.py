@@ -5,6 +5,7 @@ import warnings
 from ctypes import c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,59 +47,61 @@ class _Structure(ctypes.Structure):
     )
 
 
+class Pairs(NamedTuple):
+    """Of one structure, sorted by receivers and within the cutoff; all but kind may have more rows than are used."""
+
+    kind: Tensor  # (N,) species of the atoms
+    vectors: Tensor  # (E, 3) Å
+    first: Tensor  # (N + 1,) first pairs of the atoms
+    senders: Tensor  # (E,)
+
+
 class CompiledNewness:
-    """What `model.newness.newness` gives, within the rounding of float32, until the next call. Raises CompilerError."""
+    """What `model.newness.newness` gives, within the rounding of float32. Raises CompilerError."""
 
     def __init__(self, known: KnownSurroundings, cutoff: float):
-        self.known, self._cutoff = known, cutoff
+        self.known, self.cutoff, self.function = known, cutoff, _load_newness().newness
         at, f = known.landscape, known.landscape.fingerprints
         tables = [f.channels, f.mixing, *_folded(f), *_blocks(at.atoms), *_blocks(at.structures), at.fewest]
         tables.append(known.bonds.lengths() ** 2)
         self._kept = [x.detach().cpu().float().contiguous() for x in tables]
         self._kept.append(known.bonds.limits().contiguous())
         sizes = *f.channels.shape, self._kept[5].shape[1], self._kept[7].shape[1]
-        self._tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
-        self._function, self._room = _load_newness().newness, _Room(0, len(at.fewest))
-        self._address, self._tables_address = ctypes.cast(self._function, c_void_p), ctypes.byref(self._tables)
+        self.tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
 
     def __call__(self, graph: Graph, kind: Tensor) -> Newness | None:
         """Of one structure; None where its pairs are not sorted by receiver."""
-        graph = within(graph, self._cutoff)
+        graph = within(graph, self.cutoff)
         if bool((graph.edge_dst.diff() < 0).any()):
             return None
-        vectors, senders, kind = edge_vectors(graph).contiguous(), graph.edge_src.contiguous(), kind.contiguous()
         first = torch.searchsorted(graph.edge_dst.contiguous(), torch.arange(len(kind) + 1))
-        _, *given = self.prepared(kind, vectors, first, senders)
-        self._function(*given, min(torch.get_num_threads(), 1 + len(kind) // ATOMS_PER_THREAD))
-        return self.found()
+        look = self.look(Pairs(kind, edge_vectors(graph), first, graph.edge_src))
+        self.function(*look.given[1:], min(torch.get_num_threads(), 1 + len(kind) // ATOMS_PER_THREAD))
+        return look.found()
 
-    def prepared(self, kind: Tensor, vectors: Tensor, first: Tensor, senders: Tensor) -> tuple:
-        """The address of the function in C, and its arguments but the number of threads, for pairs that are sorted by receivers and within the
-        cutoff: first edges of the atoms (N + 1,), of which there may be more room, like vectors (E, 3) and senders."""
-        room = self._room
-        if room.n != len(kind):
-            room = self._room = _Room(len(kind), len(self.known.landscape.fewest))
-        s = room.structure
-        s.wide, s.cutoff = vectors.dtype is torch.float64, self._cutoff
-        s.vectors, s.first, s.senders, s.kind = (x.data_ptr() for x in (vectors, first, senders, kind))
-        return self._address, room.address, self._tables_address
+    def look(self, pairs: Pairs) -> "Look":
+        return Look(self, pairs)
+
+
+class Look:
+    """At structures with the same pairs, one after the other: their results lie in the same place."""
+
+    def __init__(self, at: CompiledNewness, pairs: Pairs):
+        n, species = len(pairs.kind), at.tables.species
+        out, bonds = np.empty(2 * n + species, np.float32), np.empty((n, species), np.int64)
+        order, y = np.empty(n + GROUP * species, np.int64), np.empty(n * COMPONENTS, np.float32)
+        self.pairs, self._arrays, self.summary = pairs, (out[:n], out[2 * n :], bonds), (c_double * 5)()
+        tensors = [x.contiguous() for x in (pairs.vectors, pairs.first, pairs.senders, pairs.kind)]
+        self._kept = tensors, order, y, out
+        addresses = *(x.data_ptr() for x in tensors), *(x.ctypes.data for x in (order, bonds, y, out))
+        wide = pairs.vectors.dtype is torch.float64
+        structure = _Structure(n, wide, at.cutoff, *addresses, ctypes.addressof(self.summary))
+        # the function and its arguments, all but the number of threads
+        self.given = ctypes.cast(at.function, c_void_p), ctypes.byref(structure), ctypes.byref(at.tables)
 
     def found(self) -> Newness:
-        room = self._room
-        return Newness(*room.arrays, *room.summary)
-
-
-class _Room:
-    """For structures of n atoms, one after the other: their results lie in the same place."""
-
-    def __init__(self, n: int, n_species: int):
-        self.n, out, bonds = n, np.empty(2 * n + n_species, np.float32), np.empty((n, n_species), np.int64)
-        self.arrays, self.summary = (out[:n], out[2 * n :], bonds), (c_double * 5)()
-        order, y = np.empty(n + GROUP * n_species, np.int64), np.empty(n * COMPONENTS, np.float32)
-        self._kept = order, bonds, y, out
-        addresses = *(x.ctypes.data for x in self._kept), ctypes.addressof(self.summary)
-        self.structure = _Structure(n, 0, 0.0, None, None, None, None, *addresses)
-        self.address = ctypes.byref(self.structure)
+        """Until the next call."""
+        return Newness(*self._arrays, *self.summary)
 
 
 class PlainNewness:
@@ -129,7 +132,9 @@ def chosen_newness(
         problem = str(error)
     if problem is None:
         return compiled
-    warnings.warn(f"newness of surroundings in C: not used, as {problem}", AccelerationWarning, stacklevel=level_of_caller())
+    warnings.warn(
+        f"newness of surroundings in C: not used, as {problem}", AccelerationWarning, stacklevel=level_of_caller()
+    )
     return plain
 
 

@@ -75,6 +75,7 @@ class CLimits(ctypes.Structure):
         ("forms", c_void_p),  # both, packed; none without an uncertainty
         *((name, c_double) for name in ("lowest_energy", "highest_energy", "volume", "lowest_virial")),
         *((name, c_double) for name in ("highest_virial", "force", "leverage", "alpha", "beta", "gamma")),
+        *((name, c_double) for name in ("largest", "mean", "most", "crowding")),  # of newness, see `Newness`
     )
 
 
@@ -85,7 +86,7 @@ FUNCTIONS = {  # result and arguments
     "run_edges": (None, (c_void_p, c_int, c_void_p, c_void_p, c_void_p)),
     "edges": (c_int64, (*[c_int64] * 4, *[c_void_p] * 5)),
     "finish": (None, (*[c_int64] * 3, *[c_void_p] * 4)),
-    "watch": (c_int, (*[c_void_p] * 6, c_double, *[c_void_p] * 5, c_int)),
+    "watch": (c_int, (*[c_void_p] * 6, c_double, *[c_void_p] * 5, c_int, c_void_p)),
 }
 
 

@@ -60,8 +60,8 @@ class Evaluator(ABC):
     elements: Elements
 
     def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judged | None:
-        """Whether one structure, of which p was predicted, is within its limits, how new it is, and how far p may be
-        off, in one pass; None where there is no code for that. volume: Å^3 where it is periodic in three directions."""
+        """Whether one structure, of which p was predicted, keeps to what is watched, and how far p may be off, in one
+        pass; None where there is no code for that. volume: Å^3 where it is periodic in three directions."""
         return None
 
 

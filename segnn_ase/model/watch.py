@@ -8,8 +8,8 @@ from torch import Tensor
 from segnn_ase.model.newness import KnownSurroundings, Newness
 
 
-class Limits(NamedTuple):
-    """What a structure of certain atoms must keep to."""
+class Watched(NamedTuple):
+    """What structures of certain atoms must keep to, and what tells how far predictions may be off."""
 
     neighbors: np.ndarray  # (2, N) float64, fewest and most
     energy: tuple[float, float]  # eV
@@ -17,22 +17,17 @@ class Limits(NamedTuple):
     virial: tuple[float, float]  # eV/atom
     force: float  # eV/Å
     leverage: float
-
-
-class Watched(NamedTuple):
-    """What is asked of structures of certain atoms."""
-
-    limits: Limits
+    surroundings: KnownSurroundings | None
+    crowding: float  # the least, where surroundings are known
     forms: Tensor | None  # (2, n, n), `Uncertainty.atoms` and `.frames`
     powers: tuple[float, float, float]  # alpha, beta, gamma of the uncertainty
-    surroundings: KnownSurroundings | None
 
 
 class Judged(NamedTuple):
     """What was found; leverages and deviations where there are forms."""
 
-    inside: bool  # of the limits
-    new: Newness | None = None  # where surroundings are known, until the next structure
+    inside: bool  # for certain, and in all respects; else it is to be said in which not
+    new: Newness | None = None  # of what may be outside, until the next structure
     leverage: np.ndarray | None = None  # (N,)
     energy_std: float | None = None  # eV
     forces_std: np.ndarray | None = None  # (N, 3) eV/Å

@@ -18,7 +18,6 @@ from torch import Tensor
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
-from segnn_ase.model.watch import Limits
 from segnn_ase.structure.graph import Graph, edge_vectors
 from segnn_ase.trust.novelty import (
     NoveltyCheck,
@@ -169,6 +168,17 @@ def virial_of(graph: Graph, p: Prediction, volume: float | None) -> float | None
 def density_of(numbers: np.ndarray, volume: float) -> float:
     """Mass per volume, amu/Å^3."""
     return float(atomic_masses[numbers].sum() / volume)
+
+
+class Limits(NamedTuple):
+    """What a structure of certain atoms must keep to."""
+
+    neighbors: np.ndarray  # (2, N) float64, fewest and most
+    energy: tuple[float, float]  # eV
+    volume: float  # Å^3, the smallest
+    virial: tuple[float, float]  # eV/atom
+    force: float  # eV/Å
+    leverage: float
 
 
 def _widened(virial: tuple[float, float] | None, scatter: float) -> tuple[float, float]:

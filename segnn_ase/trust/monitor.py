@@ -10,7 +10,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.model.watch import Judged, Watched
 from segnn_ase.structure.graph import Graph
-from segnn_ase.trust.domain import DomainCheck
+from segnn_ase.trust.domain import DomainCheck, Limits
 from segnn_ase.trust.novelty import Outside
 
 THREE = np.ones(3)  # components
@@ -30,7 +30,7 @@ class Monitor:
         self.uncertainty = u if u is None else u.to(potential.readout.last.last.weight)
         self._forms = u and torch.stack([self.uncertainty.atoms, self.uncertainty.frames])
         self._calibrated = (u is not None and math.isfinite(u.alpha), u is not None and math.isfinite(u.beta))
-        self._watched: Watched | None = None
+        self._last: tuple[Limits | None, Watched | None] = (None, None)  # what is watched of the atoms met last
 
     def __call__(self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None = None) -> dict:
         """What there is of energy_std (eV), forces_std (N, 3) eV/Å and outside_domain of one structure.
@@ -48,11 +48,11 @@ class Monitor:
         return results
 
     def _ways_outside(self, graph: Graph, p: Prediction, volume: float | None, judged: Judged) -> list[Outside]:
+        if judged.inside:
+            return []
         new, novelty = judged.new, self.check.novelty
         if new is None and novelty is not None:
             new = newness(novelty.known, graph, self._index[graph.numbers], self._cutoff)
-        if judged.inside and (novelty is None or novelty.knows(new)):
-            return []
         return self.check(graph, p, new, volume=volume, leverage=judged.leverage)
 
     def _at_a_glance(
@@ -61,11 +61,15 @@ class Monitor:
         if self.check is None or evaluator is None:
             return None
         limits = self.check.limits(graph.numbers)
-        if self._watched is None or self._watched.limits is not limits:
-            u = self.uncertainty
-            powers = (0.0, 0.0, 0.0) if u is None else (u.alpha, u.beta, u.gamma)
-            self._watched = Watched(limits, self._forms, powers, self.check.domain.surroundings)
-        return evaluator.judge(graph, p, volume, self._watched)
+        if self._last[0] is not limits:
+            self._last = limits, self._watch(limits)
+        return evaluator.judge(graph, p, volume, self._last[1])
+
+    def _watch(self, limits: Limits) -> Watched:
+        u, novelty = self.uncertainty, self.check.novelty
+        around = (None, -math.inf) if novelty is None else (novelty.known, novelty._crowding)
+        powers = (0.0, 0.0, 0.0) if u is None else (u.alpha, u.beta, u.gamma)
+        return Watched(*limits, *around, self._forms, powers)
 
     def _plain(self, p: Prediction) -> Judged:
         if self.uncertainty is None:
