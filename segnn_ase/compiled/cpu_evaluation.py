@@ -234,15 +234,14 @@ class CpuEvaluator(Evaluator):
         return Prediction(energy, energies, forces, s, gradients, features, neighbors, held.close)
 
     def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judged | None:
-        kind = self._kinds(graph.numbers)
         with self._lock:
             held = self._passes.holds
             if held is None or held.graph is not graph or held.addresses is not self._known_addresses:
-                held = self._hold(graph, kind)
+                held = self._hold(graph, self._kinds(graph.numbers))
             if held is None or p.neighbors is None:
                 return None
             if self._watch is None or self._watch.watched is not watched:
-                newness = self._newness_for(watched.surroundings, graph, kind)
+                newness = self._newness_for(watched.surroundings, graph, held.addresses.seen.kind)
                 self._watch = CpuWatch(watched, self._runtime, p.features, newness)
             return self._watch(graph, p, volume, held.addresses.seen, len(held.cuts) - 1)
 

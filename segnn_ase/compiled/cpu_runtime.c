@@ -1,7 +1,7 @@
 /* What is the same for every network: matrix products, the order of steps, pairs, forces, leverages.
 
    Compiled behind `vectors.h` and what `runtime.py` writes before it: CHUNK atoms, SLOTS tensors of a step, the
-   structures Slot, Step and Limits, their operation codes and kinds of memory. */
+   structures Slot, Step, Segment and Limits, their operation codes and kinds of memory. */
 typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T *const *, T *const *);
 typedef void (*newness_function)(const void *, const void *, int);
 #define UNROLL _Pragma("GCC unroll 16")
@@ -16,7 +16,7 @@ typedef void (*newness_function)(const void *, const void *, int);
 /* for `runtime.load_runtime`: Python must see the same structures */
 void layout(int64_t *out) {
   const int64_t found[] = {sizeof(T), W, CHUNK, sizeof(Slot), sizeof(Step), offsetof(Step, slots),
-                           sizeof(Limits)};
+                           sizeof(Segment), sizeof(Limits)};
   memcpy(out, found, sizeof found);
 }
 
@@ -170,6 +170,14 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
         for (int64_t m = low; m < high; m++) to[m] += from[m];
       }
     }
+}
+
+/* all of a pass; counts: of nodes, pairs and edges, as in KINDS */
+void run_pass(const Segment *s, int64_t n_segments, int threads, const int64_t *bounds, const int64_t *const *on_edges,
+              const int64_t *const *on_nodes, const int64_t *counts) {
+  for (; n_segments--; s++)
+    if (s->summed) run_edges(s->steps, threads, bounds, on_edges, counts);
+    else run_nodes(s->steps, s->n_steps, counts[s->where], threads, s->where == EDGE ? on_edges : on_nodes);
 }
 
 /* the pairs (sorted by receiver) that are shorter than the cutoff, and how many are within a core; -1 if not sorted.

@@ -65,6 +65,17 @@ class CStep(ctypes.Structure):
     )
 
 
+class CSegment(ctypes.Structure):
+    """Steps that follow each other on the rows of one kind."""
+
+    _fields_ = (
+        ("where", c_int64),  # of KINDS
+        ("summed", c_int64),
+        ("n_steps", c_int64),
+        ("steps", c_void_p),
+    )
+
+
 class CLimits(ctypes.Structure):
     """`model.watch.Watched` of certain atoms."""
 
@@ -84,10 +95,14 @@ FUNCTIONS = {  # result and arguments
     "pack": (None, (c_int64, c_int64, c_void_p, c_int64, c_int64, c_double, c_void_p)),
     "run_nodes": (None, (c_void_p, c_int64, c_int64, c_int, c_void_p)),
     "run_edges": (None, (c_void_p, c_int, c_void_p, c_void_p, c_void_p)),
+    "run_pass": (None, (c_void_p, c_int64, c_int, *[c_void_p] * 4)),
     "edges": (c_int64, (*[c_int64] * 4, *[c_void_p] * 5)),
     "finish": (None, (*[c_int64] * 3, *[c_void_p] * 4)),
     "watch": (c_int, (*[c_void_p] * 6, c_double, *[c_void_p] * 5, c_int, c_void_p)),
 }
+
+
+STRUCTURES = {"Slot": Slot, "Step": CStep, "Segment": CSegment, "Limits": CLimits}
 
 
 @cache
@@ -97,9 +112,9 @@ def load_runtime(dtype: torch.dtype) -> ctypes.CDLL:
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    found = (c_int64 * 7)()
+    found = (c_int64 * 8)()
     library.layout(found)
-    sizes = ctypes.sizeof(Slot), ctypes.sizeof(CStep), CStep.slots.offset, ctypes.sizeof(CLimits)
+    sizes = ctypes.sizeof(Slot), ctypes.sizeof(CStep), CStep.slots.offset, *map(ctypes.sizeof, (CSegment, CLimits))
     expected = (dtype.itemsize, found[1], CHUNK, *sizes)
     if tuple(found) != expected:
         raise CompilerError(f"the compiled runtime has the layout {tuple(found)}; expected {expected}")
@@ -108,9 +123,10 @@ def load_runtime(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def runtime_source(dtype: torch.dtype) -> str:
-    lines = [f"#define {name} {value}" for name, value in {"CHUNK": CHUNK, "SLOTS": SLOTS}.items()]
+    constants = {"CHUNK": CHUNK, "SLOTS": SLOTS, "EDGE": KINDS.index("edge")}
+    lines = [f"#define {name} {value}" for name, value in constants.items()]
     lines += [f"enum {{ {', '.join(f'{x.name} = {x.value}' for x in codes)} }};" for codes in (Op, Memory)]
-    lines += [_structure(*one) for one in (("Slot", Slot), ("Step", CStep), ("Limits", CLimits))]
+    lines += [_structure(*one) for one in STRUCTURES.items()]
     runtime = Path(__file__).with_name("cpu_runtime.c").read_text(encoding="utf-8")
     return "\n".join([prelude(dtype), *lines, runtime])
 

@@ -30,7 +30,7 @@ class Monitor:
         self.uncertainty = u if u is None else u.to(potential.readout.last.last.weight)
         self._forms = u and torch.stack([self.uncertainty.atoms, self.uncertainty.frames])
         self._calibrated = (u is not None and math.isfinite(u.alpha), u is not None and math.isfinite(u.beta))
-        self._last: tuple[Limits | None, Watched | None] = (None, None)  # what is watched of the atoms met last
+        self._last: tuple = (None, None)  # atomic numbers of the structure met last, and what of it is watched
 
     def __call__(self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None = None) -> dict:
         """What there is of energy_std (eV), forces_std (N, 3) eV/Å and outside_domain of one structure.
@@ -60,10 +60,10 @@ class Monitor:
     ) -> Judged | None:
         if self.check is None or evaluator is None:
             return None
-        limits = self.check.limits(graph.numbers)
-        if self._last[0] is not limits:
-            self._last = limits, self._watch(limits)
-        return evaluator.judge(graph, p, volume, self._last[1])
+        known = self._last
+        if known[0] is not graph.numbers:
+            known = self._last = graph.numbers, self._watch(self.check.limits(graph.numbers))
+        return evaluator.judge(graph, p, volume, known[1])
 
     def _watch(self, limits: Limits) -> Watched:
         u, novelty = self.uncertainty, self.check.novelty
