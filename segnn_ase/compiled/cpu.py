@@ -126,7 +126,7 @@ class CpuPasses:
             for (storage, n), piece in zip(rows.items(), pieces, strict=True):
                 self._memory[storage] = piece[: n * storage.size].view(n, storage.size)
             self._segments = {name: self._prepared(segments) for name, segments in self._passes.items()}
-            self._in_c = {name: _in_c(segments) for name, segments in self._segments.items()}
+            self._in_c = {name: _segments_in_c(segments) for name, segments in self._segments.items()}
         self.capacity = grown
         return True
 
@@ -217,7 +217,7 @@ class _Prepared(NamedTuple):
     steps: "ctypes.Array[CStep]"
 
 
-def _in_c(segments: "list[_Prepared]") -> "ctypes.Array[CSegment]":
+def _segments_in_c(segments: "list[_Prepared]") -> "ctypes.Array[CSegment]":
     """Addresses of steps, which `segments` keeps."""
     found = ((KINDS.index(s.where), s.summed, len(s.steps), ctypes.addressof(s.steps)) for s in segments)
     return (CSegment * len(segments))(*(CSegment(*one) for one in found))

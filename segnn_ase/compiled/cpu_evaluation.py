@@ -13,7 +13,7 @@ from segnn_ase.compiled.cpu import CpuPasses
 from segnn_ase.compiled.cpu_watch import CpuWatch
 from segnn_ase.compiled.kernels import receiver_ranges
 from segnn_ase.compiled.network_steps import make_steps
-from segnn_ase.compiled.newness import CompiledNewness, Pairs, PlainNewness, chosen_newness
+from segnn_ase.compiled.newness import CompiledNewness, PlainNewness, SortedPairs, chosen_newness
 from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.elements import Elements
@@ -21,13 +21,13 @@ from segnn_ase.model.newness import KnownSurroundings
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, stress_of
 from segnn_ase.model.repulsion import Core, core_of, repelled, seen_by_network
-from segnn_ase.model.watch import Judged, Watched
+from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import Graph, within
 
 EDGE_WORK = 20  # of an edge, in the units of `kernels.WORK_PER_THREAD`: 1,500 edges are worth a thread
 
 
-class Memory(NamedTuple):
+class Rows(NamedTuple):
     """Where the passes have what goes in and comes out; there may be more rows than are used."""
 
     vectors: Tensor  # of edges
@@ -54,10 +54,10 @@ class Addresses:
     The order is that of `edges`, `run_nodes` and `finish` in `cpu_runtime.c`.
     """
 
-    def __init__(self, graph: Graph, kind: Tensor, links: Links, memory: Memory, elements: Elements):
+    def __init__(self, graph: Graph, kind: Tensor, links: Links, memory: Rows, elements: Elements):
         first, src, knot = links.first, links.src, links.knot
         squares, features = elements.radii.double() ** 2, memory.features
-        self.of = fixed(graph, kind, links, memory)
+        self.of = _what_stays(graph, kind, links, memory)
         self.given = pointers([None, graph.cell.double(), graph.edge_shift.double(), squares, elements.scale])
         self.pairs = pointers([graph.batch, graph.edge_dst, graph.edge_src, kind, first, src, knot])
         self.vectors = pointers([memory.vectors, memory.weight])
@@ -65,16 +65,16 @@ class Addresses:
         self.links = pointers([graph.batch, first, src, kind, None])
         self.rows = pointers([memory.vectors, memory.gradient, memory.epsilon, elements.isolated, features, None])
         self.elements = pointers([elements.reference, elements.scale, None])
-        self.seen = Pairs(kind, memory.vectors, first, src)
+        self.seen = SortedPairs(kind, memory.vectors, first, src)
 
 
-def fixed(graph: Graph, kind: Tensor, links: Links, memory: Memory) -> tuple:
+def _what_stays(graph: Graph, kind: Tensor, links: Links, memory: Rows) -> tuple:
     pairs = graph.batch, graph.edge_dst, graph.edge_src, graph.edge_shift
     return *pairs, graph.cell, kind, links, memory
 
 
 class Held(NamedTuple):
-    """Pairs of a graph that are in the memory."""
+    """SortedPairs of a graph that are in the memory."""
 
     graph: Graph
     addresses: Addresses
@@ -84,7 +84,7 @@ class Held(NamedTuple):
 
 
 class Apart(NamedTuple):
-    """Pairs of the core are further apart for the network than they are."""
+    """SortedPairs of the core are further apart for the network than they are."""
 
     core: Core
     vectors: Tensor  # (E, 3) Å, the true ones
@@ -107,7 +107,7 @@ class CpuEvaluator(Evaluator):
         self._runtime = self._passes.runtime
         self._limits = (ctypes.c_double * 3)(self._cutoff, tables.step, round(self._cutoff / tables.step))
         self._links, self._lock = Links(0, 0), Lock()
-        self._memory: Memory | None = None
+        self._memory: Rows | None = None
         self._known_addresses: Addresses | None = None
         self._newness: CompiledNewness | PlainNewness | None = None
         self._watch: CpuWatch | None = None
@@ -182,8 +182,8 @@ class CpuEvaluator(Evaluator):
         at, plan, memory, known = self._passes.at, self._plan, self._memory, self._known_addresses
         if memory is None or memory.vectors is not at(plan.vectors):
             places = plan.vectors, plan.gradient, plan.epsilon, plan.features, plan.weight
-            memory = self._memory = Memory(*map(at, places))
-        if known is None or not all(map(is_, known.of, fixed(graph, kind, self._links, memory))):
+            memory = self._memory = Rows(*map(at, places))
+        if known is None or not all(map(is_, known.of, _what_stays(graph, kind, self._links, memory))):
             known = self._known_addresses = Addresses(graph, kind, self._links, memory, self.elements)
         return known
 
@@ -233,7 +233,7 @@ class CpuEvaluator(Evaluator):
         s = None if virial is None else stress_of(virial, graph)
         return Prediction(energy, energies, forces, s, gradients, features, neighbors, held.close)
 
-    def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judged | None:
+    def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judgement | None:
         with self._lock:
             held = self._passes.holds
             if held is None or held.graph is not graph or held.addresses is not self._known_addresses:

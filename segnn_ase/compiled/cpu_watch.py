@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from segnn_ase.compiled.build import address
-from segnn_ase.compiled.newness import CompiledNewness, Look, Pairs, PlainNewness
+from segnn_ase.compiled.newness import CompiledNewness, Look, PlainNewness, SortedPairs
 from segnn_ase.compiled.runtime import CLimits
 from segnn_ase.model.predict import Prediction
-from segnn_ase.model.watch import Judged, Watched
+from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import Graph
 
 
@@ -39,7 +39,9 @@ class CpuWatch:
         self._look: Look | None = None  # at pairs that were met last, in C
         self._shifts, self._shifted = torch.zeros(0), False  # likewise, and whether there are any
 
-    def __call__(self, graph: Graph, p: Prediction, volume: float | None, pairs: Pairs, threads: int) -> Judged:
+    def __call__(
+        self, graph: Graph, p: Prediction, volume: float | None, pairs: SortedPairs, threads: int
+    ) -> Judgement:
         look = self._look
         if isinstance(self._newness, CompiledNewness) and (look is None or look.pairs is not pairs):
             look = self._look = self._newness.look(pairs)
@@ -55,9 +57,9 @@ class CpuWatch:
         inside = bool(inside) and p.close is False and not isinstance(self._newness, PlainNewness)
         new = None if inside or look is None else look.found()
         if out is None:
-            return Judged(inside, new)
+            return Judgement(inside, new)
         n = self._limits.n
-        return Judged(inside, new, out[:n], float(out[n]), out[n + 1 :].reshape(n, 3))
+        return Judgement(inside, new, out[:n], float(out[n]), out[n + 1 :].reshape(n, 3))
 
     def _room_for(self, features: Tensor) -> np.ndarray:
         if features.dtype is not self._like.dtype or features.shape[1] != self._like.shape[1]:

@@ -47,7 +47,7 @@ class _Structure(ctypes.Structure):
     )
 
 
-class Pairs(NamedTuple):
+class SortedPairs(NamedTuple):
     """Of one structure, sorted by receivers and within the cutoff; all but kind may have more rows than are used."""
 
     kind: Tensor  # (N,) species of the atoms
@@ -75,18 +75,18 @@ class CompiledNewness:
         if bool((graph.edge_dst.diff() < 0).any()):
             return None
         first = torch.searchsorted(graph.edge_dst.contiguous(), torch.arange(len(kind) + 1))
-        look = self.look(Pairs(kind, edge_vectors(graph), first, graph.edge_src))
+        look = self.look(SortedPairs(kind, edge_vectors(graph), first, graph.edge_src))
         self.function(*look.given[1:], min(torch.get_num_threads(), 1 + len(kind) // ATOMS_PER_THREAD))
         return look.found()
 
-    def look(self, pairs: Pairs) -> "Look":
+    def look(self, pairs: SortedPairs) -> "Look":
         return Look(self, pairs)
 
 
 class Look:
     """At structures with the same pairs, one after the other: their results lie in the same place."""
 
-    def __init__(self, at: CompiledNewness, pairs: Pairs):
+    def __init__(self, at: CompiledNewness, pairs: SortedPairs):
         n, species = len(pairs.kind), at.tables.species
         out, bonds = np.empty(2 * n + species, np.float32), np.empty((n, species), np.int64)
         order, y = np.empty(n + GROUP * species, np.int64), np.empty(n * COMPONENTS, np.float32)
@@ -164,7 +164,7 @@ def _blocks(table: Landmarks) -> list[Tensor]:
 
 @cache
 def _load_newness() -> ctypes.CDLL:
-    library = load_library(_source())
+    library = load_library(_newness_source())
     library.newness.restype, library.newness.argtypes = None, (c_void_p, c_void_p, c_int)
     library.layout.restype, library.layout.argtypes = None, (c_void_p,)
     found, expected = (c_int64 * 3)(), (*map(ctypes.sizeof, (_Tables, _Structure)), _Structure.summary.offset)
@@ -174,7 +174,7 @@ def _load_newness() -> ctypes.CDLL:
     return library
 
 
-def _source() -> str:
+def _newness_source() -> str:
     sizes = {"RADIAL": RADIAL, "LMAX": LMAX, "HARMONICS": HARMONICS, "MIXED": MIXED, "COMPONENTS": COMPONENTS}
     sizes |= {"FOLDED": FOLDED, "BLOCK": BLOCK, "LANES": LANES, "GROUP": GROUP}
     degrees = ", ".join(str(l) for l in range(LMAX + 1) for _ in range(2 * l + 1))

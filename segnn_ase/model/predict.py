@@ -13,7 +13,7 @@ from torch import Tensor
 from segnn_ase.model.elements import Elements
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.watch import Judged, Watched
+from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import (
     Graph,
     edge_vectors,
@@ -59,7 +59,7 @@ class Evaluator(ABC):
 
     elements: Elements
 
-    def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judged | None:
+    def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judgement | None:
         """Whether one structure, of which p was predicted, keeps to what is watched, and how far p may be off, in one
         pass; None where there is no code for that. volume: Å^3 where it is periodic in three directions."""
         return None

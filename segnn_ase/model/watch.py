@@ -23,7 +23,7 @@ class Watched(NamedTuple):
     powers: tuple[float, float, float]  # alpha, beta, gamma of the uncertainty
 
 
-class Judged(NamedTuple):
+class Judgement(NamedTuple):
     """What was found; leverages and deviations where there are forms."""
 
     inside: bool  # for certain, and in all respects; else it is to be said in which not

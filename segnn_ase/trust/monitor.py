@@ -8,7 +8,7 @@ import torch
 from segnn_ase.model.newness import newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
-from segnn_ase.model.watch import Judged, Watched
+from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import Graph
 from segnn_ase.trust.domain import DomainCheck, Limits
 from segnn_ase.trust.novelty import Outside
@@ -47,7 +47,7 @@ class Monitor:
             results["outside_domain"] = self._ways_outside(graph, p, volume, judged)
         return results
 
-    def _ways_outside(self, graph: Graph, p: Prediction, volume: float | None, judged: Judged) -> list[Outside]:
+    def _ways_outside(self, graph: Graph, p: Prediction, volume: float | None, judged: Judgement) -> list[Outside]:
         if judged.inside:
             return []
         new, novelty = judged.new, self.check.novelty
@@ -57,7 +57,7 @@ class Monitor:
 
     def _at_a_glance(
         self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None
-    ) -> Judged | None:
+    ) -> Judgement | None:
         if self.check is None or evaluator is None:
             return None
         known = self._last
@@ -71,8 +71,8 @@ class Monitor:
         powers = (0.0, 0.0, 0.0) if u is None else (u.alpha, u.beta, u.gamma)
         return Watched(*limits, *around, self._forms, powers)
 
-    def _plain(self, p: Prediction) -> Judged:
+    def _plain(self, p: Prediction) -> Judgement:
         if self.uncertainty is None:
-            return Judged(False)
+            return Judgement(False)
         leverage, energy_std = self.uncertainty.of_structure(p.features)
-        return Judged(False, None, leverage, energy_std, self.uncertainty.force_std(leverage)[:, None] * THREE)
+        return Judgement(False, None, leverage, energy_std, self.uncertainty.force_std(leverage)[:, None] * THREE)
