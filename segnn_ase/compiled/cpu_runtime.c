@@ -8,9 +8,12 @@ typedef void (*newness_function)(const void *, const void *, int);
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)")
 #define SIMD _Pragma("omp simd")
+#define PRAGMA(x) _Pragma(#x)
+#define SUM(x) PRAGMA(omp simd reduction(+:x))
 #else
 #define PARALLEL
 #define SIMD
+#define SUM(x)
 #endif
 
 /* for `runtime.load_runtime`: Python must see the same structures */
@@ -255,6 +258,12 @@ void finish(int64_t n, int64_t n_graphs, int64_t width, int64_t **links, T **in,
   for (int64_t k = 0; k < 3 * links[1][n]; k++) out[4][k] = in[1][k];
 }
 
+static double length(const T *x, int64_t k) {
+  T square = 0;
+  SUM(square) for (int64_t q = 0; q < k; q++) square += x[q] * x[q];
+  return __builtin_sqrt(square);
+}
+
 /* leverages of atoms, and what follows from them; whether none is above its limit. out: see `Evaluator.judge` */
 static int deviations(const Limits *l, const T *features, double *out) {
   const int64_t n = l->n, k = l->width, panels = (k + W - 1) / W * W * k;
@@ -262,26 +271,20 @@ static int deviations(const Limits *l, const T *features, double *out) {
   T to[CHUNK * k], sum[k];
   int inside = 1;
   memset(sum, 0, sizeof sum);
-  for (int64_t low = 0; low <= n; low += CHUNK) { /* at last the sum of all */
+  for (int64_t low = 0; low < n; low += CHUNK) {
     const int64_t rows = low + CHUNK < n ? CHUNK : n - low;
     const T *x = features + low * k;
     product(rows, k, k, x, k, 1, forms, 0, NULL, NULL, 0, to, k, 0);
     for (int64_t i = 0; i < rows; i++) {
-      double square = 0;
-      for (int64_t q = 0; q < k; q++) {
-        square += (double)to[i * k + q] * to[i * k + q];
-        sum[q] += x[i * k + q];
-      }
-      const double leverage = out[low + i] = __builtin_sqrt(square);
+      SIMD for (int64_t q = 0; q < k; q++) sum[q] += x[i * k + q];
+      const double leverage = out[low + i] = length(to + i * k, k);
       const double force = l->beta * __builtin_pow(leverage, l->gamma);
       inside &= leverage <= l->leverage;
       for (int64_t q = 0; q < 3; q++) out[n + 1 + 3 * (low + i) + q] = force;
     }
   }
-  double square = 0;
   product(1, k, k, sum, k, 1, forms + panels, 0, NULL, NULL, 0, to, k, 0);
-  for (int64_t q = 0; q < k; q++) square += (double)to[q] * to[q];
-  out[n] = l->alpha * __builtin_sqrt(square);
+  out[n] = l->alpha * length(to, k);
   return inside;
 }
 

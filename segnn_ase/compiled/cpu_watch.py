@@ -59,7 +59,7 @@ class CpuWatch:
         if out is None:
             return Judgement(inside, new)
         n = self._limits.n
-        return Judgement(inside, new, out[:n], float(out[n]), out[n + 1 :].reshape(n, 3))
+        return Judgement(inside, new, out[:n], out.item(n), out[n + 1 :].reshape(n, 3))
 
     def _room_for(self, features: Tensor) -> np.ndarray:
         if features.dtype is not self._like.dtype or features.shape[1] != self._like.shape[1]:
