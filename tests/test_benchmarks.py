@@ -14,7 +14,18 @@ from helpers.frames import emt_atoms
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = {
-    "md_step": ["--calculators", "fast", "fast:torch", "--systems", "acetylacetone", "silicon8", "--rounds", "1"],
+    "md_step": [
+        "--calculators",
+        "fast",
+        "fast:torch",
+        "--systems",
+        "acetylacetone",
+        "silicon8",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.05",
+    ],
     "train_step": ["--presets", "fast", "--steps", "1", "--rounds", "1", "--batches", "acetylacetone"],
     "conservation": ["--runs", "acetylacetone", "silicon-npt", "--scale", "0.003"],
     "trust": ["--systems", "acetylacetone", "silicon8", "--seconds", "0.01"],
@@ -78,6 +89,64 @@ def test_benchmark(name, tmp_path):
     assert all(value > 0 for row in content["rows"] for key, value in row.items() if key.endswith("_ms"))
     assert (tmp_path / "result.png").stat().st_size > 1000
     assert len(done.stdout.splitlines()) >= 2 + len(content["rows"])
+
+
+def test_calculators_take_turns(monkeypatch):
+    """A block each in every round; who fails is left out; a ratio is that of times of the same round."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import md_step
+
+    asked = []
+
+    def ask(worker, system, seconds=None):
+        asked.append(worker.name)
+        if seconds is None:
+            return {"atoms": 10, "first_ms": 1.0, "peak_MB": 1.0}
+        if worker.name == "broken":
+            return {"error": "no", "peak_MB": 1.0}
+        load = 1.0 + asked.count("a")  # the machine is slower in every round
+        return {"times": [[load * {"a": 1.0, "b": 4.0}[worker.name], 1.0]] * 3, "peak_MB": 1.0}
+
+    monkeypatch.setattr(md_step, "ask", ask)
+    hello = {"start_s": 1.0, "device": "cpu", "dtype": "float32"}
+    workers = [md_step.Worker(name, None, None, hello) for name in ("a", "broken", "b")]
+    rows = md_step.measure("water24", workers, 3, 1.0)
+    assert asked == ["a", "broken", "b"] * 2 + ["a", "b"] * 2
+    assert [row["calculator"] for row in rows] == ["a", "b"]
+    assert rows[0]["rounds"] == [3.0, 4.0, 5.0] and rows[0]["cpu_ms"] == 4.0 and rows[0]["us_per_atom"] == 400.0
+    assert rows[0]["spread_pct"] == 12.5
+    assert md_step.add_ratios(rows, ["b", "broken"]) == ["b"]
+    assert rows[0]["vs b"] == 4.0 and rows[1]["vs b"] == 1.0
+
+
+@pytest.mark.slow
+def test_peers_that_fail_are_named(tmp_path):
+    """One that cannot be imported, and one whose process ends at the first question."""
+    ends = tmp_path / "python"
+    hello = json.dumps({"device": "cpu", "dtype": "float64", "versions": {}})
+    ends.write_text(f"#!/bin/sh\necho '{hello}'\nread question\necho lost >&2\nexit 7\n")
+    ends.chmod(0o755)
+    command = [sys.executable, str(FOLDER / "md_step.py"), "--calculators", "fast", "--systems", "silicon8"]
+    command += ["--peer", f"nequip-S={sys.executable}", "--peer", f"snap={ends}", "--peer", "uf3=not/a/python"]
+    command += ["--rounds", "1", "--seconds", "0.01", "--out", str(tmp_path / "result")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "nequip-S, start: its process ended with code 1: ModuleNotFoundError" in done.stderr
+    assert "snap, silicon8: its process ended with code 7: lost" in done.stderr
+    assert "uf3, start: [Errno 2]" in done.stderr
+    assert [row["calculator"] for row in json.loads((tmp_path / "result.json").read_text())["rows"]] == ["fast"]
+
+
+@pytest.mark.slow
+def test_profile_of_a_step():
+    """Most of a step is spent in compiled code, and the rest outside."""
+    command = [sys.executable, str(FOLDER / "step.py"), "acetylacetone-pbe", "--profile"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    step, inside, outside = (int(line.split()[-2]) for line in done.stdout.splitlines()[1:])
+    assert 0 < outside < step and 0 < inside < step and abs(step - inside - outside) < 0.2 * step
 
 
 @pytest.mark.slow

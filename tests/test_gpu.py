@@ -3,19 +3,22 @@
 import itertools
 import os
 import signal
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 from helpers.frames import water_frames
-from helpers.kernels import assert_close, everything
+from helpers.kernels import assert_close
 from helpers.systems import NAMED, rattled
 from helpers.trainings import configured, history
 
 from segnn_ase import SEGNNCalculator
+from segnn_ase.compiled.gpu_training import GpuLossGradient
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import PlainLossGradient
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 from segnn_ase.train import loop
@@ -56,14 +59,21 @@ def test_shipped_potentials_are_those_of_the_cpu(name, dtype):
 @pytest.mark.parametrize("preset", ["fast", "segnn"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_gradient_of_a_loss_is_that_of_the_cpu(preset, dtype):
+    """Layer by layer, and by all passes."""
     torch.manual_seed(0)
     slow = Potential(model_config(preset, cutoff=4.0), [1, 8], reference_energies=[-0.5, -1.25], scales=[1.0, 1.1])
     graph = collate([with_pairs(graph_from_atoms(NAMED[name](), 4.0)) for name in ("water", "one_atom")])
     graph = graph._replace(numbers=torch.where(graph.numbers == 1, 1, 8))
-    expected = everything(slow.double(), graph)
-    found = everything(slow.to("cuda", dtype), graph.to("cuda"), FUSED)
-    found = {k: v.cpu().double() for k, v in found.items()}
-    assert_close(found, expected, 1e-9 if dtype == torch.float64 else 2e-4)
+    expected = gradients(PlainLossGradient, slow.double(), graph)
+    for make in (partial(PlainLossGradient, operations=FUSED), GpuLossGradient):
+        found = gradients(make, slow.to("cuda", dtype), graph.to("cuda"))
+        assert_close({"all": found}, {"all": expected}, 1e-9 if dtype == torch.float64 else 2e-4)
+
+
+def gradients(make, potential, graph) -> torch.Tensor:
+    potential.requires_grad_(True).zero_grad(set_to_none=True)
+    make(potential)(graph, lambda p: p.energies.square().sum() + p.forces.square().sum(), forces=True, stress=False)
+    return torch.cat([w.grad.flatten() for w in potential.parameters() if w.grad is not None]).cpu().double()
 
 
 def test_a_training_begun_on_a_gpu_goes_on_on_the_cpu(tmp_path, monkeypatch):

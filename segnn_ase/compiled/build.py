@@ -178,7 +178,7 @@ def runs_on_triton(device: torch.device) -> bool:
 
 
 def load_triton(source: str) -> Any:
-    """Run generated code; Triton reads it from a file, kept in the cache folder. Raises CompilerError."""
+    """The one kernel in generated code; Triton reads it from a file, kept in the cache folder. Raises CompilerError."""
     if importlib.util.find_spec("triton") is None:
         raise CompilerError("Triton is not installed; it comes with the CUDA builds of PyTorch")
     name = f"segnn_ase_{hashlib.sha256(source.encode()).hexdigest()[:32]}"
@@ -187,4 +187,4 @@ def load_triton(source: str) -> Any:
         module.__file__ = str(keep_source(f"{name}.py", source))  # where Triton reads it
         exec(compile(source, module.__file__, "exec"), module.__dict__)  # and not what else may be in that folder
         sys.modules[name] = module
-    return sys.modules[name].rows
+    return sys.modules[name].KERNEL

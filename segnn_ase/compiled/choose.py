@@ -22,6 +22,7 @@ from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.cpu_training import CpuLossGradient
 from segnn_ase.compiled.gpu_recording import RecordingEvaluator
+from segnn_ase.compiled.gpu_training import GpuLossGradient
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.network_steps import supported
 from segnn_ase.model.network import Operations
@@ -103,16 +104,13 @@ def choose_operations(potential: Potential, graph: Graph, mode: str = "auto") ->
 
 
 def choose_loss_gradient(potential: Potential, graph: Graph, mode: str = "auto") -> LossGradient:
-    """The fastest way to the gradient of a loss that gives what plain PyTorch gives; see `choose_evaluator`.
-
-    All passes in C run on one thread: with more than two, and on a GPU, the layers are compiled one by one.
-    """
+    """The fastest way to the gradient of a loss that gives what plain PyTorch gives; see `choose_evaluator`."""
     _check_mode(mode)
     plain = PlainLossGradient(potential)
     if mode == "off" or potential.device.type not in ("cpu", "cuda"):
         return plain
-    one_thread = potential.device.type == "cpu" and torch.get_num_threads() <= 2
-    for make in (CpuLossGradient, _by_layers) if one_thread and supported(potential) else (_by_layers,):
+    by_passes = CpuLossGradient if potential.device.type == "cpu" else GpuLossGradient
+    for make in (by_passes, _by_layers) if supported(potential) else (_by_layers,):
         try:
             problem = _training_problem(make, potential, graph)
         except (CompilerError, ValueError) as error:

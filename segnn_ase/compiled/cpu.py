@@ -73,7 +73,8 @@ class PackedWeights:
 class CpuPasses:
     """Named passes over one memory. Raises CompilerError where there is no compiler.
 
-    storage: of every place. Without `gradients`, the tensors of the weights' gradients, no pass may ask for them.
+    storage: of every place. Without `gradients`, the tensors of the weights' gradients, no pass may ask for them; every
+    thread has its own, `apart` numbers behind those of the thread before.
     """
 
     def __init__(
@@ -82,9 +83,13 @@ class CpuPasses:
         storage: dict[Place, Storage],
         dtype: torch.dtype,
         gradients: dict[Weight, Tensor] | None = None,
+        apart: int = 0,
     ):
         self.runtime, self.dtype = load_runtime(dtype), dtype
-        self._passes, self._storage, self._gradients = passes, storage, gradients or {}
+        self._passes, self._storage = passes, storage
+        self._gradients = (
+            {w: Slot(x.data_ptr(), apart, Memory.SUMMED, 0, 0) for w, x in gradients.items()} if gradients else {}
+        )
         self._steps = [step for segments in passes.values() for step in steps_of(segments)]
         self.weights = PackedWeights(self._steps, self.runtime, dtype)
         self._functions = self._compile()
@@ -163,7 +168,7 @@ class CpuPasses:
         outputs = []
         for k, x in enumerate(step.outputs):
             if isinstance(x, Weight):
-                outputs.append(fixed(self._gradients[x]))
+                outputs.append(self._gradients[x])
                 continue
             slot = self._slot(x)
             if x is not None and step.operation.edges:
@@ -186,7 +191,7 @@ class CpuPasses:
     def _weight_gradient(self, step: WeightGradient) -> tuple:
         inner, outer = _shape(step.weight, False)
         numbers = {"rows": step.g.rows, "inner": inner, "outer": outer, "d_stride": step.g.stride}
-        slots = [self._view(step.g), fixed(self._gradients[step.weight])]
+        slots = [self._view(step.g), self._gradients[step.weight]]
         if step.a is None:
             return slots, 1, {"op": Op.BIAS_GRADIENT, **numbers}
         return [self._view(step.a), *slots], 2, {"op": Op.WEIGHT_GRADIENT, "a_stride": step.a.stride, **numbers}

@@ -251,5 +251,5 @@ class CpuEvaluator(Evaluator):
         if known is None:
             return None
         if self._newness is None or self._newness.known is not known:
-            self._newness = chosen_newness(known, self._cutoff, graph, kind)
+            self._newness = chosen_newness(CompiledNewness, known, self._cutoff, graph, kind)
         return self._newness

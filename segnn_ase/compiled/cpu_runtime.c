@@ -93,19 +93,24 @@ static void product(int64_t rows, int64_t K, int64_t N, const T *a, int64_t lda,
   }
 }
 
-/* scratch of a chunk that begins with item `low` lies at `scratch` */
-static void run_step(const Step *s, int64_t low, int64_t high, int64_t scratch, const int64_t *const *links) {
+/* by thread t; scratch of a chunk that begins with item `low` lies at `scratch` */
+static void run_step(const Step *s, int64_t t, int64_t low, int64_t high, int64_t scratch,
+                     const int64_t *const *links) {
   T *p[SLOTS];
   const Slot *x = s->slots;
   if (s->op == ROWS) {
     const rows_function rows = (rows_function)s->function;
-    for (int64_t k = 0; k < s->n_in + s->n_out; k++)
-      p[k] = x[k].base && x[k].memory == SCRATCH ? (T *)x[k].base + (scratch - low) * x[k].size : x[k].base;
+    for (int64_t k = 0; k < s->n_in + s->n_out; k++) {
+      const int64_t shift = x[k].memory == SCRATCH ? scratch - low : x[k].memory == SUMMED ? t : 0;
+      p[k] = x[k].base ? (T *)x[k].base + shift * x[k].size : NULL;
+    }
     rows(low, high, links, (const T *const *)p, p + s->n_in);
     return;
   }
-  for (int64_t k = 0; k < s->n_in + s->n_out; k++)
-    p[k] = x[k].base ? (T *)x[k].base + (x[k].memory == SCRATCH ? scratch : low) * x[k].size : NULL;
+  for (int64_t k = 0; k < s->n_in + s->n_out; k++) {
+    const int64_t row = x[k].memory == SCRATCH ? scratch : x[k].memory == SUMMED ? t : low;
+    p[k] = x[k].base ? (T *)x[k].base + row * x[k].size : NULL;
+  }
   const int64_t rows = (high - low) * s->rows;
   switch (s->op) {
     case PRODUCT: /* a, packed weight, bias, d; c */
@@ -138,7 +143,7 @@ void run_nodes(const Step *steps, int64_t n_steps, int64_t n, int threads, const
   for (int t = 0; t < threads; t++)
     for (int64_t low = t * CHUNK; low < n; low += (int64_t)threads * CHUNK)
       for (int64_t k = 0; k < n_steps; k++)
-        run_step(steps + k, low, low + CHUNK < n ? low + CHUNK : n, (int64_t)t * CHUNK, links);
+        run_step(steps + k, t, low, low + CHUNK < n ? low + CHUNK : n, (int64_t)t * CHUNK, links);
 }
 
 /* rows of the receivers belong to one thread (RECEIVERS); of what is added to at other places (PRIVATE) every thread
@@ -154,7 +159,9 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
       const int64_t all = counts[out[k].where] * out[k].size;
       T *const to = p[s->n_in + k] = out[k].base;
       if (!to) continue;
-      if (out[k].memory == PRIVATE) {
+      if (out[k].memory == SUMMED)
+        p[s->n_in + k] += t * out[k].size;
+      else if (out[k].memory == PRIVATE) {
         p[s->n_in + k] += t * all;
         if (t || out[k].clear) memset(to + t * all, 0, all * sizeof(T));
       } else if (out[k].memory == RECEIVERS && out[k].clear)

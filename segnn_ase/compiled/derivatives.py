@@ -51,6 +51,11 @@ class Operation:
     edges: bool  # rows are edges, sorted by receiver; otherwise rows are independent
 
     @property
+    def name(self) -> str:
+        """Of the function that makes the formula, for profiles."""
+        return self.build.__qualname__.split(".")[0].lstrip("_")
+
+    @property
     def rows_are_lanes(self) -> bool:
         return not (self.channels or self.edges)
 

@@ -4,27 +4,44 @@ All tensors have fixed places and sizes and no number is read back, so that a st
 (`gpu_recording.py`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from segnn_ase.compiled.kernels import Topology, kernel
 from segnn_ase.compiled.passes import Storage
-from segnn_ase.compiled.steps import MatrixProduct, Place, RowOperation, Segment, View, Weight, steps_of
+from segnn_ase.compiled.steps import MatrixProduct, Place, RowOperation, Segment, View, Weight, WeightGradient, steps_of
 
 
 class GpuPasses:
-    """The value pass and the gradient pass over one memory. Raises CompilerError."""
+    """Passes over one memory. `trained` are weights whose gradients are wanted, from zero on after each `load`. Raises
+    CompilerError."""
 
     def __init__(
-        self, segments: list[Segment], storage: dict[Place, Storage], dtype: torch.dtype, device: torch.device
+        self,
+        segments: list[Segment],
+        storage: dict[Place, Storage],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        trained: Sequence[Weight] = (),
     ):
         self._storage, self._dtype, self._device = storage, dtype, device
         self._counts: dict[str, int] = {}
         self._memory: dict[Storage, Tensor] = {}
         weights = {w for step in steps_of(segments) for w in step.weights()}
         self._weights = {w: (w.parameter.detach().double() * w.scale).to(device, dtype) for w in weights}
+        sizes = [w.parameter.numel() for w in trained]
+        self._gradients = torch.zeros(sum(sizes), dtype=dtype, device=device)
+        pieces = zip(trained, self._gradients.split(sizes), strict=True)
+        self.gradients = {w: piece.view(w.parameter.shape) for w, piece in pieces}
+
+    def load(self) -> None:
+        """Take the present values of the parameters."""
+        for w, x in self._weights.items():
+            torch.mul(w.parameter.detach(), w.scale, out=x)
+        self._gradients.zero_()
 
     def reserve(self, counts: dict[str, int]) -> None:
         """Make room for just so many nodes and edges."""
@@ -49,23 +66,25 @@ class GpuPasses:
 
     def run(self, segments: Iterable[Segment], nodes: Topology, edges: Topology) -> None:
         there: set[Place] = set()  # what edges have added to
-        each = edges._replace(n=self._counts["edge"])  # the edges, not the atoms that receive them
+        alone = {where: edges._replace(n=n) for where, n in self._counts.items()} | {"node": nodes}
         for segment in segments:
-            topology = nodes if segment.where != "edge" else edges if segment.summed else each
+            topology = edges if segment.summed else alone[segment.where]
             for step in segment.steps:
                 if isinstance(step, RowOperation):
                     self._rows(step, topology, there)
-                else:
+                elif isinstance(step, MatrixProduct):
                     self._product(step)
+                else:
+                    self._weight_gradient(step)
 
     def _rows(self, step: RowOperation, topology: Topology, there: set[Place]) -> None:
-        outputs = [None if x is None else self.at(x) for x in step.outputs]
+        outputs = [self.gradients[x] if isinstance(x, Weight) else x and self.at(x) for x in step.outputs]
         if step.operation.edges:  # what several programs add to; gradients of edges go on adding up
             for place, x in zip(step.outputs, outputs, strict=True):
-                if place is not None and place.array.where != "edge" and place not in there:
+                if isinstance(place, Place) and place.array.where != "edge" and place not in there:
                     x.zero_()
                     there.add(place)
-        inputs = [self._weights[x] if isinstance(x, Weight) else self.at(x) for x in step.inputs]
+        inputs = [self._weights[x] if isinstance(x, Weight) else x and self.at(x) for x in step.inputs]
         kernel(step.operation).launch(step.order, topology, inputs, outputs)
 
     def _product(self, step: MatrixProduct) -> None:
@@ -74,14 +93,23 @@ class GpuPasses:
         a, c = self._matrix(step.a, weight.shape[0]), self._matrix(step.c, weight.shape[1])
         d = None if step.d is None else self._matrix(step.d, weight.shape[1])
         bias = None if step.bias is None else self._weights[step.bias]
-        added = [x for x in (d, c if step.add else None, bias) if x is not None]
-        if not added:
+        added = [x for x in (d, bias) if x is not None]
+        if step.add:
+            c.addmm_(a, weight)
+        elif added:
+            torch.addmm(added.pop(), a, weight, out=c)
+        else:
             torch.mm(a, weight, out=c)
-            return
-        total = torch.addmm(added[0], a, weight)
-        for x in added[1:]:
-            total += x
-        c.copy_(total)
+        for x in added:
+            c += x
+
+    def _weight_gradient(self, step: WeightGradient) -> None:
+        total = self.gradients[step.weight]
+        g = self._matrix(step.g, total.shape[-1])
+        if step.a is None:
+            total += g.sum(0)
+        else:
+            total.addmm_(self._matrix(step.a, len(total)).T, g)
 
     def _matrix(self, view: View, width: int) -> Tensor:
         """The rows of a view, (atoms * rows, width), in place."""

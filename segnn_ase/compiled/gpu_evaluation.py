@@ -1,20 +1,24 @@
 """Evaluation of a potential on a GPU: the compiled network, without autograd in between."""
 
+from functools import partial
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from segnn_ase.compiled.gpu import GpuPasses
+from segnn_ase.compiled.gpu_newness import GpuNewness
 from segnn_ase.compiled.kernels import Topology
 from segnn_ase.compiled.network_steps import make_steps
+from segnn_ase.compiled.newness import PlainNewness, chosen_newness
 from segnn_ase.compiled.passes import evaluation
-from segnn_ase.compiled.sorted_edges import first_edges
 from segnn_ase.compiled.splines import radial_tables
+from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, assemble
 from segnn_ase.model.repulsion import core_of, repelled, seen_by_network
-from segnn_ase.structure.graph import Graph, edge_vectors
+from segnn_ase.structure.graph import Graph, edge_vectors, select
 
 
 class GpuEvaluator(Evaluator):
@@ -29,38 +33,59 @@ class GpuEvaluator(Evaluator):
         plan = self._plan = evaluation(make_steps(potential, tables))
         self.passes = GpuPasses(plan.everything, plan.storage(), self._dtype, potential.device)
         self._lock = Lock()
+        self._newness: GpuNewness | PlainNewness | None = None
         species = torch.arange(len(potential.species), device=potential.device)
         none = torch.zeros(0, dtype=torch.long, device=potential.device)
         vectors = torch.zeros(0, 3, dtype=self._dtype, device=potential.device)
-        self.elements = potential.elements(self._network(species, vectors, none, none, None)[0])
+        lonely = self._network(species, vectors, none, _compacted(none, none.bool(), len(species)), None)
+        self.elements = potential.elements(lonely[0])
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+        if not bool((graph.edge_dst[1:] < graph.edge_dst[:-1]).any()):
+            return self.of_sorted(graph, forces=forces, stress=stress)
+        order = torch.argsort(graph.edge_dst, stable=True)
+        found = self.of_sorted(select(graph, order), forces=forces, stress=stress)
+        g = found.edge_gradients
+        return found if g is None else found._replace(edge_gradients=torch.empty_like(g).index_copy(0, order, g))
+
+    def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
+        chosen = self.newness_of(graph, kind, known)
+        return chosen and chosen(graph, kind)
+
+    def newness_of(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> "GpuNewness | PlainNewness | None":
+        """What measures newness; None where the pairs are not sorted by receiver."""
+        if bool((graph.edge_dst[1:] < graph.edge_dst[:-1]).any()):
+            return None
+        if self._newness is None or self._newness.known is not known:
+            make = partial(GpuNewness, device=kind.device)
+            self._newness = chosen_newness(make, known, self._cutoff, graph, kind)
+        return self._newness
+
+    def of_sorted(self, graph: Graph, *, forces: bool, stress: bool, core: bool = True) -> Prediction:
+        """Of a graph whose pairs are sorted by receiver. Without `core` it is right where the result's `close` is not:
+        the core is a matter of few pairs, but which ones they are cannot be asked here."""
         kind, wanted, elements = self.elements.kinds(graph.numbers), forces or stress, self.elements
         vectors = edge_vectors(graph).detach()
         squares = vectors.square().sum(1)
-        neighbors = torch.zeros_like(kind).index_add(0, graph.edge_dst, (squares < self._cutoff**2).long())
+        near = _compacted(graph.edge_dst, squares < self._cutoff**2, len(kind))
         close = (squares < elements.radii[kind[graph.edge_dst], kind[graph.edge_src]].square()).any()
         weight = elements.scale[kind].to(self._dtype) if wanted else None
         rounded = vectors.to(self._dtype)
-        core = core_of(graph, kind, rounded, elements.core)
-        seen = seen_by_network(rounded, core)
+        pairs = core_of(graph, kind, rounded, elements.core) if core else None
         with self._lock:
-            epsilon, features, g = self._network(kind, seen, graph.edge_src, graph.edge_dst, weight)
-        energies, g = repelled(elements.energies(kind, epsilon), g, rounded, core)
-        found = assemble(graph, vectors, energies, g, features, forces=forces or stress, stress=stress)
-        return found._replace(neighbors=neighbors, close=close)
+            epsilon, features, g = self._network(kind, seen_by_network(rounded, pairs), graph.edge_src, near, weight)
+        energies, g = repelled(elements.energies(kind, epsilon), g, rounded, pairs)
+        found = assemble(graph, vectors, energies, g, features, forces=wanted, stress=stress)
+        return found._replace(neighbors=near.first.diff(), close=close)
 
-    def _network(self, kind: Tensor, vectors: Tensor, src: Tensor, dst: Tensor, weight: Tensor | None):
+    def _network(self, kind: Tensor, vectors: Tensor, src: Tensor, near: "_Near", weight: Tensor | None):
         """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
-        r_ij = vectors (E, 3), or None without a weight. Pairs may lie beyond the cutoff: they do nothing."""
-        n, at = len(kind), self.passes.at
-        self.passes.reserve({"node": n, "edge": len(vectors), "pair": 0})
-        squares = vectors.square().sum(1)
-        near = squares < self._cutoff**2
-        order = torch.argsort(torch.where(near, dst, n), stable=True)  # by receiver; those beyond the cutoff last
-        knot = (squares[order].sqrt() / self._step).long().clamp(0, self._knots - 1)
-        edges = Topology(n, first_edges(dst, n, near.long()), src[order], knot=knot)
-        at(self._plan.vectors).copy_(vectors[order])
+        r_ij = vectors (E, 3), or None without a weight."""
+        at, place = self.passes.at, near.place
+        self.passes.reserve({"node": len(kind), "edge": len(vectors), "pair": 0})
+        there = at(self._plan.vectors).index_copy_(0, place, vectors)
+        knot = (there.square().sum(1).sqrt() / self._step).long().clamp(0, self._knots - 1)
+        edges = Topology(len(kind), near.first, torch.empty_like(src).index_copy_(0, place, src), knot=knot)
         if weight is not None:
             at(self._plan.weight)[:, 0] = weight
         nodes = edges._replace(knot=kind)
@@ -68,5 +93,21 @@ class GpuEvaluator(Evaluator):
         found = at(self._plan.epsilon)[:, 0].clone(), at(self._plan.features).clone()
         if weight is None:
             return *found, None
-        g = torch.empty_like(at(self._plan.gradient)).index_copy(0, order, at(self._plan.gradient))
-        return *found, torch.where(near[:, None], g, 0.0)  # of those beyond the cutoff nothing has been written
+        g = at(self._plan.gradient)[place]
+        return *found, torch.where(near.within[:, None], g, 0.0)  # beyond the cutoff nothing has been written
+
+
+class _Near(NamedTuple):
+    """Pairs within the cutoff before all others, in the same order."""
+
+    within: Tensor  # (E,) which ones they are
+    place: Tensor  # (E,) of each pair
+    first: Tensor  # (N + 1,) place of each receiver's first
+
+
+def _compacted(edge_dst: Tensor, within: Tensor, n_atoms: int) -> _Near:
+    before = torch.nn.functional.pad(within.long().cumsum(0), (1, 0))  # how many of the pairs up to each are within
+    rank = torch.arange(len(within), device=within.device)
+    place = torch.where(within, before[:-1], before[-1] + rank - before[:-1])
+    ends = torch.searchsorted(edge_dst, torch.arange(n_atoms + 1, device=within.device))
+    return _Near(within, place, before[ends])

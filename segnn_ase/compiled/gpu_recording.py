@@ -7,12 +7,16 @@ them. Everything recorded keeps its place and its size, so pairs are padded to a
 import math
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
 from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
+from segnn_ase.compiled.gpu_newness import GpuNewness, as_newness
+from segnn_ase.model.fingerprints import groups_of
+from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.structure.graph import Graph, collate, copy_rows, padding
@@ -37,8 +41,10 @@ class RecordingEvaluator(Evaluator):
         self._failed = False
         self._state: tuple | None = None  # what has been recorded
         self._asked: tuple | None = None  # what was asked for last
-        self._replay: Callable[[], Prediction] | None = None
-        self._kept: tuple | None = None
+        self._replays: dict[bool, tuple[Callable[[], Prediction], list[Tensor]]] = {}  # without and with the core
+        self._newness: tuple | None = None  # of what surroundings, and its recording
+        self._positions: Tensor | None = None  # of the structure that was evaluated last
+        self._close = False  # whether atoms of the last structure were closer than their core radius
 
     def pairwise(self, graph: Graph) -> Tensor:
         return self._inner.pairwise(graph)
@@ -47,18 +53,33 @@ class RecordingEvaluator(Evaluator):
         return self._inner.without_core()
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
-        if self._failed:
-            return self._inner(graph, forces=forces, stress=stress)
-        try:
-            return self._recorded(graph, forces, stress)
-        except (AccelerationError, RuntimeError) as error:  # the latter are CUDA's
-            self._failed = True
-            self._state = self._replay = self._kept = None
-            if self._require:
-                raise AccelerationError(f"the step cannot be recorded as a CUDA graph: {error}") from error
-            message = f"the step is not recorded as a CUDA graph, its kernels are started one by one: {error}"
-            warnings.warn(message, AccelerationWarning, stacklevel=3)
+        if not self._failed:
+            try:
+                return self._recorded(graph, forces, stress)
+            except (AccelerationError, RuntimeError) as error:  # the latter are CUDA's
+                self._give_up(error)
         return self._inner(graph, forces=forces, stress=stress)
+
+    def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
+        if self._state is not None and self._positions is graph.positions:
+            try:
+                found = self._recorded_newness(graph, kind, known)
+                if found is not None:
+                    return found
+            except (AccelerationError, RuntimeError) as error:
+                self._give_up(error)
+        return self._inner.newness(graph, kind, known)
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed = True
+        self._forget()
+        if self._require:
+            raise AccelerationError(f"the step cannot be recorded as a CUDA graph: {error}") from error
+        message = f"the step is not recorded as a CUDA graph, its kernels are started one by one: {error}"
+        warnings.warn(message, AccelerationWarning, stacklevel=4)
+
+    def _forget(self) -> None:
+        self._state, self._replays, self._newness = None, {}, None
 
     def _recorded(self, graph: Graph, forces: bool, stress: bool) -> Prediction:
         graph = graph._replace(edge_pair=None)  # of no use here
@@ -67,16 +88,42 @@ class RecordingEvaluator(Evaluator):
         known, self._asked = self._asked == state, state
         if self._state != state and not known:
             return self._inner(graph, forces=forces, stress=stress)
-        fresh = self._state != state or n_pairs >= len(self._graph.edge_src)
-        if fresh:
-            self._state = self._replay = None  # until all is there
+        if self._state != state or n_pairs >= len(self._graph.edge_src):
+            self._forget()  # until all is there
             self._graph = padded(graph, math.ceil(HEADROOM * n_pairs) + 1, self._first, self._cutoff)
             self._pairs = self._numbers = None
         self._copy(graph)
-        if fresh:
-            self._replay = self._record(forces, stress)
-            self._state = state
-        return _without_padding(self._replay(), n, graph.n_graphs)
+        self._positions = graph.positions
+        found = self._replay(forces, stress, core=self._close)
+        self._state, before, self._close = state, self._close, bool(found.close)
+        if self._close and not before:
+            found = self._replay(forces, stress, core=True)
+        return _without_padding(found._replace(close=self._close), n, graph.n_graphs)
+
+    def _replay(self, forces: bool, stress: bool, *, core: bool) -> Prediction:
+        """The core is a matter of few structures, but takes as many kernels as the rest."""
+        if core not in self._replays:
+            replay = self._record(forces, stress, core)
+            # evaluations in between may replace what is read and written
+            self._replays[core] = replay, self._inner.passes.tensors()
+        return self._replays[core][0]()
+
+    def _recorded_newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
+        """Of the structure that has been evaluated last; None where it is not measured by `GpuNewness`."""
+        if self._newness is None or self._newness[0] is not known:
+            chosen, static = self._inner.newness_of(graph, kind, known), self._graph
+            if not isinstance(chosen, GpuNewness):
+                return None
+            groups = groups_of(kind)  # without the padding
+
+            def measure():
+                return chosen.measured(static, self.elements.kinds(static.numbers), groups)
+
+            replay, _ = recorded(measure, static.positions.device)
+            self._newness = known, replay
+        atoms, *others = self._newness[1]()
+        bonds = others[1][: len(kind)]
+        return as_newness((atoms[: len(kind)], others[0], bonds, others[2]))
 
     def _copy(self, graph: Graph) -> None:
         """Into the places that are read by the recording; what has not been replaced since is there already."""
@@ -86,45 +133,23 @@ class RecordingEvaluator(Evaluator):
                 raise ValueError(f"numbers has elements that are not of {list(self.elements.symbols)}")
             static.numbers[:n].copy_(graph.numbers)
             static.batch[:n].copy_(graph.batch)
-            self._numbers = graph.numbers
+            self._numbers, self._newness = graph.numbers, None
         if self._pairs is not graph.edge_src:
+            if bool((graph.edge_dst[1:] < graph.edge_dst[:-1]).any()):
+                raise ValueError("the pairs of the graph are not sorted by receiver")
             copy_rows(static, graph, "edge", fill=True)
             self._pairs = graph.edge_src
         static.positions[:n].copy_(graph.positions, non_blocking=True)
         static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
 
-    def _record(self, forces: bool, stress: bool) -> Callable[[], Prediction]:
+    def _record(self, forces: bool, stress: bool, core: bool) -> Callable[[], Prediction]:
         static = self._graph
 
         def run() -> Prediction:
-            return self._inner(static, forces=forces, stress=stress)
+            return self._inner.of_sorted(static, forces=forces, stress=stress, core=core)
 
-        device = static.positions.device
-        if device.type != "cuda":
-            return run
-        with torch.cuda.device(device):
-            here, side = torch.cuda.current_stream(), torch.cuda.Stream()
-            side.wait_stream(here)
-            with torch.cuda.stream(side):  # kernels are compiled and chosen before
-                for _ in range(2):
-                    expected = run()
-            here.wait_stream(side)
-            recording = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(recording, stream=side):
-                    found = run()
-            finally:
-                torch.cuda.set_stream(here)  # a failure would leave the other one
-            recording.replay()
-        self._check(found, expected)
-        # evaluations in between may replace what the recording reads and writes: it keeps its own
-        self._kept = (static, self._inner.passes.tensors())
-
-        def replay() -> Prediction:
-            with torch.cuda.device(device):
-                recording.replay()
-            return found
-
+        replay, expected = recorded(run, static.positions.device)
+        self._check(replay(), expected)
         return replay
 
     def _check(self, found: Prediction, expected: Prediction) -> None:
@@ -136,6 +161,35 @@ class RecordingEvaluator(Evaluator):
         for name, size, a, b in pairs:
             if not float((a - b).abs().max()) <= ROUNDING[self._dtype] * size:
                 raise AccelerationError(f"the replayed CUDA graph does not give the {name} that were recorded")
+
+
+def recorded(run: Callable, device: torch.device) -> tuple[Callable, Any]:
+    """What runs it again, into the same places, and a result of before; on a CPU the function itself.
+
+    What `run` refers to is read and stays; it must hold all that it reads.
+    """
+    if device.type != "cuda":
+        return run, run()
+    with torch.cuda.device(device):
+        here, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):  # kernels are compiled and chosen before
+            for _ in range(2):
+                expected = run()
+        here.wait_stream(side)
+        recording = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(recording, stream=side):
+                found = run()
+        finally:
+            torch.cuda.set_stream(here)  # a failure would leave the other one
+
+    def replay(reads: Callable = run):
+        with torch.cuda.device(device):
+            recording.replay()
+        return found
+
+    return replay, expected
 
 
 def padded(graph: Graph, n_pairs: int, species: int, cutoff: float) -> Graph:
@@ -162,5 +216,5 @@ def _without_padding(p: Prediction, n: int, n_graphs: int) -> Prediction:
         edge_gradients=None,
         features=first(p.features, n),
         neighbors=first(p.neighbors, n),
-        close=p.close.clone() if isinstance(p.close, Tensor) else p.close,
+        close=p.close,
     )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import expit
 
 from segnn_ase.compiled.derivatives import Derivative, Operand, Operation, derive
 from segnn_ase.compiled.expressions import Expr
@@ -16,7 +17,7 @@ COUNT = {"row": LANES, "receiver": 4, "sender": 4, "pair": 5, "knot": 3, "shared
 SMALLEST = 0.1  # below this a component's values are compared with it, not with their own size
 TOLERANCE = {np.dtype("float64"): 1e-10, np.dtype("float32"): 1e-4}  # of the largest value of a component
 FUNCTIONS = {
-    "sigmoid": lambda x: 1.0 / (1.0 + np.exp(-x)),
+    "sigmoid": expit,
     "sqrt": np.sqrt,
     "reciprocal": np.reciprocal,
     "sin": np.sin,

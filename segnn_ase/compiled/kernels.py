@@ -15,6 +15,7 @@ from segnn_ase.compiled.triton_code import ROWS, lanes_of, triton_source
 
 PROGRAMS = 4096  # that a large GPU can hold at a time
 MAX_PARTS = 16  # of a receiver's edges, on a GPU
+MOST_THREADS = 4096
 WORK_PER_THREAD = 30_000  # rows times channels below which another thread costs more than it saves
 
 
@@ -37,9 +38,9 @@ class Topology(NamedTuple):
         return [self.n * t // threads for t in range(threads + 1)]
 
 
-def receiver_ranges(first: Tensor, n: int, n_edges: int, work: int) -> list[int]:
-    """Cut n receivers into one range per thread, of equal numbers of edges; work: of an edge."""
-    threads = _threads(n_edges * work)
+def receiver_ranges(first: Tensor, n: int, n_edges: int, work: int, most: int = MOST_THREADS) -> list[int]:
+    """Cut n receivers into one range for each of at most so many threads, of equal numbers of edges; work: of one."""
+    threads = min(most, _threads(n_edges * work))
     if threads == 1 or n == 0:
         return [0, n]
     targets = torch.tensor([n_edges * t // threads for t in range(1, threads)])
@@ -75,7 +76,7 @@ class Kernel:
             self._libraries[order, dtype] = library
         return self._libraries[order, dtype]
 
-    def launch(self, order: int, topology: Topology, tensors, outputs: list[Tensor | None]) -> None:
+    def launch(self, order: "int | str", topology: Topology, tensors, outputs: list[Tensor | None]) -> None:
         """Run on a GPU into tensors that are there; what is added to must be zero, or what it is to be added to."""
         if topology.n == 0:
             return
@@ -90,11 +91,10 @@ class Kernel:
                 parts *= 2
             grid = (topology.n, parts)
         links = (topology.first, topology.src, topology.pair, topology.knot)
-        options = {"num_warps": max(1, lanes_of(self.operation) // 32), "enable_fp_fusion": True}
         device = next(t.device for t in tensors if t is not None)
         try:
             with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-                kernel[grid](topology.n, *links, *tensors, *outputs, ALONE=parts == 1, **options)
+                kernel[grid](topology.n, *links, *tensors, *outputs, **_options(self.operation, order, tensors))
         except Exception as error:  # Triton's have no common base
             raise CompilerError(f"Triton does not compile or run a kernel: {type(error).__name__}: {error}") from error
 
@@ -175,6 +175,17 @@ class _Backward(torch.autograd.Function):
         places = [*kernel.input_places(inputs), *kernel.output_places(topology)]
         out = kernel.run(2, topology, (*inputs, *gradients, *directions), places)
         return (None, None, None, *out[len(inputs) :], *out[: len(inputs)])
+
+
+def _options(operation: Operation, order: "int | str", tensors) -> dict:
+    """For Triton. Two float32 channels a lane are loaded and added at once, and a sum over channels needs no barrier
+    where they are all in one warp; with fewer registers more warps hide what the gradients of edges wait for."""
+    lanes, single = lanes_of(operation), any(t is not None and t.dtype is torch.float32 for t in tensors)
+    paired = single and not operation.rows_are_lanes
+    options = {"num_warps": max(1, lanes // (64 if paired else 32)), "enable_fp_fusion": True}
+    if operation.edges and order == 1 and single:
+        options["maxnreg"] = 128 if lanes > 32 else 168
+    return options
 
 
 kernel = cache(Kernel)  # of an operation, compiled once

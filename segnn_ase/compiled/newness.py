@@ -2,6 +2,7 @@
 
 import ctypes
 import warnings
+from collections.abc import Callable
 from ctypes import c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -115,15 +116,14 @@ class PlainNewness:
 
 
 def chosen_newness(
-    known: KnownSurroundings, cutoff: float, graph: Graph, kind: Tensor
+    make: Callable, known: KnownSurroundings, cutoff: float, graph: Graph, kind: Tensor
 ) -> "CompiledNewness | PlainNewness | None":
-    """The fastest that gives on this structure what plain PyTorch gives; warns where that is PyTorch itself.
-
-    None where code cannot be compared, as the pairs are not sorted.
+    """What `make` makes of the first two, if it gives on this structure what plain PyTorch gives; else that, with a
+    warning. None where code cannot be compared, as the pairs are not sorted.
     """
     plain = PlainNewness(known, cutoff)
     try:
-        compiled = CompiledNewness(known, cutoff)
+        compiled = make(known, cutoff)
         found = compiled(graph, kind)
         if found is None:
             return None
@@ -133,7 +133,7 @@ def chosen_newness(
     if problem is None:
         return compiled
     warnings.warn(
-        f"newness of surroundings in C: not used, as {problem}", AccelerationWarning, stacklevel=level_of_caller()
+        f"compiled newness of surroundings: not used, as {problem}", AccelerationWarning, stacklevel=level_of_caller()
     )
     return plain
 

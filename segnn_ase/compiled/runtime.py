@@ -33,6 +33,7 @@ class Memory(IntEnum):
     SCRATCH = 1  # as long as a chunk, one for each thread
     RECEIVERS = 2  # the rows of a thread's own receivers
     PRIVATE = 3  # a copy for each thread, added up at the end
+    SUMMED = 4  # the same, `size` apart, added up by who has asked for it
 
 
 KINDS = ("node", "pair", "edge")  # indices of `Slot.where`

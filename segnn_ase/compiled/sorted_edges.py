@@ -66,7 +66,6 @@ def sorted_edges(
     )
 
 
-def first_edges(edge_dst: Tensor, n_atoms: int, count: Tensor | None = None) -> Tensor:
-    """Number of the first edge of each receiver, of sorted ones, and of all: (N + 1,); count (E,) 0 leaves one out."""
-    count = torch.ones_like(edge_dst) if count is None else count
-    return edge_dst.new_zeros(n_atoms + 1).index_add(0, edge_dst + 1, count).cumsum(0)
+def first_edges(edge_dst: Tensor, n_atoms: int) -> Tensor:
+    """Number of the first edge of each receiver, of sorted ones, and of all: (N + 1,)."""
+    return edge_dst.new_zeros(n_atoms + 1).index_add(0, edge_dst + 1, torch.ones_like(edge_dst)).cumsum(0)

@@ -14,7 +14,7 @@ import triton.language as tl
 
 
 @triton.jit(do_not_specialize=["n"])
-def rows({arguments}, ALONE: tl.constexpr):
+def {name}({arguments}):
     c = tl.arange(0, {block})
     zero = tl.zeros(({block},), dtype={dtype}.dtype.element_ty)
 """
@@ -46,15 +46,15 @@ def lanes_of(operation: Operation) -> int:
     return ROWS if operation.rows_are_lanes else max(16, 1 << (operation.channels - 1).bit_length())
 
 
-def triton_source(operation: Operation, order: int) -> str:
-    """A Python module with the Triton kernel `rows` of an operation (order 0) or of its first or second derivative."""
+def triton_source(operation: Operation, order: "int | str") -> str:
+    """A Python module with the kernel `KERNEL` of an operation or of a derivative, see `derivatives.derive`."""
     return _lanes_in_triton(operation, order) if operation.rows_are_lanes else _TritonPrinter(operation, order).text()
 
 
 class _TritonPrinter:
     """Prints what happens before the rows, for each row, and behind them."""
 
-    def __init__(self, operation: Operation, order: int):
+    def __init__(self, operation: Operation, order: "int | str"):
         self.operation, self.order, program = operation, order, derive(operation, order)
         formula, channels = program.formula, operation.channels
         nothing = formula.const(0.0)  # rows are written, not added to: a missing gradient is a zero
@@ -93,7 +93,7 @@ class _TritonPrinter:
         if o.where in self.kept:
             self.add_up(o, where, what, lanes)
         elif o.where != "row":
-            self.body.append(f"tl.atomic_add({where}, {what}{lanes})")
+            self.body.append(_added(where, what, lanes))
         else:
             before = f"{self.loaded(where, o.level)} + " if o.added else ""
             self.body.append(f"tl.store({where}, {before}{what}{lanes})")
@@ -105,10 +105,10 @@ class _TritonPrinter:
         if o.level == "S":
             total = f"tl.max({total}, axis=0)"  # all lanes are equal
         if o.where == "shared":
-            self.last.append(f"tl.atomic_add({where}, {total}{lanes})")
+            self.last.append(_added(where, total, lanes))
         else:  # no other program writes there, but the other parts of this receiver
-            self.last += ["if ALONE:", f"    tl.store({where}, {total}{lanes})"]
-            self.last += ["else:", f"    tl.atomic_add({where}, {total}{lanes})"]
+            self.last += ["if tl.num_programs(1) == 1:", f"    tl.store({where}, {total}{lanes})"]
+            self.last += ["else:", f"    {_added(where, total, lanes)}"]
 
     def print_rows(self) -> None:
         waiting: dict[int, list[tuple[Operand, int]]] = {}
@@ -137,16 +137,18 @@ class _TritonPrinter:
         return _source(operation, self.order, self.inputs, lanes_of(operation), lines)
 
 
-def _source(operation: Operation, order: int, inputs: list[Operand], block: int, lines: list[str]) -> str:
-    n_in, n_out = 1 + max(o.tensor for o in inputs), operation.n_inputs()
-    n_out = {0: operation.n_outputs(), 1: n_out, 2: n_out + operation.n_outputs()}[order]
+def _source(operation: Operation, order: "int | str", inputs: list[Operand], block: int, lines: list[str]) -> str:
+    n, m = operation.n_inputs(), operation.n_outputs()
+    n_in = {0: n, 1: n + m, 2: 2 * n + m, "tangent": 2 * n, "dual": 2 * (n + m)}[order]
+    n_out = {0: m, 1: n, 2: n + m, "tangent": m, "dual": n}[order]
     arguments = ["n", "first", "src", "pair", "knot"]
     arguments += [f"in{k}" for k in range(n_in)] + [f"out{k}" for k in range(n_out)]
-    head = _HEADER.format(arguments=", ".join(arguments), block=block, dtype=f"in{inputs[0].tensor}")
-    return head + "".join(f"    {line}\n" for line in lines)
+    name = f"{operation.name}_{order}"
+    head = _HEADER.format(name=name, arguments=", ".join(arguments), block=block, dtype=f"in{inputs[0].tensor}")
+    return head + "".join(f"    {line}\n" for line in lines) + f"\n\nKERNEL = {name}\n"
 
 
-def _lanes_in_triton(operation: Operation, order: int) -> str:
+def _lanes_in_triton(operation: Operation, order: "int | str") -> str:
     program = derive(operation, order)
     operands = {o.name: o for o in program.inputs}
     lines = [f"e = tl.program_id(0).to(tl.int64) * {ROWS} + c", "there = e < n"]
@@ -170,6 +172,11 @@ def _lanes_in_triton(operation: Operation, order: int) -> str:
             what = f"{before} + {_name(e)}" if e is not None else before
             lines.append(f"tl.store({to}, {what}, mask=there)")
     return _source(operation, order, program.inputs, ROWS, lines)
+
+
+def _added(where: str, what: str, mask: str) -> str:
+    # nothing reads it before the kernel's end; Triton's default is a fence each, which also empties the L1 cache
+    return f'tl.atomic_add({where}, {what}{mask}, sem="relaxed")'
 
 
 def _in_triton(e: Expr) -> str:

@@ -29,6 +29,9 @@ STILL = 1e-4  # of the spectrum, likewise
 SPECTRUM = MIXED + (LMAX + 1) * MIXED**2
 
 
+Groups = list[tuple[int, Tensor]]  # elements and the atoms (n,) of each
+
+
 class Fingerprints(NamedTuple):
     """How fingerprints are made, for each of S elements in the middle; C channels of elements around it."""
 
@@ -37,13 +40,18 @@ class Fingerprints(NamedTuple):
     mean: Tensor  # (S, SPECTRUM)
     axes: Tensor  # (S, SPECTRUM, COMPONENTS)
 
-    def of(self, c: Tensor, kind: Tensor) -> Tensor:
-        """(N, COMPONENTS) of atoms from their `coefficients`, and their elements kind (N,); float64."""
-        out = c.new_zeros(len(kind), COMPONENTS)
-        for k in kind.unique().tolist():
-            p = power_spectra(c[kind == k], self.mixing[k].to(c))
-            out[kind == k] = (p - self.mean[k].to(c)) @ self.axes[k].to(c)
+    def of(self, c: Tensor, groups: Groups) -> Tensor:
+        """(N, COMPONENTS) of atoms from their `coefficients`, and their elements."""
+        out = c.new_zeros(len(c), COMPONENTS)
+        for k, atoms in groups:
+            p = power_spectra(c[atoms], self.mixing[k].to(c))
+            out = out.index_copy(0, atoms, (p - self.mean[k].to(c)) @ self.axes[k].to(c))
         return out
+
+
+def groups_of(kind: Tensor) -> Groups:
+    """Of atoms whose elements are kind (N,)."""
+    return [(k, (kind == k).nonzero()[:, 0]) for k in kind.unique().tolist()]
 
 
 def element_channels(n_species: int) -> Tensor:
@@ -58,14 +66,18 @@ def coefficients(graph: Graph, kind: Tensor, channels: Tensor, cutoff: float) ->
     """c (N, C * RADIAL, HARMONICS) of the atoms of a graph, all of whose pairs are within the cutoff."""
     vectors = edge_vectors(graph).detach().double()
     d = distance_of(vectors)
-    x = d / cutoff
+    of_edges = radial_parts(d / cutoff, channels.to(vectors)[kind[graph.edge_src]])
+    products = of_edges[:, :, None] * spherical_harmonics(vectors / d, LMAX)[:, None]
+    return vectors.new_zeros(len(kind), *products.shape[1:]).index_add(0, graph.edge_dst, products)
+
+
+def radial_parts(x: Tensor, channels: Tensor) -> Tensor:
+    """(E, C * RADIAL) of pairs at x = d / cutoff (E, 1), for their senders' channels (E, C); zero beyond the cutoff."""
     chebyshev = [torch.ones_like(x), 2.0 * x - 1.0]
     while len(chebyshev) < RADIAL:
         chebyshev.append((4.0 * x - 2.0) * chebyshev[-1] - chebyshev[-2])
     radial = envelope(x) * torch.cat(chebyshev, 1)
-    of_edges = (channels.to(vectors)[kind[graph.edge_src]][:, :, None] * radial[:, None]).flatten(1)
-    products = of_edges[:, :, None] * spherical_harmonics(vectors / d, LMAX)[:, None]
-    return vectors.new_zeros(len(kind), *products.shape[1:]).index_add(0, graph.edge_dst, products)
+    return (channels[:, :, None] * radial[:, None]).flatten(1)
 
 
 def power_spectra(c: Tensor, mixing: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segnn_ase.model.edges import distance_of, envelope
-from segnn_ase.model.fingerprints import Fingerprints, coefficients
+from segnn_ase.model.fingerprints import Fingerprints, Groups, coefficients, groups_of
 from segnn_ase.structure.graph import Graph, edge_vectors, within
 
 SPREAD, LEAST = 0.1, 0.1  # against means; in whitened units: thermal motion in a crystal
@@ -82,7 +82,8 @@ def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) ->
     """Of one structure, in plain PyTorch; kind (N,): its elements."""
     graph = within(graph, cutoff)
     c = coefficients(graph, kind, of.landscape.fingerprints.channels, cutoff)
-    atoms, structure = newness_of(of.landscape, of.landscape.fingerprints.of(c, kind), kind)
+    groups = groups_of(kind)
+    atoms, structure = newness_of(of.landscape, of.landscape.fingerprints.of(c, groups), groups)
     crowding = float(crowding_of(graph, cutoff).mean())
     bonds = bonds_of(graph, kind, of.bonds.lengths())
     fewest, most = of.bonds.limits().to(kind.device)[kind].unbind(2)
@@ -93,13 +94,12 @@ def newness(of: KnownSurroundings, graph: Graph, kind: Tensor, cutoff: float) ->
     )
 
 
-def newness_of(of: Landscape, y: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+def newness_of(of: Landscape, y: Tensor, groups: Groups) -> tuple[Tensor, Tensor]:
     """Newness of atoms (N,) and of the structure (S,) from fingerprints y (N, COMPONENTS)."""
-    atoms, structure = y.new_zeros(len(kind)), y.new_zeros(len(of.fewest))
-    for k in kind.unique().tolist():
-        own = kind == k
-        atoms[own] = _to_nearest(of.atoms, k, y[own])
-        scatter = max(1.0, float(of.fewest[k]) / int(own.sum())) ** 0.5
+    atoms, structure = y.new_zeros(len(y)), y.new_zeros(len(of.fewest))
+    for k, own in groups:
+        atoms = atoms.index_copy(0, own, _to_nearest(of.atoms, k, y[own]))
+        scatter = (of.fewest[k].to(y) / len(own)).clamp_min(1.0).sqrt()
         structure[k] = _to_nearest(of.structures, k, mean_and_spread(y[own])[None])[0] / scatter
     return atoms, structure
 
@@ -112,7 +112,9 @@ def mean_and_spread(y: Tensor) -> Tensor:
 
 
 def _to_nearest(of: Landmarks, k: int, y: Tensor) -> Tensor:
-    return (torch.cdist(y, of.points[k].to(y)) / of.widths[k].to(y)).amin(1)
+    # the other mode takes differences of large squares
+    d = torch.cdist(y, of.points[k].to(y), compute_mode="donot_use_mm_for_euclid_dist")
+    return (d / of.widths[k].to(y)).amin(1)
 
 
 def crowding_of(graph: Graph, cutoff: float) -> Tensor:

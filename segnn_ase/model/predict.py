@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segnn_ase.model.elements import Elements
 from segnn_ase.model.network import Operations
+from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import (
@@ -62,6 +63,11 @@ class Evaluator(ABC):
     def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judgement | None:
         """Whether one structure, of which p was predicted, keeps to what is watched, and how far p may be off, in one
         pass; None where there is no code for that. volume: Å^3 where it is periodic in three directions."""
+        return None
+
+    def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
+        """How new the surroundings of the atoms of one structure are, whose elements are kind (N,), where `judge` does
+        not say it; None where there is no code for that."""
         return None
 
 

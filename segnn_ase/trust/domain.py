@@ -19,6 +19,7 @@ from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
 from segnn_ase.structure.graph import Graph, edge_vectors
+from segnn_ase.trust.landmarks import wider_of_few
 from segnn_ase.trust.novelty import (
     NoveltyCheck,
     Outside,
@@ -31,9 +32,9 @@ from segnn_ase.trust.novelty import (
 NEIGHBORS = (2, 0.1)  # more or fewer than seen: so many, and this part of the most
 DENSITY = 0.1  # of the value
 COLD = (0.15, 1.0)  # below the binding energies: eV/atom, and of the width of their range; relaxed is colder than all
-HOT = 0.02, 0.25  # above them, likewise
+HOT = 0.02, 0.25  # above them, likewise; the width counts more after few frames
 VIRIAL = 0.1, 0.25  # on either side, likewise
-FORCE = LEVERAGE = 1.5  # times the largest
+FORCE = LEVERAGE = 1.5  # times the largest, more after few frames
 DISTANCE = 0.9  # times the shortest; the core repulsion begins a little above
 
 
@@ -181,11 +182,11 @@ class Limits(NamedTuple):
     leverage: float
 
 
-def _widened(virial: tuple[float, float] | None, scatter: float) -> tuple[float, float]:
+def _widened(virial: tuple[float, float] | None, scatter: float, wider: float) -> tuple[float, float]:
     if virial is None:
         return -math.inf, math.inf
     width = virial[1] - virial[0]
-    margin = VIRIAL[0] + (VIRIAL[1] + 0.5 * (scatter - 1.0)) * width
+    margin = VIRIAL[0] + (VIRIAL[1] * wider**2 + 0.5 * (scatter - 1.0)) * width
     return virial[0] - margin, virial[1] + margin
 
 
@@ -200,7 +201,7 @@ class DomainCheck:
         self._index = potential.species_index.cpu().numpy()
         self._references = np.array(potential.reference_energies)
         known = self.domain.surroundings
-        self.novelty = known and NoveltyCheck(known, potential.symbols)
+        self.novelty = known and NoveltyCheck(known, potential.symbols, self.domain.frames)
         self._last: tuple[Tensor, Limits] | None = None  # limits of what was met last
 
     def limits(self, numbers: Tensor) -> Limits:
@@ -211,17 +212,18 @@ class DomainCheck:
             kind, (low, high) = self._index[n], domain.binding
             reference, width = float(self._references[kind].sum()), high - low
             scatter = max(1.0, domain.fewest_atoms / len(n)) ** 0.5  # means of fewer atoms scatter more
+            wider = wider_of_few(domain.frames)
             most = math.inf if domain.density is None else (1 + DENSITY) * domain.density[1]
             limits = Limits(
                 neighbors=np.ascontiguousarray(self._neighbor_limits[:, kind]),
                 energy=(
                     reference + len(n) * (low - COLD[0] - COLD[1] * width * scatter),
-                    reference + len(n) * (high + HOT[0] + (HOT[1] + 0.5 * (scatter - 1.0)) * width),
+                    reference + len(n) * (high + HOT[0] + (HOT[1] * wider**2 + 0.5 * (scatter - 1.0)) * width),
                 ),
                 volume=density_of(n, most),
-                virial=_widened(domain.virial, scatter),
-                force=FORCE * domain.max_force,
-                leverage=LEVERAGE * domain.max_leverage,
+                virial=_widened(domain.virial, scatter, wider),
+                force=FORCE * wider * domain.max_force,
+                leverage=LEVERAGE * wider * domain.max_leverage,
             )
             last = self._last = (numbers, limits)
         return last[1]

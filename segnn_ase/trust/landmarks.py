@@ -4,6 +4,7 @@ Landmarks are fingerprints of training atoms that lie far apart, in the scale of
 held-out training frames keep to.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from segnn_ase.model.fingerprints import (
     SPECTRUM,
     Fingerprints,
     element_channels,
+    groups_of,
     measure_fingerprints,
     power_spectra,
 )
@@ -33,8 +35,9 @@ SAME = 1e-4  # relative: structures as alike are one, however often they are tur
 MOST = 0.99  # of the held-out frames are inside
 MARGINS = (1.4, 1.1, 1.1)  # times what these reach: any atom, mean of the atoms, means of the structure
 ROOM = (1.0, 1.0, 1.8)  # limits are at least so many times the median: frames of one run are like each other
-ODD = 4.0  # and the margins start from this many medians at most: a kind of frames that is one fold's is no measure
+ODD = 4.0  # and they follow the frames up to so many medians: a kind of frames that is one fold's is no measure
 FEW = 2.0  # the margin is wider by this over the number of frames
+ENOUGH = 1 / (1 - MOST)  # frames that tell this quantile
 NOWHERE = 1e6  # where the landmarks lie of an element that was never seen
 
 
@@ -62,23 +65,44 @@ class _Element(NamedTuple):
 def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None = None) -> Landscape | None:
     """From training structures; None where they are too few to say anything.
 
-    before: of the potential that was fine-tuned, whose surroundings stay known.
+    before: of the potential that was fine-tuned, whose surroundings and limits stay; what would widen these limits, as
+    new frames are few and of many kinds, widens the new landmarks alone.
     """
     channels, group = element_channels(n_species), groups_of_copies(seen)
-    if len(set(group)) < FOLDS:
+    used = _used_by_held_out(channels, seen, group, before)
+    if not used:
         return before and _known(channels, _elements(seen, group, n_species, before), before.limits)
-    used = []
-    for fold in range(FOLDS):
-        held_out, rest = ([n for n, g in enumerate(group) if (g % FOLDS == fold) == out] for out in (True, False))
-        rows = _elements([seen[n] for n in rest], [group[n] for n in rest], n_species, None)
-        known = _known(channels, rows, (1.0, 1.0, 1.0))
-        used += [_used(known, seen[n]) for n in held_out]
-    usual, most = np.quantile(used, [0.5, MOST], axis=0)
-    limits = np.minimum(most, ODD * usual) * (np.array(MARGINS) + FEW / len(seen))
+    (usual, most), wider = np.quantile(used, [0.5, MOST], axis=0), wider_of_few(len(set(group)))
+    most = usual + wider * (np.minimum(most, wider * ODD * usual) - usual)
+    limits = most * (np.array(MARGINS) + FEW / len(seen))
     limits = np.maximum(limits, np.array(ROOM) * usual)
-    if before is not None:
-        limits = np.maximum(limits, before.limits)
-    return _known(channels, _elements(seen, group, n_species, before), tuple(limits.tolist()))
+    if before is None:
+        return _known(channels, _elements(seen, group, n_species, None), tuple(limits.tolist()))
+    more = np.maximum(limits / before.limits, 1.0)
+    return _known(channels, _elements(seen, group, n_species, before, (max(more[:2]), more[2])), before.limits)
+
+
+def _used_by_held_out(
+    channels: Tensor, seen: list[Seen], group: list[int], before: Landscape | None
+) -> list[tuple[float, float, float]]:
+    """How new structures are to those of other folds and from before. Without those that have an element which these
+    lack: to them everything of it is equally new; empty for too few."""
+    used = []
+    for fold in range(FOLDS if len(set(group)) >= FOLDS else 0):
+        held_out, rest = ([n for n, g in enumerate(group) if (g % FOLDS == fold) == out] for out in (True, False))
+        rows = _elements([seen[n] for n in rest], [group[n] for n in rest], len(channels), before)
+        known = _known(channels, rows, (1.0, 1.0, 1.0))
+        used += [_used(known, seen[n]) for n in held_out if bool((known.fewest[seen[n].kind] > 0).all())]
+    return used
+
+
+def wider_of_few(frames: int) -> float:
+    """How much further out than the most that a few frames reach is what all but one in `ENOUGH` keep to; 1 for many.
+
+    In a tail that is exponential, of decay length 1, the largest of n is about log n from the usual, and one in m is
+    beyond log m.
+    """
+    return math.log(ENOUGH) / math.log(min(max(frames, 2), ENOUGH))
 
 
 def groups_of_copies(seen: list[Seen]) -> list[int]:
@@ -92,37 +116,47 @@ def groups_of_copies(seen: list[Seen]) -> list[int]:
 
 
 def _used(known: Landscape, seen: Seen) -> tuple[float, float, float]:
-    atoms, structure = newness_of(known, known.fingerprints.of(seen.c, seen.kind), seen.kind)
+    groups = groups_of(seen.kind)
+    atoms, structure = newness_of(known, known.fingerprints.of(seen.c, groups), groups)
     return float(atoms.max()), float(atoms.mean()), float(structure.max())
 
 
-def _elements(seen: list[Seen], group: list[int], n_species: int, before: Landscape | None) -> "list[_Element | None]":
+def _elements(
+    seen: list[Seen],
+    group: list[int],
+    n_species: int,
+    before: Landscape | None,
+    more: tuple[float, float] = (1.0, 1.0),
+) -> "list[_Element | None]":
+    """more: times the widths of landmarks, of atoms and of structures, that were not there before."""
     rows = []
     for k in range(n_species):
         own = [n for n, s in enumerate(seen) if bool((s.kind == k).any())]
         clouds, groups = [seen[n].c[seen[n].kind == k] for n in own], torch.tensor([group[n] for n in own])
         known = None if before is None or not before.fewest[k] else _element_of(before, k)
-        rows.append(_measure_element(clouds, groups, known) if clouds else known)
+        rows.append(_measure_element(clouds, groups, known, more) if clouds else known)
     return rows
 
 
-def _measure_element(clouds: list[Tensor], group: Tensor, before: _Element | None) -> _Element:
+def _measure_element(
+    clouds: list[Tensor], group: Tensor, before: _Element | None, more: tuple[float, float]
+) -> _Element:
     """From the coefficients of its atoms in each structure that has it."""
     c = torch.cat(clouds)
     frame = torch.repeat_interleave(torch.tensor([len(cloud) for cloud in clouds]))
     chosen = torch.from_numpy(np.random.default_rng(0).permutation(len(c))[:ATOMS])
     row = before or _Element(*measure_fingerprints(c[chosen]), (), (), 0)
     summaries = torch.stack([mean_and_spread(row.fingerprints(cloud)) for cloud in clouds])
-    atoms = _landmarks(row.fingerprints(c[chosen]), group[frame[chosen]], before and before.atoms)
-    structures = _landmarks(summaries, group, before and before.structures)
+    atoms = _landmarks(row.fingerprints(c[chosen]), group[frame[chosen]], before and before.atoms, more[0])
+    structures = _landmarks(summaries, group, before and before.structures, more[1])
     fewest = min([len(cloud) for cloud in clouds] + ([before.fewest] if before else []))
     return row._replace(atoms=atoms, structures=structures, fewest=fewest)
 
 
-def _landmarks(y: Tensor, group: Tensor, before: "tuple[Tensor, Tensor] | None") -> tuple[Tensor, Tensor]:
+def _landmarks(y: Tensor, group: Tensor, before: "tuple[Tensor, Tensor] | None", more: float) -> tuple[Tensor, Tensor]:
     """Points far apart, of y (n, COMPONENTS) from so many groups and those known before, and their widths."""
     usual = float(torch.cdist(y, y).mean()) if before is None else float(before[1].median())
-    points, widths = y, _widths(y, group, max(usual, 1e-3))
+    points, widths = y, more * _widths(y, group, max(usual, 1e-3))
     if before is not None:
         points, widths = torch.cat([before[0], points]), torch.cat([before[1], widths])
     chosen, new = [0], torch.cdist(points, points[:1])[:, 0] / widths[0]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from segnn_ase.model.newness import newness
+from segnn_ase.model.newness import Newness, newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.model.watch import Judgement, Watched
@@ -44,16 +44,23 @@ class Monitor:
         if self._calibrated[1] and p.forces is not None:
             results["forces_std"] = judged.forces_std
         if self.check is not None:
-            results["outside_domain"] = self._ways_outside(graph, p, volume, judged)
+            results["outside_domain"] = self._ways_outside(graph, p, volume, evaluator, judged)
         return results
 
-    def _ways_outside(self, graph: Graph, p: Prediction, volume: float | None, judged: Judgement) -> list[Outside]:
+    def _ways_outside(
+        self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None, judged: Judgement
+    ) -> list[Outside]:
         if judged.inside:
             return []
-        new, novelty = judged.new, self.check.novelty
-        if new is None and novelty is not None:
-            new = newness(novelty.known, graph, self._index[graph.numbers], self._cutoff)
+        new = judged.new or self._new(graph, evaluator)
         return self.check(graph, p, new, volume=volume, leverage=judged.leverage)
+
+    def _new(self, graph: Graph, evaluator: Evaluator | None) -> Newness | None:
+        if self.check.novelty is None:
+            return None
+        known, kind = self.check.novelty.known, self._index[graph.numbers]
+        fast = None if evaluator is None else evaluator.newness(graph, kind, known)
+        return fast or newness(known, graph, kind, self._cutoff)
 
     def _at_a_glance(
         self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None

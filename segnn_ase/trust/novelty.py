@@ -20,12 +20,12 @@ from segnn_ase.model.fingerprints import (
 )
 from segnn_ase.model.newness import Bonds, KnownSurroundings, Landmarks, Landscape, Newness, bonds_of, crowding_of
 from segnn_ase.structure.graph import Graph, edge_vectors, within
-from segnn_ase.trust.landmarks import Seen, measure_landmarks
+from segnn_ase.trust.landmarks import Seen, measure_landmarks, wider_of_few
 
 FRAMES, ATOMS = 400, 40_000  # that landmarks are taken from
 BIN, GAP = 0.01, 0.15  # Å, of a histogram of distances; a gap as wide tells bonds from other pairs
 REACH = 1.8  # sums of covalent radii, within which the gap is
-CROWDING = (0.25, 0.005)  # below, of the width of the range and of the value
+CROWDING = (0.25, 0.005)  # below, of the width of the range (more after few frames) and of the value
 
 
 class Outside(NamedTuple):
@@ -94,11 +94,12 @@ def _gap(distances: np.ndarray, reach: float, known: "list[float] | None") -> tu
 class NoveltyCheck:
     """Compares what surrounds atoms with what did in training."""
 
-    def __init__(self, known: KnownSurroundings, symbols: list[str]):
+    def __init__(self, known: KnownSurroundings, symbols: list[str], frames: int):
+        """frames: of the training."""
         self.known, self._symbols = known, symbols
         self._bonds = known.bonds.limits().numpy()
-        low, high = known.crowding
-        self._crowding = low - max(CROWDING[0] * (high - low), CROWDING[1] * low)
+        (low, high), wider = known.crowding, wider_of_few(frames) ** 2
+        self._crowding = low - max(CROWDING[0] * wider * (high - low), CROWDING[1] * low)
 
     def knows(self, new: Newness) -> bool:
         """Whether nothing is new."""

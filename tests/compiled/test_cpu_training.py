@@ -6,7 +6,7 @@ from helpers.potentials import ODD_CASES, VARIANTS, in_two_precisions, odd_poten
 from helpers.systems import CUTOFF, NAMED, squeezed
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
-from segnn_ase.compiled import choose, cpu
+from segnn_ase.compiled import choose, cpu, kernels
 from segnn_ase.compiled.choose import choose_loss_gradient
 from segnn_ase.compiled.cpu_training import CpuLossGradient
 from segnn_ase.compiled.layers import FUSED
@@ -105,10 +105,23 @@ def test_the_published_network_is_trained_layer_by_layer(new_potential):
     assert choose_loss_gradient(potential, batch(["ethanol"]), "require").name == "compiled layers"
 
 
-def test_many_threads_train_layer_by_layer(new_potential, monkeypatch):
-    potential = new_potential("fast").requires_grad_(True)
-    monkeypatch.setattr(choose.torch, "get_num_threads", lambda: 3)
-    assert choose_loss_gradient(potential, batch(["ethanol"]), "require").name == "compiled layers"
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("variant", KNOWN)
+def test_threads_share_the_gradient_of_a_loss(variant, threads, new_potential, monkeypatch):
+    """Also where a thread has no receivers, and where there are fewer than when it was made."""
+    monkeypatch.setattr(kernels, "WORK_PER_THREAD", 1)
+    potential, graph = new_potential(variant), batch()
+    expected = gradients_by(PlainLossGradient, potential, graph)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        gradient = CpuLossGradient(potential)
+        for _ in range(2):
+            assert_same(gradients_by(lambda _: gradient, potential, graph), expected, 1e-10)
+        torch.set_num_threads(threads - 1)
+        assert_same(gradients_by(lambda _: gradient, potential, graph), expected, 1e-10)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_guard_lets_it_through_and_stops_a_wrong_one(new_potential, monkeypatch):

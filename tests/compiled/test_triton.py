@@ -10,6 +10,7 @@ import pytest
 import torch
 from ase import units
 from ase.md.verlet import VelocityVerlet
+from helpers.domains import characterized, contact, training_set
 from helpers.kernels import (
     IRREPS,
     TOLERANCE,
@@ -18,7 +19,7 @@ from helpers.kernels import (
     everything,
     random_edges,
 )
-from helpers.systems import NAMED, SPECIES, ethanol, squeezed, tiny_cell, water
+from helpers.systems import CUTOFF, NAMED, SPECIES, ethanol, squeezed, tiny_cell, water
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
@@ -28,13 +29,15 @@ from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.formulas import message
 from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
 from segnn_ase.compiled.gpu_recording import RecordingEvaluator
+from segnn_ase.compiled.gpu_training import GpuLossGradient
 from segnn_ase.compiled.kernels import kernel
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.sorted_edges import sorted_edges
 from segnn_ase.model.interactions import Message
 from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.model.newness import newness
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import PlainEvaluator
+from segnn_ase.model.predict import PlainEvaluator, PlainLossGradient
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 
@@ -56,8 +59,8 @@ TINY = {"lmax_attr": 1, "interactions": 1}  # where it is the recording that is 
 
 
 def small(hidden: str = "3x0e+3x1o", dtype=torch.float64, **settings) -> Potential:
-    settings = {"lmax_attr": 2, "radial_hidden": (4,), **settings}
-    config = model_config(cutoff=SHORT, hidden_irreps=hidden, **settings)
+    settings = {"lmax_attr": 2, "radial_hidden": (4,), "cutoff": SHORT, **settings}
+    config = model_config(hidden_irreps=hidden, **settings)
     made = Potential(config, SPECIES, reference_energies=[-0.5, -1.25, 0.75, 2.0], scales=[1.0, 1.1, 0.9, 1.2])
     return made.to(dtype).eval()
 
@@ -83,6 +86,35 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
     graph = batch("water", "one_atom", "tiny_cell").to(device)
     expected = everything(model, graph)
     assert_close(everything(model, graph, FUSED), expected, TOLERANCE[dtype] * 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("hidden", "settings"),
+    [
+        ("3x0e+3x1o", {}),
+        ("2x0e+2x1o+2x2e", {"body_order": 2, "interactions": 1}),
+        ("4x0e+2x1o", {}),
+        ("3x0e+3x1o", {"message": "linear", "body_order": 1}),
+    ],
+)
+def test_gradient_of_a_loss_by_all_passes(hidden, settings, device):
+    """Twice, with other numbers of atoms and pairs."""
+    model = small(hidden, **settings).requires_grad_(True).to(device)
+    gradient = GpuLossGradient(model)
+    for names in (("water", "one_atom", "tiny_cell"), ("one_atom", "water")):
+        graph, found = batch(*names).to(device), []
+        for way in (gradient, PlainLossGradient(model)):
+            model.zero_grad(set_to_none=True)
+            loss = way(graph, loss_of, forces=True, stress=True)
+            found.append(
+                {"loss": loss} | {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+            )
+        assert_close(*found, 1e-9)
+
+
+def loss_of(p):
+    return p.energies.square().sum() + p.forces.square().sum() + p.stress.nan_to_num().square().sum()
 
 
 @pytest.mark.parametrize("parts", [1, 4])
@@ -149,14 +181,28 @@ def test_pairs_in_the_core_are_those_of_plain_pytorch(device):
 
 
 @pytest.mark.slow
+def test_newness_is_that_of_plain_pytorch_also_where_it_is_recorded(device):
+    model = characterized(small(**TINY, cutoff=3.0), training_set()).to(device)
+    step, known = RecordingEvaluator(model, require=True), model.domain.surroundings
+    for k, atoms in enumerate([*training_set()[:3], contact()]):
+        graph = graph_from_atoms(atoms, CUTOFF).to(device)
+        kind = model.species_index[graph.numbers]
+        step(graph)
+        found, expected = step.newness(graph, kind, known), newness(known, graph, kind, 3.0)
+        assert (step._newness is not None) == (k > 0)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_what_is_recorded_serves_other_structures(device, monkeypatch):
     """Moving atoms, other pairs, other elements, more pairs than there is room for, other numbers of atoms."""
     model = small(**TINY).to(device)
     step, plain = RecordingEvaluator(model, require=True), GpuEvaluator(model)
     recordings = []
     monkeypatch.setattr(gpu_recording, "HEADROOM", 1.0)
-    record = step._record
-    monkeypatch.setattr(step, "_record", lambda *wanted: recordings.append(wanted) or record(*wanted))
+    pad = gpu_recording.padded  # once for a recording, with and without the core
+    monkeypatch.setattr(gpu_recording, "padded", lambda *given: recordings.append(given) or pad(*given))
     rng = np.random.default_rng(0)
     atoms = water()
     for k, n_recordings in enumerate((0, 1, 1, 2, 2, 3, 3, 4, 4, 4)):
@@ -168,7 +214,8 @@ def test_what_is_recorded_serves_other_structures(device, monkeypatch):
         graph = graph_from_atoms(atoms, 2.6 if k == 3 else 1.2).to(device)  # k = 3: more pairs than there is room for
         wanted = {"forces": k != 8, "stress": k in (4, 5, 6, 7)}
         found, expected = step(graph, **wanted), plain(graph, **wanted)
-        for name in ("energy", "energies", "forces", "stress", "features", "neighbors", "close"):
+        assert bool(found.close) == bool(expected.close)
+        for name in ("energy", "energies", "forces", "stress", "features", "neighbors"):
             a, b = getattr(found, name), getattr(expected, name)
             assert (a is None) == (b is None), name
             if a is not None:
@@ -289,15 +336,15 @@ made = [
     formulas.self_product((product.square[0], product.cube[0]), 3, product.scales),
 ]
 for operation in made:
-    for order in range(2 if operation is made[0] else 3):
+    for order in (0, 1) if operation is made[0] else (0, 1, 2, "tangent", "dual"):
         kernel = load_triton(triton_source(operation, order))
         for number in ("*fp32", "*fp64"):
-            types = {"n": "i32", "ALONE": "constexpr", **dict.fromkeys(("first", "src", "pair", "knot"), "*i64")}
+            types = {"n": "i32", **dict.fromkeys(("first", "src", "pair", "knot"), "*i64")}
             signature = {name: types.get(name, number) for name in kernel.arg_names}
-            place = (kernel.arg_names.index("ALONE"),)
-            source = ASTSource(fn=kernel, signature=signature, constexprs={place: order == 1})
-            compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"num_warps": 1})
-            assert ".visible .entry rows" in compiled.asm["ptx"]
+            source = ASTSource(fn=kernel, signature=signature, constexprs={})
+            options = {"num_warps": 1, "maxnreg": 128}
+            compiled = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+            assert f".visible .entry {operation.name}_{order}" in compiled.asm["ptx"]
 """
 
 

@@ -96,6 +96,20 @@ def test_ranges_of_what_is_predicted(known, kind, change, message):
         assert kinds(SEGNNCalculator(potential), copper(3)) == [kind]
 
 
+def test_ranges_of_few_frames_are_wider(known):
+    def limits(frames: int) -> domain.Limits:
+        potential = copy.deepcopy(known)
+        potential.domain = known.domain._replace(frames=frames, binding=(-3.0, -2.0), virial=(-1.0, 1.0))
+        return domain.DomainCheck(potential).limits(torch.tensor([29, 29]))
+
+    few, some, many = limits(6), limits(20), limits(100)
+    for a, b in ((few, some), (some, many)):
+        assert a.force > b.force and a.leverage > b.leverage
+        assert a.energy[1] > b.energy[1] and a.virial[0] < b.virial[0] and a.virial[1] > b.virial[1]
+    assert many.force == domain.FORCE * known.domain.max_force
+    np.testing.assert_equal(limits(1000)[1:], many[1:])
+
+
 @pytest.mark.parametrize("mode", ["require", "off"])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_path_finds_the_same(known, mode, dtype):

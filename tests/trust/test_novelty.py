@@ -58,7 +58,7 @@ def judged(known, atoms: Atoms, species=SPECIES) -> Newness:
 
 
 def ways(known, atoms: Atoms) -> dict[str, str]:
-    check, kind = NoveltyCheck(known, ["H", "C", "O", "Cu"]), index_of(SPECIES).numpy()[atoms.numbers]
+    check, kind = NoveltyCheck(known, ["H", "C", "O", "Cu"], 100), index_of(SPECIES).numpy()[atoms.numbers]
     new = judged(known, atoms)
     found = check(atoms.numbers, kind, new)
     assert check.knows(new) == (not found)
@@ -206,6 +206,40 @@ def test_a_kind_of_frames_that_is_one_fold_s_does_not_make_all_known():
     assert ways(known, crystal(5)) == {} and "structure" in ways(
         known, rattled(bulk("Cu", "sc", a=2.55).repeat(2), 1, 0.02)
     )
+
+
+def test_few_frames_do_not_make_others_of_their_kind_new():
+    """Of 16 frames the one that is furthest out is no limit: others of the same distribution are beyond."""
+    new = 0
+    for first in (0, 100, 200):
+        few = known_from([rattled(molecule("H2O"), first + n, 0.1) for n in range(16)])
+        others = (judged(few, rattled(molecule("H2O"), n, 0.1)) for n in range(50_000, 50_030))
+        new += sum(max(other.used(few.landscape.limits)) > 1 for other in others)
+    assert new <= 1  # of 90
+    assert max(judged(few, molecule("H2O2")).used(few.landscape.limits)) > 1
+
+
+def test_limits_are_wider_only_after_few_frames(known):
+    wider = [landmarks.wider_of_few(n) for n in range(2, 101)]
+    assert all(np.diff(wider) < 0) and landmarks.wider_of_few(10) == pytest.approx(2)
+    assert wider[-1] == landmarks.wider_of_few(400) == 1
+    low, high = known.crowding
+    atoms = crystal(3)
+    thin = judged(known, atoms)._replace(crowding=low - 0.4 * (high - low))
+    symbols, kind = ["H", "C", "O", "Cu"], index_of(SPECIES).numpy()[atoms.numbers]
+    many, few = NoveltyCheck(known, symbols, 100), NoveltyCheck(known, symbols, 6)
+    assert [way.kind for way in many(atoms.numbers, kind, thin)] == ["thin"] and not many.knows(thin)
+    assert few(atoms.numbers, kind, thin) == [] and few.knows(thin)
+
+
+def test_the_few_frames_of_a_fine_tuning_do_not_make_all_known(known):
+    new = [rattled(molecule("C2H2"), n, 0.1) for n in range(6)]
+    both = known_from(new, before=known)
+    assert both.landscape.limits == known.landscape.limits
+    assert max(known_from(new).landscape.limits) > 2 * max(known.landscape.limits)  # what these alone would allow
+    assert ways(both, rattled(molecule("C2H2"), 77, 0.1)) == {}
+    for other in (rattled(bulk("Cu", "sc", a=2.55).repeat(2), 1, 0.02), crystal(3, stdev=0.25), molecule("CH3OCH3")):
+        assert max(judged(both, other).used(both.landscape.limits)) > 1
 
 
 def test_copies_do_not_make_the_others_new():

@@ -1,0 +1,197 @@
+"""Everything that is to be known about a GPU, in one command of a few minutes: tests, kernels, steps, training.
+
+    python benchmarks/gpu.py --out gpu_h100
+
+Prints tables, and writes one JSON file. First all kernels are compiled by several processes beside each other, then the
+tests that need a GPU run, and then, with nothing beside it, everything is timed: the card's own rates, the kernels of
+an evaluation, whole MD steps against size (`md_step.py`), training steps (`train_step.py`), neighbour lists. The times
+of kernels are those of `torch.profiler`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from calculators import build
+from report import machine, print_table
+from systems import system
+from torch.profiler import ProfilerActivity, profile
+
+HERE = Path(__file__).parent
+TESTS = [
+    "tests/test_gpu.py",
+    "tests/compiled/test_triton.py",
+    "tests/structure/test_neighbors.py",
+    "tests/test_calculator.py",
+]
+SELECTED = "gpu or triton or cuda"  # in the names of tests and their files
+SMALL, LARGE = "acetylacetone", ["acetylacetone", "water192", "water1536", "water12288", "water98304"]
+
+
+def python(*arguments: object) -> list[str]:
+    return [sys.executable, *map(str, arguments)]
+
+
+def compile_all(presets: list[str], out: Path) -> None:
+    """Each preset in both precisions, evaluation and training, beside each other; kernels are kept by Triton."""
+    commands = {
+        f"train_{p}": python(
+            HERE / "train_step.py",
+            "--device",
+            "cuda",
+            "--presets",
+            p,
+            "--batches",
+            SMALL,
+            "--steps",
+            1,
+            "--rounds",
+            1,
+            "--out",
+            out / f"warm_{p}",
+        )
+        for p in presets
+    }
+    commands |= {
+        f"{p}_{dtype}": python(HERE / "step.py", p, SMALL, "--device", "cuda", "--dtype", dtype, "--steps", 2)
+        for p in presets
+        for dtype in ("float32", "float64")
+    }
+    begun = time.time()
+    running = {
+        name: subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for name, c in commands.items()
+    }
+    for name, process in running.items():
+        _, err = process.communicate()
+        print(
+            f"{name} compiled after {time.time() - begun:.0f} s" if not process.returncode else f"{name}: {err[-400:]}"
+        )
+
+
+def rates() -> dict:
+    """Measured: GB/s of a copy, read and written, and TFLOP/s of float32 and float64 matrix products."""
+    x = torch.randn(2**28, device="cuda")
+    y = torch.empty_like(x)
+    found = {"copy_GB/s": 2 * x.nbytes / milliseconds(lambda: y.copy_(x)) / 1e6}
+    for dtype in (torch.float32, torch.float64):
+        a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
+        found[f"{dtype}_TFLOP/s".removeprefix("torch.")] = 2 * 8192**3 / milliseconds(lambda a=a: a @ a) / 1e9
+    return found
+
+
+def milliseconds(run: Callable, n: int = 5) -> float:
+    run()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(n):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / n
+
+
+def profiled(name: str, systems: list[str], dtype: str, n: int = 10) -> list[dict]:
+    """Of n steps: wall time, time in kernels, how many kernels, and which take the most."""
+    rows, calculator = [], build(name, dtype, "cuda")
+    for which in systems:
+        atoms = system(which)
+        atoms.calc = calculator
+
+        def step(atoms=atoms):
+            atoms.positions[0, 0] += 1e-4
+            atoms.get_forces()
+
+        for _ in range(4):
+            step()
+        begin = time.perf_counter()
+        for _ in range(n):
+            step()
+        wall = 1e3 * (time.perf_counter() - begin) / n
+        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
+            for _ in range(n):
+                step()
+        kernels: dict[str, list[float]] = defaultdict(list)
+        for event in seen.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA:
+                kernels[event.name].append(event.time_range.elapsed_us() / 1e3 / n)
+        times = sorted(((sum(t), len(t) / n, k) for k, t in kernels.items()), reverse=True)
+        row = {"calculator": name, "dtype": dtype, "system": which, "atoms": len(atoms), "wall_ms": wall}
+        row |= {"kernels_ms": sum(t for t, *_ in times), "kernels": sum(c for _, c, _ in times), "most": times[:40]}
+        rows.append(row)
+        print(f"{name} {dtype} {which}: {wall:.2f} ms, {row['kernels']:.0f} kernels {row['kernels_ms']:.2f} ms")
+        for t, count, kernel in times[:14]:
+            print(f"    {t:8.4f} ms {count:6.1f} x {kernel[:110]}")
+    return rows
+
+
+def neighbors(systems: list[str], cutoff: float = 5.5) -> list[dict]:
+    from segnn_ase.structure.neighbors import device_neighbor_list
+
+    rows = []
+    for name in systems:
+        atoms = system(name)
+        given = (atoms.positions, atoms.cell.array, atoms.pbc, cutoff, torch.device("cuda"))
+        ms = milliseconds(lambda given=given: device_neighbor_list(*given), 2)
+        rows.append({"system": name, "atoms": len(atoms), "list_ms": ms})
+    return rows
+
+
+def json_of(command: list[str], out: Path) -> list[dict]:
+    subprocess.run([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
+    return json.loads(Path(f"{out}.json").read_text())["rows"] if Path(f"{out}.json").exists() else []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["fast", "segnn"])
+    parser.add_argument("--shipped", nargs="+", default=["water-pbe0"], help="with domain and uncertainty")
+    parser.add_argument("--systems", nargs="+", default=LARGE)
+    parser.add_argument("--skip", nargs="+", default=[], choices=["tests", "profile", "md", "train", "neighbors"])
+    parser.add_argument("--workers", type=int, default=8, help="for tests")
+    parser.add_argument("--out", default="gpu")
+    a = parser.parse_args()
+    out, found = Path(a.out).resolve(), {"device": torch.cuda.get_device_name(), "machine": machine()}
+    begun = time.time()
+    compile_all(a.presets, out.parent)
+    if "tests" not in a.skip:
+        command = python(
+            "-m", "pytest", "-q", "-n", a.workers, "-m", "not proof", "-W", "default", *TESTS, "-k", SELECTED
+        )
+        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+        found["tests"] = done.stdout.strip().splitlines()[-1]
+        print("\n".join(line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))))
+        print(found["tests"], f"[{time.time() - begun:.0f} s]", flush=True)
+    found["rates"] = rates()
+    print(found["rates"])
+    if "profile" not in a.skip:
+        found["profile"] = [
+            row for name in a.presets for row in profiled(name, ["acetylacetone", "water1536", "water12288"], "float32")
+        ] + [row for name in a.shipped for row in profiled(name, ["water192", "water12288"], "float32")]
+        print(f"[{time.time() - begun:.0f} s]", flush=True)
+    if "md" not in a.skip:
+        for dtype in ("float32", "float64"):
+            steps = python(HERE / "md_step.py", "--device", "cuda", "--rounds", 1, "--threads", 4, "--dtype", dtype)
+            rows = json_of([*steps, "--calculators", *a.presets, "--systems", *a.systems], out.parent / f"md_{dtype}")
+            found[f"md_{dtype}"] = rows
+            print_table(rows, {"calculator": "", "dtype": "", "atoms": "d", "wall_ms": ".3f", "peak_MB": ".0f"})
+        print(f"[{time.time() - begun:.0f} s]", flush=True)
+    if "train" not in a.skip:
+        steps = python(HERE / "train_step.py", "--device", "cuda", "--rounds", 1, "--presets", *a.presets)
+        found["train"] = json_of(steps, out.parent / "train")
+        print_table(found["train"], {"preset": "", "frames": "d", "atoms": "d", "torch_ms": ".1f", "layers_ms": ".1f"})
+    if "neighbors" not in a.skip:
+        found["neighbors"] = neighbors(a.systems[1:])
+        print_table(found["neighbors"], {"system": "", "atoms": "d", "list_ms": ".2f"})
+    Path(f"{out}.json").write_text(json.dumps(found, indent=1))
+    print(f"wrote {out}.json after {time.time() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
