@@ -3,6 +3,7 @@
 import copy
 import difflib
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from segnn_ase.trust.unused import unused_input
 
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress", "stresses")
+VOIGT = np.array([0, 4, 8, 5, 2, 1])  # of a stress (3, 3), which is symmetric to the bit
 OUTSIDE = ("warn", "raise", "ignore")
 
 
@@ -116,6 +118,7 @@ class SEGNNCalculator(InspectedCalculator):
         self._meanwhile: list[Evaluator] | None = None  # what is used until then
         self._stamps: list[tuple] | None = None  # of the weights that they know, once somebody has the potentials
         self._monitor = Monitor(self._potentials[0])
+        self._box = b"", 0.0  # the last cell that was periodic in three directions, and its volume in Å^3
         elements = {tuple(p.symbols) for p in self._potentials}
         if len(elements) > 1:
             raise ConfigError(
@@ -153,8 +156,9 @@ class SEGNNCalculator(InspectedCalculator):
 
     @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        self.atoms = atoms = self.atoms if atoms is None else atoms.copy()
-        if "stress" in properties and not atoms.pbc.all():
+        before, periodic = self.atoms, bool((self.atoms if atoms is None else atoms).pbc.all())
+        self.atoms = atoms = before if atoms is None else _copied(atoms, before, system_changes)
+        if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
                 f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"
             )
@@ -162,7 +166,6 @@ class SEGNNCalculator(InspectedCalculator):
         if system_changes:  # a new structure: were forces of the one before asked for?
             self._forces_follow, self._asked = self._asked, any(name in properties for name in DERIVATIVES)
         derivatives = self._forces_follow or any(name in properties for name in DERIVATIVES)
-        periodic = bool(atoms.pbc.all())
         members = [
             evaluator(graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
             for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
@@ -209,9 +212,15 @@ class SEGNNCalculator(InspectedCalculator):
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
         if self._dispersion is not None:
             results = with_dispersion(results, self._dispersion, atoms, properties)
-        volume = float(atoms.cell.volume) if atoms.pbc.all() else None
+        volume = self._volume(atoms) if atoms.pbc.all() else None
         evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._potentials[0].cutoff]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
+
+    def _volume(self, atoms: Atoms) -> float:
+        cell = atoms.cell.array.tobytes()
+        if cell != self._box[0]:
+            self._box = cell, float(atoms.cell.volume)
+        return self._box[1]
 
     def _chosen(self, graphs: dict[float, Graph]) -> list[Evaluator]:
         """The fastest evaluators that agree with plain PyTorch on the first structure that has neighbours."""
@@ -237,6 +246,17 @@ class SEGNNCalculator(InspectedCalculator):
         graph = graph_of(atoms, graphs, self._potentials[0])  # the other potentials know the same elements
         _report_unused(atoms, self._warned)
         return graph
+
+
+def _copied(atoms: Atoms, before: Atoms | None, changed: Sequence[str]) -> Atoms:
+    """`atoms.copy()`, which takes a part of a small molecule's step: where only positions are others than before, the
+    cell of the copy before serves for this one too."""
+    if list(changed) != ["positions"] or type(before) is not type(atoms):
+        return atoms.copy()
+    copied = copy.copy(before)
+    copied.arrays = {name: array.copy() for name, array in atoms.arrays.items()}
+    copied.info, copied.constraints = dict(atoms.info), copy.deepcopy(atoms.constraints)
+    return copied
 
 
 def _report(results: dict, domain: str, warned: set[str], where: str = "") -> None:
@@ -359,7 +379,7 @@ def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
 
 def _results_of(p: Prediction) -> dict:
     energies, energy = as_numpy(p.energies), p.energy.item()
-    if not np.isfinite(energies).all():
+    if not math.isfinite(energy) and not np.isfinite(energies).all():
         atom = int(np.flatnonzero(~np.isfinite(energies))[0])
         raise StructureError(
             f"the energy of atom {atom} is {energies[atom]} eV: the structure is far from all that the potential was "
@@ -369,7 +389,7 @@ def _results_of(p: Prediction) -> dict:
     if p.forces is not None:
         results["forces"] = as_numpy(p.forces)
     if p.stress is not None:
-        results["stress"] = full_3x3_to_voigt_6_stress(as_numpy(p.stress[0]))
+        results["stress"] = as_numpy(p.stress).reshape(9)[VOIGT]
     return results
 
 

@@ -169,6 +169,10 @@ def pointers(tensors: "Sequence[Tensor | None]") -> ctypes.Array:
     return array
 
 
+def address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
 def runs_on_triton(device: torch.device) -> bool:
     return device.type == "cuda"
 

@@ -6,14 +6,14 @@ threads share the chunks, and the edges of a message.
 
 import ctypes
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from segnn_ase.compiled.build import load_libraries
 from segnn_ase.compiled.passes import Storage
-from segnn_ase.compiled.runtime import CHUNK, KINDS, SLOTS, CStep, Memory, Op, Slot, load_runtime
+from segnn_ase.compiled.runtime import CHUNK, KINDS, SLOTS, CSegment, CStep, Memory, Op, Slot, load_runtime
 from segnn_ase.compiled.steps import (
     MatrixProduct,
     Place,
@@ -101,7 +101,9 @@ class CpuPasses:
         }
         self.capacity = dict.fromkeys((*KINDS, "threads"), 0)
         self._memory: dict[Storage, Tensor] = {}
+        self.holds: Any = None  # whose rows are there, for those who share the memory
         self._segments: dict[str, list[_Prepared]] = {}
+        self._in_c: dict[str, ctypes.Array[CSegment]] = {}
 
     def _compile(self) -> dict:
         """The functions of all row operations, compiled side by side where they are not in the cache."""
@@ -129,6 +131,7 @@ class CpuPasses:
             for (storage, n), piece in zip(rows.items(), pieces, strict=True):
                 self._memory[storage] = piece[: n * storage.size].view(n, storage.size)
             self._segments = {name: self._prepared(segments) for name, segments in self._passes.items()}
+            self._in_c = {name: _segments_in_c(segments) for name, segments in self._segments.items()}
         self.capacity = grown
         return True
 
@@ -207,12 +210,8 @@ class CpuPasses:
         """Run a pass: cuts of the receivers for each thread; addresses of links (`Topology`) of edges and nodes."""
         threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
         rows = (ctypes.c_int64 * 3)(counts["node"], counts["pair"], counts["edge"])  # as in KINDS
-        for where, summed, steps in self._segments[name]:
-            if summed:
-                self.runtime.run_edges(steps, threads, bounds, on_edges, rows)
-            else:
-                links = on_edges if where == "edge" else on_nodes
-                self.runtime.run_nodes(steps, len(steps), counts[where], threads, links)
+        segments = self._in_c[name]
+        self.runtime.run_pass(segments, len(segments), threads, bounds, on_edges, on_nodes, rows)
 
 
 class _Prepared(NamedTuple):
@@ -221,6 +220,12 @@ class _Prepared(NamedTuple):
     where: str
     summed: bool
     steps: "ctypes.Array[CStep]"
+
+
+def _segments_in_c(segments: "list[_Prepared]") -> "ctypes.Array[CSegment]":
+    """Addresses of steps, which `segments` keeps."""
+    found = ((KINDS.index(s.where), s.summed, len(s.steps), ctypes.addressof(s.steps)) for s in segments)
+    return (CSegment * len(segments))(*(CSegment(*one) for one in found))
 
 
 def fixed(tensor: Tensor) -> Slot:

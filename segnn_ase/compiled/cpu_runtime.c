@@ -1,20 +1,25 @@
 /* What is the same for every network: matrix products, the order of steps, pairs, forces, leverages.
 
    Compiled behind `vectors.h` and what `runtime.py` writes before it: CHUNK atoms, SLOTS tensors of a step, the
-   structures Slot and Step, their operation codes and kinds of memory. */
+   structures Slot, Step, Segment and Limits, their operation codes and kinds of memory. */
 typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T *const *, T *const *);
+typedef void (*newness_function)(const void *, const void *, int);
 #define UNROLL _Pragma("GCC unroll 16")
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)")
 #define SIMD _Pragma("omp simd")
+#define PRAGMA(x) _Pragma(#x)
+#define SUM(x) PRAGMA(omp simd reduction(+:x))
 #else
 #define PARALLEL
 #define SIMD
+#define SUM(x)
 #endif
 
 /* for `runtime.load_runtime`: Python must see the same structures */
 void layout(int64_t *out) {
-  const int64_t found[] = {sizeof(T), W, CHUNK, sizeof(Slot), sizeof(Step), offsetof(Step, slots)};
+  const int64_t found[] = {sizeof(T), W, CHUNK, sizeof(Slot), sizeof(Step), offsetof(Step, slots),
+                           sizeof(Segment), sizeof(Limits)};
   memcpy(out, found, sizeof found);
 }
 
@@ -177,6 +182,14 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
     }
 }
 
+/* all of a pass; counts: of nodes, pairs and edges, as in KINDS */
+void run_pass(const Segment *s, int64_t n_segments, int threads, const int64_t *bounds, const int64_t *const *on_edges,
+              const int64_t *const *on_nodes, const int64_t *counts) {
+  for (; n_segments--; s++)
+    if (s->summed) run_edges(s->steps, threads, bounds, on_edges, counts);
+    else run_nodes(s->steps, s->n_steps, counts[s->where], threads, s->where == EDGE ? on_edges : on_nodes);
+}
+
 /* the pairs (sorted by receiver) that are shorter than the cutoff, and how many are within a core; -1 if not sorted.
    Those for which there is no room are counted only. limits: cutoff, distance and number of the knots of the radial
    tables; given: positions, cells, shifts, squares of core radii, scales; links: batch, receivers, senders, species, and
@@ -233,8 +246,11 @@ static void gather(int64_t n, int64_t **links, T **in, double *forces, double *v
 /* what evaluation returns. links: batch, first edges, senders, species, and out: numbers of neighbours. in: vectors,
    gradients (if they are wanted), epsilon, that of lonely atoms, features, and out: these. given: reference energies,
    scales, and, if there are any, energies to be added. out: energies of atoms and structures, and with gradients:
-   forces, virials (or none), the gradients; sums must be zero before */
-void finish(int64_t n, int64_t width, int64_t **links, T **in, const double **given, double **out) {
+   forces, virials (or none), the gradients */
+void finish(int64_t n, int64_t n_graphs, int64_t width, int64_t **links, T **in, const double **given, double **out) {
+  memset(out[1], 0, n_graphs * sizeof(double));
+  if (in[1]) memset(out[2], 0, 3 * n * sizeof(double));
+  if (in[1] && out[3]) memset(out[3], 0, 9 * n_graphs * sizeof(double));
   for (int64_t i = 0; i < n; i++) {
     const int64_t kind = links[3][i];
     const T above = in[2][i] - in[3][kind];
@@ -249,36 +265,69 @@ void finish(int64_t n, int64_t width, int64_t **links, T **in, const double **gi
   for (int64_t k = 0; k < 3 * links[1][n]; k++) out[4][k] = in[1][k];
 }
 
-/* see `Evaluator.inside_and_deviations`; NaN is outside, and so are atoms without any neighbours among them, for which there are rules */
-int watch(int64_t n, int64_t k, const int64_t *counts, const double *energy, const double *forces, const T *features,
-          const T *forms, const double *limits, const double *numbers, double *out) {
-  T sum[k + 1], to[k + 1];
-  int inside = *energy >= numbers[3] && *energy <= numbers[4];
+static double length(const T *x, int64_t k) {
+  T square = 0;
+  SUM(square) for (int64_t q = 0; q < k; q++) square += x[q] * x[q];
+  return __builtin_sqrt(square);
+}
+
+/* leverages of atoms, and what follows from them; whether none is above its limit. out: see `Evaluator.judge` */
+static int deviations(const Limits *l, const T *features, double *out) {
+  const int64_t n = l->n, k = l->width, panels = (k + W - 1) / W * W * k;
+  const T *forms = l->forms;
+  T to[CHUNK * k], sum[k];
+  int inside = 1;
+  memset(sum, 0, sizeof sum);
+  for (int64_t low = 0; low < n; low += CHUNK) {
+    const int64_t rows = low + CHUNK < n ? CHUNK : n - low;
+    const T *x = features + low * k;
+    product(rows, k, k, x, k, 1, forms, 0, NULL, NULL, 0, to, k, 0);
+    for (int64_t i = 0; i < rows; i++) {
+      SIMD for (int64_t q = 0; q < k; q++) sum[q] += x[i * k + q];
+      const double leverage = out[low + i] = length(to + i * k, k);
+      const double force = l->beta * __builtin_pow(leverage, l->gamma);
+      inside &= leverage <= l->leverage;
+      for (int64_t q = 0; q < 3; q++) out[n + 1 + 3 * (low + i) + q] = force;
+    }
+  }
+  product(1, k, k, sum, k, 1, forms + panels, 0, NULL, NULL, 0, to, k, 0);
+  out[n] = l->alpha * length(to, k);
+  return inside;
+}
+
+static int virial_inside(const Limits *l, const double *forces, const double *stress, const double *positions,
+                         double volume) {
+  double virial = 0;
+  if (!stress && !positions) return 1;
+  if (stress) virial = (stress[0] + stress[4] + stress[8]) * volume;
+  else for (int64_t q = 0; q < 3 * l->n; q++) virial -= positions[q] * forces[q];
+  virial /= l->n;
+  return virial >= l->lowest_virial && virial <= l->highest_virial;
+}
+
+/* see `Evaluator.judge`: whether a structure is within its limits, all of it in one call; NaN is outside, and so are
+   atoms without any neighbours among them, for which there are rules. stress and positions: one of them where there is a
+   virial; volume: NaN where there is none; newness: of `newness.c` with its arguments and results, or none; out: of
+   deviations */
+int watch(const Limits *l, const int64_t *counts, const double *energy, const double *forces, const double *stress,
+          const double *positions, double volume, const T *features, double *out, newness_function newness,
+          const void *structure, const void *tables, int threads, const double *summary) {
+  const int64_t n = l->n;
+  const double *fewest = l->neighbors, *most = fewest + n;
+  int inside = *energy >= l->lowest_energy && *energy <= l->highest_energy && !(volume < l->volume);
   int64_t neighbors = 0;
   for (int64_t i = 0; i < n; i++) {
     neighbors += counts[i];
-    inside &= counts[i] >= limits[i] && counts[i] <= limits[n + i];
+    inside &= counts[i] >= fewest[i] && counts[i] <= most[i];
   }
-  for (int64_t q = 0; forces && q < 3 * n; q++) inside &= __builtin_fabs(forces[q]) <= numbers[5];
   inside &= neighbors > 0;
-  if (!k) return inside;
-  memset(sum, 0, sizeof sum);
-  for (int64_t i = 0; i <= n; i++) { /* at last the sum of all */
-    const T *x = i < n ? features + i * k : sum, *form = forms + (i < n ? 0 : k * k);
-    double square = 0;
-    memset(to, 0, sizeof to);
-    for (int64_t r = 0; r < k; r++) {
-      const T factor = x[r];
-      SIMD for (int64_t q = 0; q < k; q++) to[q] += factor * form[r * k + q];
-    }
-    for (int64_t q = 0; q < k; q++) square += (double)to[q] * to[q];
-    out[i] = __builtin_sqrt(square);
-    if (i == n) break;
-    SIMD for (int64_t q = 0; q < k; q++) sum[q] += x[q];
-    inside &= out[i] <= numbers[6];
-    const double force = numbers[1] * __builtin_pow(out[i], numbers[2]);
-    for (int64_t q = 0; q < 3; q++) out[n + 1 + 3 * i + q] = force;
+  for (int64_t q = 0; forces && q < 3 * n; q++) inside &= __builtin_fabs(forces[q]) <= l->force;
+  inside &= virial_inside(l, forces, stress, positions, volume);
+  if (newness) { /* as `NoveltyCheck.knows` */
+    newness(structure, tables, threads);
+    inside &= summary[0] / l->largest <= 1 && summary[1] / l->mean <= 1 && summary[2] / l->most <= 1;
+    inside &= summary[3] >= l->crowding && summary[4] == 0;
   }
-  out[n] *= numbers[0];
+  if (l->forms) inside &= deviations(l, features, out);
   return inside;
 }

@@ -3,86 +3,106 @@
 import ctypes
 import warnings
 from collections.abc import Callable
+from ctypes import c_double, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segnn_ase.base.errors import AccelerationWarning
+from segnn_ase.base.errors import AccelerationWarning, level_of_caller
 from segnn_ase.compiled.build import load_library
 from segnn_ase.compiled.c_code import prelude
 from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.model.edges import CLOSEST
-from segnn_ase.model.fingerprints import COMPONENTS, HARMONICS, LMAX, MIXED, RADIAL, SPECTRUM
+from segnn_ase.model.fingerprints import COMPONENTS, HARMONICS, LMAX, MIXED, RADIAL, Fingerprints
 from segnn_ase.model.irreps import raise_degree
 from segnn_ase.model.newness import LEAST, SPREAD, KnownSurroundings, Landmarks, Newness, newness
-from segnn_ase.structure.graph import Graph
+from segnn_ase.structure.graph import Graph, edge_vectors, within
 
 TOLERANCE = 1e-3  # float32, and large numbers where something is far from all
 BLOCK = 64  # landmarks at a time
 LANES = 16  # pairs at a time
+GROUP = 4  # atoms of one element at a time
 ATOMS_PER_THREAD = 64
+FIRST, SECOND = torch.triu_indices(MIXED, MIXED)
+FOLDED = MIXED + (LMAX + 1) * len(FIRST)  # of a spectrum, without what is in it twice
 
 
 class _Tables(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("species", "channels", "points", "structures")),
-        *((f"table{n}", ctypes.c_void_p) for n in range(11)),
+        *((name, c_int64) for name in ("species", "channels", "points", "structures")),
+        *((f"table{n}", c_void_p) for n in range(11)),
     )
 
 
 class _Structure(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("n", "pairs")),
-        ("cutoff", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("positions", "cell", "shifts", "receivers", "senders", "kind")),
+        ("n", c_int64),
+        ("wide", c_int64),  # whether vectors are in float64
+        ("cutoff", c_double),
+        *((name, c_void_p) for name in ("vectors", "first", "senders", "kind", "order", "bonds", "y", "out")),
+        ("summary", c_void_p),
     )
 
 
+class SortedPairs(NamedTuple):
+    """Of one structure, sorted by receivers and within the cutoff; all but kind may have more rows than are used."""
+
+    kind: Tensor  # (N,) species of the atoms
+    vectors: Tensor  # (E, 3) Å
+    first: Tensor  # (N + 1,) first pairs of the atoms
+    senders: Tensor  # (E,)
+
+
 class CompiledNewness:
-    """What `model.newness.newness` gives, within the rounding of float32, until the next call. Raises CompilerError."""
+    """What `model.newness.newness` gives, within the rounding of float32. Raises CompilerError."""
 
     def __init__(self, known: KnownSurroundings, cutoff: float):
-        self.known, self._cutoff, self._library = known, cutoff, _load_newness()
+        self.known, self.cutoff, self.function = known, cutoff, _load_newness().newness
         at, f = known.landscape, known.landscape.fingerprints
-        tables = [f.channels, f.mixing, f.mean, f.axes, *_blocks(at.atoms), *_blocks(at.structures), at.fewest]
+        tables = [f.channels, f.mixing, *_folded(f), *_blocks(at.atoms), *_blocks(at.structures), at.fewest]
         tables.append(known.bonds.lengths() ** 2)
         self._kept = [x.detach().cpu().float().contiguous() for x in tables]
         self._kept.append(known.bonds.limits().contiguous())
         sizes = *f.channels.shape, self._kept[5].shape[1], self._kept[7].shape[1]
-        self._tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
-        self._room: _Room | None = None
+        self.tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
 
     def __call__(self, graph: Graph, kind: Tensor) -> Newness | None:
         """Of one structure; None where its pairs are not sorted by receiver."""
-        n, room = len(kind), self._room
-        if room is None or room.pairs is not graph.edge_src or room.n != n:
-            room = self._room = _Room(n, len(self.known.landscape.fewest), graph, self._cutoff)
-        positions, cell, kind = graph.positions.contiguous(), graph.cell.contiguous(), kind.contiguous()
-        given = room.structure
-        given.positions, given.cell, given.kind = positions.data_ptr(), cell.data_ptr(), kind.data_ptr()
-        threads = min(torch.get_num_threads(), 1 + n // ATOMS_PER_THREAD)
-        if self._library.newness(room.address, ctypes.byref(self._tables), threads, *room.outputs):
+        graph = within(graph, self.cutoff)
+        if bool((graph.edge_dst.diff() < 0).any()):
             return None
-        return Newness(room.out[:n], room.out[2 * n :], room.bonds, *room.summary)
+        first = torch.searchsorted(graph.edge_dst.contiguous(), torch.arange(len(kind) + 1))
+        look = self.look(SortedPairs(kind, edge_vectors(graph), first, graph.edge_src))
+        self.function(*look.given[1:], min(torch.get_num_threads(), 1 + len(kind) // ATOMS_PER_THREAD))
+        return look.found()
+
+    def look(self, pairs: SortedPairs) -> "Look":
+        return Look(self, pairs)
 
 
-class _Room:
-    """For structures with the same pairs, one after the other: their results lie in the same place."""
+class Look:
+    """At structures with the same pairs, one after the other: their results lie in the same place."""
 
-    def __init__(self, n: int, n_species: int, graph: Graph, cutoff: float):
-        self.pairs, self.n = graph.edge_src, n
-        self.first, self.bonds = np.empty(n + 1, np.int64), np.empty((n, n_species), np.int64)
-        self.y, self.out = np.empty(n * COMPONENTS, np.float32), np.empty(2 * n + n_species, np.float32)
-        self.summary = (ctypes.c_double * 5)()
-        self._kept = [x.contiguous() for x in (graph.edge_shift, graph.edge_dst, graph.edge_src)]
-        shifts, receivers, senders = (x.data_ptr() for x in self._kept)
-        self.structure = _Structure(n, len(graph.edge_src), cutoff, None, None, shifts, receivers, senders, None)
-        self.address = ctypes.byref(self.structure)
-        arrays = self.first, self.y, self.out, self.bonds
-        self.outputs = *(x.ctypes.data for x in arrays), ctypes.addressof(self.summary)
+    def __init__(self, at: CompiledNewness, pairs: SortedPairs):
+        n, species = len(pairs.kind), at.tables.species
+        out, bonds = np.empty(2 * n + species, np.float32), np.empty((n, species), np.int64)
+        order, y = np.empty(n + GROUP * species, np.int64), np.empty(n * COMPONENTS, np.float32)
+        self.pairs, self._arrays, self.summary = pairs, (out[:n], out[2 * n :], bonds), (c_double * 5)()
+        tensors = [x.contiguous() for x in (pairs.vectors, pairs.first, pairs.senders, pairs.kind)]
+        self._kept = tensors, order, y, out
+        addresses = *(x.data_ptr() for x in tensors), *(x.ctypes.data for x in (order, bonds, y, out))
+        wide = pairs.vectors.dtype is torch.float64
+        structure = _Structure(n, wide, at.cutoff, *addresses, ctypes.addressof(self.summary))
+        # the function and its arguments, all but the number of threads
+        self.given = ctypes.cast(at.function, c_void_p), ctypes.byref(structure), ctypes.byref(at.tables)
+
+    def found(self) -> Newness:
+        """Until the next call."""
+        return Newness(*self._arrays, *self.summary)
 
 
 class PlainNewness:
@@ -112,7 +132,9 @@ def chosen_newness(
         problem = str(error)
     if problem is None:
         return compiled
-    warnings.warn(f"compiled newness of surroundings: not used, as {problem}", AccelerationWarning, stacklevel=4)
+    warnings.warn(
+        f"compiled newness of surroundings: not used, as {problem}", AccelerationWarning, stacklevel=level_of_caller()
+    )
     return plain
 
 
@@ -123,27 +145,45 @@ def _problem(found: Newness, expected: Newness) -> str | None:
     return None
 
 
+def _folded(f: Fingerprints) -> list[Tensor]:
+    """Mean (S, FOLDED) and axes (S, FOLDED, COMPONENTS) where p_lkk' and p_lk'k are one."""
+    square = MIXED + MIXED * (MIXED * torch.arange(LMAX + 1)[:, None] + FIRST) + SECOND
+    other = MIXED + MIXED * (MIXED * torch.arange(LMAX + 1)[:, None] + SECOND) + FIRST
+    both = f.axes[:, square] + f.axes[:, other] * (FIRST != SECOND)[:, None]
+    axes = torch.cat([f.axes[:, :MIXED], both.flatten(1, 2)], 1)
+    return [torch.cat([f.mean[:, :MIXED], f.mean[:, square].flatten(1)], 1), axes]
+
+
 def _blocks(table: Landmarks) -> list[Tensor]:
-    """Points (S, COMPONENTS, M) and 1 / width^2 (S, M), filled up to whole blocks."""
+    """Points (S, M / BLOCK, COMPONENTS, BLOCK) and 1 / width^2 (S, M), filled up to whole blocks."""
     m = table.widths.shape[1]
     index = torch.arange(-(-m // BLOCK) * BLOCK).clamp_max(m - 1)
-    return [table.points[:, index].transpose(1, 2), table.widths[:, index] ** -2]
+    points = table.points[:, index].unflatten(1, (-1, BLOCK))
+    return [points.transpose(2, 3), table.widths[:, index] ** -2]
 
 
 @cache
 def _load_newness() -> ctypes.CDLL:
+    library = load_library(_newness_source())
+    library.newness.restype, library.newness.argtypes = None, (c_void_p, c_void_p, c_int)
+    library.layout.restype, library.layout.argtypes = None, (c_void_p,)
+    found, expected = (c_int64 * 3)(), (*map(ctypes.sizeof, (_Tables, _Structure)), _Structure.summary.offset)
+    library.layout(found)
+    if tuple(found) != expected:
+        raise CompilerError(f"the compiled newness has the layout {tuple(found)}; expected {expected}")
+    return library
+
+
+def _newness_source() -> str:
     sizes = {"RADIAL": RADIAL, "LMAX": LMAX, "HARMONICS": HARMONICS, "MIXED": MIXED, "COMPONENTS": COMPONENTS}
-    sizes |= {"SPECTRUM": SPECTRUM, "BLOCK": BLOCK, "LANES": LANES}
-    lines = [prelude(torch.float32), "#include <math.h>"]
+    sizes |= {"FOLDED": FOLDED, "BLOCK": BLOCK, "LANES": LANES, "GROUP": GROUP}
+    degrees = ", ".join(str(l) for l in range(LMAX + 1) for _ in range(2 * l + 1))
+    lines = [prelude(torch.float32), "#include <math.h>", f"#define DEGREES {{{degrees}}}"]
     lines += [f"#define {name} {value}" for name, value in sizes.items()]
     lines += [
         f"#define {name} {value}f" for name, value in (("CLOSEST", CLOSEST), ("SPREAD", SPREAD), ("LEAST", LEAST))
     ]
-    source = Path(__file__).with_name("newness.c").read_text(encoding="utf-8")
-    library = load_library("\n".join([*lines, _harmonics_in_c(), source]))
-    library.newness.restype = ctypes.c_int
-    library.newness.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 5)
-    return library
+    return "\n".join([*lines, _harmonics_in_c(), Path(__file__).with_name("newness.c").read_text(encoding="utf-8")])
 
 
 def _harmonics_in_c() -> str:

@@ -66,15 +66,44 @@ class CStep(ctypes.Structure):
     )
 
 
+class CSegment(ctypes.Structure):
+    """Steps that follow each other on the rows of one kind."""
+
+    _fields_ = (
+        ("where", c_int64),  # of KINDS
+        ("summed", c_int64),
+        ("n_steps", c_int64),
+        ("steps", c_void_p),
+    )
+
+
+class CLimits(ctypes.Structure):
+    """`model.watch.Watched` of certain atoms."""
+
+    _fields_ = (
+        ("n", c_int64),
+        ("width", c_int64),  # features of an atom
+        ("neighbors", c_void_p),
+        ("forms", c_void_p),  # both, packed; none without an uncertainty
+        *((name, c_double) for name in ("lowest_energy", "highest_energy", "volume", "lowest_virial")),
+        *((name, c_double) for name in ("highest_virial", "force", "leverage", "alpha", "beta", "gamma")),
+        *((name, c_double) for name in ("largest", "mean", "most", "crowding")),  # of newness, see `Newness`
+    )
+
+
 FUNCTIONS = {  # result and arguments
     "layout": (None, (c_void_p,)),
     "pack": (None, (c_int64, c_int64, c_void_p, c_int64, c_int64, c_double, c_void_p)),
     "run_nodes": (None, (c_void_p, c_int64, c_int64, c_int, c_void_p)),
     "run_edges": (None, (c_void_p, c_int, c_void_p, c_void_p, c_void_p)),
+    "run_pass": (None, (c_void_p, c_int64, c_int, *[c_void_p] * 4)),
     "edges": (c_int64, (*[c_int64] * 4, *[c_void_p] * 5)),
-    "finish": (None, (c_int64, c_int64, *[c_void_p] * 4)),
-    "watch": (c_int, (c_int64, c_int64, *[c_void_p] * 8)),
+    "finish": (None, (*[c_int64] * 3, *[c_void_p] * 4)),
+    "watch": (c_int, (*[c_void_p] * 6, c_double, *[c_void_p] * 5, c_int, c_void_p)),
 }
+
+
+STRUCTURES = {"Slot": Slot, "Step": CStep, "Segment": CSegment, "Limits": CLimits}
 
 
 @cache
@@ -84,28 +113,28 @@ def load_runtime(dtype: torch.dtype) -> ctypes.CDLL:
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    found = (c_int64 * 6)()
+    found = (c_int64 * 8)()
     library.layout(found)
-    expected = (dtype.itemsize, found[1], CHUNK, ctypes.sizeof(Slot), ctypes.sizeof(CStep))
-    if tuple(found) != (*expected, CStep.slots.offset):
+    sizes = ctypes.sizeof(Slot), ctypes.sizeof(CStep), CStep.slots.offset, *map(ctypes.sizeof, (CSegment, CLimits))
+    expected = (dtype.itemsize, found[1], CHUNK, *sizes)
+    if tuple(found) != expected:
         raise CompilerError(f"the compiled runtime has the layout {tuple(found)}; expected {expected}")
     library.width = found[1]  # numbers of a vector
     return library
 
 
 def runtime_source(dtype: torch.dtype) -> str:
-    lines = [f"#define {name} {value}" for name, value in {"CHUNK": CHUNK, "SLOTS": SLOTS}.items()]
+    constants = {"CHUNK": CHUNK, "SLOTS": SLOTS, "EDGE": KINDS.index("edge")}
+    lines = [f"#define {name} {value}" for name, value in constants.items()]
     lines += [f"enum {{ {', '.join(f'{x.name} = {x.value}' for x in codes)} }};" for codes in (Op, Memory)]
-    lines += [_structure("Slot", Slot), _structure("Step", CStep)]
+    lines += [_structure(*one) for one in STRUCTURES.items()]
     runtime = Path(__file__).with_name("cpu_runtime.c").read_text(encoding="utf-8")
     return "\n".join([prelude(dtype), *lines, runtime])
 
 
+NAMES = {c_void_p: "void *", c_int64: "int64_t ", c_double: "double ", Slot * SLOTS: "Slot "}
+
+
 def _structure(name: str, structure: type[ctypes.Structure]) -> str:
-    fields = []
-    for field, kind in structure._fields_:
-        if kind is c_void_p:
-            fields.append(f"void *{field};")
-        else:
-            fields.append(f"int64_t {field};" if kind is c_int64 else f"Slot {field}[SLOTS];")
+    fields = (f"{NAMES[kind]}{field}{'[SLOTS]' if kind is Slot * SLOTS else ''};" for field, kind in structure._fields_)
     return f"typedef struct {{ {' '.join(fields)} }} {name};"

@@ -1,13 +1,11 @@
 """Energy, forces and stress of structures: what is asked of every evaluator, and the plain one, which is the oracle."""
 
 import copy
-import ctypes
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
@@ -16,6 +14,7 @@ from segnn_ase.model.elements import Elements
 from segnn_ase.model.network import Operations
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import (
     Graph,
     edge_vectors,
@@ -61,22 +60,14 @@ class Evaluator(ABC):
 
     elements: Elements
 
-    def inside_and_deviations(
-        self, given: list[Tensor | None], forms: Tensor | None, limits: int, numbers: ctypes.Array
-    ) -> tuple[bool, np.ndarray] | None:
-        """Whether atoms are within their limits, and how far predictions may be off, in one pass; None where there is
-        no code for that. See `trust.monitor`.
-
-        given: numbers of neighbours (N,) int64, energy and forces (N, 3) float64, features (N, n); forms (2, n, n):
-        `Uncertainty.atoms` and `.frames`; limits: address of fewest and most neighbours (2, N) float64; numbers: seven
-        doubles, alpha, beta, gamma, lowest and highest energy, largest force and leverage. The second result has
-        leverages (N), sigma_E, and sigma of forces (N, 3); it is empty without forms.
-        """
+    def judge(self, graph: Graph, p: Prediction, volume: float | None, watched: Watched) -> Judgement | None:
+        """Whether one structure, of which p was predicted, keeps to what is watched, and how far p may be off, in one
+        pass; None where there is no code for that. volume: Å^3 where it is periodic in three directions."""
         return None
 
     def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
-        """How new the surroundings of the atoms of one structure are, whose elements are kind (N,); None where there is
-        no code for that."""
+        """How new the surroundings of the atoms of one structure are, whose elements are kind (N,), where `judge` does
+        not say it; None where there is no code for that."""
         return None
 
 

@@ -187,10 +187,10 @@ def test_another_precision_is_refused_by_compiled_code(known):
     calculator = SEGNNCalculator(known, dtype="float32", domain="ignore")
     kinds(calculator, copper(1))
     monitor = calculator._monitor
-    monitor._forms = monitor._forms.double()
+    monitor._forms, monitor._last = monitor._forms.double(), (None, None)
     with pytest.raises(ValueError, match=r"forms are torch.float64 .* features of torch.float32"):
         kinds(calculator, copper(2))
-    monitor._forms = monitor._forms.float()[:, :-1]
+    monitor._forms, monitor._last = monitor._forms.float()[:, :-1], (None, None)
     with pytest.raises(ValueError, match="forms are"):
         kinds(calculator, copper(3))
 
