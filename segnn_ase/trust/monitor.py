@@ -74,7 +74,7 @@ class Monitor:
 
     def _watch(self, limits: Limits) -> Watched:
         u, novelty = self.uncertainty, self.check.novelty
-        around = (None, -math.inf) if novelty is None else (novelty.known, novelty._crowding)
+        around = (None, -math.inf) if novelty is None else (novelty.known, novelty.least_crowding)
         powers = (0.0, 0.0, 0.0) if u is None else (u.alpha, u.beta, u.gamma)
         return Watched(*limits, *around, self._forms, powers)
 

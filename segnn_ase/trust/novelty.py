@@ -99,12 +99,12 @@ class NoveltyCheck:
         self.known, self._symbols = known, symbols
         self._bonds = known.bonds.limits().numpy()
         (low, high), wider = known.crowding, wider_of_few(frames) ** 2
-        self._crowding = low - max(CROWDING[0] * wider * (high - low), CROWDING[1] * low)
+        self.least_crowding = low - max(CROWDING[0] * wider * (high - low), CROWDING[1] * low)
 
     def knows(self, new: Newness) -> bool:
         """Whether nothing is new."""
         used = max(new.used(self.known.landscape.limits))
-        return used <= 1.0 and new.crowding >= self._crowding and not new.broken
+        return used <= 1.0 and new.crowding >= self.least_crowding and not new.broken
 
     def __call__(self, numbers: np.ndarray, kind: np.ndarray, new: Newness) -> list[Outside]:
         """Every way in which a structure of these atomic numbers (N,) and elements (N,) is new; empty for none."""
@@ -117,7 +117,7 @@ class NoveltyCheck:
             found.append(self._atoms(numbers, new, used))
         if not used[2] <= 1.0:
             found.append(self._structure(new, used[2]))
-        if not new.crowding >= self._crowding:
+        if not new.crowding >= self.least_crowding:
             found.append(self._thin(new.crowding))
         return found
 

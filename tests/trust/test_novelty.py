@@ -123,15 +123,15 @@ def test_pairs_in_any_order_and_wrong_code_go_to_pytorch(known, monkeypatch):
         edge_src=graph.edge_src.flip(0), edge_dst=graph.edge_dst.flip(0), edge_shift=graph.edge_shift.flip(0)
     )
     assert CompiledNewness(known, CUTOFF)(backwards, kind) is None
-    assert chosen_newness(known, CUTOFF, backwards, kind) is None  # not used before it was compared
-    assert isinstance(chosen_newness(known, CUTOFF, graph, kind), CompiledNewness)
+    assert chosen_newness(CompiledNewness, known, CUTOFF, backwards, kind) is None  # not used before it was compared
+    assert isinstance(chosen_newness(CompiledNewness, known, CUTOFF, graph, kind), CompiledNewness)
     wrong = CompiledNewness.__call__
     monkeypatch.setattr(CompiledNewness, "__call__", lambda *given: wrong(*given)._replace(crowding=0.5))
-    with pytest.warns(AccelerationWarning, match="newness of surroundings in C: not used, as crowding differs"):
-        assert isinstance(chosen_newness(known, CUTOFF, graph, kind), PlainNewness)
+    with pytest.warns(AccelerationWarning, match="compiled newness of surroundings: not used, as crowding differs"):
+        assert isinstance(chosen_newness(CompiledNewness, known, CUTOFF, graph, kind), PlainNewness)
     monkeypatch.setattr(in_c, "_load_newness", lambda: (_ for _ in ()).throw(in_c.CompilerError("no compiler")))
     with pytest.warns(AccelerationWarning, match="no compiler"):
-        assert isinstance(chosen_newness(known, CUTOFF, graph, kind), PlainNewness)
+        assert isinstance(chosen_newness(CompiledNewness, known, CUTOFF, graph, kind), PlainNewness)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
