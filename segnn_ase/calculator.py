@@ -156,8 +156,9 @@ class SEGNNCalculator(InspectedCalculator):
 
     @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        before, periodic = self.atoms, bool((self.atoms if atoms is None else atoms).pbc.all())
+        before = self.atoms
         self.atoms = atoms = before if atoms is None else _copied(atoms, before, system_changes)
+        periodic = atoms is None or bool(atoms.pbc.all())  # that there is nothing is said below
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
                 f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"

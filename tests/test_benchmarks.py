@@ -28,7 +28,7 @@ SMALL = {
     ],
     "train_step": ["--presets", "fast", "--steps", "1", "--rounds", "1", "--batches", "acetylacetone"],
     "conservation": ["--runs", "acetylacetone", "silicon-npt", "--scale", "0.003"],
-    "trust": ["--systems", "acetylacetone", "silicon8", "--seconds", "0.01"],
+    "trust": ["--systems", "acetylacetone", "silicon64", "--seconds", "0.01"],
     "dispersion": ["--systems", "acetylacetone", "silicon8", "--rounds", "1"],
     "neighbors": ["--systems", "acetylacetone", "water24", "--repeats", "1"],
 }

@@ -100,12 +100,16 @@ def test_finetune(work, tmp_path):
 
 
 def test_evaluate_prints_the_table_of_the_training(work):
-    result = segnn("evaluate", "model.pt", "test.xyz", "train.xyz", "--device", "cpu")
+    torn = emt_atoms(2)
+    for atoms in torn:
+        atoms.positions *= 1.6  # the labels stay
+    ase.io.write("torn.xyz", torn)
+    result = segnn("evaluate", "model.pt", "test.xyz", "torn.xyz", "--device", "cpu")
     assert result.exit_code == 0, result.output
     header, *rows, outside = result.stdout.splitlines()
     assert "energy [meV/atom] rmse" in header and "forces [meV/Å] rmse" in header
-    assert outside.startswith("train.xyz: ") and "outside what the potential was trained on (" in outside
-    assert [row.split()[0] for row in rows] == ["test.xyz", "train.xyz"]
+    assert outside.startswith("torn.xyz: 2 frames ") and "outside what the potential was trained on (" in outside
+    assert [row.split()[0] for row in rows] == ["test.xyz", "torn.xyz"]
     expected = 1e3 * load_with_metadata("model.pt")[1]["errors"]["test.xyz"]["forces_rmse"]
     assert float(rows[0].split()[3]) == pytest.approx(expected, rel=1e-4)
 

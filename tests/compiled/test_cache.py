@@ -138,12 +138,12 @@ def test_a_folder_of_another_user_is_not_used(folder):
 
 def test_generated_python_is_run_from_memory(folder):
     pytest.importorskip("triton")
-    source = "import triton\nrows = 1\n"
+    source = "import triton\nKERNEL = 1\n"
     assert load_triton(source) == 1
     (path,) = folder.glob("*.py")
     assert path.read_text() == source and stat.S_IMODE(path.stat().st_mode) == 0o600
     del sys.modules[path.stem]
-    path.write_text("rows = 666\n")
+    path.write_text("KERNEL = 666\n")
     assert load_triton(source) == 1 and path.read_text() == source
 
 
