@@ -15,13 +15,17 @@ typedef struct { /* of all elements, one behind the other */
   int64_t species, channels, points, structures; /* numbers of them, of the last two multiples of BLOCK */
   const float *weights, *mixing, *mean, *axes, *at, *closeness, *structure_at, *structure_closeness, *fewest, *bonds;
   const int64_t *counts;
-} Tables; /* bonds: squares of their lengths; counts: fewest and most of them */
+  const float *rows;
+  const double *limits;
+} Tables; /* bonds: squares of their lengths; counts: fewest and most of them; rows: as `at`, one landmark after the other;
+             limits: of the newness of any atom, and of their mean */
 typedef struct { /* atoms and their pairs, sorted by receivers and within the cutoff */
   int64_t n, wide; /* whether vectors are in float64 */
   double cutoff;
   const void *vectors;
   const int64_t *first, *senders, *kind;
-  int64_t *order, *bonds; /* room: n + GROUP species, (n, species) */
+  int64_t *order, *bonds, *known; /* room: n + GROUP species, (n, species), n; known: the landmarks that the atoms were
+                                     nearest to, -1 for none */
   float *y, *out; /* room: (n, COMPONENTS), 2 n + species */
   double *summary;
 } Structure;
@@ -180,9 +184,9 @@ static void project(const Tables *t, int64_t k, const float (*p)[FOLDED], float 
 /* the smallest distance over width of each of R points y (R, size); points (n / BLOCK, size, BLOCK), closeness (n):
    1 / width^2 */
 INLINE void nearest(const int R, const float *y, const int size, int64_t n, const float *points, const float *closeness,
-                    float *out) {
-  V smallest[R];
-  UNROLL for (int u = 0; u < R; u++) smallest[u] = (V){0} + INFINITY;
+                    float *out, int64_t *which) {
+  V smallest[R], strip[R]; /* and the strip where it was found */
+  UNROLL for (int u = 0; u < R; u++) smallest[u] = (V){0} + INFINITY, strip[u] = (V){0};
   for (int64_t b = 0; b < n; b += STRIP * W) {
     const float *at = points + b / BLOCK * BLOCK * size + b % BLOCK;
     V sum[R][STRIP];
@@ -198,36 +202,67 @@ INLINE void nearest(const int R, const float *y, const int size, int64_t n, cons
     UNROLL for (int q = 0; q < STRIP; q++)
       UNROLL for (int u = 0; u < R; u++) {
         const V scaled = sum[u][q] * load(closeness + b + q * W, W);
+        strip[u] = choose(scaled < smallest[u], (V){0} + (float)(b + q * W), strip[u]);
         smallest[u] = choose(scaled < smallest[u], scaled, smallest[u]);
       }
   }
   for (int u = 0; u < R; u++) {
-    float least = smallest[u][0];
-    for (int q = 1; q < W; q++) least = smallest[u][q] < least ? smallest[u][q] : least;
-    out[u] = __builtin_sqrtf(least); /* of NaN: infinite */
+    int lane = 0;
+    for (int q = 1; q < W; q++) lane = smallest[u][q] < smallest[u][lane] ? q : lane;
+    out[u] = __builtin_sqrtf(smallest[u][lane]); /* of NaN: infinite */
+    which[u] = (int64_t)strip[u][lane] + lane;
   }
 }
 
-/* fingerprints and newness of up to GROUP atoms of one element; fewer end with -1 */
+/* distance over width of y (COMPONENTS) from one landmark */
+static float distance(const Tables *t, const float *y, int64_t landmark) {
+  const float *row = t->rows + landmark * COMPONENTS;
+  V sum = {0};
+  for (int a = 0; a < COMPONENTS; a += W) {
+    const V x = load(row + a, W) - load(y + a, W);
+    sum += x * x;
+  }
+  const float square = lanes(sum) * t->closeness[landmark];
+  return square >= 0 ? __builtin_sqrtf(square) : INFINITY;
+}
+
+/* the nearest landmark of up to GROUP atoms of one element; fewer end with -1 */
+static void search(const Structure *s, const Tables *t, const int64_t *atoms) {
+  float y[GROUP][COMPONENTS] = {{0}}, found[GROUP];
+  int64_t which[GROUP];
+  const int64_t row = s->kind[atoms[0]] * t->points;
+  for (int u = 0; u < GROUP && atoms[u] >= 0; u++) memcpy(y[u], s->y + atoms[u] * COMPONENTS, sizeof y[u]);
+  nearest(GROUP, y[0], COMPONENTS, t->points, t->at + row * COMPONENTS, t->closeness + row, found, which);
+  for (int u = 0; u < GROUP && atoms[u] >= 0; u++) {
+    s->out[atoms[u]] = found[u];
+    s->known[atoms[u]] = which[u];
+  }
+}
+
+/* fingerprints of up to GROUP atoms of one element, and how far they are from the landmarks that they are known by, or
+   from the nearest; fewer end with -1 */
 static void look_at(const Structure *s, const Tables *t, const int64_t *atoms) {
-  float c[t->channels * RADIAL * HARMONICS], p[GROUP][FOLDED] = {{0}}, y[GROUP][COMPONENTS], found[GROUP];
+  float c[t->channels * RADIAL * HARMONICS], p[GROUP][FOLDED] = {{0}}, y[GROUP][COMPONENTS];
   const int64_t k = s->kind[atoms[0]], row = k * t->points;
+  int all_known = 1;
   for (int u = 0; u < GROUP && atoms[u] >= 0; u++) {
     const int64_t i = atoms[u];
     s->out[s->n + i] = coefficients(s, t, i, c, s->bonds + i * t->species);
     spectrum(t, k, c, p[u]);
+    all_known &= s->known[i] >= 0;
   }
   project(t, k, p, y);
-  nearest(GROUP, y[0], COMPONENTS, t->points, t->at + row * COMPONENTS, t->closeness + row, found);
   for (int u = 0; u < GROUP && atoms[u] >= 0; u++) {
-    s->out[atoms[u]] = found[u];
     memcpy(s->y + atoms[u] * COMPONENTS, y[u], sizeof y[u]);
+    if (all_known) s->out[atoms[u]] = distance(t, y[u], row + s->known[atoms[u]]);
   }
+  if (!all_known) search(s, t, atoms);
 }
 
 /* mean and spread of the fingerprints of element k against those of structures; 0 without any such atom */
 static float compare(const Structure *s, const Tables *t, int64_t k) {
   float summary[2 * COMPONENTS] = {0}, *mean = summary, *spread = summary + COMPONENTS, count = 0, found;
+  int64_t which;
   for (int64_t i = 0; i < s->n; i++) {
     if (s->kind[i] != k) continue;
     count++;
@@ -246,7 +281,7 @@ static float compare(const Structure *s, const Tables *t, int64_t k) {
   const float scatter = t->fewest[k] > count ? __builtin_sqrtf(t->fewest[k] / count) : 1;
   const int64_t row = k * t->structures;
   nearest(1, summary, 2 * COMPONENTS, t->structures, t->structure_at + 2 * row * COMPONENTS,
-          t->structure_closeness + row, &found);
+          t->structure_closeness + row, &found, &which);
   return found / scatter;
 }
 
@@ -261,23 +296,38 @@ static int64_t grouped(const Structure *s, const Tables *t) {
   return used / GROUP;
 }
 
+/* the largest and the mean newness of the atoms; whether both are within their limits */
+static int within_limits(const Structure *s, const Tables *t) {
+  double *largest = s->summary, *mean = largest + 1;
+  *largest = *mean = 0;
+  for (int64_t i = 0; i < s->n; i++) {
+    if (!(s->out[i] <= *largest)) *largest = s->out[i];
+    *mean += s->out[i];
+  }
+  *mean /= s->n;
+  return *largest <= t->limits[0] && *mean <= t->limits[1];
+}
+
 /* out: newness and crowding of atoms (2, n), newness of elements of the structure; bonds (n, species); summary: largest
    and mean newness of atoms, largest of the structure, mean crowding, and how many numbers of bonds are others than
-   before. Pairs are sorted by their receivers, and within the cutoff */
+   before. Atoms that are known by a landmark have their distance from that one, which is no less than their newness, as
+   long as that is within the limits. Pairs are sorted by their receivers, and within the cutoff */
 void newness(const Structure *s, const Tables *t, int threads) {
   const int64_t n = s->n, groups = grouped(s, t);
   double *summary = s->summary;
+  memset(summary, 0, 5 * sizeof(double));
   PARALLEL
   for (int64_t g = 0; g < groups; g++) look_at(s, t, s->order + g * GROUP);
-  memset(summary, 0, 5 * sizeof(double));
+  if (!within_limits(s, t)) {
+    PARALLEL
+    for (int64_t g = 0; g < groups; g++) search(s, t, s->order + g * GROUP);
+    within_limits(s, t);
+  }
   for (int64_t i = 0; i < n; i++) {
     const int64_t *counts = t->counts + 2 * s->kind[i] * t->species, *own = s->bonds + i * t->species;
-    if (!(s->out[i] <= summary[0])) summary[0] = s->out[i];
-    summary[1] += s->out[i];
     summary[3] += s->out[n + i];
     for (int64_t k = 0; k < t->species; k++) summary[4] += own[k] < counts[2 * k] || own[k] > counts[2 * k + 1];
   }
-  summary[1] /= n;
   summary[3] /= n;
   for (int64_t k = 0; k < t->species; k++) {
     const float found = s->out[2 * n + k] = compare(s, t, k);

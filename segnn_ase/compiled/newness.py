@@ -34,7 +34,7 @@ FOLDED = MIXED + (LMAX + 1) * len(FIRST)  # of a spectrum, without what is in it
 class _Tables(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in ("species", "channels", "points", "structures")),
-        *((f"table{n}", c_void_p) for n in range(11)),
+        *((f"table{n}", c_void_p) for n in range(13)),
     )
 
 
@@ -43,7 +43,7 @@ class _Structure(ctypes.Structure):
         ("n", c_int64),
         ("wide", c_int64),  # whether vectors are in float64
         ("cutoff", c_double),
-        *((name, c_void_p) for name in ("vectors", "first", "senders", "kind", "order", "bonds", "y", "out")),
+        *((name, c_void_p) for name in ("vectors", "first", "senders", "kind", "order", "bonds", "known", "y", "out")),
         ("summary", c_void_p),
     )
 
@@ -67,6 +67,8 @@ class CompiledNewness:
         tables.append(known.bonds.lengths() ** 2)
         self._kept = [x.detach().cpu().float().contiguous() for x in tables]
         self._kept.append(known.bonds.limits().contiguous())
+        self._kept.append(_filled(at.atoms).points.float().contiguous())
+        self._kept.append(torch.tensor(at.limits, dtype=torch.float64))
         sizes = *f.channels.shape, self._kept[5].shape[1], self._kept[7].shape[1]
         self.tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
 
@@ -85,16 +87,21 @@ class CompiledNewness:
 
 
 class Look:
-    """At structures with the same pairs, one after the other: their results lie in the same place."""
+    """At structures with the same pairs, one after the other: their results lie in the same place.
+
+    Of the first one all is exact. Afterwards an atom is known by the landmark that it was nearest to: its newness is no
+    more than the distance from that one, and the nearest is looked for again only where this leaves a limit.
+    """
 
     def __init__(self, at: CompiledNewness, pairs: SortedPairs):
         n, species = len(pairs.kind), at.tables.species
         out, bonds = np.empty(2 * n + species, np.float32), np.empty((n, species), np.int64)
         order, y = np.empty(n + GROUP * species, np.int64), np.empty(n * COMPONENTS, np.float32)
+        known = np.full(n, -1)
         self.pairs, self._arrays, self.summary = pairs, (out[:n], out[2 * n :], bonds), (c_double * 5)()
         tensors = [x.contiguous() for x in (pairs.vectors, pairs.first, pairs.senders, pairs.kind)]
-        self._kept = tensors, order, y, out
-        addresses = *(x.data_ptr() for x in tensors), *(x.ctypes.data for x in (order, bonds, y, out))
+        self._kept = tensors, order, known, y, out
+        addresses = *(x.data_ptr() for x in tensors), *(x.ctypes.data for x in (order, bonds, known, y, out))
         wide = pairs.vectors.dtype is torch.float64
         structure = _Structure(n, wide, at.cutoff, *addresses, ctypes.addressof(self.summary))
         # the function and its arguments, all but the number of threads
@@ -154,12 +161,17 @@ def _folded(f: Fingerprints) -> list[Tensor]:
     return [torch.cat([f.mean[:, :MIXED], f.mean[:, square].flatten(1)], 1), axes]
 
 
-def _blocks(table: Landmarks) -> list[Tensor]:
-    """Points (S, M / BLOCK, COMPONENTS, BLOCK) and 1 / width^2 (S, M), filled up to whole blocks."""
+def _filled(table: Landmarks) -> Landmarks:
+    """Up to whole blocks."""
     m = table.widths.shape[1]
     index = torch.arange(-(-m // BLOCK) * BLOCK).clamp_max(m - 1)
-    points = table.points[:, index].unflatten(1, (-1, BLOCK))
-    return [points.transpose(2, 3), table.widths[:, index] ** -2]
+    return Landmarks(table.points[:, index], table.widths[:, index])
+
+
+def _blocks(table: Landmarks) -> list[Tensor]:
+    """Points (S, M / BLOCK, COMPONENTS, BLOCK) and 1 / width^2 (S, M), filled up to whole blocks."""
+    points, widths = _filled(table)
+    return [points.unflatten(1, (-1, BLOCK)).transpose(2, 3), widths**-2]
 
 
 @cache

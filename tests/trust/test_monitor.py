@@ -3,6 +3,7 @@
 import copy
 import math
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -13,11 +14,12 @@ from helpers.domains import characterized, contact, copper, training_set
 from helpers.potentials import build_potential
 from helpers.systems import NAMED
 
-from segnn_ase import SEGNNCalculator
+from segnn_ase import SEGNNCalculator, load_potential, shipped_potentials
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.compiled.newness import CompiledNewness, SortedPairs
 from segnn_ase.model.newness import newness
 from segnn_ase.model.predict import PlainEvaluator
-from segnn_ase.structure.graph import graph_from_atoms
+from segnn_ase.structure.graph import edge_vectors, graph_from_atoms
 from segnn_ase.trust.domain import virial_of
 from segnn_ase.trust.monitor import Monitor
 
@@ -160,3 +162,28 @@ def test_the_calculator_keeps_a_copy_of_its_own(known):
         assert kept.constraints[0].index.tolist() == [n] and kept.constraints[0] is not atoms.constraints[0]
         assert kept.get_tags().tolist() == [n] * len(atoms)
         assert not any(np.shares_memory(kept.arrays[name], atoms.arrays[name]) for name in atoms.arrays)
+
+
+@pytest.mark.parametrize("name", ["silicon-pbe", "acetylacetone-pbe"])
+def test_a_landmark_that_is_known_says_no_less_than_the_newness(name):
+    """Of atoms that move among landmarks, inside and out of what is known, with the pairs of the first structure."""
+    potential = load_potential(name)
+    known, cutoff = potential.domain.surroundings, potential.cutoff
+    fast, rng = CompiledNewness(known, cutoff), np.random.default_rng(0)
+    atoms = ase.io.read(shipped_potentials()[name].with_name("reference.xyz"), "0")
+    graph = graph_from_atoms(atoms, cutoff)
+    kind, vectors = potential.species_index[graph.numbers], edge_vectors(graph)
+    first = torch.searchsorted(graph.edge_dst.contiguous(), torch.arange(len(kind) + 1))
+    look, outside = fast.look(SortedPairs(kind, vectors, first, graph.edge_src)), 0
+    for step in range(30):
+        found = (fast.function(*look.given[1:], 1), look.found())[1]
+        right, limits = newness(known, graph, kind, cutoff), known.landscape.limits
+        assert (found.atoms >= right.atoms - 1e-3).all()
+        inside = found.largest <= limits[0] and found.mean <= limits[1]
+        assert inside == (right.largest <= limits[0] and right.mean <= limits[1]), step
+        if step == 0 or not inside:
+            np.testing.assert_allclose(found.atoms, right.atoms, rtol=1e-3, atol=1e-3)
+        outside += not inside
+        graph.positions.add_(torch.from_numpy(rng.normal(0, 0.03, (len(kind), 3))))
+        vectors.copy_(edge_vectors(graph))
+    assert 0 < outside < 30
