@@ -15,17 +15,17 @@ typedef struct { /* of all elements, one behind the other */
   int64_t species, channels, points, structures; /* numbers of them, of the last two multiples of BLOCK */
   const float *weights, *mixing, *mean, *axes, *at, *closeness, *structure_at, *structure_closeness, *fewest, *bonds;
   const int64_t *counts;
-  const float *rows;
+  const float *rows, *structure_rows;
   const double *limits;
 } Tables; /* bonds: squares of their lengths; counts: fewest and most of them; rows: as `at`, one landmark after the other;
-             limits: of the newness of any atom, and of their mean */
+             limits: of the newness of any atom, of their mean, and of the structure */
 typedef struct { /* atoms and their pairs, sorted by receivers and within the cutoff */
   int64_t n, wide; /* whether vectors are in float64 */
   double cutoff;
   const void *vectors;
   const int64_t *first, *senders, *kind;
-  int64_t *order, *bonds, *known; /* room: n + GROUP species, (n, species), n; known: the landmarks that the atoms were
-                                     nearest to, -1 for none */
+  int64_t *order, *bonds, *known; /* room: n + GROUP species, (n, species), n + species; known: the landmarks that the
+                                     atoms, and the elements' means, were nearest to, -1 for none */
   float *y, *out; /* room: (n, COMPONENTS), 2 n + species */
   double *summary;
 } Structure;
@@ -214,15 +214,14 @@ INLINE void nearest(const int R, const float *y, const int size, int64_t n, cons
   }
 }
 
-/* distance over width of y (COMPONENTS) from one landmark */
-static float distance(const Tables *t, const float *y, int64_t landmark) {
-  const float *row = t->rows + landmark * COMPONENTS;
+/* distance over width of y (size) from one landmark */
+INLINE float distance(const float *y, const int size, const float *row, float closeness) {
   V sum = {0};
-  for (int a = 0; a < COMPONENTS; a += W) {
+  for (int a = 0; a < size; a += W) {
     const V x = load(row + a, W) - load(y + a, W);
     sum += x * x;
   }
-  const float square = lanes(sum) * t->closeness[landmark];
+  const float square = lanes(sum) * closeness;
   return square >= 0 ? __builtin_sqrtf(square) : INFINITY;
 }
 
@@ -254,7 +253,8 @@ static void look_at(const Structure *s, const Tables *t, const int64_t *atoms) {
   project(t, k, p, y);
   for (int u = 0; u < GROUP && atoms[u] >= 0; u++) {
     memcpy(s->y + atoms[u] * COMPONENTS, y[u], sizeof y[u]);
-    if (all_known) s->out[atoms[u]] = distance(t, y[u], row + s->known[atoms[u]]);
+    const int64_t by = row + s->known[atoms[u]];
+    if (all_known) s->out[atoms[u]] = distance(y[u], COMPONENTS, t->rows + by * COMPONENTS, t->closeness[by]);
   }
   if (!all_known) search(s, t, atoms);
 }
@@ -262,7 +262,7 @@ static void look_at(const Structure *s, const Tables *t, const int64_t *atoms) {
 /* mean and spread of the fingerprints of element k against those of structures; 0 without any such atom */
 static float compare(const Structure *s, const Tables *t, int64_t k) {
   float summary[2 * COMPONENTS] = {0}, *mean = summary, *spread = summary + COMPONENTS, count = 0, found;
-  int64_t which;
+  int64_t *known = s->known + s->n + k;
   for (int64_t i = 0; i < s->n; i++) {
     if (s->kind[i] != k) continue;
     count++;
@@ -279,9 +279,13 @@ static float compare(const Structure *s, const Tables *t, int64_t k) {
   }
   for (int a = 0; a < COMPONENTS; a++) spread[a] = SPREAD * logf(__builtin_sqrtf(spread[a] / count) + LEAST);
   const float scatter = t->fewest[k] > count ? __builtin_sqrtf(t->fewest[k] / count) : 1;
-  const int64_t row = k * t->structures;
+  const int64_t row = k * t->structures, by = row + *known;
+  if (*known >= 0) {
+    found = distance(summary, 2 * COMPONENTS, t->structure_rows + 2 * by * COMPONENTS, t->structure_closeness[by]);
+    if (found / scatter <= t->limits[2]) return found / scatter;
+  }
   nearest(1, summary, 2 * COMPONENTS, t->structures, t->structure_at + 2 * row * COMPONENTS,
-          t->structure_closeness + row, &found, &which);
+          t->structure_closeness + row, &found, known);
   return found / scatter;
 }
 
@@ -310,8 +314,8 @@ static int within_limits(const Structure *s, const Tables *t) {
 
 /* out: newness and crowding of atoms (2, n), newness of elements of the structure; bonds (n, species); summary: largest
    and mean newness of atoms, largest of the structure, mean crowding, and how many numbers of bonds are others than
-   before. Atoms that are known by a landmark have their distance from that one, which is no less than their newness, as
-   long as that is within the limits. Pairs are sorted by their receivers, and within the cutoff */
+   before. What is known by a landmark has its distance from that one, which is no less than its newness, as long as that
+   is within the limits. Pairs are sorted by their receivers, and within the cutoff */
 void newness(const Structure *s, const Tables *t, int threads) {
   const int64_t n = s->n, groups = grouped(s, t);
   double *summary = s->summary;

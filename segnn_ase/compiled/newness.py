@@ -34,7 +34,7 @@ FOLDED = MIXED + (LMAX + 1) * len(FIRST)  # of a spectrum, without what is in it
 class _Tables(ctypes.Structure):
     _fields_ = (
         *((name, c_int64) for name in ("species", "channels", "points", "structures")),
-        *((f"table{n}", c_void_p) for n in range(13)),
+        *((f"table{n}", c_void_p) for n in range(14)),
     )
 
 
@@ -67,7 +67,7 @@ class CompiledNewness:
         tables.append(known.bonds.lengths() ** 2)
         self._kept = [x.detach().cpu().float().contiguous() for x in tables]
         self._kept.append(known.bonds.limits().contiguous())
-        self._kept.append(_filled(at.atoms).points.float().contiguous())
+        self._kept += [_filled(marks).points.float().contiguous() for marks in (at.atoms, at.structures)]
         self._kept.append(torch.tensor(at.limits, dtype=torch.float64))
         sizes = *f.channels.shape, self._kept[5].shape[1], self._kept[7].shape[1]
         self.tables = _Tables(*sizes, *(x.data_ptr() for x in self._kept))
@@ -97,7 +97,7 @@ class Look:
         n, species = len(pairs.kind), at.tables.species
         out, bonds = np.empty(2 * n + species, np.float32), np.empty((n, species), np.int64)
         order, y = np.empty(n + GROUP * species, np.int64), np.empty(n * COMPONENTS, np.float32)
-        known = np.full(n, -1)
+        known = np.full(n + species, -1)
         self.pairs, self._arrays, self.summary = pairs, (out[:n], out[2 * n :], bonds), (c_double * 5)()
         tensors = [x.contiguous() for x in (pairs.vectors, pairs.first, pairs.senders, pairs.kind)]
         self._kept = tensors, order, known, y, out

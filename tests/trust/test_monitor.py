@@ -181,6 +181,7 @@ def test_a_landmark_that_is_known_says_no_less_than_the_newness(name):
         assert (found.atoms >= right.atoms - 1e-3).all()
         inside = found.largest <= limits[0] and found.mean <= limits[1]
         assert inside == (right.largest <= limits[0] and right.mean <= limits[1]), step
+        assert found.most >= right.most - 1e-3 and (found.most <= limits[2]) == (right.most <= limits[2]), step
         if step == 0 or not inside:
             np.testing.assert_allclose(found.atoms, right.atoms, rtol=1e-3, atol=1e-3)
         outside += not inside
