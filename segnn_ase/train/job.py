@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from segnn_ase.base.errors import ConfigError
@@ -14,6 +13,7 @@ from segnn_ase.data.references import ReferenceEnergies
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import LossGradient
+from segnn_ase.train.optimizers import Soap
 
 
 class TrainingData(NamedTuple):
@@ -58,7 +58,7 @@ class Learner(NamedTuple):
     averaged: Potential  # the moving average of its weights, which is what is kept
     weights: list[Tensor]  # those that are trained
     means: list[Tensor]  # the same in `averaged`
-    optimizer: torch.optim.Optimizer
+    optimizer: Soap
     loss_gradient: LossGradient
     operations: Operations | None  # of the layers, to evaluate `averaged`
 
