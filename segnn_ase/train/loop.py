@@ -220,5 +220,6 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     save_potential(config.out, potential, metadata={**job.metadata, "epoch": kept["epoch"], "errors": errors})
     if len(history) > 1:
         figures.plot_learning_curve(output_files(config.out)["curve"], history)
-    printer(progress)(f"{error_table(errors)}\nwrote {config.out}")
+    told = f"the best of {history[-1]['epoch']} epochs is {kept['epoch']}"
+    printer(progress)(f"{error_table(errors)}\n{told}\nwrote {config.out}")
     return errors
