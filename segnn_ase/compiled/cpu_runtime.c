@@ -23,9 +23,18 @@ void layout(int64_t *out) {
   memcpy(out, found, sizeof found);
 }
 
+/* the columns of a panel that is not full, from the sums of R rows in `part` */
+static __attribute__((noinline)) void write_part(int R, int columns, const T *part, int64_t width, const T *d,
+                                                 int64_t ldd, T *c, int64_t ldc, int add) {
+  for (int r = 0; r < R; r++) for (int n = 0; n < columns; n++)
+    c[r * ldc + n] = part[r * width + n] + (d ? d[r * ldd + n] : 0) + (add ? c[r * ldc + n] : 0);
+}
+
 /* R rows of c = a b + bias + d (+ c): b (K, NV vectors), all sums in registers */
-#define MICRO(R, NV) \
-static __attribute__((noinline)) void micro_##R##_##NV( \
+typedef void micro(int64_t K, const T *restrict a, int64_t lda, int64_t step, const T *restrict b, int64_t ldb,
+                   const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns);
+#define MICRO(NV, R) \
+static __attribute__((noinline)) void micro_##NV##_##R( \
     int64_t K, const T *restrict a, int64_t lda, int64_t step, const T *restrict b, int64_t ldb, const T *bias, \
     const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
   V sum[R][NV]; \
@@ -51,42 +60,29 @@ static __attribute__((noinline)) void micro_##R##_##NV( \
   T part[R * NV * W]; \
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
     store(part + (r * NV + v) * W, sum[r][v], W); \
-  for (int r = 0; r < R; r++) for (int n = 0; n < columns; n++) \
-    c[r * ldc + n] = part[r * NV * W + n] + (d ? d[r * ldd + n] : 0) + (add ? c[r * ldc + n] : 0); \
+  write_part(R, columns, part, NV * W, d, ldd, c, ldc, add); \
 }
-#define PANEL(NV, R) \
-MICRO(R, NV) MICRO(4, NV) MICRO(2, NV) MICRO(1, NV) \
-static void panel_##NV(int64_t rows, int64_t K, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb, \
-    const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
-  int64_t i = 0; \
-  for (; i + R <= rows; i += R) \
-    micro_##R##_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-  for (; i + 4 <= rows; i += 4) \
-    micro_4_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-  for (; i + 2 <= rows; i += 2) \
-    micro_2_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-  for (; i < rows; i++) \
-    micro_1_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-}
-PANEL(1, 14)
-PANEL(2, 12)
-PANEL(3, 8)
-PANEL(4, 6)
+#define UP_TO_6(DO, NV) DO(NV, 1) DO(NV, 2) DO(NV, 3) DO(NV, 4) DO(NV, 5) DO(NV, 6)
+#define UP_TO_8(DO, NV) UP_TO_6(DO, NV) DO(NV, 7) DO(NV, 8)
+UP_TO_8(MICRO, 1) UP_TO_8(MICRO, 2) UP_TO_8(MICRO, 3) UP_TO_6(MICRO, 4)
+#define NAME(NV, R) micro_##NV##_##R,
+static micro *const micros[4][8] = {{UP_TO_8(NAME, 1)}, {UP_TO_8(NAME, 2)}, {UP_TO_8(NAME, 3)}, {UP_TO_6(NAME, 4)}};
+static const int most_rows[4] = {8, 8, 8, 6};
 
-/* b packed in panels, or with ldb > 0 rows of that stride, behind which W numbers can be read */
+/* b packed in panels, or with ldb > 0 rows of that stride, behind which W numbers can be read. Rows are cut evenly:
+   what is left over by the largest blocks would keep the machine half busy, and a molecule has few */
 static void product(int64_t rows, int64_t K, int64_t N, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb,
                     const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add) {
   int64_t left = (N + W - 1) / W;
   while (left > 0) {
-    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n;
+    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n, most = most_rows[v - 1];
     const int columns = N < v * W ? N : v * W;
-    const int64_t stride = ldb ? ldb : v * W;
-#define CASE(NV) case NV: panel_##NV(rows, K, a, lda, step, b, stride, bias, d, ldd, c, ldc, add, columns); break;
-    switch (v) { CASE(1) CASE(2) CASE(3) CASE(4) }
+    for (int64_t i = 0, blocks = (rows + most - 1) / most; blocks > 0; blocks--) {
+      const int64_t high = (rows - i + blocks - 1) / blocks;
+      micros[v - 1][high - 1](K, a + i * lda, lda, step, b, ldb ? ldb : v * W, bias, d ? d + i * ldd : d, ldd,
+                              c + i * ldc, ldc, add, columns);
+      i += high;
+    }
     left -= v; N -= columns; b += ldb ? v * W : K * v * W; c += v * W;
     if (bias) bias += v * W;
     if (d) d += v * W;
