@@ -103,7 +103,7 @@ class CpuPasses:
         self._memory: dict[Storage, Tensor] = {}
         self.holds: Any = None  # whose rows are there, for those who share the memory
         self._segments: dict[str, list[_Prepared]] = {}
-        self._in_c: dict[str, ctypes.Array[CSegment]] = {}
+        self.in_c: dict[str, tuple[ctypes.Array[CSegment], int]] = {}  # of each pass: its segments, and how many
 
     def _compile(self) -> dict:
         """The functions of all row operations, compiled side by side where they are not in the cache."""
@@ -131,7 +131,7 @@ class CpuPasses:
             for (storage, n), piece in zip(rows.items(), pieces, strict=True):
                 self._memory[storage] = piece[: n * storage.size].view(n, storage.size)
             self._segments = {name: self._prepared(segments) for name, segments in self._passes.items()}
-            self._in_c = {name: _segments_in_c(segments) for name, segments in self._segments.items()}
+            self.in_c = {name: _segments_in_c(segments) for name, segments in self._segments.items()}
         self.capacity = grown
         return True
 
@@ -210,8 +210,7 @@ class CpuPasses:
         """Run a pass: cuts of the receivers for each thread; addresses of links (`Topology`) of edges and nodes."""
         threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
         rows = (ctypes.c_int64 * 3)(counts["node"], counts["pair"], counts["edge"])  # as in KINDS
-        segments = self._in_c[name]
-        self.runtime.run_pass(segments, len(segments), threads, bounds, on_edges, on_nodes, rows)
+        self.runtime.run_pass(*self.in_c[name], threads, bounds, on_edges, on_nodes, rows)
 
 
 class _Prepared(NamedTuple):
@@ -222,10 +221,10 @@ class _Prepared(NamedTuple):
     steps: "ctypes.Array[CStep]"
 
 
-def _segments_in_c(segments: "list[_Prepared]") -> "ctypes.Array[CSegment]":
+def _segments_in_c(segments: "list[_Prepared]") -> "tuple[ctypes.Array[CSegment], int]":
     """Addresses of steps, which `segments` keeps."""
     found = ((KINDS.index(s.where), s.summed, len(s.steps), ctypes.addressof(s.steps)) for s in segments)
-    return (CSegment * len(segments))(*(CSegment(*one) for one in found))
+    return (CSegment * len(segments))(*(CSegment(*one) for one in found)), len(segments)
 
 
 def fixed(tensor: Tensor) -> Slot:
