@@ -156,9 +156,8 @@ class SEGNNCalculator(InspectedCalculator):
 
     @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        before = self.atoms
-        self.atoms = atoms = before if atoms is None else _copied(atoms, before, system_changes)
-        periodic = atoms is None or bool(atoms.pbc.all())  # that there is nothing is said below
+        self.atoms = atoms = self.atoms if atoms is None else _copied(atoms, self.before, system_changes)
+        periodic = atoms is None or all(atoms.pbc.tolist())  # that there is nothing is said below
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
                 f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"
@@ -213,7 +212,7 @@ class SEGNNCalculator(InspectedCalculator):
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
         if self._dispersion is not None:
             results = with_dispersion(results, self._dispersion, atoms, properties)
-        volume = self._volume(atoms) if atoms.pbc.all() else None
+        volume = self._volume(atoms) if all(atoms.pbc.tolist()) else None
         evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._potentials[0].cutoff]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
 
@@ -257,6 +256,7 @@ def _copied(atoms: Atoms, before: Atoms | None, changed: Sequence[str]) -> Atoms
     copied = copy.copy(before)
     copied.arrays = {name: array.copy() for name, array in atoms.arrays.items()}
     copied.info, copied.constraints = dict(atoms.info), copy.deepcopy(atoms.constraints)
+    copied.set_celldisp(atoms.get_celldisp())
     return copied
 
 

@@ -116,7 +116,7 @@ class SkinGraphs:
             tensor = torch.tensor(cell, dtype=torch.float64, device=self.device)
             self._graph = self._graph._replace(cell=tensor.view(1, 3, 3))
             self._cell = cell.tobytes()
-        return self._graph._replace(positions=torch.as_tensor(positions, dtype=torch.float64).to(self.device))
+        return self._graph._replace(positions=torch.from_numpy(np.asarray(positions, dtype=float)).to(self.device))
 
     def _start(self, numbers, positions, cell, found: Neighbors) -> None:
         """With new pairs. Copies are kept: what is changed in place by the caller must be noticed."""
