@@ -11,7 +11,6 @@ from torch import Tensor
 from segnn_ase.compiled.build import address, pointers
 from segnn_ase.compiled.cpu import CpuPasses
 from segnn_ase.compiled.cpu_watch import CpuWatch
-from segnn_ase.compiled.kernels import WORK_PER_THREAD
 from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.newness import CompiledNewness, PlainNewness, SortedPairs, chosen_newness
 from segnn_ase.compiled.passes import evaluation
@@ -25,7 +24,7 @@ from segnn_ase.model.repulsion import core_of, repelled, seen_by_network
 from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import Graph, within
 
-EDGE_WORK = 20  # of an edge, in the units of `kernels.WORK_PER_THREAD`: 1,500 edges are worth a thread
+EDGES_PER_THREAD = 1500  # another thread for fewer costs more than it saves
 EXACT = torch.float64
 
 
@@ -69,7 +68,7 @@ class Held:
             width=memory.features.shape[1],
             room=links.capacity["edge"],
             room_for_threads=links.capacity["threads"],
-            edges_per_thread=WORK_PER_THREAD // EDGE_WORK,
+            edges_per_thread=EDGES_PER_THREAD,
             **{name: x.data_ptr() for name, x in self._kept.items()},
         )
         self.address = ctypes.byref(self.c)
@@ -143,7 +142,7 @@ class CpuEvaluator(Evaluator):
     def _evaluate(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
         """wanted: whether derivatives are. None for pairs that are not sorted by receiver."""
         held, segments = self._hold(graph, kind), self._passes.in_c["all" if wanted else "energies"]
-        c, results = held.c, self._room_for_results(held.c, wanted, stress)
+        c, (energy, energies, features, forces, gradients, s) = held.c, self._room_for_results(held.c, wanted, stress)
         if self._runtime.evaluate(held.address, *segments):
             self._passes.holds = held
         elif c.n_edges < 0:
@@ -152,10 +151,9 @@ class CpuEvaluator(Evaluator):
             return self._evaluate(graph, kind, wanted, stress)
         else:
             self._evaluate_apart(held, segments)
-        if wanted:
-            virial, results["edge_gradients"] = results["stress"], results["edge_gradients"][: c.n_edges]
-            results["stress"] = None if virial is None else stress_of(virial, graph)
-        return Prediction(**results, close=c.close > 0)
+        s = None if s is None else stress_of(s, graph)
+        gradients = None if gradients is None else gradients[: c.n_edges]
+        return Prediction(energy, energies, forces, s, gradients, features, close=c.close > 0)
 
     def _hold(self, graph: Graph, kind: Tensor) -> Held:
         """A graph for C, with what there is of room for its pairs, which are still to be found."""
@@ -179,18 +177,17 @@ class CpuEvaluator(Evaluator):
             self._links = Links(self._passes.capacity)
         return moved
 
-    def _room_for_results(self, c: CGraph, wanted: bool, stress: bool) -> dict[str, Tensor | None]:
-        """Fields of a `Prediction`, with the virial for the stress, into which C will write."""
+    def _room_for_results(self, c: CGraph, wanted: bool, stress: bool) -> tuple:
+        """Where C will write energy, energies, features, and where they are wanted forces, gradients and virial."""
         energy, energies = torch.empty(c.n_graphs, dtype=EXACT), torch.empty(c.n, dtype=EXACT)
-        neighbors, features = torch.empty(c.n, dtype=torch.long), torch.empty(c.n, c.width, dtype=self._dtype)
-        forces = virial = gradients = None
+        features = torch.empty(c.n, c.width, dtype=self._dtype)
+        forces = gradients = virial = None
         if wanted:
             forces, gradients = torch.empty(c.n, 3, dtype=EXACT), torch.empty(c.n_pairs, 3, dtype=EXACT)
             virial = torch.empty(c.n_graphs, 3, 3, dtype=EXACT) if stress else None
-        c.energy, c.energies, c.neighbors, c.descriptors = map(address, (energy, energies, neighbors, features))
-        c.forces, c.virial, c.gradients = map(address, (forces, virial, gradients))
-        found = {"energy": energy, "energies": energies, "neighbors": neighbors, "features": features}
-        return {**found, "forces": forces, "stress": virial, "edge_gradients": gradients}
+        results = energy, energies, features, forces, gradients, virial
+        c.energy, c.energies, c.descriptors, c.forces, c.gradients, c.virial = map(address, results)
+        return results
 
     def _evaluate_apart(self, held: Held, segments: tuple) -> None:
         """Let the network see the pairs of the core further apart than they are, and add their repulsion."""
@@ -213,7 +210,7 @@ class CpuEvaluator(Evaluator):
             held = self._held
             if held is None or held.graph is not graph or self._passes.holds is not held:
                 held = self._find(graph, self._kinds(graph.numbers))
-            if held is None or p.neighbors is None:
+            if held is None:
                 return None
             if self._watch is None or self._watch.watched is not watched:
                 newness = self._newness_for(watched.surroundings, graph, held.pairs.kind)

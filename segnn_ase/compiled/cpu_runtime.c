@@ -261,13 +261,12 @@ static void gather(const Graph *g) {
 }
 
 /* what evaluation returns, from what a pass has left: energies of structures and of atoms, to which `added` is added if
-   it is there, numbers of neighbours, features, and where there is room for forces, these, virials and gradients */
+   it is there, features, and where there is room for forces, these, virials and gradients */
 void finish(const Graph *g) {
   const double *reference = g->reference, *scale = g->scale, *added = g->added;
-  const int64_t *batch = g->batch, *first = g->first, *kinds = g->kind;
+  const int64_t *batch = g->batch, *kinds = g->kind;
   const T *epsilon = g->epsilon, *isolated = g->isolated, *gradient = g->gradient;
   double *energy = g->energy, *energies = g->energies, *gradients = g->gradients;
-  int64_t *neighbors = g->neighbors;
   memset(energy, 0, g->n_graphs * sizeof(double));
   for (int64_t i = 0; i < g->n; i++) {
     const int64_t kind = kinds[i];
@@ -275,7 +274,6 @@ void finish(const Graph *g) {
     energies[i] = reference[kind] + scale[kind] * (double)above;
     if (added) energies[i] += added[i];
     energy[batch[i]] += energies[i];
-    neighbors[i] = first[i + 1] - first[i];
   }
   memcpy(g->descriptors, g->features, g->n * g->width * sizeof(T));
   if (!g->forces) return;
@@ -333,20 +331,16 @@ static int virial_inside(const Limits *l, const double *forces, const double *st
 
 /* see `Evaluator.judge`: whether a structure is within its limits, all of it in one call; NaN is outside, and so are
    atoms without any neighbours among them, for which there are rules. stress and positions: one of them where there is a
-   virial; volume: NaN where there is none; newness: of `newness.c` with its arguments and results, or none; out: of
-   deviations */
-int watch(const Limits *l, const int64_t *counts, const double *energy, const double *forces, const double *stress,
+   virial; volume: NaN where there is none; first: pairs of the atoms, and where the last
+   ones end; newness: of `newness.c` with its arguments and results, or none; out: of deviations */
+int watch(const Limits *l, const int64_t *first, const double *energy, const double *forces, const double *stress,
           const double *positions, double volume, const T *features, double *out, newness_function newness,
           const void *structure, const void *tables, int threads, const double *summary) {
   const int64_t n = l->n;
   const double *fewest = l->neighbors, *most = fewest + n;
   int inside = *energy >= l->lowest_energy && *energy <= l->highest_energy && !(volume < l->volume);
-  int64_t neighbors = 0;
-  for (int64_t i = 0; i < n; i++) {
-    neighbors += counts[i];
-    inside &= counts[i] >= fewest[i] && counts[i] <= most[i];
-  }
-  inside &= neighbors > 0;
+  inside &= first[n] > 0;
+  for (int64_t i = 0; i < n; i++) inside &= first[i + 1] - first[i] >= fewest[i] && first[i + 1] - first[i] <= most[i];
   for (int64_t q = 0; forces && q < 3 * n; q++) inside &= __builtin_fabs(forces[q]) <= l->force;
   inside &= virial_inside(l, forces, stress, positions, volume);
   if (newness) { /* as `NoveltyCheck.knows` */

@@ -91,8 +91,8 @@ class CGraph(ctypes.Structure):
         *((name, c_void_p) for name in ("first", "src", "knot")),
         *((name, c_void_p) for name in ("vectors", "weight", "gradient", "epsilon", "features")),
         # results
-        *((name, c_void_p) for name in ("energy", "energies", "neighbors", "descriptors")),
-        *((name, c_void_p) for name in ("forces", "virial", "gradients")),
+        *((name, c_void_p) for name in ("energy", "energies", "descriptors")),
+        *((name, c_void_p) for name in ("forces", "gradients", "virial")),
         *((name, c_int64) for name in ("n_edges", "close", "threads")),
     )
 

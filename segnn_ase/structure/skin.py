@@ -59,9 +59,11 @@ class SkinNeighbors:
         places, spare = self._positions, self.skin
         if cell.tobytes() != self._cell.tobytes():
             places, spare = self._deformed(cell, pbc)
-        moved = positions - places
+        moved, limit = positions - places, (0.5 * spare) ** 2
+        if spare > 0 and np.vdot(moved, moved) <= limit:  # all together, which is the least to find out
+            return True
         # written so that NaN is not valid either: the search then says which atom
-        return bool(spare > 0 and np.einsum("na,na->n", moved, moved).max(initial=0.0) <= (0.5 * spare) ** 2)
+        return bool(spare > 0 and np.einsum("na,na->n", moved, moved).max(initial=0.0) <= limit)
 
     def _deformed(self, cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, float]:
         """Where atoms come to with the cell, (N, 3) Å, and what is left of the skin for how far they are from there."""
