@@ -46,7 +46,7 @@ class PackedWeights:
             else:
                 for weight in step.weights():
                     self._plain[weight] = torch.empty(weight.parameter.shape, dtype=dtype)
-        self._panels = dict(zip(panels, side_by_side([self._length(*key) for key in panels], dtype), strict=True))
+        self._panels = dict(zip(panels, in_one_piece([self._length(*key) for key in panels], dtype), strict=True))
         self.load()
 
     def _length(self, weight: Weight, transposed: bool) -> int:
@@ -127,7 +127,7 @@ class CpuPasses:
         with torch.inference_mode(False):  # the memory outlives this call
             self._memory = {}
             rows = {storage: self._rows_of(storage, grown) for storage in self._storage.values()}
-            pieces = side_by_side([n * storage.size for storage, n in rows.items()], self.dtype)
+            pieces = in_one_piece([n * storage.size for storage, n in rows.items()], self.dtype)
             for (storage, n), piece in zip(rows.items(), pieces, strict=True):
                 self._memory[storage] = piece.view(n, storage.size)
             self._segments = {name: self._prepared(segments) for name, segments in self._passes.items()}
@@ -227,7 +227,7 @@ def _segments_in_c(segments: "list[_Prepared]") -> "tuple[ctypes.Array[CSegment]
     return (CSegment * len(segments))(*(CSegment(*one) for one in found)), len(segments)
 
 
-def side_by_side(lengths: list[int], dtype: torch.dtype) -> list[Tensor]:
+def in_one_piece(lengths: list[int], dtype: torch.dtype) -> list[Tensor]:
     """Zeros, one behind the other: what is read in this order is fetched in time, and with pages of their own they
     would meet in the same cache lines."""
     sizes = [(1 - (-n // ALIGNED)) * ALIGNED for n in lengths]
