@@ -66,6 +66,15 @@ class Operation:
         return 1 + max(o.tensor for o in self.outputs)
 
 
+def relaid(operation: Operation, **changes: dict) -> Operation:
+    """The same operation with other fields for some operands: {name: {field: value}}."""
+
+    def moved(operands):
+        return tuple(replace(o, **changes.get(o.name, {})) for o in operands)
+
+    return replace(operation, inputs=moved(operation.inputs), outputs=moved(operation.outputs))
+
+
 class Derivative(NamedTuple):
     """One derivative of an operation: nodes to be evaluated and where they go."""
 

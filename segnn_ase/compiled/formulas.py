@@ -35,11 +35,22 @@ def _path_columns(coupling) -> list[list[int]]:
     return columns
 
 
-def _paths_out(name: str, coupling, channels: int, where: str) -> tuple[Operand, ...]:
-    """Outputs (n, 2l+1, paths, channels), one tensor for each out kind."""
+def climbing(coupling) -> tuple[int, ...]:
+    """The paths into kinds with more components: a linear map W of channels is fewer operations before them,
+    (W x) (x) a, than behind, W (x (x) a)."""
+    return tuple(p for p, (i, _, k) in enumerate(coupling.paths) if coupling.left[i].dim < coupling.out[k].dim)
+
+
+def others(coupling) -> tuple[int, ...]:
+    """The paths that are not `climbing`."""
+    return tuple(sorted({*range(len(coupling.paths))} - {*climbing(coupling)}))
+
+
+def _paths_out(name: str, coupling, channels: int, where: str, paths=None) -> tuple[Operand, ...]:
+    """Outputs (n, 2l+1, paths, channels), one tensor for each out kind; paths: numbers, None for all."""
     operands = []
     for k, kind in enumerate(coupling.out):
-        n = coupling.paths_into(k)
+        n = coupling.paths_into(k) if paths is None else sum(coupling.paths[p].out == k for p in paths)
         operands.append(
             Operand(
                 f"{name}{k}", k, "V", where, kind.dim * n * channels, tuple(q * channels for q in range(kind.dim * n))
@@ -219,11 +230,11 @@ def linear_message(coupling, channels: int, *, tabulated: bool = False) -> Opera
     return Operation(channels, tuple(inputs), tuple(of_kinds("out", "receiver")), build, edges=True)
 
 
-def _apart(f: Formula, coupling, matrices, x) -> dict:
-    """Every path of a product apart, laid out as (2l+1, paths) for each out kind."""
+def _apart(f: Formula, coupling, paths: tuple[int, ...], matrices, x) -> dict:
+    """Paths of a product apart, laid out as (2l+1, paths) for each out kind."""
     out, columns = {}, _path_columns(coupling)
     for k, kind in enumerate(coupling.out):
-        into = [(p, path.left) for p, path in enumerate(coupling.paths) if path.out == k]
+        into = [(p, coupling.paths[p].left) for p in paths if coupling.paths[p].out == k]
         out[f"out{k}"] = [
             f.add(*(f.mul(row[columns[p][m]], v) for row, v in zip(matrices[left], x[left], strict=True)))
             for m in range(kind.dim)
@@ -233,8 +244,9 @@ def _apart(f: Formula, coupling, matrices, x) -> dict:
 
 
 @cache
-def product(coupling, channels: int) -> Operation:
-    """f (x) a on nodes, every path apart: inputs (n, 2l+1, channels) for each kind and a (n, dim)."""
+def product(coupling, channels: int, paths: "tuple[int, ...] | None" = None) -> Operation:
+    """f (x) a on nodes, every path apart: inputs (n, 2l+1, channels) for each kind and a (n, dim). paths: the numbers
+    of those that are wanted, None for all."""
     n = len(coupling.left)
     inputs = [
         Operand(f"f{k}", k, "V", "row", kind.dim * channels, tuple(m * channels for m in range(kind.dim)))
@@ -245,9 +257,45 @@ def product(coupling, channels: int) -> Operation:
 
     def build(f: Formula, x: dict) -> dict:
         matrices = [_coupled(f, coupling, k, x["a"]) for k in range(n)]
-        return _apart(f, coupling, matrices, [x[f"f{k}"] for k in range(n)])
+        chosen = tuple(range(len(coupling.paths))) if paths is None else paths
+        return _apart(f, coupling, chosen, matrices, [x[f"f{k}"] for k in range(n)])
 
-    return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "row"), build, edges=False)
+    return Operation(channels, tuple(inputs), _paths_out("out", coupling, channels, "row", paths), build, edges=False)
+
+
+@cache
+def summed_product(coupling, channels: int, paths: tuple[int, ...]) -> Operation:
+    """Sums of paths of products with a: an input (n, 2l+1, paths, channels) for each left kind that one of these paths
+    begins at, each path with channels of its own, and a (n, dim); outputs (n, 2l+1, channels) for each kind."""
+    begin: dict[int, list[int]] = {}
+    for p in paths:
+        begin.setdefault(coupling.paths[p].left, []).append(p)
+    inputs = []
+    for tensor, (left, group) in enumerate(begin.items()):
+        rows, n = coupling.left[left].dim, len(group)
+        for q, p in enumerate(group):
+            offsets = tuple((m * n + q) * channels for m in range(rows))
+            inputs.append(Operand(f"x{p}", tensor, "V", "row", rows * n * channels, offsets))
+    dim = sum(kind.dim for kind in coupling.right)
+    inputs.append(Operand("a", len(begin), "S", "row", dim, tuple(range(dim))))
+    outputs = [
+        Operand(f"out{k}", k, "V", "row", kind.dim * channels, _strided(kind.dim, channels))
+        for k, kind in enumerate(coupling.out)
+    ]
+
+    def build(f: Formula, x: dict) -> dict:
+        matrices, columns = {i: _coupled(f, coupling, i, x["a"]) for i in begin}, _path_columns(coupling)
+        out = {}
+        for k, kind in enumerate(coupling.out):
+            into = [p for p in paths if coupling.paths[p].out == k]
+            terms = [[*zip(matrices[coupling.paths[p].left], x[f"x{p}"], strict=True)] for p in into]
+            out[f"out{k}"] = [
+                f.add(*(f.mul(row[columns[p][m]], v) for p, rows in zip(into, terms, strict=True) for row, v in rows))
+                for m in range(kind.dim)
+            ]
+        return out
+
+    return Operation(channels, tuple(inputs), tuple(outputs), build, edges=False)
 
 
 @cache

@@ -4,23 +4,20 @@ Irreps with different numbers of channels go block by block of channels, as in `
 meet, group by group of kinds with as many channels.
 """
 
-from dataclasses import replace
-from itertools import accumulate
-
 import torch
 from torch import Tensor, nn
 
 from segnn_ase.compiled import formulas
-from segnn_ase.compiled.derivatives import Operation
+from segnn_ase.compiled.derivatives import Operation, relaid
 from segnn_ase.compiled.geometry import Geometry
 from segnn_ase.compiled.splines import RadialTables
+from segnn_ase.compiled.steered_steps import GEOMETRY, steered_linear, tensor_product
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
 from segnn_ase.model.interactions import Message, SelfProduct, Update
 from segnn_ase.model.irreps import SCALAR, Coupling, kinds, multiplicities, spherical_kinds
-from segnn_ase.model.layers import SteerableLinear
 from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense
 
-WEIGHT, GEOMETRY = {"weight": True}, {"geometry": True}
+WEIGHT = {"weight": True}
 
 
 def supported(potential: nn.Module) -> bool:
@@ -106,7 +103,7 @@ class _Network:
             names = {o.name: WEIGHT | {"constant": False} for o in operation.inputs if o.name != "a"}
             places = {f"out{p}": _within(self.dims[k], 2 * channels) for p, k in enumerate(group)}
             operation = relaid(operation, a=GEOMETRY, **names, **places)
-            weights = [_tensor_product(layer, k, species**0.5) for k in group if len(layer.weights[k])]
+            weights = [tensor_product(layer, k, species**0.5) for k in group if len(layer.weights[k])]
             inputs = (*weights, bias, self.geometry.attributes)
             self.now.append(RowOperation(operation, inputs, tuple(out[k] for k in group)))
 
@@ -176,45 +173,15 @@ class _Network:
 
     def update(self, update: Update, both: list[Array], *, last: bool) -> list[Array]:
         """New features; of the last only the scalars, which nothing else is read of."""
-        inside = self.steered(update.first, both, range(len(self.kinds)))
-        widths = multiplicities(update.gate.irreps_in)
+        widths, a = multiplicities(update.gate.irreps_in), self.geometry.attributes
         opened = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
-        for k, x in enumerate(inside):
-            bias = Weight(update.first.bias) if k == self.scalar else None
-            weight = _tensor_product(update.first, k)
-            self.now.append(MatrixProduct(self.view(k, x), weight, self.view(k, opened[k]), bias=bias))
-        gated = self.gate(opened)
-        reached = [self.scalar] if last else range(len(self.kinds))
-        new = self.nodes(2)
-        half = 0.5**0.5
-        for k, x in zip(reached, self.steered(update.second, gated, reached), strict=True):
-            bias = Weight(update.second.bias, half) if k == self.scalar else None
-            out = self.network.features if last else self.view(k, new[k])
-            self.now.append(
-                MatrixProduct(
-                    self.view(k, x), _tensor_product(update.second, k, half), out, bias=bias, d=self.view(k, both[k])
-                )
-            )
+        inside = {k: self.view(k, x) for k, x in enumerate(opened)}
+        self.now += steered_linear(update.first, both, a, inside)
+        gated, new = self.gate(opened), self.nodes(2)
+        out = {self.scalar: self.network.features} if last else {k: self.view(k, x) for k, x in enumerate(new)}
+        before = {k: self.view(k, both[k]) for k in out}
+        self.now += steered_linear(update.second, gated, a, out, before, scale=0.5**0.5)
         return new
-
-    def steered(self, linear: SteerableLinear, f: list[Array], reached) -> list[Array]:
-        """f (x) a for the out kinds that are wanted, with the channels of all paths beside each other."""
-        channels = [array.size // dim for array, dim in zip(f, self.dims, strict=True)]
-        counts = [linear.coupling.n_paths[i] for i in range(len(f))]
-        strides = [sum(row[k] * c for row, c in zip(counts, channels, strict=True)) for k in reached]
-        out = [Array("node", self.dims[k] * stride) for k, stride in zip(reached, strides, strict=True)]
-        for group in self.groups():
-            coupling = Coupling([self.kinds[i] for i in group], self.attr, [self.kinds[k] for k in reached])
-            operation = formulas.product(coupling, channels[group[0]])
-            changes: dict = {"a": GEOMETRY}
-            for p, (k, stride) in enumerate(zip(reached, strides, strict=True)):
-                begins = [0, *accumulate(row[k] * c for row, c in zip(counts, channels, strict=True))]
-                starts = [begins[i] + q * channels[i] for i in group for q in range(counts[i][k])]
-                offsets = tuple(m * stride + start for m in range(self.dims[k]) for start in starts)
-                changes[f"out{p}"] = {"size": self.dims[k] * stride, "offsets": offsets}
-            inputs = (*(f[i] for i in group), self.geometry.attributes)
-            self.now.append(RowOperation(relaid(operation, **changes), inputs, tuple(out)))
-        return out
 
     def gate(self, opened: list[Array]) -> list[Array]:
         gated = self.nodes()
@@ -232,15 +199,6 @@ class _Network:
                 self.now.append(RowOperation(operation, (opened[k], scalars), (gated[k],)))
                 at += self.mul[k]
         return gated
-
-
-def relaid(operation: Operation, **changes: dict) -> Operation:
-    """The same operation with other fields for some operands: {name: {field: value}}."""
-
-    def moved(operands):
-        return tuple(replace(o, **changes.get(o.name, {})) for o in operands)
-
-    return replace(operation, inputs=moved(operation.inputs), outputs=moved(operation.outputs))
 
 
 def _within(dim: int, stride: int, offset: int = 0) -> dict:
@@ -283,10 +241,6 @@ def _for_ladders(message: Message, table: Tensor) -> Tensor:
 
 def _dense(layer: Dense, scale: float = 1.0) -> Weight:
     return Weight(layer.weight, scale * layer.weight.shape[0] ** -0.5)
-
-
-def _tensor_product(linear: SteerableLinear, k: int, scale: float = 1.0) -> Weight:
-    return Weight(linear.weights[k], scale * max(len(linear.weights[k]), 1) ** -0.5)
 
 
 def _mlp(layers: MLP, x: View, out: View, *, add: bool = False) -> list[Step]:

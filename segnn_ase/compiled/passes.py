@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segnn_ase.compiled.network_steps import relaid
+from segnn_ase.compiled.derivatives import relaid
 from segnn_ase.compiled.steps import (
     Array,
     MatrixProduct,
@@ -73,7 +73,8 @@ class _Reverse:
     def __init__(self, network: NetworkSteps, role: str):
         self.network, self.role, self.at = network, role, _role(role)
         self._there: dict[Array, np.ndarray] = {network.epsilon: np.ones(1, bool)}  # what has been written of it
-        self._waiting: dict[View, View] = {}  # to be added with the next product that goes there
+        # to be added with the next product that goes to as many channels there
+        self._waiting: dict[tuple[View, int], View] = {}
 
     def segments(self) -> list[Segment]:
         made = []
@@ -96,11 +97,12 @@ class _Reverse:
         g = step.c._replace(array=self.at(step.c.array))
         self._check_written(step.c.array)
         made: list[Step] = []
+        inner, outer = step.weight.parameter.shape
         if self.role == "gradient" or not step.a.array.geometry:
             if step.d is not None:
-                self._waiting[step.d] = g
-            add = self._write(step.a.array, _columns(step.a, step.weight.parameter.shape[0]))
-            d = self._waiting.pop(step.a, None)
+                self._waiting[step.d, outer] = g
+            add = self._write(step.a.array, _columns(step.a, inner))
+            d = self._waiting.pop((step.a, inner), None)
             a = step.a._replace(array=self.at(step.a.array))
             made.append(MatrixProduct(g, step.weight, a, d=d, add=add, transposed=True))
         if self.role == "dual":

@@ -41,10 +41,15 @@ class View(NamedTuple):
 
 @dataclass(eq=False, frozen=True)
 class Weight:
-    """A parameter, or a table of radial functions, as it is used: times scale."""
+    """A parameter or some rows of it, or a table of radial functions, as it is used: times scale."""
 
-    parameter: Tensor
+    whole: Tensor
     scale: float = 1.0
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def parameter(self) -> Tensor:
+        return self.whole.detach()[self.rows]
 
 
 @dataclass(eq=False, frozen=True)

@@ -91,10 +91,18 @@ class CompiledLossGradient(ABC):
         self._run("tangent", links)
         self._at("dual", epsilon_of)[: len(kind), 0] = slopes
         self._run("dual", links)
-        for w, gradient in self._gradients():
-            if w.parameter.requires_grad:
-                w.parameter.grad = gradient.view_as(w.parameter) * w.scale
+        self._hand_over()
         return loss.detach()
+
+    def _hand_over(self) -> None:
+        """The gradients to the parameters, of some of which there are several parts."""
+        totals: dict[Tensor, Tensor] = {}
+        for w, gradient in self._gradients():
+            if w.whole.requires_grad:
+                part = totals.setdefault(w.whole, torch.zeros_like(w.whole))[w.rows]
+                torch.mul(gradient.view_as(part), w.scale, out=part)
+        for parameter, total in totals.items():
+            parameter.grad = total
 
     def _put(self, role: str, vectors: Tensor, chosen: Tensor) -> None:
         """The pairs of atoms share vectors with an edge of each."""
