@@ -329,6 +329,39 @@ def embedding(coupling, channels: int) -> Operation:
 
 
 @cache
+def embedded_product(embedding_, coupling, channels: int) -> Operation:
+    """Sums over paths of f (x) a, for f of an `embedding`, with what each path makes of it: inputs table (species,
+    paths, channels), bias (paths that begin at scalars, channels) and a (n, dim); outputs as there."""
+    n, left = len(coupling.paths), coupling.left
+    scalars = [p for p, path in enumerate(coupling.paths) if left[path.left] == SCALAR]
+    dim = sum(kind.dim for kind in coupling.right)
+    inputs = (
+        Operand("table", 0, "V", "knot", n * channels, _strided(n, channels), constant=True),
+        Operand("bias", 1, "V", "shared", 0, _strided(len(scalars), channels), constant=True),
+        Operand("a", 2, "S", "row", dim, tuple(range(dim))),
+    )
+    outputs = tuple(
+        Operand(f"out{k}", k, "V", "row", kind.dim * channels, _strided(kind.dim, channels))
+        for k, kind in enumerate(coupling.out)
+    )
+
+    def build(f: Formula, x: dict) -> dict:
+        (row,) = _coupled(f, embedding_, 0, x["a"])
+        found = dict(zip((path.out for path in embedding_.paths), _path_columns(embedding_), strict=True))
+        features = [[row[q] for q in found[k]] if k in found else [None] * left[k].dim for k in range(len(left))]
+        matrices, columns = [_coupled(f, coupling, i, x["a"]) for i in range(len(left))], _path_columns(coupling)
+        out: dict = {f"out{k}": [None] * kind.dim for k, kind in enumerate(coupling.out)}
+        for p, (i, _, k) in enumerate(coupling.paths):
+            for m, q in enumerate(columns[p]):
+                steered = f.add(*(f.mul(row[q], v) for row, v in zip(matrices[i], features[i], strict=True)))
+                beside = f.mul(matrices[i][0][q], x["bias"][scalars.index(p)]) if p in scalars else None
+                out[f"out{k}"][m] = f.add(out[f"out{k}"][m], f.mul(steered, x["table"][p]), beside)
+        return out
+
+    return Operation(channels, inputs, outputs, build, edges=False)
+
+
+@cache
 def gate(kinds_, channels: int, silu: float, sigmoid: float) -> Operation:
     """`Gate`: inputs (n, 2l+1, channels) for each kind, with the gates of the others beside 0e's own channels."""
     scalar = kinds_.index(SCALAR)

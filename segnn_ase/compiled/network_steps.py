@@ -4,17 +4,20 @@ Irreps with different numbers of channels go block by block of channels, as in `
 meet, group by group of kinds with as many channels.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from segnn_ase.compiled import formulas
 from segnn_ase.compiled.derivatives import Operation, relaid
 from segnn_ase.compiled.geometry import Geometry
+from segnn_ase.compiled.species_steps import embedding, product_of_embedded
 from segnn_ase.compiled.splines import RadialTables
-from segnn_ase.compiled.steered_steps import GEOMETRY, steered_linear, tensor_product
+from segnn_ase.compiled.steered_steps import GEOMETRY, parted, steered_linear, steered_map
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
 from segnn_ase.model.interactions import Message, SelfProduct, Update
-from segnn_ase.model.irreps import SCALAR, Coupling, kinds, multiplicities, spherical_kinds
+from segnn_ase.model.irreps import SCALAR, kinds, multiplicities, spherical_kinds
 from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense
 
 WEIGHT = {"weight": True}
@@ -35,6 +38,7 @@ class _Network:
 
     def __init__(self, potential: nn.Module, tables: RadialTables | None):
         self.potential, self.segnn, self.tables = potential, potential.segnn, tables
+        self.fixed = tables is not None  # the weights: what follows the embedding is made of it now
         self.kinds, self.mul = kinds(self.segnn.irreps), multiplicities(self.segnn.irreps)
         self.dims, self.scalar = [kind.dim for kind in self.kinds], self.kinds.index(SCALAR)
         self.attr = spherical_kinds(potential.config.lmax_attr)
@@ -51,13 +55,14 @@ class _Network:
 
     def steps(self) -> NetworkSteps:
         radial = self.tables.coefficients if self.tables else self.radial()
-        both = self.nodes(2)  # features, and beside them what is received
-        self.embed(both)
+        both = self.nodes(1 if self.fixed else 2)  # features, and beside them what is received
+        if not self.fixed:
+            self.embed(both)
         depth = len(self.segnn.messages)
         for t in range(depth):
-            powers = self.receive(self.segnn.messages[t], both, radial[t], self.norms[t][0])
+            powers = self.receive(t, both, radial[t])
             self.multiply(t, powers, both)
-            both = self.update(self.segnn.updates[t], both, last=t == depth - 1)
+            both = self.update(t, both, last=t == depth - 1)
             if t < depth - 1:
                 x = self.view(self.scalar, both[self.scalar])
                 self.now.append(MatrixProduct(x, _dense(self.potential.readout.linear[t]), self.epsilon, add=t > 0))
@@ -78,6 +83,10 @@ class _Network:
     def view(self, k: int, array: Array, offset: int = 0) -> View:
         return View(array, self.dims[k], array.size // self.dims[k], offset)
 
+    def received(self, k: int, both: list[Array]) -> View:
+        """Beside the features, if there are some."""
+        return self.view(k, both[k], both[k].size // self.dims[k] - self.mul[k])
+
     def groups(self) -> list[list[int]]:
         """Kinds with as many channels."""
         return [[k for k, m in enumerate(self.mul) if m == count] for count in sorted(set(self.mul), reverse=True)]
@@ -94,25 +103,21 @@ class _Network:
         self.network.segments.append(Segment("pair", steps))
         return factors
 
-    def embed(self, out: list[Array]) -> None:
-        layer, species = self.segnn.embedding, len(self.potential.species)
-        bias = Weight(layer.bias)
-        for group in self.groups():
-            coupling = Coupling(layer.coupling.left, self.attr, [self.kinds[k] for k in group])
-            operation, channels = formulas.embedding(coupling, self.mul[group[0]]), self.mul[group[0]]
-            names = {o.name: WEIGHT | {"constant": False} for o in operation.inputs if o.name != "a"}
-            places = {f"out{p}": _within(self.dims[k], 2 * channels) for p, k in enumerate(group)}
-            operation = relaid(operation, a=GEOMETRY, **names, **places)
-            weights = [tensor_product(layer, k, species**0.5) for k in group if len(layer.weights[k])]
-            inputs = (*weights, bias, self.geometry.attributes)
-            self.now.append(RowOperation(operation, inputs, tuple(out[k] for k in group)))
+    def embed(self, out: list[Array], layers: "Iterable[Dense]" = ()) -> None:
+        """First features, or with layers, one for each kind, what these make of them."""
+        maps = [layer.weight.detach().double() * layer.weight.shape[0] ** -0.5 for layer in layers]
+        views = {k: self.view(k, x) for k, x in enumerate(out)}
+        self.now += embedding(self.segnn.embedding, self.geometry.attributes, views, maps or None)
 
-    def receive(self, message: Message, both: list[Array], factors: "Array | Tensor", norm: float) -> list[Array]:
+    def receive(self, t: int, both: list[Array], factors: "Array | Tensor") -> list[Array]:
         """A message and what follows on its receivers; returns arrays that begin with it, with room for its powers."""
-        n_sent, order = (1 if message.linear else 2), self.potential.config.body_order
-        pair = self.nodes(n_sent)
-        for k, dense in enumerate(message.pair):
-            self.now.append(MatrixProduct(self.view(k, both[k]), _dense(dense), self.view(k, pair[k])))
+        message: Message = self.segnn.messages[t]
+        pair, order = self.nodes(1 if message.linear else 2), self.potential.config.body_order
+        if self.fixed and t == 0:
+            self.embed(pair, message.pair)
+        else:
+            for k, dense in enumerate(message.pair):
+                self.now.append(MatrixProduct(self.view(k, both[k]), _dense(dense), self.view(k, pair[k])))
         self.network.segments.append(Segment("node", self.now))
         widths = [dense.weight.shape[0] for dense in message.out]
         sent = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
@@ -121,8 +126,8 @@ class _Network:
         sent, self.now = _as_paths(message, self.dims, sent)
         into = self.nodes(order) if order > 1 else both
         for k, dense in enumerate(message.out):
-            out = self.view(k, into[k], 0 if order > 1 else self.mul[k])
-            self.now.append(MatrixProduct(self.view(k, sent[k]), _dense(dense, 1.0 / norm), out))
+            out = self.view(k, into[k]) if order > 1 else self.received(k, both)
+            self.now.append(MatrixProduct(self.view(k, sent[k]), _dense(dense, 1.0 / self.norms[t][0]), out))
         return into
 
     def message_block(
@@ -167,20 +172,26 @@ class _Network:
             weights = tuple(Weight(power[b]) for power in layer.weights)
             self.now.append(RowOperation(operation, (*arrays, *weights), arrays * (layer.order - 1)))
         for k, dense in enumerate(layer.linear):
-            out = self.view(k, both[k], self.mul[k])
+            out = self.received(k, both)
             weight = _dense(dense, 1.0 / self.norms[t][1])
             self.now.append(MatrixProduct(self.view(k, powers[k]), weight, out))
 
-    def update(self, update: Update, both: list[Array], *, last: bool) -> list[Array]:
+    def update(self, t: int, both: list[Array], *, last: bool) -> list[Array]:
         """New features; of the last only the scalars, which nothing else is read of."""
-        widths, a = multiplicities(update.gate.irreps_in), self.geometry.attributes
+        update: Update = self.segnn.updates[t]
+        widths, a, embedded = multiplicities(update.gate.irreps_in), self.geometry.attributes, self.fixed and t == 0
         opened = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
-        inside = {k: self.view(k, x) for k, x in enumerate(opened)}
-        self.now += steered_linear(update.first, both, a, inside)
+        inside, first = {k: self.view(k, x) for k, x in enumerate(opened)}, steered_map(update.first)
+        if embedded:
+            of_features, first = parted(first, self.mul)
+            self.now += product_of_embedded(self.segnn.embedding, of_features, a, inside)
+        self.now += steered_linear(first, both, a, inside, add=embedded)
         gated, new = self.gate(opened), self.nodes(2)
         out = {self.scalar: self.network.features} if last else {k: self.view(k, x) for k, x in enumerate(new)}
-        before = {k: self.view(k, both[k]) for k in out}
-        self.now += steered_linear(update.second, gated, a, out, before, scale=0.5**0.5)
+        if embedded:
+            self.now += embedding(self.segnn.embedding, a, out)
+        before = {} if embedded else {k: self.view(k, both[k]) for k in out}
+        self.now += steered_linear(steered_map(update.second, 0.5**0.5), gated, a, out, before, add=embedded)
         return new
 
     def gate(self, opened: list[Array]) -> list[Array]:

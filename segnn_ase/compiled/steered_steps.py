@@ -3,7 +3,11 @@
 W mixes channels only, so that W (x (x) a) = (W x) (x) a: it is applied where there are fewer components.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from segnn_ase.compiled import formulas
 from segnn_ase.compiled.derivatives import relaid
@@ -14,42 +18,77 @@ from segnn_ase.model.layers import SteerableLinear
 GEOMETRY = {"geometry": True}
 
 
+class SteeredMap(NamedTuple):
+    """The linear map of a `SteerableLinear`, or of a part of its channels."""
+
+    coupling: Coupling
+    channels: tuple[int, ...]  # of each kind that comes in
+    width: tuple[int, ...]  # channels of each kind that goes out
+    weights: Sequence[Tensor]
+    scales: list[float]  # of the weights of each kind that goes out
+    bias: Weight
+    scalar: int | None
+
+
+def steered_map(linear: SteerableLinear, scale: float = 1.0) -> SteeredMap:
+    channels, width = multiplicities(linear.irreps_in), multiplicities(linear.irreps_out)
+    scales = [scale * max(len(w), 1) ** -0.5 for w in linear.weights]
+    bias = Weight(linear.bias, scale)
+    return SteeredMap(linear.coupling, channels, width, [*linear.weights], scales, bias, linear.scalar)
+
+
+def parted(linear: SteeredMap, channels: tuple[int, ...]) -> tuple[SteeredMap, SteeredMap]:
+    """Of the first of the channels that come in, and of the others, with the weights as they are now."""
+    parts, path_rows = [], rows_of_paths(linear)
+    for first in (True, False):
+        rows = [[w.detach()[:0]] for w in linear.weights]
+        for path, own in zip(linear.coupling.paths, path_rows, strict=True):
+            middle = own.start + channels[path.left]
+            chosen = slice(own.start, middle) if first else slice(middle, own.stop)
+            rows[path.out].append(linear.weights[path.out].detach()[chosen])
+        width = channels if first else tuple(n - c for n, c in zip(linear.channels, channels, strict=True))
+        parts.append(linear._replace(channels=width, weights=[torch.cat(x) for x in rows]))
+    return parts[0], parts[1]
+
+
+def rows_of_paths(linear: SteeredMap) -> list[slice]:
+    """Those of the weights that belong to each path."""
+    rows, used = [], [0] * len(linear.width)
+    for path in linear.coupling.paths:
+        begin = used[path.out]
+        used[path.out] += linear.channels[path.left]
+        rows.append(slice(begin, used[path.out]))
+    return rows
+
+
 def steered_linear(
-    linear: SteerableLinear,
+    linear: SteeredMap,
     f: list[Array],
     a: Array,
     out: dict[int, View],
     beside: "dict[int, View] | None" = None,
     *,
-    scale: float = 1.0,
+    add: bool = False,
 ) -> list[Step]:
-    """out[k] = scale TP(f; a) + beside[k] for the kinds k that are wanted."""
-    steered = _Steered(linear, f, a, out, scale)
+    """out[k] = TP(f; a) + beside[k] for the kinds k that are wanted; add: to what is there."""
+    steered = _Steered(linear, f, a, out, add)
     return [*steered.before(), *steered.behind(beside or {})]
 
 
-def tensor_product(linear: SteerableLinear, k: int, scale: float = 1.0, rows: slice = slice(None)) -> Weight:
-    return Weight(linear.weights[k], scale * max(len(linear.weights[k]), 1) ** -0.5, rows)
-
-
 class _Steered:
-    """Steps from f to `out`; paths by their numbers in the coupling, with the rows of weights that belong to each."""
+    """Steps from f to `out`; paths by their numbers in the coupling."""
 
-    def __init__(self, linear: SteerableLinear, f: list[Array], a: Array, out: dict[int, View], scale: float):
-        self.linear, self.f, self.a, self.out, self.scale = linear, f, a, out, scale
-        self.coupling, self.channels = linear.coupling, multiplicities(linear.irreps_in)
-        self.width, self.paths = multiplicities(linear.irreps_out), linear.coupling.paths
+    def __init__(self, linear: SteeredMap, f: list[Array], a: Array, out: dict[int, View], add: bool):
+        self.linear, self.f, self.a, self.out, self.add = linear, f, a, out, add
+        self.coupling, self.channels, self.width = linear.coupling, linear.channels, linear.width
+        self.paths, self.rows = linear.coupling.paths, rows_of_paths(linear)
         self.climbing, self.others = (
             [p for p in chosen if self.paths[p].out in out]
             for chosen in (formulas.climbing(self.coupling), formulas.others(self.coupling))
         )
-        self.first, used = [], [0] * len(self.width)  # rows of each path
-        for path in self.paths:
-            self.first.append(used[path.out])
-            used[path.out] += self.channels[path.left]
 
-    def weight(self, k: int, first: int, last: int) -> Weight:
-        return tensor_product(self.linear, k, self.scale, slice(first, last))
+    def weight(self, k: int, rows: slice) -> Weight:
+        return Weight(self.linear.weights[k], self.linear.scales[k], rows)
 
     def features(self, i: int) -> View:
         return View(self.f[i], self.coupling.left[i].dim, self.channels[i])
@@ -75,20 +114,21 @@ class _Steered:
             group, rows = [p for p in chosen if self.paths[p].left == i], self.coupling.left[i].dim
             mixed[i] = Array("node", rows * len(group) * width)
             for q, p in enumerate(group):
-                weight = self.weight(self.paths[p].out, self.first[p], self.first[p] + self.channels[i])
+                weight = self.weight(self.paths[p].out, self.rows[p])
                 to = View(mixed[i], rows, len(group) * width, q * width)
                 steps.append(MatrixProduct(self.features(i), weight, to))
         outs = sorted({self.paths[p].out for p in chosen})
         part = self.part(mixed, outs)
         operation = formulas.summed_product(part, width, formulas.climbing(part))
-        places = {f"out{q}": _components(self.out[k]) for q, k in enumerate(outs)}
+        places = {f"out{q}": components(self.out[k]) | {"added": self.add} for q, k in enumerate(outs)}
         operation = relaid(operation, a=GEOMETRY, **places)
         return [*steps, RowOperation(operation, (*mixed.values(), self.a), tuple(self.out[k].array for k in outs))]
 
     def behind(self, beside: dict[int, View]) -> list[Step]:
         """W (x (x) a) of the other paths, added to what is there of a kind."""
         into = {k: [p for p in self.others if self.paths[p].out == k] for k in self.out}
-        begin = {k: min((self.first[p] for p in paths), default=0) for k, paths in into.items()}
+        # they lie behind those that climb: the kinds are in order of their degrees
+        begin = {k: min((self.rows[p].start for p in paths), default=0) for k, paths in into.items()}
         apart = {}
         for k, paths in into.items():
             stride = sum(self.channels[self.paths[p].left] for p in paths)
@@ -97,23 +137,24 @@ class _Steered:
         for width in sorted(set(self.channels), reverse=True):
             lefts = [i for i, n in enumerate(self.channels) if n == width]
             starts = {
-                k: [self.first[p] - begin[k] for p in paths if self.paths[p].left in lefts] for k, paths in into.items()
+                k: [self.rows[p].start - begin[k] for p in paths if self.paths[p].left in lefts]
+                for k, paths in into.items()
             }
             part = self.part(lefts, self.out)
             operation = formulas.product(part, width, formulas.others(part))
-            places = {f"out{q}": _components(apart[k], starts[k]) for q, k in enumerate(self.out)}
+            places = {f"out{q}": components(apart[k], starts[k]) for q, k in enumerate(self.out)}
             operation = relaid(operation, a=GEOMETRY, **places)
             inputs = (*(self.f[i] for i in lefts), self.a)
             steps.append(RowOperation(operation, inputs, tuple(view.array for view in apart.values())))
         climbed = {self.paths[p].out for p in self.climbing}
         for k, out in self.out.items():
-            bias = Weight(self.linear.bias, self.scale) if k == self.linear.scalar else None
-            weight = self.weight(k, begin[k], len(self.linear.weights[k]))
-            steps.append(MatrixProduct(apart[k], weight, out, bias=bias, d=beside.get(k), add=k in climbed))
+            bias = self.linear.bias if k == self.linear.scalar else None
+            weight, add = self.weight(k, slice(begin[k], None)), self.add or k in climbed
+            steps.append(MatrixProduct(apart[k], weight, out, bias=bias, d=beside.get(k), add=add))
         return steps
 
 
-def _components(view: View, starts: Iterable[int] = (0,)) -> dict:
+def components(view: View, starts: Iterable[int] = (0,)) -> dict:
     """Layout of what begins at these channels of every component."""
     offsets = tuple(view.offset + m * view.stride + start for m in range(view.rows) for start in starts)
     return {"size": view.array.size, "offsets": offsets}

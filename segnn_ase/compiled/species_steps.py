@@ -1,0 +1,68 @@
+"""The steps of the embedding, and of the linear maps that follow it at once.
+
+The first features are numbers of a species times a node's attributes, so that a linear map W of channels is one of
+those numbers: it is done once, when the steps are made, where weights are not to change any more.
+"""
+
+import torch
+from torch import Tensor
+
+from segnn_ase.compiled import formulas
+from segnn_ase.compiled.derivatives import relaid
+from segnn_ase.compiled.steered_steps import GEOMETRY, SteeredMap, components, rows_of_paths
+from segnn_ase.compiled.steps import Array, RowOperation, Step, View, Weight
+from segnn_ase.model.irreps import SCALAR, Coupling, multiplicities
+from segnn_ase.model.layers import SteerableLinear
+
+WEIGHT = {"weight": True, "constant": False}
+
+
+def embedding(layer: SteerableLinear, a: Array, out: dict[int, View], maps: "list[Tensor] | None" = None) -> list[Step]:
+    """First features of the kinds that are wanted, (channels in, channels) `maps` of them."""
+    coupling, steps = layer.coupling, []
+    weights = [Weight(w) if maps is None else Weight(_exact(w) @ maps[k]) for k, w in enumerate(layer.weights)]
+    bias = Weight(layer.bias if maps is None else _exact(layer.bias) @ maps[coupling.out.index(SCALAR)])
+    widths = {k: weights[k].parameter.shape[1] for k in out}
+    for width in dict.fromkeys(widths.values()):
+        group = [k for k in out if widths[k] == width]
+        part = Coupling(coupling.left, coupling.right, [coupling.out[k] for k in group])
+        operation = formulas.embedding(part, width)
+        names = {o.name: WEIGHT for o in operation.inputs if o.name != "a"}
+        places = {f"out{p}": components(out[k]) for p, k in enumerate(group)}
+        operation = relaid(operation, a=GEOMETRY, **names, **places)
+        inputs = (*(weights[k] for k in group if len(weights[k].parameter)), bias, a)
+        steps.append(RowOperation(operation, inputs, tuple(out[k].array for k in group)))
+    return steps
+
+
+def product_of_embedded(layer: SteerableLinear, linear: SteeredMap, a: Array, out: dict[int, View]) -> list[Step]:
+    """out[k] = TP(f; a) of the first features f, without the bias of the TP."""
+    coupling, steps = linear.coupling, []
+    for width in dict.fromkeys(linear.width):
+        outs = [k for k in out if linear.width[k] == width]
+        part = Coupling(coupling.left, coupling.right, [coupling.out[k] for k in outs])
+        operation = formulas.embedded_product(layer.coupling, part, width)
+        places = {f"out{p}": components(out[k]) for p, k in enumerate(outs)}
+        operation = relaid(operation, a=GEOMETRY, table=WEIGHT, bias=WEIGHT, **places)
+        tables = _of_paths(layer, linear, outs)
+        steps.append(RowOperation(operation, (*map(Weight, tables), a), tuple(out[k].array for k in outs)))
+    return steps
+
+
+def _of_paths(layer: SteerableLinear, linear: SteeredMap, outs: list[int]) -> tuple[Tensor, Tensor]:
+    """What the paths into some kinds make of the numbers of each species, (species, paths * channels), and of the
+    bias, for the paths that begin at scalars."""
+    species, bias = multiplicities(layer.irreps_in)[0], _exact(layer.bias)
+    table, of_bias = [], []
+    for path, rows in zip(linear.coupling.paths, rows_of_paths(linear), strict=True):
+        if path.out not in outs:
+            continue
+        mixed, w = _exact(linear.weights[path.out])[rows] * linear.scales[path.out], _exact(layer.weights[path.left])
+        table.append(w @ mixed if len(w) else mixed.new_zeros(species, mixed.shape[1]))
+        if path.left == layer.scalar:
+            of_bias.append(bias @ mixed)
+    return torch.cat(table, 1), torch.cat(of_bias)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.detach().double()
