@@ -4,7 +4,7 @@ many threads, and for what the compiled networks do not know."""
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled import formulas
+from segnn_ase.compiled import formulas, steered_formulas
 from segnn_ase.compiled.kernels import Topology, kernel
 from segnn_ase.compiled.sorted_edges import SortedEdges, sorted_edges
 from segnn_ase.model.interactions import Message, SelfProduct
@@ -50,7 +50,9 @@ def _pair_block(message: Message, pair: Features, b: int) -> Features:
 def fused_product(coupling: Coupling, f: Features, a: Tensor) -> Features:
     if len({x.shape[2] for x in f}) > 1:  # one operation has one number of channels
         return steered(coupling, f, a)
-    return _by_component(kernel(formulas.product(coupling, f[0].shape[2]))(Topology(len(a)), *f, a), coupling.out)
+    return _by_component(
+        kernel(steered_formulas.product(coupling, f[0].shape[2]))(Topology(len(a)), *f, a), coupling.out
+    )
 
 
 def fused_powers(product: SelfProduct, m: Features) -> list[Features]:

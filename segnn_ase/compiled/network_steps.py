@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from segnn_ase.compiled import formulas
 from segnn_ase.compiled.derivatives import Operation, relaid
 from segnn_ase.compiled.geometry import Geometry
-from segnn_ase.compiled.species_steps import embedding, product_of_embedded
+from segnn_ase.compiled.species_steps import first_features, product_of_embedded
 from segnn_ase.compiled.splines import RadialTables
 from segnn_ase.compiled.steered_steps import GEOMETRY, parted, steered_linear, steered_map
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
@@ -107,7 +107,7 @@ class _Network:
         """First features, or with layers, one for each kind, what these make of them."""
         maps = [layer.weight.detach().double() * layer.weight.shape[0] ** -0.5 for layer in layers]
         views = {k: self.view(k, x) for k, x in enumerate(out)}
-        self.now += embedding(self.segnn.embedding, self.geometry.attributes, views, maps or None)
+        self.now += first_features(self.segnn.embedding, self.geometry.attributes, views, maps or None)
 
     def receive(self, t: int, both: list[Array], factors: "Array | Tensor") -> list[Array]:
         """A message and what follows on its receivers; returns arrays that begin with it, with room for its powers."""
@@ -123,11 +123,13 @@ class _Network:
         sent = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
         for b in range(len(message.couplings)):
             self.network.segments.append(Segment("edge", [self.message_block(message, b, pair, factors, sent)]))
-        sent, self.now = _as_paths(message, self.dims, sent)
+        sent, self.now = (sent, []) if self.fixed else _as_paths(message, self.dims, sent)
         into = self.nodes(order) if order > 1 else both
         for k, dense in enumerate(message.out):
             out = self.view(k, into[k]) if order > 1 else self.received(k, both)
-            self.now.append(MatrixProduct(self.view(k, sent[k]), _dense(dense, 1.0 / self.norms[t][0]), out))
+            weight = _dense(dense, 1.0 / self.norms[t][0])
+            weight = _of_sent(message, k, weight) if self.fixed else weight
+            self.now.append(MatrixProduct(self.view(k, sent[k]), weight, out))
         return into
 
     def message_block(
@@ -189,7 +191,7 @@ class _Network:
         gated, new = self.gate(opened), self.nodes(2)
         out = {self.scalar: self.network.features} if last else {k: self.view(k, x) for k, x in enumerate(new)}
         if embedded:
-            self.now += embedding(self.segnn.embedding, a, out)
+            self.now += first_features(self.segnn.embedding, a, out)
         before = {} if embedded else {k: self.view(k, both[k]) for k in out}
         self.now += steered_linear(steered_map(update.second, 0.5**0.5), gated, a, out, before, add=embedded)
         return new
@@ -238,6 +240,20 @@ def _as_paths(message: Message, dims: list[int], sent: list[Array]) -> tuple[lis
         operation = relaid(formulas.recombined(message.couplings[b], message.blocks.width(b)), **changes)
         steps.append(RowOperation(operation, *(tuple(x[k] for k in members) for x in (sent, paths))))
     return paths, steps
+
+
+def _of_sent(message: Message, k: int, weight: Weight) -> Weight:
+    """Weights of the paths into a kind as those of the ladders that are sent, to do without `recombined`."""
+    if message.linear:
+        return weight
+    rows, mixed = weight.parameter.double(), []
+    for b, members in enumerate(message.blocks.members):
+        if k in members:
+            matrix = formulas.recombination(message.couplings[b], members.index(k))
+            size = len(matrix) * message.blocks.width(b)
+            mixed.append((matrix.T.to(rows) @ rows[:size].unflatten(0, (len(matrix), -1)).flatten(1)).view(size, -1))
+            rows = rows[size:]
+    return Weight(torch.cat(mixed), weight.scale)
 
 
 def _for_ladders(message: Message, table: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ those numbers: it is done once, when the steps are made, where weights are not t
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled import formulas
+from segnn_ase.compiled import steered_formulas
 from segnn_ase.compiled.derivatives import relaid
 from segnn_ase.compiled.steered_steps import GEOMETRY, SteeredMap, components, rows_of_paths
 from segnn_ase.compiled.steps import Array, RowOperation, Step, View, Weight
@@ -17,7 +17,9 @@ from segnn_ase.model.layers import SteerableLinear
 WEIGHT = {"weight": True, "constant": False}
 
 
-def embedding(layer: SteerableLinear, a: Array, out: dict[int, View], maps: "list[Tensor] | None" = None) -> list[Step]:
+def first_features(
+    layer: SteerableLinear, a: Array, out: dict[int, View], maps: "list[Tensor] | None" = None
+) -> list[Step]:
     """First features of the kinds that are wanted, (channels in, channels) `maps` of them."""
     coupling, steps = layer.coupling, []
     weights = [Weight(w) if maps is None else Weight(_exact(w) @ maps[k]) for k, w in enumerate(layer.weights)]
@@ -26,7 +28,7 @@ def embedding(layer: SteerableLinear, a: Array, out: dict[int, View], maps: "lis
     for width in dict.fromkeys(widths.values()):
         group = [k for k in out if widths[k] == width]
         part = Coupling(coupling.left, coupling.right, [coupling.out[k] for k in group])
-        operation = formulas.embedding(part, width)
+        operation = steered_formulas.embedding(part, width)
         names = {o.name: WEIGHT for o in operation.inputs if o.name != "a"}
         places = {f"out{p}": components(out[k]) for p, k in enumerate(group)}
         operation = relaid(operation, a=GEOMETRY, **names, **places)
@@ -41,7 +43,7 @@ def product_of_embedded(layer: SteerableLinear, linear: SteeredMap, a: Array, ou
     for width in dict.fromkeys(linear.width):
         outs = [k for k in out if linear.width[k] == width]
         part = Coupling(coupling.left, coupling.right, [coupling.out[k] for k in outs])
-        operation = formulas.embedded_product(layer.coupling, part, width)
+        operation = steered_formulas.embedded_product(layer.coupling, part, width)
         places = {f"out{p}": components(out[k]) for p, k in enumerate(outs)}
         operation = relaid(operation, a=GEOMETRY, table=WEIGHT, bias=WEIGHT, **places)
         tables = _of_paths(layer, linear, outs)

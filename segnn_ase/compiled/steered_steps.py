@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from segnn_ase.compiled import formulas
+from segnn_ase.compiled import steered_formulas
 from segnn_ase.compiled.derivatives import relaid
 from segnn_ase.compiled.steps import Array, MatrixProduct, RowOperation, Step, View, Weight
 from segnn_ase.model.irreps import Coupling, multiplicities
@@ -84,7 +84,7 @@ class _Steered:
         self.paths, self.rows = linear.coupling.paths, rows_of_paths(linear)
         self.climbing, self.others = (
             [p for p in chosen if self.paths[p].out in out]
-            for chosen in (formulas.climbing(self.coupling), formulas.others(self.coupling))
+            for chosen in (steered_formulas.climbing(self.coupling), steered_formulas.not_climbing(self.coupling))
         )
 
     def weight(self, k: int, rows: slice) -> Weight:
@@ -119,39 +119,43 @@ class _Steered:
                 steps.append(MatrixProduct(self.features(i), weight, to))
         outs = sorted({self.paths[p].out for p in chosen})
         part = self.part(mixed, outs)
-        operation = formulas.summed_product(part, width, formulas.climbing(part))
+        operation = steered_formulas.summed_product(part, width, steered_formulas.climbing(part))
         places = {f"out{q}": components(self.out[k]) | {"added": self.add} for q, k in enumerate(outs)}
         operation = relaid(operation, a=GEOMETRY, **places)
         return [*steps, RowOperation(operation, (*mixed.values(), self.a), tuple(self.out[k].array for k in outs))]
 
     def behind(self, beside: dict[int, View]) -> list[Step]:
         """W (x (x) a) of the other paths, added to what is there of a kind."""
-        into = {k: [p for p in self.others if self.paths[p].out == k] for k in self.out}
-        # they lie behind those that climb: the kinds are in order of their degrees
-        begin = {k: min((self.rows[p].start for p in paths), default=0) for k, paths in into.items()}
-        apart = {}
-        for k, paths in into.items():
-            stride = sum(self.channels[self.paths[p].left] for p in paths)
-            apart[k] = View(Array("node", self.coupling.out[k].dim * stride), self.coupling.out[k].dim, stride)
-        steps: list[Step] = []
-        for width in sorted(set(self.channels), reverse=True):
-            lefts = [i for i, n in enumerate(self.channels) if n == width]
-            starts = {
-                k: [self.rows[p].start - begin[k] for p in paths if self.paths[p].left in lefts]
-                for k, paths in into.items()
-            }
-            part = self.part(lefts, self.out)
-            operation = formulas.product(part, width, formulas.others(part))
-            places = {f"out{q}": components(apart[k], starts[k]) for q, k in enumerate(self.out)}
-            operation = relaid(operation, a=GEOMETRY, **places)
-            inputs = (*(self.f[i] for i in lefts), self.a)
-            steps.append(RowOperation(operation, inputs, tuple(view.array for view in apart.values())))
+        # their rows lie behind those of the climbing ones: kinds are in order of their degrees
+        begin = {
+            k: min((self.rows[p].start for p in self.others if self.paths[p].out == k), default=0) for k in self.out
+        }
+        apart, steps = self._apart(begin)
         climbed = {self.paths[p].out for p in self.climbing}
         for k, out in self.out.items():
             bias = self.linear.bias if k == self.linear.scalar else None
             weight, add = self.weight(k, slice(begin[k], None)), self.add or k in climbed
             steps.append(MatrixProduct(apart[k], weight, out, bias=bias, d=beside.get(k), add=add))
         return steps
+
+    def _apart(self, begin: dict[int, int]) -> tuple[dict[int, View], list[Step]]:
+        """x (x) a, the channels of all paths into a kind beside each other, and the steps to it."""
+        apart, steps = {}, []
+        for k in self.out:
+            dim, stride = self.coupling.out[k].dim, len(self.linear.weights[k]) - begin[k]
+            apart[k] = View(Array("node", dim * stride), dim, stride)
+        for width in sorted(set(self.channels), reverse=True):
+            lefts = [i for i, n in enumerate(self.channels) if n == width]
+            places = {}
+            for q, k in enumerate(self.out):
+                into = [p for p in self.others if self.paths[p].out == k and self.paths[p].left in lefts]
+                places[f"out{q}"] = components(apart[k], [self.rows[p].start - begin[k] for p in into])
+            part = self.part(lefts, self.out)
+            operation = steered_formulas.product(part, width, steered_formulas.not_climbing(part))
+            inputs = (*(self.f[i] for i in lefts), self.a)
+            operation = relaid(operation, a=GEOMETRY, **places)
+            steps.append(RowOperation(operation, inputs, tuple(view.array for view in apart.values())))
+        return apart, steps
 
 
 def components(view: View, starts: Iterable[int] = (0,)) -> dict:

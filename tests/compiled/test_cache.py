@@ -12,7 +12,7 @@ import pytest
 import torch
 from ase.build import molecule
 
-from segnn_ase.compiled import build, cache, formulas
+from segnn_ase.compiled import build, cache, steered_formulas
 from segnn_ase.compiled.build import load_libraries, load_library, load_triton
 from segnn_ase.compiled.cache import CompilerError, cache_folder
 from segnn_ase.model.irreps import Coupling, spherical_kinds
@@ -46,7 +46,7 @@ def test_who_waits_for_kernels_at_a_terminal_is_told_once(folder, monkeypatch, c
     monkeypatch.setattr(build, "somebody_looks", lambda: looks)
     monkeypatch.setattr(build, "FEW", few)
     kinds = spherical_kinds(1)
-    wanted = [(formulas.product(Coupling(kinds, kinds, kinds), 2), 0)]
+    wanted = [(steered_formulas.product(Coupling(kinds, kinds, kinds), 2), 0)]
     for _ in range(2):
         load_libraries(wanted, torch.float64)
     text = f"segnn_ase: 1 kernels are compiled for this machine, once, into {folder}\n"

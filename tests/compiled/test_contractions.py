@@ -8,7 +8,7 @@ import torch
 from segnn_ase.compiled.contractions import Ladders, mixture
 from segnn_ase.compiled.derivatives import derive
 from segnn_ase.compiled.expressions import Expr, Formula
-from segnn_ase.compiled.formulas import product
+from segnn_ase.compiled.steered_formulas import product
 from segnn_ase.model.irreps import Coupling, Kind, spherical_harmonics, spherical_kinds
 
 BOTH_PARITIES = tuple(Kind(l, p) for l in range(4) for p in (1, -1))
