@@ -88,7 +88,8 @@ class _Steered:
         )
 
     def weight(self, k: int, rows: slice) -> Weight:
-        return Weight(self.linear.weights[k], self.linear.scales[k], rows)
+        whole = self.linear.weights[k]
+        return Weight(whole, self.linear.scales[k], None if rows == slice(0, len(whole)) else rows)
 
     def features(self, i: int) -> View:
         return View(self.f[i], self.coupling.left[i].dim, self.channels[i])
@@ -134,7 +135,7 @@ class _Steered:
         climbed = {self.paths[p].out for p in self.climbing}
         for k, out in self.out.items():
             bias = self.linear.bias if k == self.linear.scalar else None
-            weight, add = self.weight(k, slice(begin[k], None)), self.add or k in climbed
+            weight, add = self.weight(k, slice(begin[k], len(self.linear.weights[k]))), self.add or k in climbed
             steps.append(MatrixProduct(apart[k], weight, out, bias=bias, d=beside.get(k), add=add))
         return steps
 

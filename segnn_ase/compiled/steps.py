@@ -45,11 +45,11 @@ class Weight:
 
     whole: Tensor
     scale: float = 1.0
-    rows: slice = field(default_factory=lambda: slice(None))
+    rows: slice | None = None  # all
 
     @property
     def parameter(self) -> Tensor:
-        return self.whole.detach()[self.rows]
+        return self.whole if self.rows is None else self.whole.detach()[self.rows]
 
 
 @dataclass(eq=False, frozen=True)

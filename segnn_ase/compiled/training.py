@@ -95,13 +95,17 @@ class CompiledLossGradient(ABC):
         return loss.detach()
 
     def _hand_over(self) -> None:
-        """The gradients to the parameters, of some of which there are several parts."""
-        totals: dict[Tensor, Tensor] = {}
+        """The gradients to the parameters, of some of which rows are used apart."""
+        parts: dict[Tensor, Tensor] = {}
         for w, gradient in self._gradients():
-            if w.whole.requires_grad:
-                part = totals.setdefault(w.whole, torch.zeros_like(w.whole))[w.rows]
-                torch.mul(gradient.view_as(part), w.scale, out=part)
-        for parameter, total in totals.items():
+            if not w.whole.requires_grad:
+                continue
+            scaled = gradient.view_as(w.parameter) * w.scale
+            if w.rows is None:
+                w.whole.grad = scaled
+            else:
+                parts.setdefault(w.whole, torch.zeros_like(w.whole))[w.rows] = scaled
+        for parameter, total in parts.items():
             parameter.grad = total
 
     def _put(self, role: str, vectors: Tensor, chosen: Tensor) -> None:
