@@ -246,7 +246,7 @@ def _of_sent(message: Message, k: int, weight: Weight) -> Weight:
     """Weights of the paths into a kind as those of the ladders that are sent, to do without `recombined`."""
     if message.linear:
         return weight
-    rows, mixed = weight.parameter.double(), []
+    rows, mixed = weight.parameter.detach().double(), []
     for b, members in enumerate(message.blocks.members):
         if k in members:
             matrix = formulas.recombination(message.couplings[b], members.index(k))
