@@ -14,6 +14,9 @@ from segnn_ase.data.references import ReferenceEnergies
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import LossGradient
+from segnn_ase.structure.stored import evenly
+from segnn_ase.train.old_frames import Old
+from segnn_ase.train.pull import Pull
 
 
 class TrainingData(NamedTuple):
@@ -28,11 +31,23 @@ class TrainingData(NamedTuple):
     references: ReferenceEnergies | None  # None where those of a trained potential are shifted
     scale: float | None  # eV, of what the network adds to them; likewise
     checksum: str  # of the frames for training and validation
+    old: tuple[Old, ...] = ()  # what a potential that is fine-tuned knew
+
+    @property
+    def learned_from(self) -> list[Item]:
+        """The structures of the loss: those to train on, and old ones that are not to be forgotten."""
+        return [*self.train, *(item for old in self.old for item in old.replayed)]
+
+    @property
+    def held_out(self) -> list[Item]:
+        """The structures for validation, where there are any."""
+        return self.valid or self.train
 
     @property
     def chosen_by(self) -> list[Item]:
-        """The structures whose loss chooses the model: those for validation, where there are any."""
-        return self.valid or self.train
+        """The structures whose loss chooses the model: as many old ones as new ones, where old ones are learned."""
+        new = self.held_out
+        return [*new, *(item for old in self.old if old.replayed for item in evenly(old.held, len(new)))]
 
     @property
     def smallest(self) -> Item:
@@ -49,6 +64,8 @@ class Training(NamedTuple):
     before: Potential | None  # that is fine-tuned
     metadata: dict
     fingerprint: dict  # of settings, data and starting point
+    began: Potential | None = None  # the same with the elements, cores and E0 with which the training begins
+    pull: float = 0.0  # strength of the penalty on the distance from the weights of that
 
 
 class Learner(NamedTuple):
@@ -61,6 +78,7 @@ class Learner(NamedTuple):
     optimizer: torch.optim.Optimizer
     loss_gradient: LossGradient
     operations: Operations | None  # of the layers, to evaluate `averaged`
+    pull: Pull | None = None  # towards the starting weights
 
 
 def output_files(out: str) -> dict[str, Path]:

@@ -25,6 +25,8 @@ from segnn_ase.train.characterize import characterize
 from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, residuals
 from segnn_ase.train.job import Learner, Training, TrainingData, output_files
 from segnn_ase.train.loss import loss_of
+from segnn_ase.train.old_frames import errors_before, told_of_drift
+from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.report import error_table, measure_sets, printer, summary, tensorboard, write_history
 from segnn_ase.train.resume import Progress, load_state, save_state
 from segnn_ase.train.rollouts import rollouts
@@ -38,7 +40,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
 
     deadline: of `time.monotonic`, s. Raises OutOfTime after it and KeyboardInterrupt on a signal, when all is saved.
     """
-    settings, files, train = config.training, output_files(config.out), job.data.train
+    settings, files, train = config.training, output_files(config.out), job.data.learned_from
     clear_leftovers([config.out, *files.values()])
     learner, done = make_learner(job, settings), Progress()
     if files["resume"].is_file():
@@ -108,7 +110,16 @@ def make_learner(job: Training, settings: OptimConfig) -> Learner:
         optimizer=torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True),
         loss_gradient=choose_loss_gradient(potential, example, settings.accelerate),
         operations=choose_operations(averaged, example, settings.accelerate),
+        pull=pull_of(job, list(weights)),
     )
+
+
+def pull_of(job: Training, names: list[str]) -> Pull | None:
+    """Towards the weights of these names with which a fine-tuning began."""
+    if job.began is None or not job.pull:
+        return None
+    beginning = dict(job.began.to(job.potential.device).named_parameters())
+    return Pull(job.pull, [beginning[name].detach() for name in names])
 
 
 def training_step(learner: Learner, batch: Item, settings: OptimConfig, rate: float) -> float:
@@ -119,6 +130,7 @@ def training_step(learner: Learner, batch: Item, settings: OptimConfig, rate: fl
     device = learner.potential.device
     graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
     loss = learner.loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings), **asked_for(batch.labels))
+    add_pull(learner.weights, learner.pull)
     torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
     learner.optimizer.step()
     return float(loss)
@@ -215,10 +227,14 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
     known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": job.before}
     characterize(potential, data.train, data.valid, **known, evaluate=evaluate)
-    sets = {"train": data.train, "valid": data.valid, **data.test}
+    sets = {"train": data.train, "valid": data.valid, **data.test, **{old.name: old.held for old in data.old}}
     errors = measure_sets(config.out, sets, lambda items: residuals(evaluate, items, settings, potential.uncertainty))
+    if job.began is not None:
+        start = evaluator_of(job.began.to(potential.device), data.train, settings.accelerate)
+        errors = errors_before(errors, sets, lambda items: errors_of(residuals(start, items, settings)))
     save_potential(config.out, potential, metadata={**job.metadata, "epoch": kept["epoch"], "errors": errors})
     if len(history) > 1:
         figures.plot_learning_curve(output_files(config.out)["curve"], history)
-    printer(progress)(f"{error_table(errors)}\nwrote {config.out}")
+    told = [error_table(errors), *(told_of_drift(old, errors) for old in data.old), f"wrote {config.out}"]
+    printer(progress)("\n".join(line for line in told if line))
     return errors

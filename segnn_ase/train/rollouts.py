@@ -130,7 +130,7 @@ def rollouts(averaged: Potential, data: TrainingData, settings: OptimConfig, don
     every = settings.rollout_every or max(settings.epochs // 5, 1)
     last = max((row["epoch"] for row in done.history if row["survived"] is not None), default=0)
     due = done.epoch // every > last // every or done.epoch == settings.epochs
-    starts = [item.atoms for item in data.chosen_by if len(item.atoms) > 1]
+    starts = [item.atoms for item in data.held_out if len(item.atoms) > 1]
     if not (settings.rollout_steps and due and starts and averaged.config.smooth):
         return dict.fromkeys(Stability._fields)
     start = starts[np.random.default_rng(settings.seed).integers(len(starts))]

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from segnn_ase.base.dispersion_name import EXPECTED, is_dispersion
 from segnn_ase.base.settings import Settings
 from segnn_ase.model.settings import model_config
+from segnn_ase.train.tuning_settings import FinetuneConfig
 
 
 class DataConfig(Settings):
@@ -104,6 +105,7 @@ class TrainConfig(Settings):
     data: DataConfig
     model: dict = Field(default_factory=dict, description="preset and settings of the network")
     training: OptimConfig = OptimConfig()
+    finetune: FinetuneConfig = Field(FinetuneConfig(), description="of `segnn finetune` only")
 
     @model_validator(mode="after")
     def _model(self):

@@ -1,0 +1,107 @@
+"""What a potential knew before it was fine-tuned, as structures: some are learned beside the new ones, to be kept.
+
+Replay takes old frames with their labels. Pseudo-replay needs no old data: the starting potential labels structures
+itself, given ones or those that its file has stored, and how far it has moved on them is measured instead of an error.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from segnn_ase.data.batches import Item, Labels, make_item
+from segnn_ase.data.dispersed import without_dispersion
+from segnn_ase.data.frames import Frame, check_geometries, check_labels, check_species, read_frames, with_isolated_atoms
+from segnn_ase.data.labels import LabelKeys
+from segnn_ase.model.potential import Potential
+from segnn_ase.structure.stored import evenly
+from segnn_ase.train.evaluation import evaluator_of
+from segnn_ase.train.tuning_settings import FinetuneConfig
+
+LEAST = 16  # old structures that are learned
+MEASURED = 64  # old frames of files that are measured, at most
+OLD, DRIFT = "old", "drift"  # names of sets: frames with labels of their own, and with those of the starting potential
+
+
+class Old(NamedTuple):
+    """Structures of the old domain; those that are measured are none of those that are learned."""
+
+    name: str  # of the set, in the table of errors
+    replayed: list[Item]  # learned beside the new ones
+    held: list[Item]  # measured, and choosing the model
+    origin: str  # in words
+
+
+def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential) -> list[Frame]:
+    """The frames to replay, without the dispersion that the potential never saw."""
+    if not settings.replay:
+        return []
+    frames = with_isolated_atoms(read_frames(list(settings.replay), keys), start.cutoff)
+    check_labels(frames)
+    check_species(frames, start.species, "replay")
+    return without_dispersion(frames, start.dispersion)
+
+
+def read_old_structures(settings: FinetuneConfig, start: Potential) -> list[Item]:
+    """Structures without labels: those given, else those that the potential has stored, unless frames are given."""
+    if settings.structures:
+        frames = [_bare(frame) for frame in read_frames(list(settings.structures))]
+    elif start.examples is not None and not settings.replay:
+        frames = [
+            Frame(atoms, None, None, None, f"stored structure {n}", (None, None, None))
+            for n, atoms in enumerate(start.examples.atoms())
+        ]
+    else:
+        return []
+    check_geometries(frames)
+    check_species(frames, start.species, "structures")
+    items = [make_item(frame, start.cutoff) for frame in frames]
+    return [item for item in items if len(item.graph.edge_src)]
+
+
+def _bare(frame: Frame) -> Frame:
+    return frame._replace(energy=None, forces=None, stress=None)
+
+
+def labelled_by(potential: Potential, items: list[Item], accelerate: str) -> list[Item]:
+    """The structures with what the potential itself says of them."""
+    if not items:
+        return []
+    evaluate = evaluator_of(potential, items, accelerate)
+    labelled = []
+    for item in items:
+        p = evaluate(item.graph, forces=True, stress=bool(item.atoms.pbc.all()))
+        stress = item.labels.stress if p.stress is None else p.stress.detach().double()
+        labelled.append(item._replace(labels=Labels(p.energy.detach().double(), p.forces.detach().double(), stress)))
+    return labelled
+
+
+def old_set(name: str, items: list[Item], settings: FinetuneConfig, new: int, origin: str) -> Old:
+    """Divide old structures: every fourth is measured, of the others so many are learned as there are new frames."""
+    held = evenly(items[::4], MEASURED)
+    if settings.keep == "nothing":
+        return Old(name, [], evenly(items, MEASURED), origin)
+    others = [item for n, item in enumerate(items) if n % 4]
+    return Old(name, evenly(others, settings.replay_frames or max(new, LEAST)), held, origin)
+
+
+def told_of_old(old: Old) -> str:
+    learned = f"{len(old.replayed)} are learned beside the new frames" if old.replayed else "none is learned"
+    return f"{old.origin}: {learned}, {len(old.held)} are measured"
+
+
+def told_of_drift(old: Old, errors: dict[str, dict]) -> str:
+    """What the row of the changes means, for below the table; nothing of other rows."""
+    if old.name != DRIFT:
+        return ""
+    moved = 1e3 * errors[DRIFT]["forces_rmse"]
+    return f"{DRIFT}: forces on {len(old.held)} of {old.origin} changed by {moved:.1f} meV/Å, rmse"
+
+
+def errors_before(
+    errors: dict[str, dict], sets: dict[str, list[Item]], measure: Callable[[list[Item]], dict]
+) -> dict[str, dict]:
+    """Errors with those of the starting potential beside them; measure: its errors on a set."""
+    found = {}
+    for name, values in errors.items():
+        before = {} if name == DRIFT else measure(sets[name])
+        found[name] = {**values, **{f"{q}_rmse_before": before.get(f"{q}_rmse") for q in ("energy", "forces")}}
+    return found

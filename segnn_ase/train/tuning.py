@@ -1,0 +1,132 @@
+"""A training that goes on from a trained potential: new elements, reference energies, and what is to be kept."""
+
+import copy
+
+import numpy as np
+
+from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.data.batches import Item, make_item, smallest_distances
+from segnn_ase.data.frames import Frame, species_of
+from segnn_ase.data.references import ReferenceEnergies, energy_scale, reference_energies
+from segnn_ase.model.more_elements import named, nearest_element, with_more_elements
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import predict
+from segnn_ase.store.tensors import checksum
+from segnn_ase.train.job import Training, TrainingData
+from segnn_ase.train.old_frames import (
+    DRIFT,
+    OLD,
+    Old,
+    labelled_by,
+    old_set,
+    read_old_frames,
+    read_old_structures,
+    told_of_old,
+)
+from segnn_ase.train.prepare import label_keys
+from segnn_ase.train.resume import checksum_of_items, fingerprint
+from segnn_ase.train.settings import TrainConfig
+from segnn_ase.trust.more_elements import domain_of_more
+
+FAINT = 1e-3  # as a part of a new element's E0: how far a known one's moves where compositions leave both open
+OF_FILES = {"replay", "structures"}  # settings of which the frames count, not the names
+
+
+def from_trained(config: TrainConfig, data: TrainingData, start: Potential, metadata: dict, report) -> Training:
+    """A training that goes on from a trained potential, which is left as it is."""
+    before = with_elements_of(data.frames, start, config, report)
+    added = before.species[len(start.species) :]
+    potential = copy.deepcopy(before).to(resolve_dtype(config.training.dtype)).eval()
+    potential.domain = potential.uncertainty = potential.examples = None  # measured again at the end
+    frames = read_old_frames(config.finetune, label_keys(config.data), before)
+    given = [make_item(frame, before.cutoff) for frame in frames]
+    structures = read_old_structures(config.finetune, before)
+    set_cores(potential, smallest_distances([*data.train, *given]), added)
+    lone_atoms = before.domain is not None and before.domain.lone_atoms
+    lone_atoms &= shift_references(potential, added, [*data.frames, *frames], [*data.train, *given], report)
+    began = copy.deepcopy(potential).requires_grad_(False)
+    old = old_sets(config, len(data.train), given, structures, began)
+    for one in old:
+        report(told_of_old(one))
+    if not old:
+        report("nothing is known of the old data: give --replay or --structures to see, and to keep, what it knew")
+    data = data._replace(old=old, checksum=checksum([data.checksum, checksum_of_items([given, structures])]))
+    origin = {k: v for k, v in metadata.items() if k != "fine_tuned_from"}
+    metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
+    same = {**fingerprint(config, data, before), "finetune": config.finetune.model_dump(mode="json", exclude=OF_FILES)}
+    potential.requires_grad_(True)
+    return Training(potential, data, lone_atoms, before, metadata, same, began, config.finetune.l2_sp)
+
+
+def with_elements_of(frames: list[Frame], start: Potential, config: TrainConfig, report) -> Potential:
+    """The potential, or one that knows the elements of the frames, too."""
+    added = [z for z in species_of(frames) if z not in start.species]
+    if not added:
+        return start
+    begin = config.finetune.new_elements
+    like = ", ".join(f"{named([z])} begins like {named([nearest_element(z, start.species)])}" for z in added)
+    report(f"new elements: {named(added)}; {like if begin == 'nearest' else 'they begin with random weights'}")
+    scale = energy_scale(frames, dict.fromkeys(species_of(frames), 0.0))
+    grown = with_more_elements(start, added, begin=begin, scale=scale, seed=config.training.seed)
+    grown.domain = start.domain and domain_of_more(start.domain, len(grown.species))
+    grown.uncertainty, grown.examples = start.uncertainty, start.examples
+    return grown
+
+
+def set_cores(potential: Potential, closest: dict[tuple[int, int], float], added: list[int]) -> None:
+    """Core radii from the shortest distances: of known pairs they are only lowered, of new elements they are set."""
+    new = {pair: d for pair, d in closest.items() if set(pair) & set(added)}
+    potential.set_core(new)
+    potential.set_core({pair: d for pair, d in closest.items() if pair not in new}, keep_smaller=True)
+
+
+def shift_references(potential: Potential, added: list[int], frames: list[Frame], items: list[Item], report) -> bool:
+    """Move E0 by what labels and potential differ; returns whether none became a fit that was no fit before."""
+    differences = differences_of(potential, frames, items)
+    if not differences:
+        return not added
+    species = species_of(differences)
+    shift = reference_energies(differences, species)
+    if set(added) & set(species) and not shift.of_atoms:
+        shift = shift_of_new_elements(differences, species, added)
+    report(f"shift of {shift.report()}")
+    pairs = zip(potential.species, potential.reference_energies, strict=True)
+    potential.reference_energies = [e + shift.values.get(z, 0.0) for z, e in pairs]
+    return shift.of_atoms or not added
+
+
+def differences_of(potential: Potential, frames: list[Frame], items: list[Item]) -> list[Frame]:
+    """Frames whose energies are what the labels have beyond the potential."""
+    return [
+        frame._replace(energy=frame.energy - float(predict(potential, item.graph, forces=False).energy[0]))
+        for frame, item in zip(frames, items, strict=True)
+        if frame.energy is not None
+    ]
+
+
+def shift_of_new_elements(frames: list[Frame], species: list[int], added: list[int]) -> ReferenceEnergies:
+    """Least squares of the smallest norm, in which known elements hardly move unless the compositions say so."""
+    sizes = np.array([len(f.atoms) for f in frames], dtype=float)
+    counts = np.array([[np.sum(f.atoms.numbers == z) for z in species] for f in frames]) / sizes[:, None]
+    energies = np.array([f.energy for f in frames]) / sizes
+    weights = np.array([1.0 if z in added else FAINT for z in species])
+    shift = weights * np.linalg.lstsq(counts * weights, energies, rcond=1e-9)[0]
+    shift = np.where(np.isfinite(shift), shift, 0.0)
+    residual = float(np.sqrt(np.mean((counts @ shift - energies) ** 2)))
+    rank = int(np.linalg.matrix_rank(counts, tol=1e-6))
+    return ReferenceEnergies(dict(zip(species, shift.tolist(), strict=True)), "least squares", rank, residual)
+
+
+def old_sets(
+    config: TrainConfig, new: int, frames: list[Item], structures: list[Item], began: Potential
+) -> tuple[Old, ...]:
+    """What is learned and measured of the old; began: the potential as it starts, which labels the structures."""
+    settings, training = config.finetune, config.training
+    where = began.to(resolve_device(training.device))
+    labelled = labelled_by(where, structures, training.accelerate)
+    of_files = "structures that were given" if settings.structures else "structures of its own training"
+    found = [
+        old_set(OLD, frames, settings, new, f"{len(frames)} old frames"),
+        old_set(DRIFT, labelled, settings, new, f"{len(labelled)} {of_files}"),
+    ]
+    return tuple(old for old in found if old.held)

@@ -1,0 +1,32 @@
+"""The settings that only fine-tuning has: what becomes of the old, and how new elements begin."""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from segnn_ase.base.settings import Settings
+
+
+class FinetuneConfig(Settings):
+    """What a potential that is fine-tuned is to keep; paths may carry ASE's index, "run.xyz@:100"."""
+
+    keep: Literal["old", "nothing"] = Field(
+        "old", description="learn some of the old frames or structures beside the new frames, or measure them only"
+    )
+    replay: tuple[str, ...] = Field((), description="files of old frames, with labels of the same level of theory")
+    structures: tuple[str, ...] = Field(
+        (),
+        description="files of old structures, which the starting model labels itself; none: those that it has stored",
+    )
+    replay_frames: int | None = Field(
+        None, ge=1, description="old frames or structures learned from; none: as many as new ones, at least 16"
+    )
+    l2_sp: float = Field(0.0, ge=0, description="weight of half the squared distance from the starting weights")
+    new_elements: Literal["nearest", "fresh"] = Field(
+        "nearest", description="a new element begins like the nearest one in the periodic table, or with random weights"
+    )
+
+    @field_validator("replay", "structures", mode="before")
+    @classmethod
+    def _one_path_or_many(cls, value):
+        return (value,) if isinstance(value, str) else value
