@@ -90,6 +90,8 @@ def base_of(name: str, folder: Path, work: Path) -> str:
     if name not in BASES:
         return name
     out, (frames, valid, epochs) = work / f"{name}.pt", BASES[name]
+    if out.with_suffix(".last.pt").exists():  # which is written in the end
+        return str(out)
     data = {"train": str(folder / frames), "valid": str(folder / valid)}
     values = {"out": str(out), "data": {**data, "isolated_atoms": str(folder / "acac/isolated_atoms.xyz")}}
     train(TrainConfig.parse({**values, "model": {"cutoff": 5.0}, "training": {"epochs": epochs, "rollout_steps": 0}}))

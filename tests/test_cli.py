@@ -26,6 +26,7 @@ from segnn_ase.model.settings import ModelConfig, model_config
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.train import loop, start
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.tuning_settings import FinetuneConfig
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,10 @@ def test_info(work):
 
 SECTIONS = {  # command: what precedes its options, the settings that become options
     "train": (["train", "--train", "a.xyz"], {"data": DataConfig, "model": ModelConfig, "training": OptimConfig}),
-    "finetune": (["finetune", "m.pt", "--train", "a.xyz"], {"data": DataConfig, "training": OptimConfig}),
+    "finetune": (
+        ["finetune", "m.pt", "--train", "a.xyz"],
+        {"data": DataConfig, "training": OptimConfig, "finetune": FinetuneConfig},
+    ),
     "md": (["md", "start.xyz", "--model", "m.pt"], {"dynamics": MDConfig}),
 }
 FIELDS = [
