@@ -9,9 +9,10 @@ Each case has 30 new frames (3 of them to validate), a potential that knows some
 - ethanol: the shipped acetylacetone potential, then another molecule
 - si-mo: the shipped silicon potential, then molybdenum, an element that it does not know
 
-Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself; with a
-penalty on the distance from the old weights; with frozen parts; with new elements that begin at random. Forces and
-energies: rmse. Results are kept in the working folder (--work), so that the same command goes on.
+Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself (pseudo), from
+the data or from short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen
+parts; with new elements that begin at random (fresh). Forces and energies: rmse. Results are kept in the working folder
+(--work), so that the same command goes on.
 """
 
 import argparse
@@ -20,9 +21,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from ase import Atoms, units
+from ase.io import read, write
+from ase.md.langevin import Langevin
 from report import print_table
 
+from segnn_ase import SEGNNCalculator
 from segnn_ase.train import TrainConfig, finetune, train
 
 COLUMNS = {"case": "s", "mode": "s", "seed": "d", "new_E": ".1f", "new_F": ".1f", "old_E": ".1f", "old_F": ".1f"}
@@ -56,7 +62,7 @@ CASES = {
         "rmd17/ethanol_test.xyz@::10",
         "acac/train_300K.xyz@:450:7",
         "acac/test_300K.xyz@::10",
-        (400, 200),
+        (300, 100),
         {"cutoff": 5.0},
     ),
     "si-mo": Case(
@@ -65,7 +71,7 @@ CASES = {
         "mlearn_Mo/test.xyz",
         "mlearn_Si/train.xyz@::4",
         "mlearn_Si/test.xyz",
-        (40, 40),
+        (20, 20),
         {"cutoff": 5.0},
     ),
 }
@@ -75,6 +81,7 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
     "plain": ({"keep": "nothing"}, {}),
     "replay": ({"replay": "{old}"}, {}),
     "pseudo": ({"structures": "{old}"}, {}),
+    "own-md": ({"structures": "{own}"}, {}),
     "pseudo-x2": ({"structures": "{old}", "replay_frames": 54}, {}),
     "l2-sp-1e-3": ({"keep": "nothing", "l2_sp": 1e-3}, {}),
     "l2-sp-1e-1": ({"keep": "nothing", "l2_sp": 1e-1}, {}),
@@ -98,6 +105,23 @@ def base_of(name: str, folder: Path, work: Path) -> str:
     return str(out)
 
 
+def own_structures(base: str, frames: Path, out: Path) -> str:
+    """A file of structures from short dynamics of a potential itself, from one old structure: no other is needed."""
+    if not out.exists():
+        atoms, found = read(str(frames), 0), []
+        atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        atoms.calc = SEGNNCalculator(base, domain="ignore")
+        for n in range(64):
+            rng, temperature = np.random.default_rng(n), 300 if n < 32 else 600
+            dynamics = Langevin(
+                atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng, fixcm=False
+            )
+            dynamics.run(100)
+            found.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+        write(out, found)
+    return str(out)
+
+
 def measure(name: str, mode: str, seed: int, folder: Path, work: Path) -> dict:
     case, (keeping, changes) = CASES[name], MODES[mode]
     tests = [str(folder / case.test), str(folder / case.old_test)]
@@ -113,7 +137,10 @@ def measure(name: str, mode: str, seed: int, folder: Path, work: Path) -> dict:
     if scratch:
         errors = train(TrainConfig.parse({**values, "model": case.settings}))
     else:
-        old = {k: v if v != "{old}" else str(folder / case.old) for k, v in keeping.items()}
+        files = {"{old}": str(folder / case.old)}
+        if "{own}" in keeping.values():
+            files["{own}"] = own_structures(base, folder / case.old, work / f"{name}.own.xyz")
+        old = {key: files.get(value, value) for key, value in keeping.items()}
         errors = finetune(base, TrainConfig.parse({**values, "finetune": old}))
     row = {"case": name, "mode": mode, "seed": seed, "cpu_s": time.process_time() - start}
     for kind, path in zip(("new", "old"), tests, strict=True):

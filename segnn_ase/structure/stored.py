@@ -38,8 +38,8 @@ def stored(structures: Sequence[Atoms], before: StoredStructures | None = None) 
     """
     old, new = [] if before is None else before.atoms(), list(structures)
     half = max(MOST // 2, MOST - len(old))
-    kept = _within(evenly(new, half), MOST_ATOMS // (2 if old else 1))
-    kept = [*_within(evenly(old, MOST - len(kept)), MOST_ATOMS - sum(map(len, kept))), *kept]
+    kept = _few_atoms(evenly(new, half), MOST_ATOMS // (2 if old else 1))
+    kept = [*_few_atoms(evenly(old, MOST - len(kept)), MOST_ATOMS - sum(map(len, kept))), *kept]
     if not kept:
         return None
     return StoredStructures(
@@ -57,7 +57,7 @@ def evenly(values: Sequence, most: int) -> list:
     return [values[(2 * k + 1) * len(values) // (2 * count)] for k in range(count)]
 
 
-def _within(structures: list[Atoms], atoms: int) -> list[Atoms]:
+def _few_atoms(structures: list[Atoms], atoms: int) -> list[Atoms]:
     """Fewer of the structures, where they have more atoms than these; none where a single one has more."""
     total = sum(map(len, structures))
     kept = structures if total <= atoms else evenly(structures, len(structures) * atoms // total)

@@ -7,17 +7,21 @@ itself, given ones or those that its file has stored, and how far it has moved o
 from collections.abc import Callable
 from typing import NamedTuple
 
+from segnn_ase.base.devices import resolve_device
+from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.batches import Item, Labels, make_item
 from segnn_ase.data.dispersed import without_dispersion
 from segnn_ase.data.frames import Frame, check_geometries, check_labels, check_species, read_frames, with_isolated_atoms
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.stored import evenly
-from segnn_ase.train.evaluation import evaluator_of
+from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
+from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
 
 LEAST = 16  # old structures that are learned
-MEASURED = 64  # old frames of files that are measured, at most
+LOOKED_AT = 64  # of many, at least so many are learned or measured
+CONTRADICTED = 3.0  # errors of forces, times what is expected, where the new labels are of another kind
 OLD, DRIFT = "old", "drift"  # names of sets: frames with labels of their own, and with those of the starting potential
 
 
@@ -30,17 +34,22 @@ class Old(NamedTuple):
     origin: str  # in words
 
 
-def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential) -> list[Frame]:
-    """The frames to replay, without the dispersion that the potential never saw."""
+def wanted(settings: FinetuneConfig, new: int) -> int:
+    """How many old structures are learned beside so many new frames, where there are enough."""
+    return settings.replay_frames or max(new, LEAST)
+
+
+def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential, most: int) -> list[Frame]:
+    """At most so many of the frames to replay, without the dispersion that the potential never saw."""
     if not settings.replay:
         return []
     frames = with_isolated_atoms(read_frames(list(settings.replay), keys), start.cutoff)
     check_labels(frames)
     check_species(frames, start.species, "replay")
-    return without_dispersion(frames, start.dispersion)
+    return without_dispersion(evenly(frames, most), start.dispersion)
 
 
-def read_old_structures(settings: FinetuneConfig, start: Potential) -> list[Item]:
+def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -> list[Item]:
     """Structures without labels: those given, else those that the potential has stored, unless frames are given."""
     if settings.structures:
         frames = [_bare(frame) for frame in read_frames(list(settings.structures))]
@@ -51,6 +60,7 @@ def read_old_structures(settings: FinetuneConfig, start: Potential) -> list[Item
         ]
     else:
         return []
+    frames = evenly(frames, most)
     check_geometries(frames)
     check_species(frames, start.species, "structures")
     items = [make_item(frame, start.cutoff) for frame in frames]
@@ -74,13 +84,31 @@ def labelled_by(potential: Potential, items: list[Item], accelerate: str) -> lis
     return labelled
 
 
-def old_set(name: str, items: list[Item], settings: FinetuneConfig, new: int, origin: str) -> Old:
-    """Divide old structures: every fourth is measured, of the others so many are learned as there are new frames."""
-    held = evenly(items[::4], MEASURED)
-    if settings.keep == "nothing":
-        return Old(name, [], evenly(items, MEASURED), origin)
+def old_set(name: str, items: list[Item], learned: int, origin: str) -> Old:
+    """Divide old structures: every fourth is measured, of the others so many are learned; without these, all are."""
+    if not learned:
+        return Old(name, [], items, origin)
     others = [item for n, item in enumerate(items) if n % 4]
-    return Old(name, evenly(others, settings.replay_frames or max(new, LEAST)), held, origin)
+    return Old(name, evenly(others, learned), items[::4], origin)
+
+
+def contradiction(start: Potential, items: list[Item], settings: OptimConfig) -> float | None:
+    """How many times as large as the potential expects its errors of forces are on new frames within its domain.
+
+    None where no frame is within, or nothing is expected.
+    """
+    if start.domain is None or start.uncertainty is None:
+        return None
+    items = evenly(items, LOOKED_AT)
+    calculator = SEGNNCalculator(start, domain="ignore", device=str(resolve_device(settings.device)))
+    found = calculator.evaluate([item.atoms for item in items])
+    inside = [item for item, results in zip(items, found, strict=True) if not results.get("outside_domain")]
+    if not inside:
+        return None
+    evaluate = evaluator_of(start, inside, settings.accelerate)
+    errors = errors_of(residuals(evaluate, inside, settings, start.uncertainty))
+    rmse, expected = errors["forces_rmse"], errors.get("forces_std")
+    return rmse / expected if rmse is not None and expected else None
 
 
 def told_of_old(old: Old) -> str:

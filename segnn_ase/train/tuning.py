@@ -14,14 +14,18 @@ from segnn_ase.model.predict import predict
 from segnn_ase.store.tensors import checksum
 from segnn_ase.train.job import Training, TrainingData
 from segnn_ase.train.old_frames import (
+    CONTRADICTED,
     DRIFT,
+    LOOKED_AT,
     OLD,
     Old,
+    contradiction,
     labelled_by,
     old_set,
     read_old_frames,
     read_old_structures,
     told_of_old,
+    wanted,
 )
 from segnn_ase.train.prepare import label_keys
 from segnn_ase.train.resume import checksum_of_items, fingerprint
@@ -38,14 +42,17 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     added = before.species[len(start.species) :]
     potential = copy.deepcopy(before).to(resolve_dtype(config.training.dtype)).eval()
     potential.domain = potential.uncertainty = potential.examples = None  # measured again at the end
-    frames = read_old_frames(config.finetune, label_keys(config.data), before)
+    learned = wanted(config.finetune, len(data.train))
+    most = max(LOOKED_AT, 4 * learned // 3 + 1)
+    frames = read_old_frames(config.finetune, label_keys(config.data), before, most)
     given = [make_item(frame, before.cutoff) for frame in frames]
-    structures = read_old_structures(config.finetune, before)
+    structures = read_old_structures(config.finetune, before, most)
+    learned = learned if keeps(config, before, data.train, report) else 0
     set_cores(potential, smallest_distances([*data.train, *given]), added)
     lone_atoms = before.domain is not None and before.domain.lone_atoms
     lone_atoms &= shift_references(potential, added, [*data.frames, *frames], [*data.train, *given], report)
     began = copy.deepcopy(potential).requires_grad_(False)
-    old = old_sets(config, len(data.train), given, structures, began)
+    old = old_sets(config, learned, given, structures, began)
     for one in old:
         report(told_of_old(one))
     if not old:
@@ -71,6 +78,23 @@ def with_elements_of(frames: list[Frame], start: Potential, config: TrainConfig,
     grown.domain = start.domain and domain_of_more(start.domain, len(grown.species))
     grown.uncertainty, grown.examples = start.uncertainty, start.examples
     return grown
+
+
+def keeps(config: TrainConfig, start: Potential, items: list[Item], report) -> bool:
+    """Whether the old is to be learned. Tells where labels contradict what the potential knows of its structures."""
+    settings = config.finetune
+    if settings.keep != "auto":
+        return settings.keep == "old"
+    if settings.replay or settings.structures or start.examples is None:
+        return True
+    size = contradiction(start, items, config.training)
+    if size is None or size < CONTRADICTED:
+        return True
+    report(
+        f"forces of frames within its domain are {size:.1f} times as far off as is expected: the new labels seem to be "
+        "of another level of theory, so that nothing old is learned (--keep old would)"
+    )
+    return False
 
 
 def set_cores(potential: Potential, closest: dict[tuple[int, int], float], added: list[int]) -> None:
@@ -118,15 +142,15 @@ def shift_of_new_elements(frames: list[Frame], species: list[int], added: list[i
 
 
 def old_sets(
-    config: TrainConfig, new: int, frames: list[Item], structures: list[Item], began: Potential
+    config: TrainConfig, learned: int, frames: list[Item], structures: list[Item], began: Potential
 ) -> tuple[Old, ...]:
-    """What is learned and measured of the old; began: the potential as it starts, which labels the structures."""
+    """What is learned, so many, and measured of the old; began: the potential as it starts, which labels structures."""
     settings, training = config.finetune, config.training
     where = began.to(resolve_device(training.device))
     labelled = labelled_by(where, structures, training.accelerate)
     of_files = "structures that were given" if settings.structures else "structures of its own training"
     found = [
-        old_set(OLD, frames, settings, new, f"{len(frames)} old frames"),
-        old_set(DRIFT, labelled, settings, new, f"{len(labelled)} {of_files}"),
+        old_set(OLD, frames, learned, f"{len(frames)} old frames"),
+        old_set(DRIFT, labelled, learned, f"{len(labelled)} {of_files}"),
     ]
     return tuple(old for old in found if old.held)

@@ -10,8 +10,10 @@ from segnn_ase.base.settings import Settings
 class FinetuneConfig(Settings):
     """What a potential that is fine-tuned is to keep; paths may carry ASE's index, "run.xyz@:100"."""
 
-    keep: Literal["old", "nothing"] = Field(
-        "old", description="learn some of the old frames or structures beside the new frames, or measure them only"
+    keep: Literal["auto", "old", "nothing"] = Field(
+        "auto",
+        description="learn old structures beside the new frames, or measure them only; auto: learn those that it has "
+        "stored unless the new labels contradict it where it knows its way, as of another level of theory do",
     )
     replay: tuple[str, ...] = Field((), description="files of old frames, with labels of the same level of theory")
     structures: tuple[str, ...] = Field(
@@ -19,7 +21,7 @@ class FinetuneConfig(Settings):
         description="files of old structures, which the starting model labels itself; none: those that it has stored",
     )
     replay_frames: int | None = Field(
-        None, ge=1, description="old frames or structures learned from; none: as many as new ones, at least 16"
+        None, ge=1, description="old frames or structures to learn; none: as many as new ones, at least 16"
     )
     l2_sp: float = Field(0.0, ge=0, description="weight of half the squared distance from the starting weights")
     new_elements: Literal["nearest", "fresh"] = Field(

@@ -145,6 +145,17 @@ def test_stored_structures_keep_what_was_known(tmp_path, water, capfd):
     assert errors["old"]["drift"]["forces_rmse_before"] is None
 
 
+@pytest.mark.parametrize("factor, kept", [(1.0, True), (20.0, False)])
+def test_labels_that_contradict_what_is_known_are_not_mixed_with_it(tmp_path, water, capfd, factor, kept):
+    frames = water_frames(12)[:8]  # of the training
+    for atoms in frames:
+        atoms.calc.results["forces"] = factor * atoms.calc.results["forces"]
+    finetune(water, tuning(tmp_path, frames, data={"refuse_flaws": False}, epochs=1))
+    text = capfd.readouterr().err
+    assert ("9 are learned beside the new frames" in text) == kept
+    assert ("seem to be of another level of theory" in text) != kept
+
+
 def test_old_frames_are_learned_and_measured_before_and_after(tmp_path, water, capfd):
     ase.io.write(tmp_path / "old.xyz", water_frames(24, seed=9))
     settings = {"replay": str(tmp_path / "old.xyz"), "replay_frames": 5}
@@ -237,18 +248,15 @@ def test_a_fine_tuning_that_was_killed_goes_on_to_the_same_bits(tmp_path, water)
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"l2_sp": 0.5}, r"finetune.l2_sp = 0.0 \(now 0.5\)"),
-        ({"keep": "nothing"}, r"finetune.keep = 'old' \(now 'nothing'\)"),
-        ({"replay_frames": 3}, r"finetune.replay_frames = None \(now 3\)"),
-    ],
-)
-def test_other_settings_are_another_fine_tuning(tmp_path, water, change, message):
+def test_other_settings_are_another_fine_tuning(tmp_path, water):
     finetune(water, tuning(tmp_path, water_frames(4), epochs=1), progress=False)
-    with pytest.raises(ConfigError, match=f"belongs to a training with {message}"):
-        finetune(water, tuning(tmp_path, None, finetune=change, epochs=1), progress=False)
+    for change, message in (
+        ({"l2_sp": 0.5}, r"finetune.l2_sp = 0.0 \(now 0.5\)"),
+        ({"keep": "nothing"}, r"finetune.keep = 'auto' \(now 'nothing'\)"),
+        ({"replay_frames": 3}, r"finetune.replay_frames = None \(now 3\)"),
+    ):
+        with pytest.raises(ConfigError, match=f"belongs to a training with {message}"):
+            finetune(water, tuning(tmp_path, None, finetune=change, epochs=1), progress=False)
 
 
 # what is refused
