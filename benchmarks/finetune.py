@@ -9,8 +9,8 @@ Each case has 30 new frames (3 of them to validate), a potential that knows some
 - ethanol: the shipped acetylacetone potential, then another molecule
 - si-mo: the shipped silicon potential, then molybdenum, an element that it does not know
 
-Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself (pseudo), from
-the data or from short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen
+Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself (pseudo), of
+the data or of short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen
 parts; with new elements that begin at random (fresh). Forces and energies: rmse. Results are kept in the working folder
 (--work), so that the same command goes on.
 """

@@ -32,7 +32,7 @@ from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.trust.more_elements import domain_of_more
 
-FAINT = 1e-3  # as a part of a new element's E0: how far a known one's moves where compositions leave both open
+FAINT = 1e-3  # weight of wishes, where the energies of new frames leave E0 open
 OF_FILES = {"replay", "structures"}  # settings of which the frames count, not the names
 
 
@@ -50,7 +50,8 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     learned = learned if keeps(config, before, data.train, report) else 0
     set_cores(potential, smallest_distances([*data.train, *given]), added)
     lone_atoms = before.domain is not None and before.domain.lone_atoms
-    lone_atoms &= shift_references(potential, added, [*data.frames, *frames], [*data.train, *given], report)
+    labelled = [*data.frames, *frames], [*data.train, *given]
+    lone_atoms &= shift_references(potential, added, *labelled, structures, report)
     began = copy.deepcopy(potential).requires_grad_(False)
     old = old_sets(config, learned, given, structures, began)
     for one in old:
@@ -104,15 +105,20 @@ def set_cores(potential: Potential, closest: dict[tuple[int, int], float], added
     potential.set_core({pair: d for pair, d in closest.items() if pair not in new}, keep_smaller=True)
 
 
-def shift_references(potential: Potential, added: list[int], frames: list[Frame], items: list[Item], report) -> bool:
-    """Move E0 by what labels and potential differ; returns whether none became a fit that was no fit before."""
+def shift_references(
+    potential: Potential, added: list[int], frames: list[Frame], items: list[Item], old: list[Item], report
+) -> bool:
+    """Move E0 by what labels and potential differ; returns whether none became a fit that was no fit before.
+
+    old: structures of before, whose energies are left as they are where the labels allow that.
+    """
     differences = differences_of(potential, frames, items)
     if not differences:
         return not added
     species = species_of(differences)
     shift = reference_energies(differences, species)
-    if set(added) & set(species) and not shift.of_atoms:
-        shift = shift_of_new_elements(differences, species, added)
+    if not shift.of_atoms and (old or set(added) & set(species)):
+        shift = shift_beside(differences, [item.atoms.numbers for item in old], added)
     report(f"shift of {shift.report()}")
     pairs = zip(potential.species, potential.reference_energies, strict=True)
     potential.reference_energies = [e + shift.values.get(z, 0.0) for z, e in pairs]
@@ -128,17 +134,24 @@ def differences_of(potential: Potential, frames: list[Frame], items: list[Item])
     ]
 
 
-def shift_of_new_elements(frames: list[Frame], species: list[int], added: list[int]) -> ReferenceEnergies:
-    """Least squares of the smallest norm, in which known elements hardly move unless the compositions say so."""
-    sizes = np.array([len(f.atoms) for f in frames], dtype=float)
-    counts = np.array([[np.sum(f.atoms.numbers == z) for z in species] for f in frames]) / sizes[:, None]
-    energies = np.array([f.energy for f in frames]) / sizes
-    weights = np.array([1.0 if z in added else FAINT for z in species])
-    shift = weights * np.linalg.lstsq(counts * weights, energies, rcond=1e-9)[0]
-    shift = np.where(np.isfinite(shift), shift, 0.0)
-    residual = float(np.sqrt(np.mean((counts @ shift - energies) ** 2)))
+def shift_beside(frames: list[Frame], old: list[np.ndarray], added: list[int]) -> ReferenceEnergies:
+    """E0 by least squares on the energies of frames; what their compositions leave open is decided by two wishes.
+
+    Structures of before, with the atomic numbers `old`, are to keep their energies, and elements that were known their
+    E0, so that new ones take up the rest: rows and columns of small weight in a solution of the smallest norm.
+    """
+    compositions = [frame.atoms.numbers for frame in frames] + old
+    species = sorted({int(z) for numbers in compositions for z in numbers})
+    counts = np.array([[np.mean(numbers == z) for z in species] for numbers in compositions])
+    energies = np.array([frame.energy / len(frame.atoms) for frame in frames] + [0.0] * len(old))
+    rows = np.where(np.arange(len(compositions)) < len(frames), 1.0, FAINT)
+    columns = np.array([1.0 if z in added else FAINT for z in species])
+    scaled = rows[:, None] * counts * columns
+    shift = columns * np.linalg.lstsq(scaled, rows * energies, rcond=1e-10)[0]
+    misfit = (counts @ shift - energies)[: len(frames)]
     rank = int(np.linalg.matrix_rank(counts, tol=1e-6))
-    return ReferenceEnergies(dict(zip(species, shift.tolist(), strict=True)), "least squares", rank, residual)
+    values = dict(zip(species, shift.tolist(), strict=True))
+    return ReferenceEnergies(values, "least squares", rank, float(np.sqrt(np.mean(misfit**2))))
 
 
 def old_sets(

@@ -22,7 +22,7 @@ from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import finetune, train
-from segnn_ase.train.tuning import shift_of_new_elements
+from segnn_ase.train.tuning import shift_beside
 from segnn_ase.trust.domain import DomainCheck
 
 
@@ -69,7 +69,7 @@ def test_an_element_is_added_with_one_command(tmp_path, water, capfd):
     errors = finetune(water, config)
     text = capfd.readouterr().err
     assert "new elements: Cu; Cu begins like H" in text or "new elements: Cu; Cu begins like O" in text
-    assert "rank 2 of 2" in text
+    assert "rank 3 of 3" in text  # with the water of before
     potential = load_with_metadata(config.out)[0]
     assert potential.symbols == ["H", "O", "Cu"] and potential.domain.closest.shape == (3, 3)
     assert errors["train"]["energy_rmse"] < 1.0  # eV/atom: E0 of copper is found
@@ -113,11 +113,20 @@ def labelled(symbols: str, energy: float):
 
 def test_what_compositions_leave_open_is_given_to_the_new_element():
     alike = [labelled("CuO2", 5.0), labelled("Cu2O4", 10.0)]
-    shift = shift_of_new_elements(alike, [8, 29], [29])
+    shift = shift_beside(alike, [], [29])
     assert shift.rank == 1 and shift.values[29] == pytest.approx(5.0, abs=1e-3)
     assert shift.values[8] == pytest.approx(0.0, abs=1e-3)
-    told_apart = shift_of_new_elements([*alike, labelled("CuO", 6.0)], [8, 29], [29])
+    told_apart = shift_beside([*alike, labelled("CuO", 6.0)], [], [29])
     assert told_apart.rank == 2 and told_apart.values == {8: pytest.approx(-1.0), 29: pytest.approx(7.0)}
+
+
+def test_what_compositions_leave_open_leaves_the_energies_of_old_structures_alone():
+    water, peroxide = np.array([8, 1, 1]), np.array([8, 8, 1, 1])
+    shift = shift_beside([labelled("OH2", 3.0)], [peroxide], []).values
+    assert 2 * shift[1] + shift[8] == pytest.approx(3.0, abs=1e-4)
+    assert 2 * shift[1] + 2 * shift[8] == pytest.approx(0.0, abs=1e-4)
+    told = shift_beside([labelled("OH2", 3.0)], [water], [])  # where they contradict, the new ones are right
+    assert 2 * told.values[1] + told.values[8] == pytest.approx(3.0, abs=1e-4) and told.rank == 1
 
 
 # what was known
