@@ -83,6 +83,8 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
     "pseudo": ({"structures": "{old}"}, {}),
     "own-md": ({"structures": "{own}"}, {}),
     "pseudo-x2": ({"structures": "{old}", "replay_frames": 54}, {}),
+    "pseudo-long": ({"structures": "{old}"}, {"epochs": 300, "learning_rate": 0.005}),
+    "plain-long": ({"keep": "nothing"}, {"epochs": 300, "learning_rate": 0.005}),
     "l2-sp-1e-3": ({"keep": "nothing", "l2_sp": 1e-3}, {}),
     "l2-sp-1e-1": ({"keep": "nothing", "l2_sp": 1e-1}, {}),
     "frozen": ({"keep": "nothing"}, {"freeze": FROZEN}),

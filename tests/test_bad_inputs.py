@@ -511,7 +511,7 @@ RUNS = [
         ConfigError,
         "fine-tuning keeps the architecture of it.pt",
     ),
-    ("tune on gold", tuned(data={"train": "gold.xyz"}), DataError, r"training set has Au \(gold.*knows H, C, O, Cu"),
+    ("tune, not on gold", tuned(data={"train": "good.xyz", "valid": "gold.xyz"}), DataError, r"validation set has Au"),
     ("assess nothing", assessed(paths=()), ConfigError, "paths is .*; expected at least one"),
     ("assess a number", assessed(paths=3), ConfigError, "paths is 3; expected"),
     ("assess one path that is not there", assessed(paths="no.xyz"), FileNotFoundError, r"data file is 'no\.xyz'"),
