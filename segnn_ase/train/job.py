@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,10 +34,13 @@ class TrainingData(NamedTuple):
     checksum: str  # of the frames for training and validation
     old: tuple[Old, ...] = ()  # what a potential that is fine-tuned knew
 
-    @property
-    def learned_from(self) -> list[Item]:
-        """The structures of the loss: those to train on, and old ones that are not to be forgotten."""
-        return [*self.train, *(item for old in self.old for item in old.replayed)]
+    def learned_in(self, epoch: int, seed: int) -> list[Item]:
+        """The structures of the loss: those to train on, and some of the old ones, others in each epoch."""
+        found = list(self.train)
+        for k, old in enumerate(self.old):
+            chosen = np.random.default_rng([seed, epoch, k]).permutation(len(old.replayed))[: old.each_epoch]
+            found += [old.replayed[n] for n in chosen.tolist()]
+        return found
 
     @property
     def held_out(self) -> list[Item]:

@@ -40,7 +40,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
 
     deadline: of `time.monotonic`, s. Raises OutOfTime after it and KeyboardInterrupt on a signal, when all is saved.
     """
-    settings, files, train = config.training, output_files(config.out), job.data.learned_from
+    settings, files = config.training, output_files(config.out)
     clear_leftovers([config.out, *files.values()])
     learner, done = make_learner(job, settings), Progress()
     if files["resume"].is_file():
@@ -53,6 +53,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
         bar.update(done.epoch)
         saved = time.monotonic()
         while done.epoch < settings.epochs and not out_of_patience(done.history, settings.patience):
+            train = job.data.learned_in(done.epoch, settings.seed)
             batches = make_batches(train, settings, epoch=done.epoch)
             while done.batch < len(batches):
                 fraction = (done.epoch + done.batch / len(batches)) / settings.epochs

@@ -7,6 +7,8 @@ itself, given ones or those that its file has stored, and how far it has moved o
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.batches import Item, Labels, make_item
@@ -19,6 +21,7 @@ from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
 from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
 
+RATTLE = 0.03  # Å, rms of a component: less than at room temperature, as stiff bonds are displaced, too
 LEAST = 16  # old structures that are learned
 LOOKED_AT = 64  # of many, at least so many are learned or measured
 CONTRADICTED = 3.0  # errors of forces, times what is expected, where the new labels are of another kind
@@ -30,6 +33,7 @@ class Old(NamedTuple):
 
     name: str  # of the set, in the table of errors
     replayed: list[Item]  # learned beside the new ones
+    each_epoch: int  # how many of these
     held: list[Item]  # measured, and choosing the model
     origin: str  # in words
 
@@ -85,11 +89,33 @@ def labelled_by(potential: Potential, items: list[Item], accelerate: str) -> lis
 
 
 def old_set(name: str, items: list[Item], learned: int, origin: str) -> Old:
-    """Divide old structures: every fourth is measured, of the others so many are learned; without these, all are."""
+    """Divide old structures: every fourth is measured, of the others so many are learned in an epoch, or none."""
     if not learned:
-        return Old(name, [], items, origin)
+        return Old(name, [], 0, items, origin)
     others = [item for n, item in enumerate(items) if n % 4]
-    return Old(name, evenly(others, learned), items[::4], origin)
+    return Old(name, others, min(learned, len(others)), items[::4], origin)
+
+
+def labelled_set(
+    began: Potential, structures: list[Item], learned: int, settings: FinetuneConfig, accelerate: str
+) -> Old:
+    """The same of structures that the potential as it begins labels itself; copies of those to learn are learned, too."""
+    of_files = "structures that were given" if settings.structures else "structures of its own training"
+    old = old_set(DRIFT, structures, learned, f"{len(structures)} {of_files}")
+    cutoff = began.cutoff
+    pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _rattled(item, n, settings, cutoff))]
+    labelled = labelled_by(began, [*pool, *old.held], accelerate)
+    return old._replace(replayed=labelled[: len(pool)], held=labelled[len(pool) :])
+
+
+def _rattled(item: Item, n: int, settings: FinetuneConfig, cutoff: float) -> list[Item]:
+    """Copies of the n-th structure with displaced atoms."""
+    copies = []
+    for k in range(settings.rattled):
+        atoms = item.atoms.copy()
+        atoms.rattle(RATTLE, rng=np.random.default_rng([n, k]))
+        copies.append(make_item(Frame(atoms, None, None, None, f"copy of structure {n}", (None, None, None)), cutoff))
+    return copies
 
 
 def contradiction(start: Potential, items: list[Item], settings: OptimConfig) -> float | None:
@@ -112,8 +138,9 @@ def contradiction(start: Potential, items: list[Item], settings: OptimConfig) ->
 
 
 def told_of_old(old: Old) -> str:
-    learned = f"{len(old.replayed)} are learned beside the new frames" if old.replayed else "none is learned"
-    return f"{old.origin}: {learned}, {len(old.held)} are measured"
+    copies = " with their copies" if old.name == DRIFT and len(old.replayed) > old.each_epoch else ""
+    learned = f"{old.each_epoch} of {len(old.replayed)}{copies} are learned in an epoch"
+    return f"{old.origin}: {learned if old.replayed else 'none is learned'}, {len(old.held)} are measured"
 
 
 def told_of_drift(old: Old, errors: dict[str, dict]) -> str:

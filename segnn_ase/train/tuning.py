@@ -15,12 +15,11 @@ from segnn_ase.store.tensors import checksum
 from segnn_ase.train.job import Training, TrainingData
 from segnn_ase.train.old_frames import (
     CONTRADICTED,
-    DRIFT,
     LOOKED_AT,
     OLD,
     Old,
     contradiction,
-    labelled_by,
+    labelled_set,
     old_set,
     read_old_frames,
     read_old_structures,
@@ -33,6 +32,7 @@ from segnn_ase.train.settings import TrainConfig
 from segnn_ase.trust.more_elements import domain_of_more
 
 FAINT = 1e-3  # weight of wishes, where the energies of new frames leave E0 open
+NOTHING_OLD = "nothing is known of the old data: give --replay or --structures to see, and to keep, what it knew"
 OF_FILES = {"replay", "structures"}  # settings of which the frames count, not the names
 
 
@@ -42,22 +42,18 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     added = before.species[len(start.species) :]
     potential = copy.deepcopy(before).to(resolve_dtype(config.training.dtype)).eval()
     potential.domain = potential.uncertainty = potential.examples = None  # measured again at the end
-    learned = wanted(config.finetune, len(data.train))
-    most = max(LOOKED_AT, 4 * learned // 3 + 1)
+    most = max(LOOKED_AT, 4 * wanted(config.finetune, len(data.train)) // 3 + 1)
     frames = read_old_frames(config.finetune, label_keys(config.data), before, most)
     given = [make_item(frame, before.cutoff) for frame in frames]
     structures = read_old_structures(config.finetune, before, most)
-    learned = learned if keeps(config, before, data.train, report) else 0
+    learned = wanted(config.finetune, len(data.train)) if keeps(config, before, data.train, report) else 0
     set_cores(potential, smallest_distances([*data.train, *given]), added)
     lone_atoms = before.domain is not None and before.domain.lone_atoms
     labelled = [*data.frames, *frames], [*data.train, *given]
     lone_atoms &= shift_references(potential, added, *labelled, structures, report)
     began = copy.deepcopy(potential).requires_grad_(False)
     old = old_sets(config, learned, given, structures, began)
-    for one in old:
-        report(told_of_old(one))
-    if not old:
-        report("nothing is known of the old data: give --replay or --structures to see, and to keep, what it knew")
+    report("\n".join(map(told_of_old, old)) or NOTHING_OLD)
     data = data._replace(old=old, checksum=checksum([data.checksum, checksum_of_items([given, structures])]))
     origin = {k: v for k, v in metadata.items() if k != "fine_tuned_from"}
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
@@ -159,11 +155,6 @@ def old_sets(
 ) -> tuple[Old, ...]:
     """What is learned, so many, and measured of the old; began: the potential as it starts, which labels structures."""
     settings, training = config.finetune, config.training
-    where = began.to(resolve_device(training.device))
-    labelled = labelled_by(where, structures, training.accelerate)
-    of_files = "structures that were given" if settings.structures else "structures of its own training"
-    found = [
-        old_set(OLD, frames, learned, f"{len(frames)} old frames"),
-        old_set(DRIFT, labelled, learned, f"{len(labelled)} {of_files}"),
-    ]
+    own = labelled_set(began.to(resolve_device(training.device)), structures, learned, settings, training.accelerate)
+    found = [old_set(OLD, frames, learned, f"{len(frames)} old frames"), own]
     return tuple(old for old in found if old.held)

@@ -21,7 +21,10 @@ class FinetuneConfig(Settings):
         description="files of old structures, which the starting model labels itself; none: those that it has stored",
     )
     replay_frames: int | None = Field(
-        None, ge=1, description="old frames or structures to learn; none: as many as new ones, at least 16"
+        None, ge=1, description="old frames or structures in an epoch; none: as many as new ones, at least 16"
+    )
+    rattled: int = Field(
+        3, ge=0, description="copies with displaced atoms of each old structure that it labels itself, to learn as well"
     )
     l2_sp: float = Field(0.0, ge=0, description="weight of half the squared distance from the starting weights")
     new_elements: Literal["nearest", "fresh"] = Field(

@@ -147,7 +147,9 @@ def test_stored_structures_keep_what_was_known(tmp_path, water, capfd):
         config = tuning(tmp_path / keep, frames, finetune={"keep": keep}, **settings)
         errors[keep] = finetune(water, config)
     text = capfd.readouterr().err
-    assert "13 structures of its own training: 9 are learned beside the new frames, 4 are measured" in text
+    assert (
+        "13 structures of its own training: 9 of 36 with their copies are learned in an epoch, 4 are measured" in text
+    )
     assert "13 structures of its own training: none is learned, 13 are measured" in text
     assert "drift: forces on 4 of 13 structures of its own training changed by" in text
     assert 0 < errors["old"]["drift"]["forces_rmse"] < 0.7 * errors["nothing"]["drift"]["forces_rmse"]
@@ -161,7 +163,7 @@ def test_labels_that_contradict_what_is_known_are_not_mixed_with_it(tmp_path, wa
         atoms.calc.results["forces"] = factor * atoms.calc.results["forces"]
     finetune(water, tuning(tmp_path, frames, data={"refuse_flaws": False}, epochs=1))
     text = capfd.readouterr().err
-    assert ("9 are learned beside the new frames" in text) == kept
+    assert ("9 of 36 with their copies are learned in an epoch" in text) == kept
     assert ("seem to be of another level of theory" in text) != kept
 
 
@@ -171,7 +173,7 @@ def test_old_frames_are_learned_and_measured_before_and_after(tmp_path, water, c
     config = tuning(tmp_path, emt_atoms(4, copper), finetune=settings, data={"valid_fraction": 0.0})
     errors = finetune(water, config)
     text = capfd.readouterr().err
-    assert "24 old frames: 5 are learned beside the new frames, 6 are measured" in text and "rmse before" in text
+    assert "24 old frames: 5 of 18 are learned in an epoch, 6 are measured" in text and "rmse before" in text
     ase.io.write(tmp_path / "held.xyz", water_frames(24, seed=9)[::4])
     expected = evaluate_files(water, [str(tmp_path / "held.xyz")])[str(tmp_path / "held.xyz")]
     assert errors["old"]["forces_rmse_before"] == pytest.approx(expected["forces_rmse"], rel=1e-4)
