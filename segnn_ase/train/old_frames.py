@@ -99,16 +99,16 @@ def old_set(name: str, items: list[Item], learned: int, origin: str) -> Old:
 def labelled_set(
     began: Potential, structures: list[Item], learned: int, settings: FinetuneConfig, accelerate: str
 ) -> Old:
-    """The same of structures that the potential as it begins labels itself; copies of those to learn are learned, too."""
+    """The same of structures that the potential labels itself as it begins; those to learn come with copies."""
     of_files = "structures that were given" if settings.structures else "structures of its own training"
     old = old_set(DRIFT, structures, learned, f"{len(structures)} {of_files}")
     cutoff = began.cutoff
-    pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _rattled(item, n, settings, cutoff))]
+    pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _copies_of(item, n, settings, cutoff))]
     labelled = labelled_by(began, [*pool, *old.held], accelerate)
     return old._replace(replayed=labelled[: len(pool)], held=labelled[len(pool) :])
 
 
-def _rattled(item: Item, n: int, settings: FinetuneConfig, cutoff: float) -> list[Item]:
+def _copies_of(item: Item, n: int, settings: FinetuneConfig, cutoff: float) -> list[Item]:
     """Copies of the n-th structure with displaced atoms."""
     copies = []
     for k in range(settings.rattled):

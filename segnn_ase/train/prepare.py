@@ -68,6 +68,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     test = {path: [make_item(frame, cutoff) for frame in some] for path, some in tests.items()}
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
     sets = as_files_have_them(*as_read, for_e0=config.data.reference_energies is None)
+    sets = sets if known is None else sets._replace(known=known.species)
     thorough = seconds_of_check(sets.all) < CHEAP * seconds_of_training(train, config.training)
     warn_or_refuse(sets, report, refuse=config.data.refuse_flaws, thorough=thorough)
     references = scale = None

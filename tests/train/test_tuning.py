@@ -65,8 +65,12 @@ def oxide(n: int, seed: int = 0) -> list[Atoms]:
 
 
 def test_an_element_is_added_with_one_command(tmp_path, water, capfd):
-    config = tuning(tmp_path, oxide(4), epochs=2)
+    old = str(tmp_path / "water.xyz")  # with hydrogen, which no new frame has
+    ase.io.write(old, water_frames(3, seed=1))
+    config = tuning(tmp_path, oxide(4), epochs=2, data={"test": old})
     errors = finetune(water, config)
+    before = evaluate_files(water, [old])[old]["forces_rmse"]
+    assert errors[old]["forces_rmse_before"] == pytest.approx(before, rel=1e-4)
     text = capfd.readouterr().err
     assert "new elements: Cu; Cu begins like H" in text or "new elements: Cu; Cu begins like O" in text
     assert "rank 3 of 3" in text  # with the water of before
