@@ -81,6 +81,7 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
     "plain": ({"keep": "nothing"}, {}),
     "replay": ({"replay": "{old}"}, {}),
     "pseudo": ({"structures": "{old}"}, {}),
+    "unrattled": ({"structures": "{old}", "rattled": 0}, {}),
     "own-md": ({"structures": "{own}"}, {}),
     "pseudo-x2": ({"structures": "{old}", "replay_frames": 54}, {}),
     "pseudo-long": ({"structures": "{old}"}, {"epochs": 300, "learning_rate": 0.005}),
