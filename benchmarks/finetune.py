@@ -125,11 +125,12 @@ def own_structures(base: str, frames: Path, out: Path) -> str:
     return str(out)
 
 
-def measure(name: str, mode: str, seed: int, folder: Path, work: Path) -> dict:
+def measure(name: str, mode: str, seed: int, folder: Path, work: Path, scale: float) -> dict:
     case, (keeping, changes) = CASES[name], MODES[mode]
     tests = [str(folder / case.test), str(folder / case.old_test)]
     scratch = keeping is None
-    training = {"epochs": case.epochs[not scratch], "seed": seed, "rollout_steps": 0, "accelerate": "auto", **changes}
+    training = {"epochs": case.epochs[not scratch], "seed": seed, "rollout_steps": 0, **changes}
+    training["epochs"] = max(round(scale * training["epochs"]), 1)
     values = {
         "out": str(work / f"{name}.{mode}.{seed}.pt"),
         "data": {"train": str(folder / case.train), "test": tests[:1] if scratch else tests},
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of epochs")
     parser.add_argument("--work", type=Path, default=Path("finetune"))
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -173,7 +175,7 @@ def main() -> None:
                     continue
                 if "fresh" in mode and name != "si-mo":
                     continue
-                rows.append(measure(name, mode, seed, args.folder, args.work))
+                rows.append(measure(name, mode, seed, args.folder, args.work, args.scale))
                 known.write_text(json.dumps(rows, indent=1))
                 print_table(rows[-1:], COLUMNS)
     print("E: meV/atom, F: meV/Å, rmse")
