@@ -53,7 +53,7 @@ CASES = {
         "acac/test_600K.xyz@::10",
         "acac/train_300K.xyz@:450:7",
         "acac/test_300K.xyz@::10",
-        (400, 200),
+        (180, 60),
         {"cutoff": 5.0},
     ),
     "ethanol": Case(
@@ -62,7 +62,7 @@ CASES = {
         "rmd17/ethanol_test.xyz@::10",
         "acac/train_300K.xyz@:450:7",
         "acac/test_300K.xyz@::10",
-        (300, 100),
+        (180, 60),
         {"cutoff": 5.0},
     ),
     "si-mo": Case(
@@ -71,7 +71,7 @@ CASES = {
         "mlearn_Mo/test.xyz",
         "mlearn_Si/train.xyz@::4",
         "mlearn_Si/test.xyz",
-        (20, 20),
+        (12, 12),
         {"cutoff": 5.0},
     ),
 }
@@ -84,14 +84,11 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
     "unrattled": ({"structures": "{old}", "rattled": 0}, {}),
     "own-md": ({"structures": "{own}"}, {}),
     "pseudo-x2": ({"structures": "{old}", "replay_frames": 54}, {}),
-    "pseudo-long": ({"structures": "{old}"}, {"epochs": 300, "learning_rate": 0.005}),
-    "plain-long": ({"keep": "nothing"}, {"epochs": 300, "learning_rate": 0.005}),
     "l2-sp-1e-3": ({"keep": "nothing", "l2_sp": 1e-3}, {}),
     "l2-sp-1e-1": ({"keep": "nothing", "l2_sp": 1e-1}, {}),
     "frozen": ({"keep": "nothing"}, {"freeze": FROZEN}),
     "fresh": ({"structures": "{old}", "new_elements": "fresh"}, {}),
     "plain-fresh": ({"keep": "nothing", "new_elements": "fresh"}, {}),
-    "plain-slow": ({"keep": "nothing"}, {"learning_rate": 5e-4}),
 }
 
 

@@ -1002,7 +1002,7 @@ SPOILED = {
     "weights as list": {"weights": [torch.zeros(3)]},
     "no average": {"averaged": None},
     "no optimizer": {"optimizer": None},
-    "empty optimizer": {"optimizer": {"state": {}, "param_groups": []}},
+    "empty optimizer": {"optimizer": {"steps": 3, "stacks": []}},
     "optimizer as text": {"optimizer": "Adam"},
     "fingerprint as list": {"fingerprint": [1]},
     "no settings": {"fingerprint": {}},
@@ -1022,9 +1022,9 @@ def test_resume_files_that_make_no_sense_are_refused(training, name):
 
 def test_moments_of_another_shape_are_refused(training):
     settings, resume, content = training
-    content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
+    content["optimizer"]["stacks"][0]["first"] = torch.zeros(7)
     save_tensors(resume, content)
-    with pytest.raises(ModelFileError, match="moments have other shapes"):
+    with pytest.raises(ModelFileError, match="optimizer's state has other shapes"):
         train(settings, progress=False)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from segnn_ase.base.errors import ConfigError
@@ -17,6 +16,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import LossGradient
 from segnn_ase.structure.stored import evenly
 from segnn_ase.train.old_frames import Old
+from segnn_ase.train.optimizers import Soap
 from segnn_ase.train.pull import Pull
 
 
@@ -79,7 +79,7 @@ class Learner(NamedTuple):
     averaged: Potential  # the moving average of its weights, which is what is kept
     weights: list[Tensor]  # those that are trained
     means: list[Tensor]  # the same in `averaged`
-    optimizer: torch.optim.Optimizer
+    optimizer: Soap
     loss_gradient: LossGradient
     operations: Operations | None  # of the layers, to evaluate `averaged`
     pull: Pull | None = None  # towards the starting weights

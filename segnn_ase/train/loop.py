@@ -7,6 +7,7 @@ one CPU thread, ends with the same bits.
 import copy
 import math
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from segnn_ase.base import figures
 from segnn_ase.base.devices import resolve_device
-from segnn_ase.base.errors import ConfigError, DataError, OutOfTime
+from segnn_ase.base.errors import ConfigError, OutOfTime
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
 from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
 from segnn_ase.data.batches import Item, Labels, asked_for, collate_items
@@ -26,12 +27,15 @@ from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, residual
 from segnn_ase.train.job import Learner, Training, TrainingData, output_files
 from segnn_ase.train.loss import loss_of
 from segnn_ase.train.old_frames import errors_before, told_of_drift
+from segnn_ase.train.optimizers import Soap
 from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.report import error_table, measure_sets, printer, summary, tensorboard, write_history
 from segnn_ase.train.resume import Progress, load_state, save_state
 from segnn_ase.train.rollouts import rollouts
-from segnn_ase.train.settings import OptimConfig, TrainConfig
+from segnn_ase.train.schedule import Pace, calm_down, end_epoch, epochs_in, is_over, is_spike, learning_rate
+from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig, TrainConfig
 
+MENDED = "the weights go back to their average, and the learning rate is halved"
 BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
 
 
@@ -42,26 +46,25 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
     """
     settings, files = config.training, output_files(config.out)
     clear_leftovers([config.out, *files.values()])
-    learner, done = make_learner(job, settings), Progress()
+    learner, done, report = make_learner(job, settings), Progress(epochs=settings.epochs), printer(progress)
     if files["resume"].is_file():
         done = load_state(files["resume"], job, learner)
     else:  # first of all files: wherever it is killed, there is a training to go on with
         save_state(files["resume"], job, learner, done)
 
-    bar = progress_bar(shown=progress, total=settings.epochs, bar_format=BAR)
+    bar, pace = progress_bar(shown=progress, total=done.epochs, bar_format=BAR), Pace()
     with stop_on_signal() as stopped, bar, tensorboard(files["tensorboard"], settings.tensorboard) as log_scalars:
         bar.update(done.epoch)
         saved = time.monotonic()
-        while done.epoch < settings.epochs and not out_of_patience(done.history, settings.patience):
+        while not is_over(done, settings.patience):
             train = job.data.learned_in(done.epoch, settings.seed)
             batches = make_batches(train, settings, epoch=done.epoch)
             while done.batch < len(batches):
-                fraction = (done.epoch + done.batch / len(batches)) / settings.epochs
-                done.rate = learning_rate(done.step, fraction, settings)
-                batch = collate_items([train[n] for n in batches[done.batch]])
-                done.loss += training_step(learner, batch, settings, done.rate)
+                done.rate = learning_rate(done, len(batches), settings)
+                training_step(learner, collate_items([train[n] for n in batches[done.batch]]), settings, done, report)
                 done.step, done.batch = done.step + 1, done.batch + 1
-                update_average(learner.means, learner.weights, done.step, settings.ema_decay)
+                if done.epochs is None and (seconds := pace.seconds()) is not None:
+                    bar.total = done.epochs = plan(settings, seconds, len(batches), job.data, report)
                 bar.update(done.epoch + done.batch / len(batches) - bar.n)
                 late = time.monotonic() > deadline
                 if stopped or late or is_due(saved, settings):
@@ -70,9 +73,8 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                 if stopped or late:
                     reason = KeyboardInterrupt if stopped else OutOfTime
                     raise reason(f"stopped in epoch {done.epoch + 1}; the same command goes on from {files['resume']}")
-            check_finite(done, len(batches), settings)
-            done.epoch, done.batch = done.epoch + 1, 0
-            if done.epoch % settings.validate_every == 0 or done.epoch == settings.epochs:
+            end_epoch(done, len(batches), settings)
+            if done.epoch % settings.validate_every == 0 or done.epoch == done.epochs:
                 row = validate(learner, job.data, settings, done, len(batches))
                 done.history.append(row)
                 bar.set_postfix_str(summary(row))
@@ -102,13 +104,13 @@ def make_learner(job: Training, settings: OptimConfig) -> Learner:
     averaged = copy.deepcopy(potential).requires_grad_(False)
     weights, means = trainable(potential, settings.freeze), dict(averaged.named_parameters())
     example = job.data.smallest.graph.to(potential.device)
-    parameters, betas = list(weights.values()), (0.9, settings.beta2)
+    parameters, betas = list(weights.values()), (settings.beta1, settings.beta2)
     return Learner(
         potential,
         averaged,
         weights=parameters,
         means=[means[name] for name in weights],
-        optimizer=torch.optim.AdamW(parameters, betas=betas, weight_decay=settings.weight_decay, fused=True),
+        optimizer=Soap(parameters, betas=betas, weight_decay=settings.weight_decay, every=settings.turn_every),
         loss_gradient=choose_loss_gradient(potential, example, settings.accelerate),
         operations=choose_operations(averaged, example, settings.accelerate),
         pull=pull_of(job, list(weights)),
@@ -123,24 +125,39 @@ def pull_of(job: Training, names: list[str]) -> Pull | None:
     return Pull(job.pull, [beginning[name].detach() for name in names])
 
 
-def training_step(learner: Learner, batch: Item, settings: OptimConfig, rate: float) -> float:
-    """Change the weights along the gradient of the loss on a batch; returns that loss."""
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate
-    learner.optimizer.zero_grad(set_to_none=True)
+def plan(settings: OptimConfig, seconds: float, n_batches: int, data: TrainingData, report: Callable) -> int:
+    """The number of epochs that the minutes allow, and told; seconds: of a step."""
+    minutes = settings.minutes or USUAL_MINUTES
+    train = data.learned_in(0, settings.seed)
+    epochs = epochs_in(minutes, seconds, n_batches, train, data.chosen_by)
+    report(f"{1e3 * seconds:.0f} ms a step, {n_batches} steps an epoch: {epochs} epochs for {minutes:g} minutes")
+    return epochs
+
+
+def training_step(learner: Learner, batch: Item, settings: OptimConfig, done: Progress, report: Callable) -> None:
+    """Change the weights along the gradient of the loss on a batch; after a spike, back to their average."""
+    for weight in learner.weights:
+        weight.grad = None
     device = learner.potential.device
     graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
     loss = learner.loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings), **asked_for(batch.labels))
     add_pull(learner.weights, learner.pull)
-    torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
-    learner.optimizer.step()
-    return float(loss)
+    norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
+    if is_spike(value := float(loss), done) or not math.isfinite(norm):
+        report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
+        go_back(learner)
+        calm_down(done, settings)
+        return
+    done.loss, done.rising = done.loss + value, max(done.rising, value)
+    learner.optimizer.step(done.rate)
+    update_average(learner.means, learner.weights, done.step + 1, settings.ema_decay)
 
 
-def learning_rate(step: int, fraction: float, settings: OptimConfig) -> float:
-    """Linear warm-up over steps, times a linear decay to zero over the whole training."""
-    warmup = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
-    return settings.learning_rate * warmup * (1.0 - fraction)
+@torch.no_grad()
+def go_back(learner: Learner) -> None:
+    """From where a step too large has led, to the mean of the weights before."""
+    torch._foreach_copy_(learner.weights, learner.means)
+    learner.optimizer.forget()
 
 
 @torch.no_grad()
@@ -188,7 +205,7 @@ def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[
 
 def validate(learner: Learner, data: TrainingData, settings: OptimConfig, done: Progress, n: int) -> dict:
     """A row of the history: where the training stands, errors on the validation set, rollouts where they are due."""
-    row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n}
+    row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n, "spikes": done.spikes}
     averaged = learner.averaged
     evaluate = on_cpu(PlainEvaluator(averaged, learner.operations), averaged.device)
     errors = errors_of(residuals(evaluate, data.chosen_by, settings))
@@ -203,22 +220,6 @@ def better(row: dict, done: Progress, settings: OptimConfig) -> bool:
     if row["survived"] is None:  # only until a rollout has been
         return not done.survived and done.best == math.inf
     return (-row["survived"], row["valid_loss"]) < (-done.survived, done.best)
-
-
-def out_of_patience(history: list[dict], patience: int | None) -> bool:
-    """True when none of the last `patience` epochs improved the validation loss."""
-    if patience is None or not history:
-        return False
-    best = min(history, key=lambda row: row["valid_loss"])
-    return history[-1]["epoch"] - best["epoch"] >= patience
-
-
-def check_finite(done: Progress, n: int, settings: OptimConfig) -> None:
-    if not math.isfinite(done.loss):
-        raise DataError(
-            f"the loss is {done.loss / n} in epoch {done.epoch + 1}: lower learning_rate "
-            f"(now {settings.learning_rate}), or look for frames with huge forces"
-        )
 
 
 def finish(config: TrainConfig, job: Training, history: list[dict], *, progress: bool) -> dict:

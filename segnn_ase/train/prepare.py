@@ -30,7 +30,7 @@ from segnn_ase.structure.dispersion import require_dispersion
 from segnn_ase.structure.graph import collate
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.resume import checksum_of_items, fingerprint
-from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.settings import USUAL_MINUTES, DataConfig, OptimConfig, TrainConfig
 
 CALIBRATION = 64  # structures
 CHEAP = 0.05  # part of a training's time that all checks of its frames may take
@@ -96,9 +96,11 @@ def as_files_have_them(frames, valid, tests: dict[str, list[Frame]], isolated, *
 def seconds_of_training(items: list[Item], settings: OptimConfig) -> float:
     """How long a training takes, at least."""
     device = resolve_device(settings.device).type
-    epochs = settings.epochs * settings.committee
     longest = math.inf if settings.max_minutes is None else 60 * settings.max_minutes
-    return min(longest, epochs * SECONDS[device] * sum(len(item.graph.edge_src) for item in items))
+    if settings.epochs is None:
+        return min(longest, 60 * settings.committee * (settings.minutes or USUAL_MINUTES))
+    edges = sum(len(item.graph.edge_src) for item in items)
+    return min(longest, settings.committee * settings.epochs * SECONDS[device] * edges)
 
 
 def label_keys(data: DataConfig) -> LabelKeys:

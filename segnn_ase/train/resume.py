@@ -54,6 +54,11 @@ class Progress:
     step: int = 0
     loss: float = 0.0  # summed over the epoch's batches
     rate: float = 0.0  # learning rate of the last step
+    epochs: int | None = None  # in all, once that is known
+    highest: float = math.inf  # loss of a batch in the epoch before
+    rising: float = 0.0  # and in this one
+    calm: float = 1.0  # what spikes have left of the learning rate
+    spikes: int = 0
     best: float = math.inf  # validation loss of the model that is kept
     survived: float = 0.0  # and of its rollouts
     history: list[dict] = field(default_factory=list)
@@ -118,14 +123,11 @@ def load_state(path: Path, job: Training, learner: Learner) -> Progress:
 
 def restore_state(state: dict, learner: Learner) -> Progress:
     done = Progress(**state["progress"])
-    if min(done.epoch, done.batch, done.step) < 0 or done.step > 0 == len(state["optimizer"]["state"]):
+    if min(done.epoch, done.batch, done.step) < 0:
         raise ValueError(f"progress is {done}")
     learner.potential.load_state_dict(state["weights"])
     learner.averaged.load_state_dict(state["averaged"])
     learner.optimizer.load_state_dict(state["optimizer"])
-    for parameter, moments in learner.optimizer.state.items():
-        if any(moments[name].shape != parameter.shape for name in ("exp_avg", "exp_avg_sq")):
-            raise ValueError("the optimizer's moments have other shapes than the weights")
     return done
 
 

@@ -46,16 +46,24 @@ class DataConfig(Settings):
         return value and value.strip().lower()
 
 
+USUAL_MINUTES = 20.0
+
+
 class OptimConfig(Settings):
     """How the training loop runs; `resume.INDIFFERENT` lists what may change when a training goes on."""
 
-    epochs: int = Field(420, ge=1, description="passes over the training frames")
+    epochs: int | None = Field(None, ge=1, description="passes over the training frames; none: as minutes allow")
+    minutes: float | None = Field(
+        None, gt=0, description=f"time from which epochs are chosen in the first seconds; none: {USUAL_MINUTES:g}"
+    )
     batch_size: int = Field(5, ge=1, description="structures in a step")
     max_edges: int | None = Field(None, ge=1, description="fill steps up to this many edges instead of batch_size")
-    learning_rate: float = Field(0.015, gt=0, description="step size of Adam after the warm-up; falls to zero")
-    beta2: float = Field(0.999, gt=0, lt=1, description="Adam's memory of squared gradients")
+    learning_rate: float = Field(0.03, gt=0, description="step size of SOAP after the warm-up; falls to zero")
+    beta1: float = Field(0.95, ge=0, lt=1, description="memory of gradients")
+    beta2: float = Field(0.95, gt=0, lt=1, description="memory of squared gradients and of their eigenvectors")
+    turn_every: int = Field(20, ge=1, description="steps between improvements of the eigenvectors")
     warmup_steps: int = Field(50, ge=0, description="steps in which the learning rate rises from zero")
-    weight_decay: float = Field(0.002, ge=0, description="AdamW's decay of the weights; 0: plain Adam")
+    weight_decay: float = Field(0.002, ge=0, description="decay of the weights, times the learning rate")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="memory of the moving average of the weights, which is kept")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the loss's gradient")
     energy_weight: float = Field(1.0, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
@@ -90,7 +98,9 @@ class OptimConfig(Settings):
     )
 
     @model_validator(mode="after")
-    def _something_to_learn(self):
+    def _consistent(self):
+        if None not in (self.epochs, self.minutes):
+            raise ValueError(f"epochs is {self.epochs} and minutes is {self.minutes}; expected one of them")
         if not max(self.energy_weight, self.forces_weight, self.stress_weight) > 0:
             raise ValueError("energy_weight, forces_weight and stress_weight are all 0; expected one above")
         if self.select == "stability" and not self.rollout_steps:
@@ -113,4 +123,4 @@ class TrainConfig(Settings):
         return self
 
 
-FINETUNE_DEFAULTS = {"epochs": 50, "learning_rate": 0.002, "weight_decay": 0.0}  # for settings that are not given
+FINETUNE_DEFAULTS = {"learning_rate": 0.004, "weight_decay": 0.0}  # for settings that are not given

@@ -54,10 +54,13 @@ MAY_CHANGE = {
 }
 MUST_NOT = {
     "epochs": 3,
+    "minutes": 2.0,
     "batch_size": 3,
     "max_edges": 20,
     "learning_rate": 0.02,
+    "beta1": 0.5,
     "beta2": 0.9,
+    "turn_every": 3,
     "warmup_steps": 4,
     "weight_decay": 0.1,
     "ema_decay": 0.5,
@@ -87,7 +90,7 @@ def test_what_changes_no_weight_may_change(folder, name):
 
 @pytest.mark.parametrize("name", MUST_NOT)
 def test_what_changes_the_weights_must_not(folder, name):
-    options = {"rollout_steps": 5} if name == "select" else {}
+    options = {"select": {"rollout_steps": 5}, "minutes": {"epochs": None}}.get(name, {})
     with pytest.raises(ConfigError, match=rf"belongs to a training with .*training\.{name} = .* \(now "):
         train(configured(folder, **{name: MUST_NOT[name]}, **options), progress=False)
 

@@ -1,0 +1,182 @@
+"""Errors of potentials trained with the defaults, per set, preset, time of training and seed, beside published ones.
+
+python benchmarks/accuracy.py DATA --sets acac --minutes 2 20 --seeds 3             # DATA has the folders of SETS
+python benchmarks/accuracy.py DATA --sets acac mlearn-Si --presets fast segnn --minutes 20 --out accuracy
+
+Every run is `segnn train` with a time and nothing else, in a folder of its own below OUT, where it goes on when it was
+stopped; a run that is there is not repeated. Energies in meV a molecule or, of crystals and liquids, meV an atom, forces
+in meV/Å; RMSE or MAE as the published ones. The time is wall time: one training on an idle core.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from report import machine, plot_lines, print_table, save
+
+from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.start import train
+
+
+class Task(NamedTuple):
+    train: str
+    tests: dict[str, str]  # by the end of the names of columns
+    valid_fraction: float
+    error: str  # rmse or mae
+    molecule: int = 0  # atoms that energies are told of; 0: of one
+    isolated: str | None = None
+    valid: str | None = None  # instead of a fraction
+    published: tuple[tuple, ...] = ()  # name, then energy and forces of each test
+
+
+RMD17_ATOMS = {"ethanol": 9, "aspirin": 21, "toluene": 15}
+RMD17 = {
+    "ethanol": (("MACE", 0.4, 2.1), ("NequIP", 0.4, 2.8), ("Allegro", 0.4, 2.1), ("PONITA", 0.4, 2.5)),
+    "aspirin": (("MACE", 2.2, 6.6), ("NequIP", 2.3, 8.2), ("Allegro", 2.3, 7.3), ("PONITA", 1.7, 5.8)),
+    "toluene": (("MACE", 0.5, 1.5), ("NequIP", 0.3, 1.6), ("Allegro", 0.4, 1.8), ("PONITA", 0.3, 1.3)),
+}
+RMD17_50 = {
+    "ethanol": (("MACE", 6.7, 32.6), ("NequIP", 8.7, 40.2), ("ACE", 8.6, 43.0)),
+    "aspirin": (("MACE", 17.0, 43.9), ("NequIP", 19.5, 52.0), ("ACE", 26.2, 63.8)),
+    "toluene": (("MACE", 3.1, 12.1), ("NequIP", 3.3, 15.1), ("ACE", 5.3, 27.1)),
+}
+MLEARN = {
+    "Si": (("SNAP", 6.44, 133.0), ("qSNAP", 3.81, 116.0), ("ALIGNN-FF", None, 69.0), ("NequIP", None, 90.0)),
+    "Mo": (("SNAP", 5.48, 207.0), ("qSNAP", 2.77, 184.0)),
+    "Li": (("SNAP", 1.03, 27.7), ("qSNAP", 0.73, 32.8)),
+}
+
+
+def rmd17(name: str) -> dict[str, Task]:
+    """The field's 950 frames and, 50 for validation, and 50 frames, the same ones for validation."""
+    frames, test = f"rmd17/{name}_train.xyz", {"": f"rmd17/{name}_test.xyz"}
+    many = Task(frames, test, 0.05, "mae", RMD17_ATOMS[name], published=RMD17[name])
+    few = many._replace(train=f"{frames}@:50", valid=f"{frames}@950:", published=RMD17_50[name])
+    return {f"rmd17-{name}": many, f"rmd17-{name}-50": few}
+
+
+def mlearn(name: str) -> dict[str, Task]:
+    folder = f"mlearn_{name}"
+    return {
+        f"mlearn-{name}": Task(f"{folder}/train.xyz", {"": f"{folder}/test.xyz"}, 0.1, "mae", published=MLEARN[name])
+    }
+
+
+ACAC = (
+    ("MACE", 0.9, 5.1, 4.6, 22.4),
+    ("NequIP", 0.81, 5.90, 6.04, 27.8),
+    ("MACE, rerun by others", 0.8, 5.9, 8.2, 26.7),
+)
+SETS = {
+    "acac": Task(
+        "acac/train_300K.xyz",
+        {"_300K": "acac/test_300K.xyz", "_600K": "acac/test_600K.xyz"},
+        0.1,
+        "rmse",
+        15,
+        "acac/isolated_atoms.xyz",
+        published=ACAC,
+    ),
+    **{key: task for name in RMD17 for key, task in rmd17(name).items()},
+    **{key: task for name in MLEARN for key, task in mlearn(name).items()},
+    "water": Task("water_pbe0/train.xyz", {"": "water_pbe0/test.xyz"}, 0.1, "rmse"),
+    "ecemc": Task("ecemc/train.xyz", {"": "ecemc/test.xyz"}, 0.1, "rmse", isolated="ecemc/isolated_atoms.xyz"),
+    "batio3": Task("responses/batio3_train.xyz", {"": "responses/batio3_test.xyz"}, 0.1, "rmse"),
+}
+
+
+def configured(task: Task, data: Path, preset: str, minutes: float, seed: int, out: Path) -> TrainConfig:
+    files = {"train": task.train, "test": list(task.tests.values()), "isolated_atoms": task.isolated}
+    if task.valid:
+        files["valid"] = task.valid
+    files = {key: at(data, value) for key, value in files.items() if value}
+    training = {"minutes": minutes, "seed": seed, "device": "cpu"}
+    return TrainConfig.parse(
+        {
+            "out": str(out / "model.pt"),
+            "data": {**files, "valid_fraction": task.valid_fraction},
+            "model": {"preset": preset},
+            "training": training,
+        }
+    )
+
+
+def at(data: Path, paths: str | list[str]) -> str | list[str]:
+    return str(data / paths) if isinstance(paths, str) else [str(data / path) for path in paths]
+
+
+def trained(task: Task, data: Path, folder: Path, **choice) -> dict:
+    """Errors on the tests, from the folder if they are there."""
+    done = folder / "errors.json"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config = configured(task, data, out=folder, **choice)
+        errors = train(config)
+        done.write_text(json.dumps({"machine": machine(), "errors": errors}))
+    return json.loads(done.read_text())["errors"]
+
+
+def columns_of(task: Task, errors: dict, data: Path) -> dict:
+    row = {}
+    for end, path in task.tests.items():
+        found = errors[str(data / path)]
+        row[f"E{end}"] = 1e3 * (task.molecule or 1) * found[f"energy_{task.error}"]
+        row[f"F{end}"] = 1e3 * found[f"forces_{task.error}"]
+    return row
+
+
+def published(task: Task) -> list[dict]:
+    names = [f"{kind}{end}" for end in task.tests for kind in "EF"]
+    return [{"potential": name, **dict(zip(names, values, strict=True))} for name, *values in task.published]
+
+
+def measured(name: str, task: Task, a: argparse.Namespace) -> list[dict]:
+    """A row for each preset and time: mean and spread over the seeds."""
+    rows = []
+    for preset in a.presets:
+        for minutes in a.minutes:
+            runs = []
+            for seed in range(a.seeds):
+                folder = Path(a.out) / name / f"{preset}-{minutes:g}min-{seed}"
+                errors = trained(task, a.data, folder, preset=preset, minutes=minutes, seed=seed)
+                runs.append(columns_of(task, errors, a.data))
+            means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
+            spread = {f"±{key}": float(np.ptp([run[key] for run in runs]) / 2) for key in runs[0]}
+            rows.append({"potential": preset, "minutes": minutes, "seeds": len(runs), **means, **spread})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--sets", nargs="+", default=["acac"], choices=SETS)
+    parser.add_argument("--presets", nargs="+", default=["segnn"])
+    parser.add_argument("--minutes", nargs="+", type=float, default=[20.0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", default="accuracy")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    everything = []
+    for name in a.sets:
+        task = SETS[name]
+        mine = measured(name, task, a)
+        rows = [*mine, *published(task)]
+        names = [f"{kind}{end}" for end in task.tests for kind in "EF"]
+        columns = {"potential": "", "minutes": "g", "seeds": "d"}
+        for key in names:
+            columns |= {key: ".2f", f"±{key}": ".2f"}
+        print(f"\n{name}: {task.error.upper()}, E meV{'' if task.molecule else '/atom'}, F meV/Å")
+        print_table(rows, columns)
+        everything += [{"set": name, **row} for row in rows]
+        plot_lines(
+            f"{a.out}-{name}", mine, group="potential", x="minutes", y=names[1], labels=("minutes", "forces [meV/Å]")
+        )
+    save(a.out, everything, {k: str(v) for k, v in vars(a).items()})
+
+
+if __name__ == "__main__":
+    main()
