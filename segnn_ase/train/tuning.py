@@ -31,7 +31,8 @@ from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.trust.more_elements import domain_of_more
 
-FAINT = 1e-3  # weight of wishes, where the energies of new frames leave E0 open
+FAINT = 1e-3  # how much the E0 of a known element moves where that of a new one could as well
+ALIKE = 1e-8  # compositions that differ by less, relatively, are the same
 NOTHING_OLD = "nothing is known of the old data: give --replay or --structures to see, and to keep, what it knew"
 OF_FILES = {"replay", "structures"}  # settings of which the frames count, not the names
 
@@ -134,20 +135,26 @@ def shift_beside(frames: list[Frame], old: list[np.ndarray], added: list[int]) -
     """E0 by least squares on the energies of frames; what their compositions leave open is decided by two wishes.
 
     Structures of before, with the atomic numbers `old`, are to keep their energies, and elements that were known their
-    E0, so that new ones take up the rest: rows and columns of small weight in a solution of the smallest norm.
+    E0, so that new ones take up the rest: what is known counts less in the norm that is the smallest.
     """
     compositions = [frame.atoms.numbers for frame in frames] + old
     species = sorted({int(z) for numbers in compositions for z in numbers})
     counts = np.array([[np.mean(numbers == z) for z in species] for numbers in compositions])
-    energies = np.array([frame.energy / len(frame.atoms) for frame in frames] + [0.0] * len(old))
-    rows = np.where(np.arange(len(compositions)) < len(frames), 1.0, FAINT)
+    energies = np.array([frame.energy / len(frame.atoms) for frame in frames])
     columns = np.array([1.0 if z in added else FAINT for z in species])
-    scaled = rows[:, None] * counts * columns
-    shift = columns * np.linalg.lstsq(scaled, rows * energies, rcond=1e-10)[0]
-    misfit = (counts @ shift - energies)[: len(frames)]
+    new, before = np.split(counts * columns, [len(frames)])
+    best = np.linalg.lstsq(new, energies, rcond=ALIKE)[0]
+    _, sizes, axes = np.linalg.svd(new)
+    free = axes[np.count_nonzero(sizes > ALIKE * sizes[0]) :].T  # directions in which these energies stay
+    if free.size and old:
+        moved = before @ free
+        moved[np.abs(moved) < ALIKE * np.abs(before).max()] = 0.0  # of compositions that the frames have, too
+        best -= free @ np.linalg.lstsq(moved, before @ best, rcond=ALIKE)[0]
+    shift = columns * best
+    shift[np.abs(shift) < 1e-9] = 0.0  # rounding
+    residual = float(np.sqrt(np.mean((counts[: len(frames)] @ shift - energies) ** 2)))
     rank = int(np.linalg.matrix_rank(counts, tol=1e-6))
-    values = dict(zip(species, shift.tolist(), strict=True))
-    return ReferenceEnergies(values, "least squares", rank, float(np.sqrt(np.mean(misfit**2))))
+    return ReferenceEnergies(dict(zip(species, shift.tolist(), strict=True)), "least squares", rank, residual)
 
 
 def old_sets(
