@@ -166,6 +166,7 @@ SAMPLES = {  # what the type of a field does not tell: words on the command line
     "body_order": ("--body-order 2", 2),
     "radial_hidden": ("--radial-hidden 8 --radial-hidden 16", (8, 16)),
     "smooth": ("--no-smooth --message published --body-order 1", False),
+    "rattled": ("--rattled 2", 2),
     "ensemble": ("--ensemble nhc", "nhc"),
     "dispersion": ("--dispersion d3bj:pbe", "d3bj:pbe"),
     "pressure": ("--pressure -1.5 --ensemble npt", -1.5),
