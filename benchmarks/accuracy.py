@@ -2,21 +2,29 @@
 
 python benchmarks/accuracy.py DATA --sets acac --minutes 2 20 --seeds 3             # DATA has the folders of SETS
 python benchmarks/accuracy.py DATA --sets acac mlearn-Si --presets fast segnn --minutes 20 --out accuracy
+python benchmarks/accuracy.py DATA --minutes 20 --peers mace=/path/to/mace/bin/python nequip=/path/to/nequip/bin/python
 
 Every run is `segnn train` with a time and nothing else, in a folder of its own below OUT, where it goes on when it was
-stopped; a run that is there is not repeated. Energies in meV a molecule or, of crystals and liquids, meV an atom, forces
-in meV/Å; RMSE or MAE as the published ones. The time is wall time: one training on an idle core.
+stopped; a run that is there is not repeated. Peers (`train_peer.py`) get the same time, and the same frames to train on
+and to validate with. Energies in meV a molecule or, of crystals and liquids, meV an atom, forces in meV/Å; RMSE or MAE
+as the published ones. The time is wall time: one training on an idle core.
 """
 
 import argparse
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+import ase.io
 import numpy as np
 import torch
+from ase import Atoms
 from report import machine, plot_lines, print_table, save
 
+from segnn_ase.data.frames import Frame
+from segnn_ase.train.prepare import read_sets
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import train
 
@@ -119,6 +127,32 @@ def trained(task: Task, data: Path, folder: Path, **choice) -> dict:
     return json.loads(done.read_text())["errors"]
 
 
+def trained_by_peer(task: Task, data: Path, folder: Path, kind: str, python: str, minutes: float, seed: int) -> dict:
+    """The same with a peer's training on the frames that ours would take."""
+    done = folder / "errors.json"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config = configured(task, data, "segnn", minutes, seed, folder)
+        train, valid, tests, isolated = read_sets(config.data, seed, 5.0)
+        sets = {"train": train, "valid": valid, **{f"test{n}": test for n, test in enumerate(tests.values())}}
+        for name, frames in sets.items():
+            ase.io.write(folder / f"{name}.xyz", [with_plain_labels(frame) for frame in frames], format="extxyz")
+        E0 = isolated and {frame.atoms.get_chemical_symbols()[0]: frame.energy for frame in isolated}
+        (folder / "task.json").write_text(json.dumps({"minutes": minutes, "seed": seed, "isolated": E0}))
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        subprocess.run([python, str(Path(__file__).with_name("train_peer.py")), kind, str(folder)], env=environment)
+    found = json.loads(done.read_text())["errors"]
+    return {str(data / path): row for path, row in zip(task.tests.values(), found, strict=True)}
+
+
+def with_plain_labels(frame: Frame) -> Atoms:
+    """Under names that no program changes."""
+    atoms = Atoms(frame.atoms.numbers, frame.atoms.positions, cell=frame.atoms.cell, pbc=frame.atoms.pbc)
+    atoms.info["REF_energy"] = frame.energy
+    atoms.arrays["REF_forces"] = np.array(frame.forces)
+    return atoms
+
+
 def columns_of(task: Task, errors: dict, data: Path) -> dict:
     row = {}
     for end, path in task.tests.items():
@@ -134,18 +168,23 @@ def published(task: Task) -> list[dict]:
 
 
 def measured(name: str, task: Task, a: argparse.Namespace) -> list[dict]:
-    """A row for each preset and time: mean and spread over the seeds."""
+    """A row for each potential and time: mean and spread over the seeds."""
     rows = []
-    for preset in a.presets:
+    for potential in [*a.presets, *a.peers]:
         for minutes in a.minutes:
+            label, _, python = potential.partition("=")
             runs = []
             for seed in range(a.seeds):
-                folder = Path(a.out) / name / f"{preset}-{minutes:g}min-{seed}"
-                errors = trained(task, a.data, folder, preset=preset, minutes=minutes, seed=seed)
+                folder = Path(a.out) / name / f"{label}-{minutes:g}min-{seed}"
+                choice = {"minutes": minutes, "seed": seed}
+                if python:
+                    errors = trained_by_peer(task, a.data, folder, label, python, **choice)
+                else:
+                    errors = trained(task, a.data, folder, preset=label, **choice)
                 runs.append(columns_of(task, errors, a.data))
             means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
             spread = {f"±{key}": float(np.ptp([run[key] for run in runs]) / 2) for key in runs[0]}
-            rows.append({"potential": preset, "minutes": minutes, "seeds": len(runs), **means, **spread})
+            rows.append({"potential": label, "minutes": minutes, "seeds": len(runs), **means, **spread})
     return rows
 
 
@@ -155,6 +194,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["acac"], choices=SETS)
     parser.add_argument("--presets", nargs="+", default=["segnn"])
     parser.add_argument("--minutes", nargs="+", type=float, default=[20.0])
+    parser.add_argument("--peers", nargs="*", default=[], metavar="mace=PYTHON")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="accuracy")

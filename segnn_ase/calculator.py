@@ -127,8 +127,8 @@ class SEGNNCalculator(InspectedCalculator):
             )
         backend = _resolve_backend(neighbor_backend, self.device)
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
-        cutoffs = {p.cutoff for p in self._potentials}
-        self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in cutoffs}
+        self._cutoffs = [p.cutoff for p in self._potentials]
+        self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in set(self._cutoffs)}
         self.neighbor_backend = backend
 
     @property
@@ -149,27 +149,25 @@ class SEGNNCalculator(InspectedCalculator):
             raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")
         return super().set()
 
-    @one_at_a_time
     def get_property(self, name, atoms=None, allow_calculation=True):
         self._asked |= allow_calculation and name in DERIVATIVES
         return super().get_property(name, atoms, allow_calculation)
 
     @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
-        before = self.atoms
-        self.atoms = atoms = before if atoms is None else _copied(atoms, before, system_changes)
-        periodic = atoms is None or bool(atoms.pbc.all())  # that there is nothing is said below
+        self.atoms = atoms = self.atoms if atoms is None else _copied(atoms, self.before, system_changes)
+        periodic = atoms is None or all(atoms.pbc.tolist())  # that there is nothing is said below
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
                 f"stress needs a structure that is periodic in three directions; pbc is {atoms.pbc.tolist()}"
             )
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         if system_changes:  # a new structure: were forces of the one before asked for?
-            self._forces_follow, self._asked = self._asked, any(name in properties for name in DERIVATIVES)
-        derivatives = self._forces_follow or any(name in properties for name in DERIVATIVES)
+            self._forces_follow, self._asked = self._asked, any(map(properties.__contains__, DERIVATIVES))
+        derivatives = self._forces_follow or any(map(properties.__contains__, DERIVATIVES))
         members = [
-            evaluator(graphs[p.cutoff], forces=derivatives, stress=derivatives and periodic)
-            for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
+            evaluator(graphs[cutoff], forces=derivatives, stress=derivatives and periodic)
+            for evaluator, cutoff in zip(self._chosen(graphs), self._cutoffs, strict=True)
         ]
         results = self._watched(atoms, graphs, members, properties)
         _report(results, self._domain, self._warned)  # what is refused here must not be found in the cache
@@ -192,10 +190,10 @@ class SEGNNCalculator(InspectedCalculator):
         for first, batch in _batches(structures):
             alone = {cutoff: _alone(batch, first, cutoff, skin, self._graph) for cutoff, skin in self._graphs.items()}
             graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
-            derivatives = any(name in properties for name in DERIVATIVES)
+            derivatives = any(map(properties.__contains__, DERIVATIVES))
             members = [
-                evaluator(graphs[p.cutoff], forces=derivatives, stress=derivatives)
-                for evaluator, p in zip(self._chosen(graphs), self._potentials, strict=True)
+                evaluator(graphs[cutoff], forces=derivatives, stress=derivatives)
+                for evaluator, cutoff in zip(self._chosen(graphs), self._cutoffs, strict=True)
             ]
             apart = list(zip(*(by_structure(m, batch) for m in members), strict=True))
             for n, (atoms, one) in enumerate(zip(batch, apart, strict=True), first):
@@ -213,8 +211,8 @@ class SEGNNCalculator(InspectedCalculator):
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
         if self._dispersion is not None:
             results = with_dispersion(results, self._dispersion, atoms, properties)
-        volume = self._volume(atoms) if atoms.pbc.all() else None
-        evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._potentials[0].cutoff]
+        volume = self._volume(atoms) if all(atoms.pbc.tolist()) else None
+        evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._cutoffs[0]]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
 
     def _volume(self, atoms: Atoms) -> float:
@@ -254,9 +252,11 @@ def _copied(atoms: Atoms, before: Atoms | None, changed: Sequence[str]) -> Atoms
     cell of the copy before serves for this one too."""
     if list(changed) != ["positions"] or type(before) is not type(atoms):
         return atoms.copy()
-    copied = copy.copy(before)
+    copied = object.__new__(type(atoms))
+    vars(copied).update(vars(before))
     copied.arrays = {name: array.copy() for name, array in atoms.arrays.items()}
-    copied.info, copied.constraints = dict(atoms.info), copy.deepcopy(atoms.constraints)
+    copied.info, copied.constraints = dict(atoms.info), [copy.deepcopy(constraint) for constraint in atoms.constraints]
+    copied.set_celldisp(atoms.get_celldisp())
     return copied
 
 

@@ -148,4 +148,4 @@ def flux_of(potential: Potential, graph: Graph, atoms: Atoms, *, convective: boo
 
 
 def as_numpy(x: torch.Tensor) -> np.ndarray:
-    return x.detach().cpu().numpy()
+    return x.numpy(force=True)

@@ -14,7 +14,10 @@ def changes(before: Atoms | None, after: Atoms) -> list[str]:
     changed = [] if _same(before.cell.array, after.cell.array) else ["cell"]
     if not _same(before.pbc, after.pbc):
         changed.append("pbc")
-    return changed + [name for name in ARRAYS if not _same(before.arrays.get(name), after.arrays.get(name))]
+    then, now = before.arrays, after.arrays
+    return changed + [
+        name for name in ARRAYS if (name in then or name in now) and not _same(then.get(name), now.get(name))
+    ]
 
 
 def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:

@@ -32,6 +32,7 @@ class SharedCalculator(Calculator):
     def __init__(self):
         self._share()
         super().__init__()
+        self.use_cache = False  # ASE would copy the structure before `calculate` does
 
     def _share(self) -> None:
         self.lock = threading.RLock()
@@ -46,6 +47,13 @@ class SharedCalculator(Calculator):
     @atoms.setter
     def atoms(self, atoms) -> None:
         self._of_thread.atoms = atoms
+        if atoms is not None:
+            self._of_thread.before = atoms
+
+    @property
+    def before(self) -> Any:
+        """The structure that was calculated last, which ASE forgets when another one comes."""
+        return getattr(self._of_thread, "before", None)
 
     @property
     def results(self) -> Any:

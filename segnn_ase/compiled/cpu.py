@@ -36,22 +36,23 @@ class PackedWeights:
 
     def __init__(self, steps: Iterable[Step], runtime: ctypes.CDLL, dtype: torch.dtype):
         self._runtime, self._dtype = runtime, dtype
-        self._panels: dict[tuple[Weight, bool], Tensor] = {}
+        panels: dict[tuple[Weight, bool], None] = {}  # in the order in which they are read
         self._plain: dict[Weight, Tensor] = {}
         for step in steps:
             if isinstance(step, MatrixProduct):
-                self._panels.setdefault((step.weight, step.transposed), self._room(step.weight, step.transposed))
+                panels[step.weight, step.transposed] = None
                 if step.bias is not None:
-                    self._panels.setdefault((step.bias, False), self._room(step.bias, False))
+                    panels[step.bias, False] = None
             else:
                 for weight in step.weights():
                     self._plain[weight] = torch.empty(weight.parameter.shape, dtype=dtype)
+        self._panels = dict(zip(panels, in_one_piece([self._length(*key) for key in panels], dtype), strict=True))
         self.load()
 
-    def _room(self, weight: Weight, transposed: bool) -> Tensor:
+    def _length(self, weight: Weight, transposed: bool) -> int:
         inner, outer = _shape(weight, transposed)
         width = self._runtime.width
-        return torch.zeros(inner * -(-outer // width) * width, dtype=self._dtype)
+        return inner * -(-outer // width) * width
 
     def load(self) -> None:
         """Take the present values of the parameters."""
@@ -103,7 +104,7 @@ class CpuPasses:
         self._memory: dict[Storage, Tensor] = {}
         self.holds: Any = None  # whose rows are there, for those who share the memory
         self._segments: dict[str, list[_Prepared]] = {}
-        self._in_c: dict[str, ctypes.Array[CSegment]] = {}
+        self.in_c: dict[str, tuple[ctypes.Array[CSegment], int]] = {}  # of each pass: its segments, and how many
 
     def _compile(self) -> dict:
         """The functions of all row operations, compiled side by side where they are not in the cache."""
@@ -124,14 +125,13 @@ class CpuPasses:
         grown = {k: max(room[k], n if k == "threads" else 1 + int(HEADROOM * n)) for k, n in wanted.items()}
         self.capacity = dict.fromkeys(self.capacity, 0)  # until all is there: what is half made must not be used
         with torch.inference_mode(False):  # the memory outlives this call
-            self._memory = {}  # one behind the other: with pages of their own they would meet in the same cache lines
+            self._memory = {}
             rows = {storage: self._rows_of(storage, grown) for storage in self._storage.values()}
-            sizes = [(1 - (-n * storage.size // ALIGNED)) * ALIGNED for storage, n in rows.items()]
-            pieces = torch.zeros(sum(sizes) + ALIGNED, dtype=self.dtype)[: sum(sizes)].split(sizes)
+            pieces = in_one_piece([n * storage.size for storage, n in rows.items()], self.dtype)
             for (storage, n), piece in zip(rows.items(), pieces, strict=True):
-                self._memory[storage] = piece[: n * storage.size].view(n, storage.size)
+                self._memory[storage] = piece.view(n, storage.size)
             self._segments = {name: self._prepared(segments) for name, segments in self._passes.items()}
-            self._in_c = {name: _segments_in_c(segments) for name, segments in self._segments.items()}
+            self.in_c = {name: _segments_in_c(segments) for name, segments in self._segments.items()}
         self.capacity = grown
         return True
 
@@ -210,8 +210,7 @@ class CpuPasses:
         """Run a pass: cuts of the receivers for each thread; addresses of links (`Topology`) of edges and nodes."""
         threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
         rows = (ctypes.c_int64 * 3)(counts["node"], counts["pair"], counts["edge"])  # as in KINDS
-        segments = self._in_c[name]
-        self.runtime.run_pass(segments, len(segments), threads, bounds, on_edges, on_nodes, rows)
+        self.runtime.run_pass(*self.in_c[name], threads, bounds, on_edges, on_nodes, rows)
 
 
 class _Prepared(NamedTuple):
@@ -222,10 +221,18 @@ class _Prepared(NamedTuple):
     steps: "ctypes.Array[CStep]"
 
 
-def _segments_in_c(segments: "list[_Prepared]") -> "ctypes.Array[CSegment]":
+def _segments_in_c(segments: "list[_Prepared]") -> "tuple[ctypes.Array[CSegment], int]":
     """Addresses of steps, which `segments` keeps."""
     found = ((KINDS.index(s.where), s.summed, len(s.steps), ctypes.addressof(s.steps)) for s in segments)
-    return (CSegment * len(segments))(*(CSegment(*one) for one in found))
+    return (CSegment * len(segments))(*(CSegment(*one) for one in found)), len(segments)
+
+
+def in_one_piece(lengths: list[int], dtype: torch.dtype) -> list[Tensor]:
+    """Zeros, one behind the other: what is read in this order is fetched in time, and with pages of their own they
+    would meet in the same cache lines."""
+    sizes = [(1 - (-n // ALIGNED)) * ALIGNED for n in lengths]
+    pieces = torch.zeros(sum(sizes) + ALIGNED, dtype=dtype)[: sum(sizes)].split(sizes)
+    return [piece[:n] for piece, n in zip(pieces, lengths, strict=True)]
 
 
 def fixed(tensor: Tensor) -> Slot:

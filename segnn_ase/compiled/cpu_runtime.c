@@ -1,7 +1,7 @@
 /* What is the same for every network: matrix products, the order of steps, pairs, forces, leverages.
 
    Compiled behind `vectors.h` and what `runtime.py` writes before it: CHUNK atoms, SLOTS tensors of a step, the
-   structures Slot, Step, Segment and Limits, their operation codes and kinds of memory. */
+   structures Slot, Step, Segment, Graph and Limits, their operation codes and kinds of memory. */
 typedef void (*rows_function)(int64_t, int64_t, const int64_t *const *, const T *const *, T *const *);
 typedef void (*newness_function)(const void *, const void *, int);
 #define UNROLL _Pragma("GCC unroll 16")
@@ -19,13 +19,22 @@ typedef void (*newness_function)(const void *, const void *, int);
 /* for `runtime.load_runtime`: Python must see the same structures */
 void layout(int64_t *out) {
   const int64_t found[] = {sizeof(T), W, CHUNK, sizeof(Slot), sizeof(Step), offsetof(Step, slots),
-                           sizeof(Segment), sizeof(Limits)};
+                           sizeof(Segment), sizeof(Graph), sizeof(Limits)};
   memcpy(out, found, sizeof found);
 }
 
+/* the columns of a panel that is not full, from the sums of R rows in `part` */
+static __attribute__((noinline)) void write_part(int R, int columns, const T *part, int64_t width, const T *d,
+                                                 int64_t ldd, T *c, int64_t ldc, int add) {
+  for (int r = 0; r < R; r++) for (int n = 0; n < columns; n++)
+    c[r * ldc + n] = part[r * width + n] + (d ? d[r * ldd + n] : 0) + (add ? c[r * ldc + n] : 0);
+}
+
 /* R rows of c = a b + bias + d (+ c): b (K, NV vectors), all sums in registers */
-#define MICRO(R, NV) \
-static __attribute__((noinline)) void micro_##R##_##NV( \
+typedef void micro(int64_t K, const T *restrict a, int64_t lda, int64_t step, const T *restrict b, int64_t ldb,
+                   const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns);
+#define MICRO(NV, R) \
+static __attribute__((noinline)) void micro_##NV##_##R( \
     int64_t K, const T *restrict a, int64_t lda, int64_t step, const T *restrict b, int64_t ldb, const T *bias, \
     const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
   V sum[R][NV]; \
@@ -51,42 +60,29 @@ static __attribute__((noinline)) void micro_##R##_##NV( \
   T part[R * NV * W]; \
   UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) \
     store(part + (r * NV + v) * W, sum[r][v], W); \
-  for (int r = 0; r < R; r++) for (int n = 0; n < columns; n++) \
-    c[r * ldc + n] = part[r * NV * W + n] + (d ? d[r * ldd + n] : 0) + (add ? c[r * ldc + n] : 0); \
+  write_part(R, columns, part, NV * W, d, ldd, c, ldc, add); \
 }
-#define PANEL(NV, R) \
-MICRO(R, NV) MICRO(4, NV) MICRO(2, NV) MICRO(1, NV) \
-static void panel_##NV(int64_t rows, int64_t K, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb, \
-    const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add, int columns) { \
-  int64_t i = 0; \
-  for (; i + R <= rows; i += R) \
-    micro_##R##_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-  for (; i + 4 <= rows; i += 4) \
-    micro_4_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-  for (; i + 2 <= rows; i += 2) \
-    micro_2_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-  for (; i < rows; i++) \
-    micro_1_##NV(K, a + i * lda, lda, step, b, ldb, bias, d ? d + i * ldd : d, ldd, c + i * ldc, ldc, add, \
-      columns); \
-}
-PANEL(1, 14)
-PANEL(2, 12)
-PANEL(3, 8)
-PANEL(4, 6)
+#define UP_TO_6(DO, NV) DO(NV, 1) DO(NV, 2) DO(NV, 3) DO(NV, 4) DO(NV, 5) DO(NV, 6)
+#define UP_TO_8(DO, NV) UP_TO_6(DO, NV) DO(NV, 7) DO(NV, 8)
+UP_TO_8(MICRO, 1) UP_TO_8(MICRO, 2) UP_TO_8(MICRO, 3) UP_TO_6(MICRO, 4)
+#define NAME(NV, R) micro_##NV##_##R,
+static micro *const micros[4][8] = {{UP_TO_8(NAME, 1)}, {UP_TO_8(NAME, 2)}, {UP_TO_8(NAME, 3)}, {UP_TO_6(NAME, 4)}};
+static const int most_rows[4] = {8, 8, 8, 6};
 
-/* b packed in panels, or with ldb > 0 rows of that stride, behind which W numbers can be read */
+/* b packed in panels, or with ldb > 0 rows of that stride, behind which W numbers can be read. Rows are cut evenly:
+   what is left over by the largest blocks would keep the machine half busy, and a molecule has few */
 static void product(int64_t rows, int64_t K, int64_t N, const T *a, int64_t lda, int64_t step, const T *b, int64_t ldb,
                     const T *bias, const T *d, int64_t ldd, T *c, int64_t ldc, int add) {
   int64_t left = (N + W - 1) / W;
   while (left > 0) {
-    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n;
+    const int64_t n = (left + 3) / 4, v = (left + n - 1) / n, most = most_rows[v - 1];
     const int columns = N < v * W ? N : v * W;
-    const int64_t stride = ldb ? ldb : v * W;
-#define CASE(NV) case NV: panel_##NV(rows, K, a, lda, step, b, stride, bias, d, ldd, c, ldc, add, columns); break;
-    switch (v) { CASE(1) CASE(2) CASE(3) CASE(4) }
+    for (int64_t i = 0, blocks = (rows + most - 1) / most; blocks > 0; blocks--) {
+      const int64_t high = (rows - i + blocks - 1) / blocks;
+      micros[v - 1][high - 1](K, a + i * lda, lda, step, b, ldb ? ldb : v * W, bias, d ? d + i * ldd : d, ldd,
+                              c + i * ldc, ldc, add, columns);
+      i += high;
+    }
     left -= v; N -= columns; b += ldb ? v * W : K * v * W; c += v * W;
     if (bias) bias += v * W;
     if (d) d += v * W;
@@ -190,79 +186,107 @@ void run_pass(const Segment *s, int64_t n_segments, int threads, const int64_t *
     else run_nodes(s->steps, s->n_steps, counts[s->where], threads, s->where == EDGE ? on_edges : on_nodes);
 }
 
-/* the pairs (sorted by receiver) that are shorter than the cutoff, and how many are within a core; -1 if not sorted.
-   Those for which there is no room are counted only. limits: cutoff, distance and number of the knots of the radial
-   tables; given: positions, cells, shifts, squares of core radii, scales; links: batch, receivers, senders, species, and
-   out: first edges, senders, knots. out: vectors; if it is there, the scale of each atom, its weight in the energy */
-int64_t edges(int64_t n, int64_t n_pairs, int64_t n_species, int64_t room, const double *limits, const double **given,
-              int64_t **links, T **out, int64_t *close) {
-  T *vectors = out[0];
-  for (int64_t i = 0; out[1] && i < n; i++) out[1][i] = given[4][links[3][i]];
-  const double *r = given[0], *core = given[3], cutoff2 = limits[0] * limits[0], inverse = 1 / limits[1];
-  const int64_t last = limits[2] - 1;
-  int64_t kept = 0, at = 0, *first = links[4];
-  first[0] = *close = 0;
-  for (int64_t e = 0; e < n_pairs; e++) {
-    const int64_t i = links[1][e], j = links[2][e];
-    if (i < at) return -1;
+/* the pairs (sorted by receiver) that are shorter than the cutoff: `first`, `src`, `knot` and `vectors`, as far as there
+   is room, how many they are, -1 where they are not sorted, how many are within a core, and how many threads they are
+   worth; the scale of each atom, its weight in the energy. Whether there was room */
+int find_edges(Graph *g) {
+  const double *r = g->positions, *cells = g->cell, *shifts = g->shifts, *core = g->core, *scale = g->scale;
+  const double cutoff2 = g->cutoff * g->cutoff, inverse = 1 / g->knot_distance;
+  const int64_t *batch = g->batch, *receivers = g->receivers, *senders = g->senders, *kind = g->kind;
+  int64_t kept = 0, at = 0, *first = g->first, *src = g->src, *knots = g->knot;
+  T *vectors = g->vectors, *weight = g->weight;
+  for (int64_t i = 0; i < g->n; i++) weight[i] = scale[kind[i]];
+  first[0] = g->close = 0;
+  for (int64_t e = 0; e < g->n_pairs; e++) {
+    const int64_t i = receivers[e], j = senders[e];
+    if (i < at) { g->n_edges = -1; return 0; }
     while (at < i) first[++at] = kept;
-    const double *h = given[1] + 9 * links[0][i], *s = given[2] + 3 * e;
+    const double *h = cells + 9 * batch[i], *s = shifts + 3 * e;
     double v[3];
     for (int k = 0; k < 3; k++) v[k] = r[3 * j + k] - r[3 * i + k] + (s[0] * h[k] + s[1] * h[3 + k] + s[2] * h[6 + k]);
     const double square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2];
     if (square >= cutoff2) continue; /* NaN is kept, and seen in the energy */
-    if (core && square < core[links[3][i] * n_species + links[3][j]]) ++*close;
-    if (kept < room) {
+    if (square < core[kind[i] * g->n_species + kind[j]]) g->close++;
+    if (kept < g->room) {
       const double knot = __builtin_sqrt(square) * inverse;
-      links[5][kept] = j;
-      links[6][kept] = knot < last ? (int64_t)knot : last; /* NaN: the last */
+      src[kept] = j;
+      knots[kept] = knot < g->last_knot ? (int64_t)knot : g->last_knot; /* NaN: the last */
       for (int k = 0; k < 3; k++) vectors[3 * kept + k] = v[k];
     }
     kept++;
   }
-  while (at < n) first[++at] = kept;
-  return kept;
+  while (at < g->n) first[++at] = kept;
+  g->n_edges = kept;
+  g->threads = 1 + kept / g->edges_per_thread;
+  if (g->threads > g->most_threads) g->threads = g->most_threads;
+  return kept <= g->room && g->threads <= g->room_for_threads;
 }
 
-/* forces and virials (B, 3, 3) from the gradient of every edge; links: batch, first edges, senders */
-static void gather(int64_t n, int64_t **links, T **in, double *forces, double *virial) {
-  for (int64_t i = 0; i < n; i++) {
+/* a pass over what was found; every thread has receivers with as many edges as the others */
+void run_found(const Graph *g, const Segment *segments, int64_t n_segments) {
+  const int64_t *first = g->first, threads = g->threads;
+  const int64_t *const on_edges[] = {first, g->src, g->src, g->knot}, *const on_nodes[] = {first, g->src, g->src, g->kind};
+  int64_t bounds[threads + 1], counts[] = {g->n, 0, g->n_edges}; /* as in KINDS */
+  bounds[0] = 0;
+  for (int64_t t = 1, i = 0; t < threads; t++) {
+    while (i < g->n && first[i] < g->n_edges * t / threads) i++;
+    bounds[t] = i;
+  }
+  bounds[threads] = g->n;
+  run_pass(segments, n_segments, threads, bounds, on_edges, on_nodes, counts);
+}
+
+/* forces and virials (B, 3, 3) from the gradient of every edge */
+static void gather(const Graph *g) {
+  const int64_t *batch = g->batch, *first = g->first, *src = g->src;
+  const T *gradient = g->gradient, *vectors = g->vectors;
+  double *forces = g->forces, *virial = g->virial;
+  memset(forces, 0, 3 * g->n * sizeof(double));
+  if (virial) memset(virial, 0, 9 * g->n_graphs * sizeof(double));
+  for (int64_t i = 0; i < g->n; i++) {
     double sum[3] = {0}, w[9] = {0};
-    for (int64_t e = links[1][i]; e < links[1][i + 1]; e++) {
-      const T *g = in[1] + 3 * e, *r = in[0] + 3 * e;
-      double *other = forces + 3 * links[2][e];
+    for (int64_t e = first[i]; e < first[i + 1]; e++) {
+      const T *of = gradient + 3 * e, *r = vectors + 3 * e;
+      double *other = forces + 3 * src[e];
       for (int k = 0; k < 3; k++) {
-        sum[k] += g[k];
-        other[k] -= g[k];
-        for (int m = 0; m < 3; m++) w[3 * m + k] += (double)r[m] * g[k];
+        sum[k] += of[k];
+        other[k] -= of[k];
+        for (int m = 0; m < 3; m++) w[3 * m + k] += (double)r[m] * of[k];
       }
     }
     for (int k = 0; k < 3; k++) forces[3 * i + k] += sum[k];
     if (virial)
-      for (int k = 0; k < 9; k++) virial[9 * links[0][i] + k] += w[k];
+      for (int k = 0; k < 9; k++) virial[9 * batch[i] + k] += w[k];
   }
 }
 
-/* what evaluation returns. links: batch, first edges, senders, species, and out: numbers of neighbours. in: vectors,
-   gradients (if they are wanted), epsilon, that of lonely atoms, features, and out: these. given: reference energies,
-   scales, and, if there are any, energies to be added. out: energies of atoms and structures, and with gradients:
-   forces, virials (or none), the gradients */
-void finish(int64_t n, int64_t n_graphs, int64_t width, int64_t **links, T **in, const double **given, double **out) {
-  memset(out[1], 0, n_graphs * sizeof(double));
-  if (in[1]) memset(out[2], 0, 3 * n * sizeof(double));
-  if (in[1] && out[3]) memset(out[3], 0, 9 * n_graphs * sizeof(double));
-  for (int64_t i = 0; i < n; i++) {
-    const int64_t kind = links[3][i];
-    const T above = in[2][i] - in[3][kind];
-    out[0][i] = given[0][kind] + given[1][kind] * (double)above;
-    if (given[2]) out[0][i] += given[2][i];
-    out[1][links[0][i]] += out[0][i];
-    links[4][i] = links[1][i + 1] - links[1][i];
+/* what evaluation returns, from what a pass has left: energies of structures and of atoms, to which `added` is added if
+   it is there, features, and where there is room for forces, these, virials and gradients */
+void finish(const Graph *g) {
+  const double *reference = g->reference, *scale = g->scale, *added = g->added;
+  const int64_t *batch = g->batch, *kinds = g->kind;
+  const T *epsilon = g->epsilon, *isolated = g->isolated, *gradient = g->gradient;
+  double *energy = g->energy, *energies = g->energies, *gradients = g->gradients;
+  memset(energy, 0, g->n_graphs * sizeof(double));
+  for (int64_t i = 0; i < g->n; i++) {
+    const int64_t kind = kinds[i];
+    const T above = epsilon[i] - isolated[kind];
+    energies[i] = reference[kind] + scale[kind] * (double)above;
+    if (added) energies[i] += added[i];
+    energy[batch[i]] += energies[i];
   }
-  memcpy(in[5], in[4], n * width * sizeof(T));
-  if (!in[1]) return;
-  gather(n, links, in, out[2], out[3]);
-  for (int64_t k = 0; k < 3 * links[1][n]; k++) out[4][k] = in[1][k];
+  memcpy(g->descriptors, g->features, g->n * g->width * sizeof(T));
+  if (!g->forces) return;
+  gather(g);
+  for (int64_t k = 0; k < 3 * g->n_edges; k++) gradients[k] = gradient[k];
+}
+
+/* all of an evaluation, in one call; 0 where `find_edges` had no room, and where there are cores in contact */
+int evaluate(Graph *g, const Segment *segments, int64_t n_segments) {
+  if (!find_edges(g) || (g->repels && g->close)) return 0;
+  run_found(g, segments, n_segments);
+  finish(g);
+  return 1;
 }
 
 static double length(const T *x, int64_t k) {
@@ -307,20 +331,16 @@ static int virial_inside(const Limits *l, const double *forces, const double *st
 
 /* see `Evaluator.judge`: whether a structure is within its limits, all of it in one call; NaN is outside, and so are
    atoms without any neighbours among them, for which there are rules. stress and positions: one of them where there is a
-   virial; volume: NaN where there is none; newness: of `newness.c` with its arguments and results, or none; out: of
-   deviations */
-int watch(const Limits *l, const int64_t *counts, const double *energy, const double *forces, const double *stress,
+   virial; volume: NaN where there is none; first: pairs of the atoms, and where the last
+   ones end; newness: of `newness.c` with its arguments and results, or none; out: of deviations */
+int watch(const Limits *l, const int64_t *first, const double *energy, const double *forces, const double *stress,
           const double *positions, double volume, const T *features, double *out, newness_function newness,
           const void *structure, const void *tables, int threads, const double *summary) {
   const int64_t n = l->n;
   const double *fewest = l->neighbors, *most = fewest + n;
   int inside = *energy >= l->lowest_energy && *energy <= l->highest_energy && !(volume < l->volume);
-  int64_t neighbors = 0;
-  for (int64_t i = 0; i < n; i++) {
-    neighbors += counts[i];
-    inside &= counts[i] >= fewest[i] && counts[i] <= most[i];
-  }
-  inside &= neighbors > 0;
+  inside &= first[n] > 0;
+  for (int64_t i = 0; i < n; i++) inside &= first[i + 1] - first[i] >= fewest[i] && first[i + 1] - first[i] <= most[i];
   for (int64_t q = 0; forces && q < 3 * n; q++) inside &= __builtin_fabs(forces[q]) <= l->force;
   inside &= virial_inside(l, forces, stress, positions, volume);
   if (newness) { /* as `NoveltyCheck.knows` */

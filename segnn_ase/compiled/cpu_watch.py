@@ -48,9 +48,9 @@ class CpuWatch:
         out = None if self._forms is None else self._room_for(p.features)
         stress, positions = self._for_virial(graph, p, volume)
         inside = self._runtime.watch(
-            *(self._address, p.neighbors.data_ptr(), p.energy.data_ptr(), address(p.forces)),
+            *(self._address, pairs.first.data_ptr(), p.energy.data_ptr(), address(p.forces)),
             *(address(stress), address(positions), math.nan if volume is None else volume, p.features.data_ptr()),
-            None if out is None else out.__array_interface__["data"][0],
+            None if out is None else ctypes.addressof(ctypes.c_char.from_buffer(out)),
             *((None, None, None, threads, None) if look is None else (*look.given, threads, look.summary)),
         )
         # what newness in plain PyTorch says is not for C to judge

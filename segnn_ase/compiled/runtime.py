@@ -77,6 +77,26 @@ class CSegment(ctypes.Structure):
     )
 
 
+class CGraph(ctypes.Structure):
+    """A graph, what the passes have for it in the memory, and where the results go."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("n", "n_pairs", "n_graphs", "n_species", "width", "last_knot")),
+        *((name, c_double) for name in ("cutoff", "knot_distance")),
+        *((name, c_int64) for name in ("edges_per_thread", "most_threads", "room", "room_for_threads", "repels")),
+        # given
+        *((name, c_void_p) for name in ("positions", "cell", "batch", "receivers", "senders", "shifts", "kind")),
+        *((name, c_void_p) for name in ("core", "scale", "reference", "isolated", "added")),  # core: radii squared
+        # in the memory: the links (see `kernels.Topology`), and rows
+        *((name, c_void_p) for name in ("first", "src", "knot")),
+        *((name, c_void_p) for name in ("vectors", "weight", "gradient", "epsilon", "features")),
+        # results
+        *((name, c_void_p) for name in ("energy", "energies", "descriptors")),
+        *((name, c_void_p) for name in ("forces", "gradients", "virial")),
+        *((name, c_int64) for name in ("n_edges", "close", "threads")),
+    )
+
+
 class CLimits(ctypes.Structure):
     """`model.watch.Watched` of certain atoms."""
 
@@ -97,13 +117,15 @@ FUNCTIONS = {  # result and arguments
     "run_nodes": (None, (c_void_p, c_int64, c_int64, c_int, c_void_p)),
     "run_edges": (None, (c_void_p, c_int, c_void_p, c_void_p, c_void_p)),
     "run_pass": (None, (c_void_p, c_int64, c_int, *[c_void_p] * 4)),
-    "edges": (c_int64, (*[c_int64] * 4, *[c_void_p] * 5)),
-    "finish": (None, (*[c_int64] * 3, *[c_void_p] * 4)),
+    "find_edges": (c_int, (c_void_p,)),
+    "run_found": (None, (c_void_p, c_void_p, c_int64)),
+    "finish": (None, (c_void_p,)),
+    "evaluate": (c_int, (c_void_p, c_void_p, c_int64)),
     "watch": (c_int, (*[c_void_p] * 6, c_double, *[c_void_p] * 5, c_int, c_void_p)),
 }
 
 
-STRUCTURES = {"Slot": Slot, "Step": CStep, "Segment": CSegment, "Limits": CLimits}
+STRUCTURES = {"Slot": Slot, "Step": CStep, "Segment": CSegment, "Graph": CGraph, "Limits": CLimits}
 
 
 @cache
@@ -113,9 +135,9 @@ def load_runtime(dtype: torch.dtype) -> ctypes.CDLL:
     for name, (result, arguments) in FUNCTIONS.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    found = (c_int64 * 8)()
+    found = (c_int64 * 9)()
     library.layout(found)
-    sizes = ctypes.sizeof(Slot), ctypes.sizeof(CStep), CStep.slots.offset, *map(ctypes.sizeof, (CSegment, CLimits))
+    sizes = *map(ctypes.sizeof, (Slot, CStep)), CStep.slots.offset, *map(ctypes.sizeof, (CSegment, CGraph, CLimits))
     expected = (dtype.itemsize, found[1], CHUNK, *sizes)
     if tuple(found) != expected:
         raise CompilerError(f"the compiled runtime has the layout {tuple(found)}; expected {expected}")

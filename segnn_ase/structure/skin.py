@@ -59,9 +59,11 @@ class SkinNeighbors:
         places, spare = self._positions, self.skin
         if cell.tobytes() != self._cell.tobytes():
             places, spare = self._deformed(cell, pbc)
-        moved = positions - places
+        moved, limit = positions - places, (0.5 * spare) ** 2
+        if spare > 0 and np.vdot(moved, moved) <= limit:  # all together, which is the least to find out
+            return True
         # written so that NaN is not valid either: the search then says which atom
-        return bool(spare > 0 and np.einsum("na,na->n", moved, moved).max(initial=0.0) <= (0.5 * spare) ** 2)
+        return bool(spare > 0 and np.einsum("na,na->n", moved, moved).max(initial=0.0) <= limit)
 
     def _deformed(self, cell: np.ndarray, pbc: np.ndarray) -> tuple[np.ndarray, float]:
         """Where atoms come to with the cell, (N, 3) Å, and what is left of the skin for how far they are from there."""
@@ -116,7 +118,7 @@ class SkinGraphs:
             tensor = torch.tensor(cell, dtype=torch.float64, device=self.device)
             self._graph = self._graph._replace(cell=tensor.view(1, 3, 3))
             self._cell = cell.tobytes()
-        return self._graph._replace(positions=torch.as_tensor(positions, dtype=torch.float64).to(self.device))
+        return self._graph._replace(positions=torch.from_numpy(np.asarray(positions, dtype=float)).to(self.device))
 
     def _start(self, numbers, positions, cell, found: Neighbors) -> None:
         """With new pairs. Copies are kept: what is changed in place by the caller must be noticed."""

@@ -237,6 +237,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     save_potential(config.out, potential, metadata={**job.metadata, "epoch": kept["epoch"], "errors": errors})
     if len(history) > 1:
         figures.plot_learning_curve(output_files(config.out)["curve"], history)
-    told = [error_table(errors), *(told_of_drift(old, errors) for old in data.old), f"wrote {config.out}"]
+    best = f"the best of {history[-1]['epoch']} epochs is {kept['epoch']}"
+    told = [error_table(errors), *(told_of_drift(old, errors) for old in data.old), best, f"wrote {config.out}"]
     printer(progress)("\n".join(line for line in told if line))
     return errors

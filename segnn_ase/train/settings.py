@@ -66,7 +66,7 @@ class OptimConfig(Settings):
     weight_decay: float = Field(0.002, ge=0, description="decay of the weights, times the learning rate")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="memory of the moving average of the weights, which is kept")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the loss's gradient")
-    energy_weight: float = Field(1.0, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
+    energy_weight: float = Field(0.1, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
     forces_weight: float = Field(1.0, ge=0, description="weight of squared errors of force components, (eV/Å)^2")
     stress_weight: float = Field(
         0.05, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"

@@ -19,7 +19,7 @@ from helpers.systems import CUTOFF, NAMED, SPECIES
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
-from segnn_ase.compiled import cpu, cpu_evaluation, kernels
+from segnn_ase.compiled import cpu, cpu_evaluation
 from segnn_ase.compiled.build import pointers
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
@@ -68,17 +68,29 @@ def test_what_it_does_not_know_goes_layer_by_layer(new_potential):
 @pytest.mark.parametrize("variant", ["fast", "uneven"])
 def test_threads_agree(variant, new_potential, monkeypatch):
     graph = graph_from_atoms(NAMED["diamond"]().repeat((4, 2, 2)), CUTOFF)
-    evaluate = CpuEvaluator(new_potential(variant))
-    one = evaluate(graph, stress=True)
-    monkeypatch.setattr(kernels, "WORK_PER_THREAD", 1)
+    potential = new_potential(variant)
+    alone, together = CpuEvaluator(potential), CpuEvaluator(potential)
+    one = alone(graph, stress=True)
+    monkeypatch.setattr(cpu_evaluation, "EDGES_PER_THREAD", 1)
     torch.set_num_threads(3)
     try:
-        three = evaluate(graph, stress=True)
+        three = together(graph, stress=True)
     finally:
         torch.set_num_threads(1)
+    assert (alone._held.c.threads, together._held.c.threads) == (1, 3)
     assert torch.equal(one.energies, three.energies)
     torch.testing.assert_close(one.forces, three.forces, atol=1e-12, rtol=0)
     torch.testing.assert_close(one.stress, three.stress, atol=1e-12, rtol=0)
+
+
+def test_a_molecule_wakes_no_second_thread(new_potential):
+    evaluate = CpuEvaluator(new_potential("fast"))
+    torch.set_num_threads(2)
+    try:
+        evaluate(graph_from_atoms(NAMED["ethanol"](), CUTOFF))
+    finally:
+        torch.set_num_threads(1)
+    assert evaluate._held.c.threads == 1
 
 
 def test_results_depend_on_no_call_before(new_potential):

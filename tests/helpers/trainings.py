@@ -20,6 +20,7 @@ SETTINGS = {
     "learning_rate": 0.01,
     "warmup_steps": 5,
     "ema_decay": 0.9,
+    "energy_weight": 1.0,
     "stress_weight": 1.0,
     "device": "cpu",
     "rollout_steps": 0,
