@@ -11,7 +11,7 @@ Each case has 30 new frames (3 of them to validate), a potential that knows some
 
 Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself (pseudo), of
 the data or of short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen
-parts; with new elements that begin at random (fresh). Forces and energies: rmse. Results are kept in the working folder
+parts; with new elements that begin like the nearest one. Forces and energies: rmse. Results are kept in the working folder
 (--work), so that the same command goes on.
 """
 
@@ -87,8 +87,7 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
     "l2-sp-1e-3": ({"keep": "nothing", "l2_sp": 1e-3}, {}),
     "l2-sp-1e-1": ({"keep": "nothing", "l2_sp": 1e-1}, {}),
     "frozen": ({"keep": "nothing"}, {"freeze": FROZEN}),
-    "fresh": ({"structures": "{old}", "new_elements": "fresh"}, {}),
-    "plain-fresh": ({"keep": "nothing", "new_elements": "fresh"}, {}),
+    "nearest": ({"structures": "{old}", "new_elements": "nearest"}, {}),
 }
 
 
@@ -170,7 +169,7 @@ def main() -> None:
             for seed in range(args.seeds):
                 if any((r["case"], r["mode"], r["seed"]) == (name, mode, seed) for r in rows):
                     continue
-                if "fresh" in mode and name != "si-mo":
+                if mode == "nearest" and name != "si-mo":
                     continue
                 rows.append(measure(name, mode, seed, args.folder, args.work, args.scale))
                 known.write_text(json.dumps(rows, indent=1))

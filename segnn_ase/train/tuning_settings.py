@@ -27,8 +27,8 @@ class FinetuneConfig(Settings):
         3, ge=0, description="copies with displaced atoms of each old structure that it labels itself, to learn as well"
     )
     l2_sp: float = Field(0.0, ge=0, description="weight of half the squared distance from the starting weights")
-    new_elements: Literal["nearest", "fresh"] = Field(
-        "nearest", description="a new element begins like the nearest one in the periodic table, or with random weights"
+    new_elements: Literal["fresh", "nearest"] = Field(
+        "fresh", description="a new element begins with random weights, or like the nearest one in the periodic table"
     )
 
     @field_validator("replay", "structures", mode="before")
