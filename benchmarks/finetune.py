@@ -11,8 +11,8 @@ Each case has 30 new frames (3 of them to validate), a potential that knows some
 
 Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself (pseudo), of
 the data or of short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen
-parts; with new elements that begin like the nearest one. Forces and energies: rmse. Results are kept in the working folder
-(--work), so that the same command goes on.
+parts; with new elements that begin like the nearest one. Forces and energies: rmse. Results are kept in the working
+folder (--work), so that the same command goes on.
 """
 
 import argparse

@@ -19,9 +19,9 @@ def with_more_elements(
     """The potential with more species (atomic numbers) behind its own, whose energies and forces stay as they are.
 
     A new element begins with random weights (of the seed) and this scale, eV, or with the weights and the scale of the
-    chemically nearest known one. Silicon that learned molybdenum did better with random ones: weights that are the
-    same tell two elements apart only once training has moved them, and it moves the known one's. Its E0 is 0, its core radii are those of an untrained potential. What was
-    measured about the training, domain and uncertainty, is left out.
+    chemically nearest known one. Silicon that learned molybdenum did better with random ones: alike weights tell two
+    elements apart only once training has moved them, and it moves those of the known one, too. Its E0 is 0, its core
+    radii are those of an untrained potential. What was measured about the training, domain and uncertainty, is left out.
     """
     expect(begin in ("nearest", "fresh"), "begin", begin, "'nearest' or 'fresh'")
     known, old = potential.species, potential.state_dict()
