@@ -21,7 +21,7 @@ def with_more_elements(
     A new element begins with random weights (of the seed) and this scale, eV, or with the weights and the scale of the
     chemically nearest known one. Silicon that learned molybdenum did better with random ones: alike weights tell two
     elements apart only once training has moved them, and it moves those of the known one, too. Its E0 is 0, its core
-    radii are those of an untrained potential. What was measured about the training, domain and uncertainty, is left out.
+    radii are those of an untrained potential. Domain and uncertainty, which tell of the training, are left out.
     """
     expect(begin in ("nearest", "fresh"), "begin", begin, "'nearest' or 'fresh'")
     known, old = potential.species, potential.state_dict()

@@ -36,6 +36,7 @@ class Old(NamedTuple):
     each_epoch: int  # how many of these
     held: list[Item]  # measured, and choosing the model
     origin: str  # in words
+    copies: int = 0  # of each that is learned, among these
 
 
 def wanted(settings: FinetuneConfig, new: int) -> int:
@@ -105,7 +106,8 @@ def labelled_set(
     cutoff = began.cutoff
     pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _copies_of(item, n, settings, cutoff))]
     labelled = labelled_by(began, [*pool, *old.held], accelerate)
-    return old._replace(replayed=labelled[: len(pool)], held=labelled[len(pool) :])
+    replayed, held = labelled[: len(pool)], labelled[len(pool) :]
+    return old._replace(replayed=replayed, each_epoch=min(learned, len(pool)), held=held, copies=settings.rattled)
 
 
 def _copies_of(item: Item, n: int, settings: FinetuneConfig, cutoff: float) -> list[Item]:
@@ -138,7 +140,7 @@ def contradiction(start: Potential, items: list[Item], settings: OptimConfig) ->
 
 
 def told_of_old(old: Old) -> str:
-    copies = " with their copies" if old.name == DRIFT and len(old.replayed) > old.each_epoch else ""
+    copies = " with their copies" if old.copies else ""
     learned = f"{old.each_epoch} of {len(old.replayed)}{copies} are learned in an epoch"
     return f"{old.origin}: {learned if old.replayed else 'none is learned'}, {len(old.held)} are measured"
 
