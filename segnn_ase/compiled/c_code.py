@@ -73,22 +73,22 @@ _LINKS = {"j": ("sender", 1), "q": ("pair", 2), "k": ("knot", 3)}  # 0 where the
 
 # the body of the channel loop is printed once and used for full and for partial vectors
 _ROWS = """
-INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, int64_t k, const T *const *restrict in,
-    T *const *restrict out, const int c, const int n{parameters}) {{
+INLINE void channels_body({parameters}, const int n) {{
   {channels_body}
 }}
 void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {{
   const int64_t *first = links[0];
   for (int64_t i = low; i < high; i++) {rows} {{
   const int64_t {indices};
+  {places}
   {scalars}
   {sums}
-  int c = 0;
+  int64_t c = 0;
   _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{
     __asm__ volatile("" : "+r"(c)); /* a loop, where the compiler would print its body twice and leave the cache */
-    channels_body(i, j, e, q, k, in, out, c, W{given});
+    channels_body({given}, W);
   }}
-  if ({channels} % W) {{ channels_body(i, j, e, q, k, in, out, c, {channels} % W{given}); }}
+  if ({channels} % W) {{ channels_body({given}, {channels} % W); }}
   {totals}
   }}
 }}
@@ -129,13 +129,25 @@ class _CPrinter:
                 self.waiting.setdefault(e.index, []).append((o, component))
         self.late = _late_terms(self.live, self.waiting)
         self.made: set[int] = set()
+        self.places: dict[str, str] = {}  # where the rows of tensors with channels begin
+        self.fetched: dict[tuple[str, int], str] = {}  # what the next edge needs of its sender
 
     def address(self, array: str, o: Operand, component: int) -> str:
-        return f"{array}[{o.tensor}] + {_INDEX[o.where]} * {o.size}L + {o.offsets[component]}"
+        """Of a number; of the tensors with channels from where their rows begin, so that the rest is a constant."""
+        row = f"{array}[{o.tensor}] + {_INDEX[o.where]} * {o.size}L"
+        if o.level == "V":
+            name = f"{array}{o.tensor}_{o.where}"
+            self.places[name] = row
+            if o.where == "sender":
+                self.places[f"{name}_next"] = f"{array}[{o.tensor}] + next * {o.size}L"
+                fetch = f"__builtin_prefetch({name}_next + {o.offsets[component]}, {int(array == 'out')});"
+                self.fetched[name, component] = fetch
+            row = name
+        return f"{row} + {o.offsets[component]}"
 
     def name(self, e: Expr) -> str:
         if e.op == "in" and e.level == "V":  # read wherever it is used: to keep it would be to store it once more
-            return f"load({self.address('in', self.operands[e.args[0]], e.args[1])} + c, n)"
+            return f"load({self.address('in', self.operands[e.args[0]], e.args[1])}, n)"
         return f"((T){e.args[0]!r})" if e.op == "const" else f"{e.level.lower()}{e.index}"
 
     def value(self, e: Expr) -> str:
@@ -149,8 +161,8 @@ class _CPrinter:
             where = self.address("out", o, component)
             if o.level == "V":
                 what = self.name(e) if e.level == "V" else f"(V){{0}} + {self.name(e)}"
-                what = what if o.overwrites else f"load({where} + c, n) + {what}"
-                self.phases["V"].append(f"store({where} + c, {what}, n);")
+                what = what if o.overwrites else f"load({where}, n) + {what}"
+                self.phases["V"].append(f"store({where}, {what}, n);")
             else:
                 what = f"lanes({self.name(e)})" if e.level == "R" else self.name(e)
                 self.phases["R"].append(f"*({where}) {'=' if o.overwrites else '+='} {what};")
@@ -195,15 +207,21 @@ class _CPrinter:
         sums = [self.name(e) for e in self.live if e.op == "sum"]
         used = {o.where for o in (*operation.inputs, *operation.outputs)}
         places = {n: f"links[{link}][e]" if where in used else "0" for n, (where, link) in _LINKS.items()}
+        if self.fetched:
+            places["next"] = "links[1][e + 1 < first[high] ? e + 1 : e]"
         one_row = "for (int64_t e = i; e <= i; e++)"
         rows = "for (int64_t e = first[i]; e < first[i + 1]; e++)" if operation.edges else one_row
+        kinds = {name: "T *" if name.startswith("out") else "const T *" for name in self.places}
+        parameters = [*(f"{kind}{x}" for x, kind in kinds.items()), *(f"const T {x}" for x in scalars)]
+        given = ", ".join([*(f"{x} + c" for x in kinds), *scalars, *(f"&{x}" for x in sums)])
         body = {
-            "parameters": "".join([*(f", const T {x}" for x in scalars), *(f", V *restrict p_{x}" for x in sums)]),
-            "given": "".join([*(f", {x}" for x in scalars), *(f", &{x}" for x in sums)]),
+            "parameters": ", ".join([*parameters, *(f"V *restrict p_{x}" for x in sums)]),
+            "places": "\n  ".join(f"{kind}const {x} = {self.places[x]};" for x, kind in kinds.items()),
+            "given": given,
             "rows": rows,
             "indices": ", ".join(f"{name} = {place}" for name, place in places.items()),
             "channels": operation.channels,
-            "channels_body": "\n  ".join(self.phases["V"]),
+            "channels_body": "\n  ".join([*self.fetched.values(), *self.phases["V"]]),
             "scalars": "\n  ".join(self.phases["S"]),
             "sums": "\n  ".join(f"V {x} = {{0}};" for x in sums),
             "totals": "\n  ".join(self.phases["R"]),
