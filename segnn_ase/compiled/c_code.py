@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from numpy.polynomial import chebyshev
 
 from segnn_ase.compiled.derivatives import Operand, Operation, derive
 from segnn_ase.compiled.expressions import Expr
@@ -19,6 +20,7 @@ from segnn_ase.compiled.expressions import Expr
 _NUMBERS = {
     torch.float32: {
         "REAL": "float",
+        "LETTER": '"s"',  # of instructions
         "INT": "int32_t",
         "LIMIT": "80.0",  # exp of it is still finite
         "MAGIC": "12582912.0",  # 1.5 * 2^MANTISSA: adding it rounds to an integer
@@ -29,6 +31,7 @@ _NUMBERS = {
     },
     torch.float64: {
         "REAL": "double",
+        "LETTER": '"d"',
         "INT": "int64_t",
         "LIMIT": "700.0",
         "MAGIC": "6755399441055744.0",
@@ -38,18 +41,31 @@ _NUMBERS = {
         "MANTISSA": "52",
     },
 }
-_TERMS = {torch.float32: 7, torch.float64: 13}  # of the exponential series: the rest is below the last digit
+_DEGREE = {torch.float32: 6, torch.float64: 11}  # of a polynomial for exp(-r): the error is below the last digit
 
 
 @cache
 def prelude(dtype: torch.dtype) -> str:
     """Vectors of the machine's width for C, and what acts on them."""
-    horner = f"((V){{0}} + (T){1.0 / math.factorial(_TERMS[dtype])!r})"
-    for n in reversed(range(_TERMS[dtype])):
-        horner = f"({horner}) * r + (T){1.0 / math.factorial(n)!r}"
+    *rest, last = _exponential(_DEGREE[dtype])
+    horner = f"((V){{0}} + (T){last!r})"
+    for coefficient in reversed(rest):
+        horner = f"({horner}) * r + (T){coefficient!r}"
     numbers = {**_NUMBERS[dtype], "EXP_SERIES": horner}
     vectors = Path(__file__).with_name("vectors.h").read_text(encoding="utf-8")
     return "".join(f"#define {name} {value}\n" for name, value in numbers.items()) + vectors
+
+
+def _exponential(degree: int) -> list[float]:
+    """Coefficients of a polynomial for exp(-r), |r| <= ln(2)/2: of its Chebyshev series, whose factors are Bessel
+    functions I_n(ln(2)/2), as many as there are."""
+    half = 0.5 * math.log(2.0)
+
+    def bessel(n: int) -> float:
+        return math.fsum((half / 2) ** (n + 2 * m) / (math.factorial(m) * math.factorial(n + m)) for m in range(9))
+
+    series = [bessel(0), *(2 * (-1) ** n * bessel(n) for n in range(1, degree + 1))]
+    return [float(c) / half**n for n, c in enumerate(chebyshev.cheb2poly(series))]
 
 
 @cache
@@ -185,7 +201,16 @@ class _CPrinter:
         to = f"*p_{self.name(total)}"
         self.phases["V"].append(f"{to} = {' + '.join([to, *terms])};")
 
+    def begin(self) -> None:
+        """Functions side by side before all else: a long chain of steps each, of which one waits while another goes on."""
+        functions = [e for e in self.live if e.level == "V" and e.op in _FUNCTIONS]
+        for needed in (a for e in functions for a in e.given()):
+            self.make(needed)
+        for e in functions:
+            self.make(e)
+
     def print_phases(self) -> None:
+        self.begin()
         due: dict[int, list[Expr]] = {}  # sums over channels by their last term
         for e in self.live:
             if e.op == "sum":

@@ -5,7 +5,9 @@ threads share the chunks, and the edges of a message.
 """
 
 import ctypes
+import mmap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ from segnn_ase.compiled.steps import (
 
 HEADROOM = 1.15  # of the memory, so that it does not grow at every step
 ALIGNED = 16  # numbers: a line of the cache
+LARGE = 1 << 22  # bytes: two large pages
 NOTHING = Slot(None, 0, 0, 0, 0)
 
 
@@ -127,7 +130,7 @@ class CpuPasses:
             self._memory = {}  # one behind the other: with pages of their own they would meet in the same cache lines
             rows = {storage: self._rows_of(storage, grown) for storage in self._storage.values()}
             sizes = [(1 - (-n * storage.size // ALIGNED)) * ALIGNED for storage, n in rows.items()]
-            pieces = torch.zeros(sum(sizes) + ALIGNED, dtype=self.dtype)[: sum(sizes)].split(sizes)
+            pieces = _zeros(sum(sizes) + ALIGNED, self.dtype)[: sum(sizes)].split(sizes)
             for (storage, n), piece in zip(rows.items(), pieces, strict=True):
                 self._memory[storage] = piece[: n * storage.size].view(n, storage.size)
             self._segments = {name: self._prepared(segments) for name, segments in self._passes.items()}
@@ -226,6 +229,16 @@ def _segments_in_c(segments: "list[_Prepared]") -> "ctypes.Array[CSegment]":
     """Addresses of steps, which `segments` keeps."""
     found = ((KINDS.index(s.where), s.summed, len(s.steps), ctypes.addressof(s.steps)) for s in segments)
     return (CSegment * len(segments))(*(CSegment(*one) for one in found))
+
+
+def _zeros(n: int, dtype: torch.dtype) -> Tensor:
+    """In large pages where the system lends them: what senders have lies all over the memory."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or n * dtype.itemsize < LARGE:
+        return torch.zeros(n, dtype=dtype)
+    room = mmap.mmap(-1, n * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=dtype)
 
 
 def fixed(tensor: Tensor) -> Slot:
