@@ -202,7 +202,7 @@ class _CPrinter:
         self.phases["V"].append(f"{to} = {' + '.join([to, *terms])};")
 
     def begin(self) -> None:
-        """Functions side by side before all else: a long chain of steps each, of which one waits while another goes on."""
+        """Functions, side by side before all else: in each a step waits for the one before, and others can go on."""
         functions = [e for e in self.live if e.level == "V" and e.op in _FUNCTIONS]
         for needed in (a for e in functions for a in e.given()):
             self.make(needed)
