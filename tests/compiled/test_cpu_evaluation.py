@@ -61,7 +61,7 @@ def test_large_pages_hold_the_same_and_are_of_one_process(new_potential, monkeyp
     assert_equal(new_potential("fast"), everything_at_once(), 1e-10)
     evaluate = CpuEvaluator(new_potential("fast"))
     evaluate(everything_at_once())
-    at = evaluate._memory.features.data_ptr()
+    at = evaluate._held.memory.features.data_ptr()
     maps = (line.split()[:2] for line in Path("/proc/self/maps").read_text().splitlines())
     (rights,) = (r for span, r in maps if int(span.split("-")[0], 16) <= at < int(span.split("-")[1], 16))
     assert rights == "rw-p"  # not shared: a process that is forked has its own
