@@ -83,7 +83,7 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
     "pseudo": ({"structures": "{old}"}, {}),
     "unrattled": ({"structures": "{old}", "rattled": 0}, {}),
     "own-md": ({"structures": "{own}"}, {}),
-    "pseudo-x2": ({"structures": "{old}", "replay_frames": 54}, {}),
+    "pseudo-half": ({"structures": "{old}", "replay_frames": 27}, {}),
     "l2-sp-1e-3": ({"keep": "nothing", "l2_sp": 1e-3}, {}),
     "l2-sp-1e-1": ({"keep": "nothing", "l2_sp": 1e-1}, {}),
     "frozen": ({"keep": "nothing"}, {"freeze": FROZEN}),

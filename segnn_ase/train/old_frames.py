@@ -22,7 +22,7 @@ from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
 
 RATTLE = 0.03  # Å, rms of a component: less than at room temperature, as stiff bonds are displaced, too
-LEAST = 16  # old structures that are learned
+TIMES, LEAST = 2, 16  # old structures in an epoch: so many for each new frame, and at least
 LOOKED_AT = 64  # of many, at least so many are learned or measured
 CONTRADICTED = 3.0  # errors of forces, times what is expected, where the new labels are of another kind
 OLD, DRIFT = "old", "drift"  # names of sets: frames with labels of their own, and with those of the starting potential
@@ -41,7 +41,7 @@ class Old(NamedTuple):
 
 def wanted(settings: FinetuneConfig, new: int) -> int:
     """How many old structures are learned beside so many new frames, where there are enough."""
-    return settings.replay_frames or max(new, LEAST)
+    return settings.replay_frames or max(TIMES * new, LEAST)
 
 
 def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential, most: int) -> list[Frame]:

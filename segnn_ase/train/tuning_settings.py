@@ -21,7 +21,7 @@ class FinetuneConfig(Settings):
         description="files of old structures, which the starting model labels itself; none: those that it has stored",
     )
     replay_frames: int | None = Field(
-        None, ge=1, description="old frames or structures in an epoch; none: as many as new ones, at least 16"
+        None, ge=1, description="old frames or structures in an epoch; none: twice as many as new ones, at least 16"
     )
     rattled: int = Field(
         3, ge=0, description="copies with displaced atoms of each old structure that it labels itself, to learn as well"
