@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from segnn_ase.base.errors import DataError
-from segnn_ase.data.batches import Item
+from segnn_ase.data.batches import Item, edges_of
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig
 
@@ -45,12 +45,8 @@ class Pace:
 
 def epochs_in(minutes: float, seconds: float, n_batches: int, train: list[Item], valid: list[Item]) -> int:
     """The passes over `train`, with a validation after each, that a time allows; seconds: of a step."""
-    validation = EVALUATION * sum(edges(valid)) / max(sum(edges(train)), 1)
+    validation = EVALUATION * sum(edges_of(valid)) / max(sum(edges_of(train)), 1)
     return int(min(max(60 * minutes / (seconds * n_batches * (1 + validation)), 1), MOST_EPOCHS))
-
-
-def edges(items: list[Item]) -> list[int]:
-    return [len(item.graph.edge_src) for item in items]
 
 
 def is_over(done: Progress, patience: int | None) -> bool:
