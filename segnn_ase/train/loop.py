@@ -58,10 +58,12 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
             batches = make_batches(train, settings, epoch=done.epoch)
             while done.batch < len(batches):
                 done.rate = learning_rate(done, len(batches), settings)
-                training_step(learner, collate_items([train[n] for n in batches[done.batch]]), settings, done, report)
+                with pace:
+                    batch = collate_items([train[n] for n in batches[done.batch]])
+                    training_step(learner, batch, settings, done, report)
                 done.step, done.batch = done.step + 1, done.batch + 1
-                if done.epochs is None and (seconds := pace.seconds()) is not None:
-                    bar.total = done.epochs = plan(settings, seconds, len(batches), job.data, report)
+                if done.epochs is None and pace.seconds is not None:
+                    bar.total = done.epochs = plan(settings, pace.seconds, len(batches), job.data, report)
                 bar.update(done.epoch + done.batch / len(batches) - bar.n)
                 late = time.monotonic() > deadline
                 if stopped or late or is_due(saved, settings):
