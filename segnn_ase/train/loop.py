@@ -18,7 +18,7 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, OutOfTime
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
 from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
-from segnn_ase.data.batches import Item, Labels, asked_for, collate_items
+from segnn_ase.data.batches import Item, Labels, asked_for, collate_items, edges_of, pack
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.store.model_file import load_with_metadata, save_potential
@@ -61,10 +61,12 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
             batches = make_batches(train, settings, epoch=done.epoch)
             while done.batch < len(batches):
                 done.rate = learning_rate(done, len(batches), settings)
-                training_step(learner, collate_items([train[n] for n in batches[done.batch]]), settings, done, report)
+                with pace:
+                    batch = collate_items([train[n] for n in batches[done.batch]])
+                    training_step(learner, batch, settings, done, report)
                 done.step, done.batch = done.step + 1, done.batch + 1
-                if done.epochs is None and (seconds := pace.seconds()) is not None:
-                    bar.total = done.epochs = plan(settings, seconds, len(batches), job.data, report)
+                if done.epochs is None and pace.seconds is not None:
+                    bar.total = done.epochs = plan(settings, pace.seconds, len(batches), job.data, report)
                 bar.update(done.epoch + done.batch / len(batches) - bar.n)
                 late = time.monotonic() > deadline
                 if stopped or late or is_due(saved, settings):
@@ -183,24 +185,9 @@ def trainable(potential: Potential, freeze: tuple[str, ...]) -> dict[str, Tensor
 
 
 def make_batches(items: list[Item], settings: OptimConfig, *, epoch: int) -> list[list[int]]:
-    """Shuffle by seed and epoch, then cut into batches of indices by structures or by a budget of edges."""
+    """Shuffled by seed and epoch, cut into batches of indices."""
     order = np.random.default_rng([settings.seed, epoch]).permutation(len(items)).tolist()
-    if settings.max_edges is not None:
-        return pack_by_edges(order, [len(item.graph.edge_src) for item in items], settings.max_edges)
-    return [order[n : n + settings.batch_size] for n in range(0, len(order), settings.batch_size)]
-
-
-def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[int]]:
-    """Fill each batch until the next structure would exceed the budget; a larger structure is a batch of its own."""
-    groups: list[list[int]] = [[]]
-    total = 0
-    for n in order:
-        if groups[-1] and total + edges[n] > budget:
-            groups.append([])
-            total = 0
-        groups[-1].append(n)
-        total += edges[n]
-    return groups
+    return pack(order, edges_of(items), settings.batch_size, settings.max_edges)
 
 
 def validate(learner: Learner, data: TrainingData, settings: OptimConfig, done: Progress, n: int) -> dict:
