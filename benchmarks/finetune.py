@@ -53,7 +53,7 @@ CASES = {
         "acac/test_600K.xyz@::10",
         "acac/train_300K.xyz@:450:7",
         "acac/test_300K.xyz@::10",
-        (180, 60),
+        (180, 120),
         {"cutoff": 5.0},
     ),
     "ethanol": Case(
@@ -62,7 +62,7 @@ CASES = {
         "rmd17/ethanol_test.xyz@::10",
         "acac/train_300K.xyz@:450:7",
         "acac/test_300K.xyz@::10",
-        (180, 60),
+        (180, 120),
         {"cutoff": 5.0},
     ),
     "si-mo": Case(
@@ -71,7 +71,7 @@ CASES = {
         "mlearn_Mo/test.xyz",
         "mlearn_Si/train.xyz@::4",
         "mlearn_Si/test.xyz",
-        (12, 12),
+        (30, 30),
         {"cutoff": 5.0},
     ),
 }
