@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", default=["acac"], choices=SETS)
-    parser.add_argument("--presets", nargs="+", default=["segnn"])
+    parser.add_argument("--presets", nargs="*", default=["segnn"])
     parser.add_argument("--minutes", nargs="+", type=float, default=[20.0])
     parser.add_argument("--peers", nargs="*", default=[], metavar="mace=PYTHON")
     parser.add_argument("--seeds", type=int, default=3)

@@ -56,7 +56,7 @@ def run_mace(task: dict, folder: Path) -> list[dict]:
     E0 = task["isolated"] and {atomic_numbers[name]: value for name, value in task["isolated"].items()}
 
     def train(name: str, epochs: int) -> float:
-        stage = max(round(0.75 * epochs), 1)
+        stage = min(max(round(0.75 * epochs), 1), epochs - 1)
         options = MACE | {"name": name, "seed": task["seed"], "max_num_epochs": epochs, "work_dir": folder}
         options |= {"train_file": folder / "train.xyz", "valid_file": folder / "valid.xyz", "start_stage_two": stage}
         options |= {"E0s": "average" if E0 is None else str(E0), "energy_key": "REF_energy", "forces_key": "REF_forces"}
@@ -66,9 +66,9 @@ def run_mace(task: dict, folder: Path) -> list[dict]:
         subprocess.run(command, check=True)
         return time.monotonic() - start
 
-    first, second = train("first", 1), train("second", 1 + SHORT)
+    first, second = train("first", SHORT), train("second", 2 * SHORT)
     each = max((second - first) / SHORT, 1e-3)
-    train("model", max(int((60 * task["minutes"] - (first - each)) / each), 2))
+    train("model", max(int((60 * task["minutes"] - (first - SHORT * each)) / each), 2))
     from mace.calculators import MACECalculator
 
     (model,) = folder.rglob("model_stagetwo.model")

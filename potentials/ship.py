@@ -6,9 +6,10 @@
 The second only measures again, on the frames that train.toml names, what the training covered and how far
 predictions may be off.
 
-The reference structures are the project's own: a short MD with the model itself from a built or relaxed start, and
-a small strained or stretched structure; energies, forces and stress are the model's in float64. For water the
-radial distribution functions of the DFT frames are summarised too.
+The file stores no structures of the training, which are other people's, but some of short dynamics of the model itself:
+fine-tuning keeps what it knows of them. The reference structures are the project's own, too: a short MD with the model
+itself from a built or relaxed start, and a small strained or stretched structure; energies, forces and stress are the
+model's in float64. For water the radial distribution functions of the DFT frames are summarised too.
 """
 
 import contextlib
@@ -33,12 +34,14 @@ from segnn_ase.base.settings import read_toml
 from segnn_ase.md.analysis import radial_distribution
 from segnn_ase.store.description import describe_model
 from segnn_ase.store.model_file import load_committee, load_with_metadata, save_potential
+from segnn_ase.structure.stored import StoredStructures, stored
 from segnn_ase.train.characterize import characterize
 from segnn_ase.train.evaluation import evaluator_of
 from segnn_ase.train.prepare import prepare
 from segnn_ase.train.settings import TrainConfig
 
 HERE = Path(__file__).parent
+TEMPERATURES = {"acetylacetone-pbe": (300, 600), "silicon-pbe": (300, 1000, 3000), "water-pbe0": (300, 400)}  # K
 
 
 def water_box(n: int = 4, spacing: float = 12.444661 / 4, closest: float = 1.7) -> Atoms:
@@ -103,6 +106,23 @@ def structures(name: str, calculator, start: Atoms | None) -> list[Atoms]:
     return [relaxed, settled(start.copy(), calculator, 300, 400)]
 
 
+def own_structures(name: str, start: Atoms, calculator) -> StoredStructures | None:
+    """Structures of short dynamics of the model itself, at temperatures of its training."""
+    found = []
+    for temperature in TEMPERATURES[name]:
+        atoms = start.copy()
+        atoms.calc = calculator
+        for n in range(24):
+            timestep = 2.0 if name == "silicon-pbe" else 0.5
+            rng = np.random.default_rng([temperature, n])
+            dynamics = Langevin(
+                atoms, timestep * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng, fixcm=False
+            )
+            dynamics.run(200)
+            found.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+    return stored(found)
+
+
 def without_folders(metadata: dict) -> dict:
     """Shorten the paths of the maintainer's machine to folder/file."""
 
@@ -127,6 +147,8 @@ def measure_again(name: str, folder: str) -> None:
         job = prepare(TrainConfig.parse({**settings, "out": "measured_again.pt"}), report=print)
     data, evaluate = job.data, evaluator_of(potential, job.data.train)
     characterize(potential, data.train, data.valid, data.closest, lone_atoms=job.lone_atoms, evaluate=evaluate)
+    start = ase.io.read(HERE / name / "reference.xyz", 0)
+    potential.examples = own_structures(name, start, SEGNNCalculator(potential, domain="ignore"))
     save_potential(path, potential, metadata=metadata)
     print(describe_model(*load_committee(path)))
 
@@ -134,7 +156,6 @@ def measure_again(name: str, folder: str) -> None:
 def main(name: str, trained: str, frames: str | None = None) -> None:
     folder = HERE / name
     potential, metadata = load_with_metadata(trained)
-    save_potential(folder / "model.pt", potential, metadata=without_folders(metadata))
     torch.manual_seed(0)
     fast, exact = SEGNNCalculator(trained), SEGNNCalculator(trained, dtype="float64")
     data = ase.io.read(frames, ":") if frames else []
@@ -150,6 +171,8 @@ def main(name: str, trained: str, frames: str | None = None) -> None:
         atoms.calc = SinglePointCalculator(atoms, **results)
         kept.append(atoms)
     ase.io.write(folder / "reference.xyz", kept)
+    potential.examples = own_structures(name, kept[0], fast)
+    save_potential(folder / "model.pt", potential, metadata=without_folders(metadata))
     if name == "water-pbe0" and data:
         curves = radial_distribution(data, ["O-O", "O-H", "H-H"], r_max=6.0, bins=120)
         summary = {

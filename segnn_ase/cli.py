@@ -18,6 +18,7 @@ from segnn_ase.base.settings import read_toml
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.settings import PRESETS, ModelConfig
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.tuning_settings import FinetuneConfig
 
 app = typer.Typer(
     add_completion=False,
@@ -30,7 +31,7 @@ OUT_OF_TIME = 75  # exit status: sysexits.h calls it a temporary failure, try ag
 KEYS = ("energy_key", "forces_key", "stress_key", "virial_key", "forces_mask_key")
 Model = Annotated[str, typer.Argument(help="model file or name of a shipped potential")]
 Structure = Annotated[str, typer.Argument(help="file that ASE reads; its last frame is used")]
-Toml = Annotated[Path | None, typer.Option(help="TOML file with \\[data] and \\[training]")]
+Toml = Annotated[Path | None, typer.Option(help="TOML file with \\[data], \\[training] and \\[finetune]")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
 Dtype = Annotated[str | None, typer.Option(help="float32 or float64; default: that of the model")]
 Accelerate = Annotated[str, typer.Option(help="compiled code", metavar="auto|off|require")]
@@ -69,16 +70,29 @@ def train_command(
 
 
 @app.command("finetune", epilog="Example: segnn finetune cu-al.pt --train frames.xyz --out tuned.pt --epochs 2")
-@with_options(data=Options(DataConfig), training=Options(OptimConfig, defaults=FINETUNE_DEFAULTS))
+@with_options(
+    data=Options(DataConfig),
+    training=Options(OptimConfig, defaults=FINETUNE_DEFAULTS),
+    finetune=Options(FinetuneConfig),
+)
 def finetune_command(
-    model: Model, data: dict, training: dict, config: Toml = None, out: Out = None, threads: Threads = None
+    model: Model,
+    data: dict,
+    training: dict,
+    finetune: dict,
+    config: Toml = None,
+    out: Out = None,
+    threads: Threads = None,
 ):
-    """Go on from a trained model on new frames, also of another level of theory; options override the TOML file."""
+    """Go on from a trained model on new frames, also of new elements or another level of theory.
+
+    Options override the TOML file. What the model knew is kept where its file has structures, or old frames are given.
+    """
     with reported_errors():
         from segnn_ase.train.start import finetune as run
 
         _prepare_process(threads)
-        run(model, _train_config(config, out, data=data, training=training))
+        run(model, _train_config(config, out, data=data, training=training, finetune=finetune))
 
 
 @app.command(epilog="Example: segnn evaluate cu-al.pt frames.xyz")

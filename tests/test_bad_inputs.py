@@ -64,6 +64,8 @@ def folder(tmp_path_factory) -> Path:
     (folder / "config.toml").write_text(TOML.replace("train.xyz", "good.xyz"))
     (folder / "bad.toml").write_text("[data\n")
     (folder / "key.toml").write_text('[data]\ntrain = "good.xyz"\n[training]\nepoch = 3\n')
+    keeps = TOML.replace("train.xyz", "good.xyz") + '[finetune]\nkeep = "nothing"\n'
+    (folder / "keeps.toml").write_text(keeps)
     (folder / "flat.toml").write_text('data = "good.xyz"\ntraining = 3\n')
     save_potential(folder / "it.pt", tiny_potential())
     (folder / "cut.pt").write_bytes((folder / "it.pt").read_bytes()[:5000])
@@ -475,7 +477,7 @@ RUNS = [
         "validate methane",
         trained(valid="methane.xyz"),
         DataError,
-        "validation set has C .*; the potential knows H, O from training.*adds none",
+        "validation set has C .*; the potential knows H, O from training.*that it lacks",
     ),
     ("test gold", trained(test="gold.xyz"), DataError, r"test gold\.xyz set has Au"),
     ("isolated nothing", trained(isolated_atoms="no.xyz"), FileNotFoundError, r"data file is 'no\.xyz'"),
@@ -509,7 +511,7 @@ RUNS = [
         ConfigError,
         "fine-tuning keeps the architecture of it.pt",
     ),
-    ("tune on gold", tuned(data={"train": "gold.xyz"}), DataError, r"training set has Au \(gold.*knows H, C, O, Cu"),
+    ("tune, not on gold", tuned(data={"train": "good.xyz", "valid": "gold.xyz"}), DataError, r"validation set has Au"),
     ("assess nothing", assessed(paths=()), ConfigError, "paths is .*; expected at least one"),
     ("assess a number", assessed(paths=3), ConfigError, "paths is 3; expected"),
     ("assess one path that is not there", assessed(paths="no.xyz"), FileNotFoundError, r"data file is 'no\.xyz'"),
@@ -932,8 +934,13 @@ SHELL = [
     ("train --train good.xyz --lmax-attr 9", "setting 'model.lmax_attr' is 9: Input should be less than or equal to 8"),
     ("train --train good.xyz --hidden-irreps 4x1o", "expected some 0e channels"),
     ("train --train good.xyz --rollout-steps 0 --select stability", "select is 'stability', but rollout_steps is 0"),
-    ("finetune it.pt --train good.xyz --committee 2", "fine-tune the members one by one"),
-    ("finetune it.pt --train gold.xyz", "Train one on frames of all these elements: fine-tuning adds none"),
+    ("finetune it.pt --train good.xyz --committee 2", "setting 'training.committee' is 2, but it.pt has 1 potential"),
+    ("finetune it.pt --train good.xyz --valid gold.xyz", "or fine-tune one on frames of those that it lacks"),
+    ("finetune it.pt --train good.xyz --replay gold.xyz --out other.pt", "replay set has Au"),
+    ("finetune it.pt --train good.xyz --structures no.xyz --out other.pt", "data file is 'no.xyz'"),
+    ("finetune it.pt --train good.xyz --l2-sp -1", "setting 'finetune.l2_sp' is -1.0"),
+    ("finetune it.pt --train good.xyz --keep both", "setting 'finetune.keep' is 'both'"),
+    ("train keeps.toml", "setting 'finetune' is"),
     ("finetune no.pt --train good.xyz", "model is 'no.pt': there is no such file"),
     ("finetune it.pt --config flat.toml", "setting 'data' is 'good.xyz'"),
     ("finetune it.pt --config config.toml", "fine-tuning keeps the architecture"),
@@ -963,7 +970,7 @@ SHELL = [
     ("md start.xyz --model it.pt --rdf O-H", "pbc of frame 0 is [False, False, False]"),
     ("md cell.xyz --model it.pt --rdf CuCu", "pair 'CuCu' was given; expected two elements such as 'O-H'"),
     ("md cell.xyz --model it.pt --rdf Cu-O", "pair 'Cu-O' is not in a frame of Cu4"),
-    ("md gold.xyz --model it.pt", "Train one whose data have that element, as fine-tuning adds none"),
+    ("md gold.xyz --model it.pt", "Train one, or fine-tune this one, on data that have that element"),
 ]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ase.io
 import pytest
-from ase.build import bulk
+from ase.build import bulk, molecule
 from helpers.frames import emt_atoms
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -194,3 +194,20 @@ def test_figures_of_the_structure(tmp_path):
     figures = dict(re.split(r"  +", line, maxsplit=1) for line in lines if "  " in line)
     assert figures == FIGURES
     assert [line for line in lines if "  " not in line] == FAULTS
+
+
+@pytest.mark.slow
+def test_fine_tuning_on_another_molecule(tmp_path):
+    for path, build in (("rmd17/ethanol", "CH3CH2OH"), ("acac/300K", "C2H6CHOH")):
+        (tmp_path / path).parent.mkdir()
+        ase.io.write(tmp_path / f"{path}_train.xyz", emt_atoms(4, lambda build=build: molecule(build)))
+        ase.io.write(tmp_path / f"{path}_test.xyz", emt_atoms(2, lambda build=build: molecule(build), seed=1))
+    for kind in ("train", "test"):
+        (tmp_path / f"acac/300K_{kind}.xyz").rename(tmp_path / f"acac/{kind}_300K.xyz")
+    command = [sys.executable, str(FOLDER / "finetune.py"), str(tmp_path), "--work", str(tmp_path / "work")]
+    command += ["--cases", "ethanol", "--modes", "plain", "pseudo", "--scale", "0.001"]
+    for _ in range(2):  # the second finds everything
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rows = done.stdout.partition("rmse")[2].splitlines()
+        assert [row.split()[1] for row in rows if row.strip()] == ["mode", "plain", "pseudo"]

@@ -26,6 +26,7 @@ from segnn_ase.model.settings import ModelConfig, model_config
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.train import loop, start
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.tuning_settings import FinetuneConfig
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +145,10 @@ def test_info(work):
 
 SECTIONS = {  # command: what precedes its options, the settings that become options
     "train": (["train", "--train", "a.xyz"], {"data": DataConfig, "model": ModelConfig, "training": OptimConfig}),
-    "finetune": (["finetune", "m.pt", "--train", "a.xyz"], {"data": DataConfig, "training": OptimConfig}),
+    "finetune": (
+        ["finetune", "m.pt", "--train", "a.xyz"],
+        {"data": DataConfig, "training": OptimConfig, "finetune": FinetuneConfig},
+    ),
     "md": (["md", "start.xyz", "--model", "m.pt"], {"dynamics": MDConfig}),
 }
 FIELDS = [
@@ -162,6 +166,7 @@ SAMPLES = {  # what the type of a field does not tell: words on the command line
     "body_order": ("--body-order 2", 2),
     "radial_hidden": ("--radial-hidden 8 --radial-hidden 16", (8, 16)),
     "smooth": ("--no-smooth --message published --body-order 1", False),
+    "rattled": ("--rattled 2", 2),
     "ensemble": ("--ensemble nhc", "nhc"),
     "dispersion": ("--dispersion d3bj:pbe", "d3bj:pbe"),
     "pressure": ("--pressure -1.5 --ensemble npt", -1.5),
@@ -218,7 +223,7 @@ def test_every_setting_is_an_option_that_arrives_and_sets_nothing_else(command, 
         assert getattr(model_config(**seen[0].model), name) == value and seen[0].model.keys() == given
         return
     settings = getattr(seen[0], section)
-    implied = {"data": {"train"}, "training": set(), "dynamics": {"log", "trajectory", "restart"}}[section]
+    implied = {"data": {"train"}, "dynamics": {"log", "trajectory", "restart"}}.get(section, set())
     assert getattr(settings, name) == value != sections[section].model_fields[name].default
     assert settings.model_fields_set == given | implied
 
@@ -232,6 +237,7 @@ def test_without_options_everything_is_the_default(command, seen):
         "data": DataConfig(train="a.xyz"),
         "model": {},
         "training": OptimConfig(),
+        "finetune": FinetuneConfig(),
         "dynamics": MDConfig(**names),
     }
     for section in sections:
@@ -264,7 +270,7 @@ def test_help_tells_types_ranges_choices_and_the_defaults_of_the_command():
     md, train, tune = ("\n".join(help_lines(command)) for command in ("md", "train", "finetune"))
     assert re.search(r"--timestep <?\w+>? fs \(default 0.5; above 0, at most 20\)", md, flags=re.IGNORECASE)
     assert "--npt-cell isotropic|full " in md and "(default OUT.csv)" in md and "langevin: constant temp" in md
-    assert "(default 420; at least 1)" in train and "(default 50; at least 1)" in tune
+    assert "(default 0.03; above 0)" in train and "(default 0.004; above 0)" in tune
     assert "--smooth --no-smooth" in train and "--no-smooth" not in tune and "(default on)" in train
     assert "--reference-energies NAME=VALUE" in train and "segnn|fast|" in train
 

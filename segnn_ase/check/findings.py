@@ -32,6 +32,7 @@ class Sets(NamedTuple):
     test: Sequence[Frame] = ()
     isolated: Sequence[Frame] | None = None
     around: Sequence[Surroundings] = ()  # of `all`, once they were looked at
+    known: Sequence[int] = ()  # elements that the potential to be fine-tuned knows
 
     @property
     def all(self) -> list[Frame]:

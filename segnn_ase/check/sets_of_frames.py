@@ -126,7 +126,7 @@ def find_reference_problems(sets: Sets) -> list[Finding]:
 def find_unseen_elements(sets: Sets) -> list[Finding]:
     if not sets.train:
         return []
-    known, findings = set(species_of(sets.train)), []
+    known, findings = {*species_of(sets.train), *sets.known}, []
     for name in ("validation", "test"):
         frames = [f for f in (sets.valid if name == "validation" else sets.test) if set(f.atoms.numbers) - known]
         if frames:

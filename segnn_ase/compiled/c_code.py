@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from numpy.polynomial import chebyshev
 
 from segnn_ase.compiled.derivatives import Operand, Operation, derive
 from segnn_ase.compiled.expressions import Expr
@@ -19,6 +20,7 @@ from segnn_ase.compiled.expressions import Expr
 _NUMBERS = {
     torch.float32: {
         "REAL": "float",
+        "LETTER": '"s"',  # of instructions
         "INT": "int32_t",
         "LIMIT": "80.0",  # exp of it is still finite
         "MAGIC": "12582912.0",  # 1.5 * 2^MANTISSA: adding it rounds to an integer
@@ -29,6 +31,7 @@ _NUMBERS = {
     },
     torch.float64: {
         "REAL": "double",
+        "LETTER": '"d"',
         "INT": "int64_t",
         "LIMIT": "700.0",
         "MAGIC": "6755399441055744.0",
@@ -38,18 +41,31 @@ _NUMBERS = {
         "MANTISSA": "52",
     },
 }
-_TERMS = {torch.float32: 7, torch.float64: 13}  # of the exponential series: the rest is below the last digit
+_DEGREE = {torch.float32: 6, torch.float64: 11}  # of a polynomial for exp(-r): the error is below the last digit
 
 
 @cache
 def prelude(dtype: torch.dtype) -> str:
     """Vectors of the machine's width for C, and what acts on them."""
-    horner = f"((V){{0}} + (T){1.0 / math.factorial(_TERMS[dtype])!r})"
-    for n in reversed(range(_TERMS[dtype])):
-        horner = f"({horner}) * r + (T){1.0 / math.factorial(n)!r}"
+    *rest, last = _exponential(_DEGREE[dtype])
+    horner = f"((V){{0}} + (T){last!r})"
+    for coefficient in reversed(rest):
+        horner = f"({horner}) * r + (T){coefficient!r}"
     numbers = {**_NUMBERS[dtype], "EXP_SERIES": horner}
     vectors = Path(__file__).with_name("vectors.h").read_text(encoding="utf-8")
     return "".join(f"#define {name} {value}\n" for name, value in numbers.items()) + vectors
+
+
+def _exponential(degree: int) -> list[float]:
+    """Coefficients of a polynomial for exp(-r), |r| <= ln(2)/2: of its Chebyshev series, whose factors are Bessel
+    functions I_n(ln(2)/2), as many as there are."""
+    half = 0.5 * math.log(2.0)
+
+    def bessel(n: int) -> float:
+        return math.fsum((half / 2) ** (n + 2 * m) / (math.factorial(m) * math.factorial(n + m)) for m in range(9))
+
+    series = [bessel(0), *(2 * (-1) ** n * bessel(n) for n in range(1, degree + 1))]
+    return [float(c) / half**n for n, c in enumerate(chebyshev.cheb2poly(series))]
 
 
 @cache
@@ -73,22 +89,22 @@ _LINKS = {"j": ("sender", 1), "q": ("pair", 2), "k": ("knot", 3)}  # 0 where the
 
 # the body of the channel loop is printed once and used for full and for partial vectors
 _ROWS = """
-INLINE void channels_body(int64_t i, int64_t j, int64_t e, int64_t q, int64_t k, const T *const *restrict in,
-    T *const *restrict out, const int c, const int n{parameters}) {{
+INLINE void channels_body({parameters}, const int n) {{
   {channels_body}
 }}
 void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {{
   const int64_t *first = links[0];
   for (int64_t i = low; i < high; i++) {rows} {{
   const int64_t {indices};
+  {places}
   {scalars}
   {sums}
-  int c = 0;
+  int64_t c = 0;
   _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{
     __asm__ volatile("" : "+r"(c)); /* a loop, where the compiler would print its body twice and leave the cache */
-    channels_body(i, j, e, q, k, in, out, c, W{given});
+    channels_body({given}, W);
   }}
-  if ({channels} % W) {{ channels_body(i, j, e, q, k, in, out, c, {channels} % W{given}); }}
+  if ({channels} % W) {{ channels_body({given}, {channels} % W); }}
   {totals}
   }}
 }}
@@ -129,13 +145,25 @@ class _CPrinter:
                 self.waiting.setdefault(e.index, []).append((o, component))
         self.late = _late_terms(self.live, self.waiting)
         self.made: set[int] = set()
+        self.places: dict[str, str] = {}  # where the rows of tensors with channels begin
+        self.fetched: dict[tuple[str, int], str] = {}  # what the next edge needs of its sender
 
     def address(self, array: str, o: Operand, component: int) -> str:
-        return f"{array}[{o.tensor}] + {_INDEX[o.where]} * {o.size}L + {o.offsets[component]}"
+        """Of a number; of the tensors with channels from where their rows begin, so that the rest is a constant."""
+        row = f"{array}[{o.tensor}] + {_INDEX[o.where]} * {o.size}L"
+        if o.level == "V":
+            name = f"{array}{o.tensor}_{o.where}"
+            self.places[name] = row
+            if o.where == "sender":
+                self.places[f"{name}_next"] = f"{array}[{o.tensor}] + next * {o.size}L"
+                fetch = f"__builtin_prefetch({name}_next + {o.offsets[component]}, {int(array == 'out')});"
+                self.fetched[name, component] = fetch
+            row = name
+        return f"{row} + {o.offsets[component]}"
 
     def name(self, e: Expr) -> str:
         if e.op == "in" and e.level == "V":  # read wherever it is used: to keep it would be to store it once more
-            return f"load({self.address('in', self.operands[e.args[0]], e.args[1])} + c, n)"
+            return f"load({self.address('in', self.operands[e.args[0]], e.args[1])}, n)"
         return f"((T){e.args[0]!r})" if e.op == "const" else f"{e.level.lower()}{e.index}"
 
     def value(self, e: Expr) -> str:
@@ -149,8 +177,8 @@ class _CPrinter:
             where = self.address("out", o, component)
             if o.level == "V":
                 what = self.name(e) if e.level == "V" else f"(V){{0}} + {self.name(e)}"
-                what = what if o.overwrites else f"load({where} + c, n) + {what}"
-                self.phases["V"].append(f"store({where} + c, {what}, n);")
+                what = what if o.overwrites else f"load({where}, n) + {what}"
+                self.phases["V"].append(f"store({where}, {what}, n);")
             else:
                 what = f"lanes({self.name(e)})" if e.level == "R" else self.name(e)
                 self.phases["R"].append(f"*({where}) {'=' if o.overwrites else '+='} {what};")
@@ -173,7 +201,16 @@ class _CPrinter:
         to = f"*p_{self.name(total)}"
         self.phases["V"].append(f"{to} = {' + '.join([to, *terms])};")
 
+    def begin(self) -> None:
+        """Functions, side by side before all else: in each a step waits for the one before, and others can go on."""
+        functions = [e for e in self.live if e.level == "V" and e.op in _FUNCTIONS]
+        for needed in (a for e in functions for a in e.given()):
+            self.make(needed)
+        for e in functions:
+            self.make(e)
+
     def print_phases(self) -> None:
+        self.begin()
         due: dict[int, list[Expr]] = {}  # sums over channels by their last term
         for e in self.live:
             if e.op == "sum":
@@ -195,15 +232,21 @@ class _CPrinter:
         sums = [self.name(e) for e in self.live if e.op == "sum"]
         used = {o.where for o in (*operation.inputs, *operation.outputs)}
         places = {n: f"links[{link}][e]" if where in used else "0" for n, (where, link) in _LINKS.items()}
+        if self.fetched:
+            places["next"] = "links[1][e + 1 < first[high] ? e + 1 : e]"
         one_row = "for (int64_t e = i; e <= i; e++)"
         rows = "for (int64_t e = first[i]; e < first[i + 1]; e++)" if operation.edges else one_row
+        kinds = {name: "T *" if name.startswith("out") else "const T *" for name in self.places}
+        parameters = [*(f"{kind}{x}" for x, kind in kinds.items()), *(f"const T {x}" for x in scalars)]
+        given = ", ".join([*(f"{x} + c" for x in kinds), *scalars, *(f"&{x}" for x in sums)])
         body = {
-            "parameters": "".join([*(f", const T {x}" for x in scalars), *(f", V *restrict p_{x}" for x in sums)]),
-            "given": "".join([*(f", {x}" for x in scalars), *(f", &{x}" for x in sums)]),
+            "parameters": ", ".join([*parameters, *(f"V *restrict p_{x}" for x in sums)]),
+            "places": "\n  ".join(f"{kind}const {x} = {self.places[x]};" for x, kind in kinds.items()),
+            "given": given,
             "rows": rows,
             "indices": ", ".join(f"{name} = {place}" for name, place in places.items()),
             "channels": operation.channels,
-            "channels_body": "\n  ".join(self.phases["V"]),
+            "channels_body": "\n  ".join([*self.fetched.values(), *self.phases["V"]]),
             "scalars": "\n  ".join(self.phases["S"]),
             "sums": "\n  ".join(f"V {x} = {{0}};" for x in sums),
             "totals": "\n  ".join(self.phases["R"]),

@@ -5,7 +5,9 @@ threads share the chunks, and the edges of a message.
 """
 
 import ctypes
+import mmap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ from segnn_ase.compiled.steps import (
 
 HEADROOM = 1.15  # of the memory, so that it does not grow at every step
 ALIGNED = 16  # numbers: a line of the cache
+LARGE = 1 << 22  # bytes: two large pages
 NOTHING = Slot(None, 0, 0, 0, 0)
 
 
@@ -231,8 +234,18 @@ def in_one_piece(lengths: list[int], dtype: torch.dtype) -> list[Tensor]:
     """Zeros, one behind the other: what is read in this order is fetched in time, and with pages of their own they
     would meet in the same cache lines."""
     sizes = [(1 - (-n // ALIGNED)) * ALIGNED for n in lengths]
-    pieces = torch.zeros(sum(sizes) + ALIGNED, dtype=dtype)[: sum(sizes)].split(sizes)
+    pieces = _zeros(sum(sizes) + ALIGNED, dtype)[: sum(sizes)].split(sizes)
     return [piece[:n] for piece, n in zip(pieces, lengths, strict=True)]
+
+
+def _zeros(n: int, dtype: torch.dtype) -> Tensor:
+    """In large pages where the system lends them: what senders have lies all over the memory."""
+    if not hasattr(mmap, "MADV_HUGEPAGE") or n * dtype.itemsize < LARGE:
+        return torch.zeros(n, dtype=dtype)
+    room = mmap.mmap(-1, n * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=dtype)
 
 
 def fixed(tensor: Tensor) -> Slot:

@@ -73,15 +73,22 @@ INLINE V above(V x, T least) { return choose(x < least, (V){0}, (V){0} + 1); }
 EACH(root, __builtin_sqrt)
 EACH(sine, __builtin_sin)
 EACH(cosine, __builtin_cos)
-/* 1 / (1 + exp(-x)): exp(y) = 2^n (1 + r + r^2/2! + ...), |r| < ln(2)/2; n is rounded by adding MAGIC */
+/* of two numbers; the second where the first is NaN */
+#if defined(__AVX__)
+INLINE V least(V a, V b) { V c; __asm__("vminp" LETTER " %2, %1, %0" : "=v"(c) : "v"(a), "vm"(b)); return c; }
+INLINE V most(V a, V b) { V c; __asm__("vmaxp" LETTER " %2, %1, %0" : "=v"(c) : "v"(a), "vm"(b)); return c; }
+#else
+INLINE V least(V a, V b) { return choose(a < b, a, b); }
+INLINE V most(V a, V b) { return choose(a > b, a, b); }
+#endif
+/* 1 / (1 + exp(-x)): exp(-x) = 2^-k exp(-r), x = k ln(2) + r, |r| < ln(2)/2; k is rounded by adding MAGIC */
 INLINE V sigmoid(V x) {
-  const V top = (V){0} + (T)LIMIT, magic = (V){0} + (T)MAGIC;
-  V y = choose(-x < top, -x, top);
-  y = choose(y > -top, y, -top);
+  const V limit = (V){0} + (T)LIMIT, magic = (V){0} + (T)MAGIC;
+  const V y = most(least(x, limit), -limit);
   const V rounded = y * (T)1.4426950408889634 + magic;
   const V k = rounded - magic;
   const V r = (y - k * (T)LN2_HIGH) - k * (T)LN2_LOW;
   const V e = EXP_SERIES;
-  const V scale = (V)((((I)rounded - (I)magic) + BIAS) << MANTISSA);
+  const V scale = (V)((((I)magic + BIAS) - (I)rounded) << MANTISSA);
   return 1 / (1 + e * scale);
 }

@@ -50,6 +50,24 @@ def collate_items(items: list[Item]) -> Item:
     return Item(collate([item.graph for item in items]), labels)
 
 
+def edges_of(items: list[Item]) -> list[int]:
+    """Directed pairs within the cutoff in each structure."""
+    return [len(item.graph.edge_src) for item in items]
+
+
+def pack(order: list[int], edges: list[int], most: int, budget: int) -> list[list[int]]:
+    """Batches of at most `most` structures and `budget` edges, in order; a structure with more is one of its own."""
+    batches: list[list[int]] = []
+    total = math.inf
+    for n in order:
+        if total + edges[n] > budget or len(batches[-1]) == most:
+            batches.append([])
+            total = 0
+        batches[-1].append(n)
+        total += edges[n]
+    return batches
+
+
 def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:
     """The shortest distance of each pair of elements, Å."""
     smallest: dict[tuple[int, int], float] = {}

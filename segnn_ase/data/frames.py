@@ -190,7 +190,7 @@ def check_species(frames: list[Frame], species: list[int], name: str) -> None:
             known = ", ".join(chemical_symbols[z] for z in species)
             raise DataError(
                 f"{name} set has {symbols} ({frame.source}); the potential knows {known} from training. Train one on "
-                "frames of all these elements: fine-tuning adds none"
+                "frames of all these elements, or fine-tune one on frames of those that it lacks"
             )
 
 

@@ -46,7 +46,7 @@ def check_elements(symbols: list[str], species: list[int], numbers: np.ndarray) 
         raise StructureError(f"atom {atom} has the atomic number {numbers[atom]}; expected an element")
     raise StructureError(
         f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this potential does not know; "
-        f"it was trained for {', '.join(symbols)}. Train one whose data have that element, as fine-tuning adds none."
+        f"it was trained for {', '.join(symbols)}. Train one, or fine-tune this one, on data that have that element."
     )
 
 

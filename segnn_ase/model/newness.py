@@ -18,6 +18,7 @@ from segnn_ase.model.edges import distance_of, envelope
 from segnn_ase.model.fingerprints import Fingerprints, Groups, coefficients, groups_by_element
 from segnn_ase.structure.graph import Graph, edge_vectors, within
 
+NEVER = 2**30, -1  # fewest and most bonds of an element that was never seen
 SPREAD, LEAST = 0.1, 0.1  # against means; in whitened units: thermal motion in a crystal
 
 

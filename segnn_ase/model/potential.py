@@ -14,6 +14,7 @@ from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
 from segnn_ase.model.repulsion import CORE_MARGIN, core_of, seen_by_network, with_repulsion
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms
+from segnn_ase.structure.stored import StoredStructures
 
 
 class Potential(nn.Module):
@@ -55,6 +56,7 @@ class Potential(nn.Module):
             self.readout = EnergyReadout(config)
         self.domain = None  # a `domain.Domain`: what the training structures covered
         self.uncertainty = None  # an `uncertainty.Uncertainty`
+        self.examples: StoredStructures | None = None  # some of the training structures
         self.dispersion: str | None = None  # what its labels had besides, as "d3bj:pbe": `SEGNNCalculator` adds it
 
     def _per_species(self, name: str, values, default: float) -> list[float]:

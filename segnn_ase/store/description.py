@@ -17,6 +17,9 @@ def describe_model(potentials: list[Potential], factors: dict[str, float], metad
         lines.append(f"dispersion  {one.dispersion}, taken off the labels; the calculator adds it")
     if one.domain is not None:
         lines.append(f"domain      {describe_domain(one.domain, one.symbols)}")
+    if one.examples is not None:
+        atoms, n = len(one.examples.numbers), len(one.examples.sizes)
+        lines.append(f"stored      {n} structures with {atoms} atoms, for fine-tuning that keeps what it knows")
     if len(potentials) == 1:
         lines += _of_uncertainty(one)
     lines += [_of_errors(name, errors) for name, errors in metadata.get("errors", {}).items()]

@@ -33,6 +33,7 @@ from segnn_ase.model.settings import ModelConfig
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.structure.dispersion import require_dispersion
+from segnn_ase.structure.stored import parse_stored
 from segnn_ase.trust.domain import domain_content, parse_domain
 from segnn_ase.trust.uncertainty import parse_uncertainty
 
@@ -103,6 +104,7 @@ def _content(potential: Potential, metadata: dict | None) -> dict:
         "dispersion": None if potential.dispersion is None else parse_dispersion(potential.dispersion),
         "domain": potential.domain and domain_content(potential.domain),
         "uncertainty": potential.uncertainty and potential.uncertainty._asdict(),
+        "examples": potential.examples and potential.examples._asdict(),
         "metadata": metadata or {},
     }
 
@@ -219,8 +221,10 @@ def _build(content: dict) -> Potential:
     domain, uncertainty = (_with_tuples(content[name], name) for name in ("domain", "uncertainty"))
     potential.domain = domain and parse_domain(domain, len(potential.species))
     potential.uncertainty = uncertainty and parse_uncertainty(uncertainty, potential.readout.width)
-    if content.get("dispersion") is not None:  # older files have no such entry
+    if content.get("dispersion") is not None:  # older files have no such entries
         potential.dispersion = parse_dispersion(content["dispersion"])
+    if content.get("examples") is not None:
+        potential.examples = parse_stored(content["examples"], potential.species)
     return potential.eval()
 
 

@@ -5,6 +5,7 @@ from ase import Atoms
 from segnn_ase.data.batches import Item
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
+from segnn_ase.structure.stored import stored
 from segnn_ase.train.evaluation import Evaluate, evaluator_of
 from segnn_ase.trust import domain, uncertainty
 
@@ -19,7 +20,7 @@ def characterize(
     before: Potential | None = None,
     evaluate: Evaluate | None = None,
 ) -> None:
-    """Store in the potential what its training structures covered, and how far its predictions may be off.
+    """Store in the potential what its training structures covered, some of them, and how far it may be off.
 
     closest: see `smallest_distances`; lone_atoms: whether E0 are energies of lone atoms; before: the potential that
     was fine-tuned; evaluate: a faster way to evaluate this one.
@@ -34,6 +35,7 @@ def characterize(
     ]
     known = before and before.domain
     potential.domain = domain.measure_domain(potential, covered, closest, lone_atoms=lone_atoms, before=known)
+    potential.examples = stored([item.atoms for item in train], before and before.examples)
 
 
 def see(evaluate: Evaluate, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:

@@ -1,5 +1,6 @@
 """A committee: potentials that differ in their seeds only, in one file with the factors of their spread."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,18 @@ import numpy as np
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.base.locks import only_writer
+from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import COMMITTEE, Committee, load_with_metadata, save_committee
 from segnn_ase.store.tensors import load_tensors
-from segnn_ase.train.evaluation import QUANTITIES, committee_residuals, evaluator_of
-from segnn_ase.train.job import TrainingData, output_files, refuse_overwriting
+from segnn_ase.train.evaluation import QUANTITIES, Evaluate, committee_residuals, errors_of, evaluator_of
+from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
+from segnn_ase.train.old_frames import OLD, errors_before
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import error_table, measure_sets, printer
-from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.settings import OptimConfig, TrainConfig
+
+Begin = Callable[[TrainConfig, int, TrainingData], Training]  # the training of a member, numbered from 1
 
 
 def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> dict:
@@ -23,16 +28,27 @@ def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> 
     The frames for validation are drawn by the first seed. The spread is too small by a factor that is measured on them
     and kept with the members.
     """
+    report = printer(progress)
+    return train_members(
+        config, None, lambda member, k, data: from_scratch(member, data, report), deadline, progress=progress
+    )
+
+
+def train_members(
+    config: TrainConfig, known: Potential | None, begin: Begin, deadline: float, *, progress: bool
+) -> dict:
+    """Train the members, each as it begins, and put them into one file; known: see `read_data`."""
     report, members = printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
     refuse_all_but_committees(config.out)
     for member in members:
         refuse_overwriting(member.out)
-    data = read_data(config, report)
+    data, jobs = read_data(config, report, known), []
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
         with only_writer([member.out, *output_files(member.out).values()]):
-            run_training(member, from_scratch(member, data, report), deadline, progress=progress)
-    return finish_committee(config, members, data, progress=progress)
+            jobs.append(begin(member, k, data))
+            run_training(member, jobs[-1], deadline, progress=progress)
+    return finish_committee(config, members, jobs, progress=progress)
 
 
 def member_config(config: TrainConfig, k: int) -> TrainConfig:
@@ -54,19 +70,27 @@ def refuse_all_but_committees(out: str) -> None:
         raise ConfigError(f"out is {out!r}, which exists and is no committee to go on with: rename or remove it")
 
 
-def finish_committee(config: TrainConfig, members: list[TrainConfig], data: TrainingData, *, progress: bool) -> dict:
+def finish_committee(config: TrainConfig, members: list[TrainConfig], jobs: list[Training], *, progress: bool) -> dict:
     """Measure the spread of the members against their errors, and write the committee's file."""
-    settings, device = config.training, resolve_device(config.training.device)
-    potentials = [load_with_metadata(member.out)[0].to(device) for member in members]
-    evaluators = [evaluator_of(potential, data.train, settings.accelerate) for potential in potentials]
-    values = committee_residuals(evaluators, data.chosen_by, settings)
+    settings, data = config.training, jobs[0].data
+    potentials = [load_with_metadata(member.out)[0] for member in members]
+    evaluators = evaluators_of(potentials, data, settings)
+    values = committee_residuals(evaluators, data.held_out, settings)
     factors = {name: spread_factor(values, name) for name in QUANTITIES}
-    sets = {"valid": data.valid, **data.test}
+    sets = {"valid": data.valid, **data.test, **{old.name: old.held for old in data.old if old.name == OLD}}
     errors = measure_sets(config.out, sets, lambda items: committee_residuals(evaluators, items, settings, factors))
+    if jobs[0].began is not None:
+        starts = evaluators_of([job.began for job in jobs], data, settings)
+        errors = errors_before(errors, sets, lambda items: errors_of(committee_residuals(starts, items, settings)))
     metadata = {"training": config.model_dump(mode="json"), "errors": errors}
     save_committee(config.out, Committee(potentials, factors, metadata))
     printer(progress)(f"{error_table(errors)}\nwrote {config.out}")
     return errors
+
+
+def evaluators_of(potentials: list[Potential], data: TrainingData, settings: OptimConfig) -> list[Evaluate]:
+    device = resolve_device(settings.device)
+    return [evaluator_of(potential.to(device), data.train, settings.accelerate) for potential in potentials]
 
 
 def spread_factor(values: dict[str, np.ndarray], name: str) -> float:

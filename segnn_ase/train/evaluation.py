@@ -12,7 +12,7 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.choose import choose_evaluator
-from segnn_ase.data.batches import Item, collate_items, make_item
+from segnn_ase.data.batches import Item, collate_items, edges_of, make_item, pack
 from segnn_ase.data.dispersed import without_dispersion
 from segnn_ase.data.frames import as_paths, changes_of, check_labels, check_species, read_frames, rivals_of
 from segnn_ase.data.labels import LabelKeys
@@ -50,8 +50,8 @@ def residuals(
 ) -> dict[str, np.ndarray]:
     """Labels and predictions side by side, flat, energies per atom; entries without a label are left out."""
     collected: dict[str, list] = {"loss": []}
-    for start in range(0, len(items), settings.batch_size):
-        batch = collate_items(items[start : start + settings.batch_size])
+    for numbers in pack(list(range(len(items))), edges_of(items), settings.batch_size, settings.max_edges):
+        batch = collate_items([items[n] for n in numbers])
         loss, prediction = loss_and_prediction(evaluate, batch, settings)
         collected["loss"].append([float(loss)] * batch.graph.n_graphs)
         for name, values in labels_and_predictions(batch, prediction, uncertainty).items():

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from segnn_ase.base.errors import ConfigError
@@ -13,7 +14,10 @@ from segnn_ase.data.references import ReferenceEnergies
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import LossGradient
+from segnn_ase.structure.stored import evenly
+from segnn_ase.train.old_frames import Old
 from segnn_ase.train.optimizers import Soap
+from segnn_ase.train.pull import Pull
 
 
 class TrainingData(NamedTuple):
@@ -28,11 +32,26 @@ class TrainingData(NamedTuple):
     references: ReferenceEnergies | None  # None where those of a trained potential are shifted
     scale: float | None  # eV, of what the network adds to them; likewise
     checksum: str  # of the frames for training and validation
+    old: tuple[Old, ...] = ()  # what a potential that is fine-tuned knew
+
+    def learned_in(self, epoch: int, seed: int) -> list[Item]:
+        """The structures of the loss: those to train on, and some of the old ones, others in each epoch."""
+        found = list(self.train)
+        for k, old in enumerate(self.old):
+            chosen = np.random.default_rng([seed, epoch, k]).permutation(len(old.replayed))[: old.each_epoch]
+            found += [old.replayed[n] for n in chosen.tolist()]
+        return found
+
+    @property
+    def held_out(self) -> list[Item]:
+        """The structures for validation, where there are any."""
+        return self.valid or self.train
 
     @property
     def chosen_by(self) -> list[Item]:
-        """The structures whose loss chooses the model: those for validation, where there are any."""
-        return self.valid or self.train
+        """The structures whose loss chooses the model: as many old ones as new ones, where old ones are learned."""
+        new = self.held_out
+        return [*new, *(item for old in self.old if old.replayed for item in evenly(old.held, len(new)))]
 
     @property
     def smallest(self) -> Item:
@@ -49,6 +68,8 @@ class Training(NamedTuple):
     before: Potential | None  # that is fine-tuned
     metadata: dict
     fingerprint: dict  # of settings, data and starting point
+    began: Potential | None = None  # the same with the elements, cores and E0 with which the training begins
+    pull: float = 0.0  # strength of the penalty on the distance from the weights of that
 
 
 class Learner(NamedTuple):
@@ -61,6 +82,7 @@ class Learner(NamedTuple):
     optimizer: Soap
     loss_gradient: LossGradient
     operations: Operations | None  # of the layers, to evaluate `averaged`
+    pull: Pull | None = None  # towards the starting weights
 
 
 def output_files(out: str) -> dict[str, Path]:

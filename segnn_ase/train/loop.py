@@ -18,7 +18,7 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, OutOfTime
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
 from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
-from segnn_ase.data.batches import Item, Labels, asked_for, collate_items
+from segnn_ase.data.batches import Item, Labels, asked_for, collate_items, edges_of, pack
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.store.model_file import load_with_metadata, save_potential
@@ -26,7 +26,9 @@ from segnn_ase.train.characterize import characterize
 from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, residuals
 from segnn_ase.train.job import Learner, Training, TrainingData, output_files
 from segnn_ase.train.loss import loss_of
+from segnn_ase.train.old_frames import errors_before, told_of_drift
 from segnn_ase.train.optimizers import Soap
+from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.report import error_table, measure_sets, printer, summary, tensorboard, write_history
 from segnn_ase.train.resume import Progress, load_state, save_state
 from segnn_ase.train.rollouts import rollouts
@@ -42,7 +44,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
 
     deadline: of `time.monotonic`, s. Raises OutOfTime after it and KeyboardInterrupt on a signal, when all is saved.
     """
-    settings, files, train = config.training, output_files(config.out), job.data.train
+    settings, files = config.training, output_files(config.out)
     clear_leftovers([config.out, *files.values()])
     learner, done, report = make_learner(job, settings), Progress(epochs=settings.epochs), printer(progress)
     if files["resume"].is_file():
@@ -55,13 +57,16 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
         bar.update(done.epoch)
         saved = time.monotonic()
         while not is_over(done, settings.patience):
+            train = job.data.learned_in(done.epoch, settings.seed)
             batches = make_batches(train, settings, epoch=done.epoch)
             while done.batch < len(batches):
                 done.rate = learning_rate(done, len(batches), settings)
-                training_step(learner, collate_items([train[n] for n in batches[done.batch]]), settings, done, report)
+                with pace:
+                    batch = collate_items([train[n] for n in batches[done.batch]])
+                    training_step(learner, batch, settings, done, report)
                 done.step, done.batch = done.step + 1, done.batch + 1
-                if done.epochs is None and (seconds := pace.seconds()) is not None:
-                    bar.total = done.epochs = plan(settings, seconds, len(batches), job.data, report)
+                if done.epochs is None and pace.seconds is not None:
+                    bar.total = done.epochs = plan(settings, pace.seconds, len(batches), job.data, report)
                 bar.update(done.epoch + done.batch / len(batches) - bar.n)
                 late = time.monotonic() > deadline
                 if stopped or late or is_due(saved, settings):
@@ -110,13 +115,23 @@ def make_learner(job: Training, settings: OptimConfig) -> Learner:
         optimizer=Soap(parameters, betas=betas, weight_decay=settings.weight_decay, every=settings.turn_every),
         loss_gradient=choose_loss_gradient(potential, example, settings.accelerate),
         operations=choose_operations(averaged, example, settings.accelerate),
+        pull=pull_of(job, list(weights)),
     )
+
+
+def pull_of(job: Training, names: list[str]) -> Pull | None:
+    """Towards the weights of these names with which a fine-tuning began."""
+    if job.began is None or not job.pull:
+        return None
+    beginning = dict(job.began.to(job.potential.device).named_parameters())
+    return Pull(job.pull, [beginning[name].detach() for name in names])
 
 
 def plan(settings: OptimConfig, seconds: float, n_batches: int, data: TrainingData, report: Callable) -> int:
     """The number of epochs that the minutes allow, and told; seconds: of a step."""
     minutes = settings.minutes or USUAL_MINUTES
-    epochs = epochs_in(minutes, seconds, n_batches, data.train, data.chosen_by)
+    train = data.learned_in(0, settings.seed)
+    epochs = epochs_in(minutes, seconds, n_batches, train, data.chosen_by)
     report(f"{1e3 * seconds:.0f} ms a step, {n_batches} steps an epoch: {epochs} epochs for {minutes:g} minutes")
     return epochs
 
@@ -128,6 +143,7 @@ def training_step(learner: Learner, batch: Item, settings: OptimConfig, done: Pr
     device = learner.potential.device
     graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
     loss = learner.loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings), **asked_for(batch.labels))
+    add_pull(learner.weights, learner.pull)
     norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
     if is_spike(value := float(loss), done) or not math.isfinite(norm):
         report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
@@ -169,24 +185,9 @@ def trainable(potential: Potential, freeze: tuple[str, ...]) -> dict[str, Tensor
 
 
 def make_batches(items: list[Item], settings: OptimConfig, *, epoch: int) -> list[list[int]]:
-    """Shuffle by seed and epoch, then cut into batches of indices by structures or by a budget of edges."""
+    """Shuffled by seed and epoch, cut into batches of indices."""
     order = np.random.default_rng([settings.seed, epoch]).permutation(len(items)).tolist()
-    if settings.max_edges is not None:
-        return pack_by_edges(order, [len(item.graph.edge_src) for item in items], settings.max_edges)
-    return [order[n : n + settings.batch_size] for n in range(0, len(order), settings.batch_size)]
-
-
-def pack_by_edges(order: list[int], edges: list[int], budget: int) -> list[list[int]]:
-    """Fill each batch until the next structure would exceed the budget; a larger structure is a batch of its own."""
-    groups: list[list[int]] = [[]]
-    total = 0
-    for n in order:
-        if groups[-1] and total + edges[n] > budget:
-            groups.append([])
-            total = 0
-        groups[-1].append(n)
-        total += edges[n]
-    return groups
+    return pack(order, edges_of(items), settings.batch_size, settings.max_edges)
 
 
 def validate(learner: Learner, data: TrainingData, settings: OptimConfig, done: Progress, n: int) -> dict:
@@ -215,11 +216,15 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
     known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": job.before}
     characterize(potential, data.train, data.valid, **known, evaluate=evaluate)
-    sets = {"train": data.train, "valid": data.valid, **data.test}
+    sets = {"train": data.train, "valid": data.valid, **data.test, **{old.name: old.held for old in data.old}}
     errors = measure_sets(config.out, sets, lambda items: residuals(evaluate, items, settings, potential.uncertainty))
+    if job.began is not None:
+        start = evaluator_of(job.began.to(potential.device), data.train, settings.accelerate)
+        errors = errors_before(errors, sets, lambda items: errors_of(residuals(start, items, settings)))
     save_potential(config.out, potential, metadata={**job.metadata, "epoch": kept["epoch"], "errors": errors})
     if len(history) > 1:
         figures.plot_learning_curve(output_files(config.out)["curve"], history)
-    told = f"the best of {history[-1]['epoch']} epochs is {kept['epoch']}"
-    printer(progress)(f"{error_table(errors)}\n{told}\nwrote {config.out}")
+    best = f"the best of {history[-1]['epoch']} epochs is {kept['epoch']}"
+    told = [error_table(errors), *(told_of_drift(old, errors) for old in data.old), best, f"wrote {config.out}"]
+    printer(progress)("\n".join(line for line in told if line))
     return errors

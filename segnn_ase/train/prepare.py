@@ -1,6 +1,5 @@
-"""Before the first step: frames are read, checked and shown, and a potential is made or taken to go on from."""
+"""Before the first step: frames are read, checked and shown, and a potential is made; `tuning` takes one to go on."""
 
-import copy
 import math
 
 import numpy as np
@@ -23,10 +22,9 @@ from segnn_ase.data.frames import (
     with_isolated_atoms,
 )
 from segnn_ase.data.labels import LabelKeys
-from segnn_ase.data.references import ReferenceEnergies, energies_of_isolated_atoms, energy_scale, reference_energies
+from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.dispersion import require_dispersion
 from segnn_ase.structure.graph import collate
@@ -42,12 +40,10 @@ CHEAP = 0.05  # part of a training's time that all checks of its frames may take
 SECONDS = {"cpu": 1.2e-5, "cuda": 1.2e-6}
 
 
-def prepare(config: TrainConfig, *, start: tuple[Potential, dict] | None = None, report=print) -> Training:
-    """Read the data, show what was found, and build the potential, or shift the one to start from."""
+def prepare(config: TrainConfig, *, report=print) -> Training:
+    """Read the data, show what was found, and build the potential."""
     refuse_overwriting(config.out)
-    if start is None:
-        return from_scratch(config, read_data(config, report), report)
-    return from_trained(config, read_data(config, report, start[0]), *start, report)
+    return from_scratch(config, read_data(config, report), report)
 
 
 def read_data(config: TrainConfig, report, known: Potential | None = None) -> TrainingData:
@@ -61,7 +57,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     report(f"training set: {len(frames)} frames\n{label_table(frames)}")
     if valid:
         report(f"validation set: {len(valid)} frames")
-    species = species_of(frames) if known is None else known.species
+    species = species_of(frames) + ([] if known is None else known.species)  # those of the frames are added
     for name, others in (("training", frames), ("validation", valid), *((f"test {p}", t) for p, t in tests.items())):
         check_species(others, species, name)
     if dispersion is not None:
@@ -72,6 +68,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     test = {path: [make_item(frame, cutoff) for frame in some] for path, some in tests.items()}
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
     sets = as_files_have_them(*as_read, for_e0=config.data.reference_energies is None)
+    sets = sets if known is None else sets._replace(known=known.species)
     thorough = seconds_of_check(sets.all) < CHEAP * seconds_of_training(train, config.training)
     warn_or_refuse(sets, report, refuse=config.data.refuse_flaws, thorough=thorough)
     references = scale = None
@@ -106,11 +103,15 @@ def seconds_of_training(items: list[Item], settings: OptimConfig) -> float:
     return min(longest, settings.committee * settings.epochs * SECONDS[device] * edges)
 
 
+def label_keys(data: DataConfig) -> LabelKeys:
+    return LabelKeys(**{name: getattr(data, f"{name}_key") for name in LabelKeys.model_fields})
+
+
 def read_sets(
     data: DataConfig, seed: int, cutoff: float
 ) -> tuple[list[Frame], list[Frame], dict[str, list[Frame]], list | None]:
     """Frames for training, validation and tests, and isolated atoms where they have a file of their own."""
-    keys = LabelKeys(**{name: getattr(data, f"{name}_key") for name in LabelKeys.model_fields})
+    keys = label_keys(data)
 
     def read(paths: str | list[str], keys: LabelKeys = keys) -> list[Frame]:
         return with_isolated_atoms(read_frames(paths, keys), cutoff)
@@ -150,30 +151,3 @@ def fresh_potential(config: TrainConfig, data: TrainingData) -> Potential:
     potential.calibrate(collate([item.graph for item in data.train[:: -(-len(data.train) // CALIBRATION)]]))
     potential.set_core(data.closest)
     return potential
-
-
-def from_trained(config: TrainConfig, data: TrainingData, start: Potential, metadata: dict, report) -> Training:
-    """A training that goes on from a trained potential, which is changed."""
-    before = copy.deepcopy(start)
-    potential = start.to(resolve_dtype(config.training.dtype)).requires_grad_(True).eval()
-    potential.domain = potential.uncertainty = None  # measured again at the end
-    potential.set_core(data.closest, keep_smaller=True)
-    shift = shift_of_references(potential, data.frames, data.train)
-    if shift is not None:
-        report(f"shift of {shift.report()}")
-        pairs = zip(potential.species, potential.reference_energies, strict=True)
-        potential.reference_energies = [e + shift.values.get(z, 0.0) for z, e in pairs]
-    origin = {k: v for k, v in metadata.items() if k != "fine_tuned_from"}
-    metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
-    lone_atoms = before.domain is not None and before.domain.lone_atoms
-    return Training(potential, data, lone_atoms, before, metadata, fingerprint(config, data, before))
-
-
-def shift_of_references(potential: Potential, frames: list[Frame], items: list[Item]) -> ReferenceEnergies | None:
-    """The mean difference between the new labels and the old model, by composition; None without energies."""
-    differences = [
-        frame._replace(energy=frame.energy - float(predict(potential, item.graph, forces=False).energy[0]))
-        for frame, item in zip(frames, items, strict=True)
-        if frame.energy is not None
-    ]
-    return reference_energies(differences, species_of(differences)) if differences else None

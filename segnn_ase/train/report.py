@@ -93,13 +93,21 @@ def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
 
 
 def error_table(errors: dict[str, dict]) -> str:
-    """RMSE and MAE of every set, in the units that papers use, and the RMSE that the potential itself expects."""
+    """RMSE and MAE of every set, in the units that papers use, the RMSE that the potential itself expects, and
+    those of the one that was fine-tuned."""
     columns = [("energy", "meV/atom"), ("forces", "meV/Å"), ("stress", "meV/Å³")]
     heads = [f"{f'{quantity} [{unit}] rmse':>26s} {'mae':>9s}" for quantity, unit in columns]
-    lines = [f"{'set':24s}" + "".join(heads) + f"{'forces: rmse expected':>26s}"]
+    tuned = any("forces_rmse_before" in values for values in errors.values())
+    before = f"{'rmse before: energy':>22s} {'forces':>9s}" if tuned else ""
+    lines = [f"{'set':24s}" + "".join(heads) + f"{'forces: rmse expected':>26s}{before}"]
     for name, values in errors.items():
         cells = [f"{milli(values[f'{q}_rmse']):>26s} {milli(values[f'{q}_mae']):>9s}" for q, _ in columns]
-        lines.append(f"{Path(name).name[-24:]:24s}" + "".join(cells) + f"{milli(values.get('forces_std')):>26s}")
+        if tuned:
+            old = [milli(values.get(f"{q}_rmse_before")) for q in ("energy", "forces")]
+            before = f"{old[0]:>22s} {old[1]:>9s}"
+        lines.append(
+            f"{Path(name).name[-24:]:24s}" + "".join(cells) + f"{milli(values.get('forces_std')):>26s}{before}"
+        )
     lines += [_outside(name, values) for name, values in errors.items() if values.get("outside")]
     return "\n".join(lines)
 

@@ -148,6 +148,8 @@ def what_differs(state: dict, job: Training) -> str:
         found += changed("data", OF_FRAMES, old, new)
     if there["start"] != here["start"]:
         found += changed("model", {**old["model"], **new["model"]}, old, new) + changed("data", OF_START, old, new)
+    if there.get("finetune") != here.get("finetune"):
+        found += changed("finetune", here.get("finetune", ()), old, new)
     if found:
         return ", ".join(found)
     if there["data"] != here["data"]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from segnn_ase.base.errors import DataError
-from segnn_ase.data.batches import Item
+from segnn_ase.data.batches import Item, edges_of
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig
 
@@ -28,29 +28,30 @@ def learning_rate(done: Progress, n_batches: int, settings: OptimConfig) -> floa
 
 
 class Pace:
-    """Measures the first steps after it was made."""
+    """Measures the steps that are made within it, after the first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock, self._steps, self._began = clock, 0, 0.0
+        self._clock, self._steps, self._spent, self._began = clock, 0, 0.0, 0.0
 
-    def seconds(self) -> float | None:
-        """Of a step, to be asked after each; None as long as it is not known."""
+    def __enter__(self) -> None:
+        self._began = self._clock()
+
+    def __exit__(self, *_: object) -> None:
         self._steps += 1
-        if self._steps == FIRST_STEPS:
-            self._began = self._clock()
-        if self._steps < FIRST_STEPS + MEASURED_STEPS:
-            return None
-        return (self._clock() - self._began) / (self._steps - FIRST_STEPS)
+        if self._steps > FIRST_STEPS:
+            self._spent += self._clock() - self._began
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a step; None as long as too few have been made."""
+        measured = self._steps - FIRST_STEPS
+        return None if measured < MEASURED_STEPS else self._spent / measured
 
 
 def epochs_in(minutes: float, seconds: float, n_batches: int, train: list[Item], valid: list[Item]) -> int:
     """The passes over `train`, with a validation after each, that a time allows; seconds: of a step."""
-    validation = EVALUATION * sum(edges(valid)) / max(sum(edges(train)), 1)
+    validation = EVALUATION * sum(edges_of(valid)) / max(sum(edges_of(train)), 1)
     return int(min(max(60 * minutes / (seconds * n_batches * (1 + validation)), 1), MOST_EPOCHS))
-
-
-def edges(items: list[Item]) -> list[int]:
-    return [len(item.graph.edge_src) for item in items]
 
 
 def is_over(done: Progress, patience: int | None) -> bool:

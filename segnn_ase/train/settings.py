@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from segnn_ase.base.dispersion_name import EXPECTED, is_dispersion
 from segnn_ase.base.settings import Settings
 from segnn_ase.model.settings import model_config
+from segnn_ase.train.tuning_settings import FinetuneConfig
 
 
 class DataConfig(Settings):
@@ -55,8 +56,10 @@ class OptimConfig(Settings):
     minutes: float | None = Field(
         None, gt=0, description=f"time from which epochs are chosen in the first seconds; none: {USUAL_MINUTES:g}"
     )
-    batch_size: int = Field(5, ge=1, description="structures in a step")
-    max_edges: int | None = Field(None, ge=1, description="fill steps up to this many edges instead of batch_size")
+    batch_size: int = Field(5, ge=1, description="structures in a step, at most")
+    max_edges: int = Field(
+        4000, ge=1, description="pairs of neighbours in a step, at most; a larger structure is a step of its own"
+    )
     learning_rate: float = Field(0.03, gt=0, description="step size of SOAP after the warm-up; falls to zero")
     beta1: float = Field(0.95, ge=0, lt=1, description="memory of gradients")
     beta2: float = Field(0.95, gt=0, lt=1, description="memory of squared gradients and of their eigenvectors")
@@ -114,6 +117,7 @@ class TrainConfig(Settings):
     data: DataConfig
     model: dict = Field(default_factory=dict, description="preset and settings of the network")
     training: OptimConfig = OptimConfig()
+    finetune: FinetuneConfig = Field(FinetuneConfig(), description="of `segnn finetune` only")
 
     @model_validator(mode="after")
     def _model(self):

@@ -6,13 +6,16 @@ import time
 from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.locks import only_writer
 from segnn_ase.model.potential import Potential
-from segnn_ase.store.model_file import load_with_metadata
+from segnn_ase.store.model_file import load_committee
 from segnn_ase.train.committee import train_committee
-from segnn_ase.train.job import output_files
+from segnn_ase.train.job import output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
-from segnn_ase.train.prepare import prepare
+from segnn_ase.train.prepare import prepare, read_data
 from segnn_ase.train.report import printer
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.tuned_committee import finetune_committee
+from segnn_ase.train.tuning import from_trained
+from segnn_ase.train.tuning_settings import FinetuneConfig
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> dict:
@@ -23,6 +26,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     on, OutOfTime when `max_minutes` are over.
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
+    if config.finetune != FinetuneConfig():
+        raise ConfigError(
+            f"setting 'finetune' is {config.finetune}: a training from scratch keeps nothing; leave it out"
+        )
     deadline = deadline_of(config.training)
     with only_writer([config.out, *output_files(config.out).values()]):
         if config.training.committee > 1:
@@ -31,31 +38,41 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
 
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
-    """Go on from a trained model on new frames: E0 are shifted to the new level of theory, the rest is `train`.
+    """Go on from a trained model or a committee on new frames: the elements of the frames are added to its own, and E0
+    are shifted to the new level of theory; the rest is `train`.
 
     Settings that are not given take `FINETUNE_DEFAULTS`, and the precision that of the model. Its dispersion is taken
-    off the new labels, too.
+    off the new labels, too. config.finetune says what becomes of what it knew.
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
-    refuse_for_finetuning(model, config)
-    report, start = printer(progress), load_with_metadata(model)
-    settings = finetune_settings(config.training, start[0], report)
-    data = with_dispersion_of(model, start[0], config.data)
+    report, starts = printer(progress), load_committee(model)
+    first, members = starts.potentials[0], len(starts.potentials)
+    refuse_for_finetuning(model, config, members)
+    settings = finetune_settings(config.training, first, report).model_copy(update={"committee": members})
+    data = with_dispersion_of(model, first, config.data)
     config = config.model_copy(update={"training": settings, "data": data})
     deadline = deadline_of(config.training)
     with only_writer([config.out, *output_files(config.out).values()]):
-        return run_training(config, prepare(config, start=start, report=report), deadline, progress=progress)
+        if members > 1:
+            return finetune_committee(config, starts, deadline, progress=progress)
+        refuse_overwriting(config.out)
+        job = from_trained(config, read_data(config, report, first), first, starts.metadata, report)
+        return run_training(config, job, deadline, progress=progress)
 
 
 def deadline_of(settings: OptimConfig) -> float:
     return math.inf if settings.max_minutes is None else time.monotonic() + 60 * settings.max_minutes
 
 
-def refuse_for_finetuning(model: str, config: TrainConfig) -> None:
-    """Raise ConfigError for settings that fine-tuning could only leave aside."""
+def refuse_for_finetuning(model: str, config: TrainConfig, members: int) -> None:
+    """Raise ConfigError for settings that fine-tuning a file of so many members could only leave aside."""
     data, committee = config.data, config.training.committee
-    if committee > 1:
-        raise ConfigError(f"setting 'training.committee' is {committee}: fine-tune the members one by one")
+    if "committee" in config.training.model_fields_set and committee not in (1, members):
+        raise ConfigError(
+            f"setting 'training.committee' is {committee}, but {model} has {members} "
+            f"{'potentials' if members > 1 else 'potential'}, each of which is fine-tuned; leave it out, or train a "
+            "committee to start from: members that begin alike hardly differ"
+        )
     if config.model:
         raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
     for name in ("isolated_atoms", "reference_energies"):

@@ -68,7 +68,8 @@ def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None
     before: of the potential that was fine-tuned, whose surroundings and limits stay; what would widen these limits, as
     new frames are few and of many kinds, widens the new landmarks alone.
     """
-    channels, group = element_channels(n_species), groups_of_copies(seen)
+    channels = element_channels(n_species) if before is None else before.fingerprints.channels
+    group = groups_of_copies(seen)
     used = _used_by_held_out(channels, seen, group, before)
     if not used:
         return before and _known(channels, _elements(seen, group, n_species, before), before.limits)

@@ -18,7 +18,16 @@ from segnn_ase.model.fingerprints import (
     coefficients,
     element_channels,
 )
-from segnn_ase.model.newness import Bonds, KnownSurroundings, Landmarks, Landscape, Newness, bonds_of, crowding_of
+from segnn_ase.model.newness import (
+    NEVER,
+    Bonds,
+    KnownSurroundings,
+    Landmarks,
+    Landscape,
+    Newness,
+    bonds_of,
+    crowding_of,
+)
 from segnn_ase.structure.graph import Graph, edge_vectors, within
 from segnn_ase.trust.landmarks import Seen, measure_landmarks, wider_of_few
 
@@ -46,7 +55,8 @@ def measure_surroundings(
     """
     graphs = [within(graph, cutoff) for graph in graphs]
     kinds = [species[graph.numbers].cpu() for graph in graphs]
-    channels, left, seen = element_channels(len(numbers)), ATOMS, []
+    channels = element_channels(len(numbers)) if before is None else before.landscape.fingerprints.channels
+    left, seen = ATOMS, []
     for n in np.random.default_rng(0).permutation(len(graphs))[:FRAMES].tolist():
         if left > 0 or len(seen) < 5:
             seen.append(Seen(kinds[n], coefficients(graphs[n], kinds[n], channels, cutoff)))
@@ -68,10 +78,11 @@ def _measure_bonds(graphs: list[Graph], kinds: list[Tensor], radii: np.ndarray, 
         seen[kind[graph.edge_dst], kind[graph.edge_src], at] = True
     gaps = torch.zeros(n, n, 2, dtype=torch.float64)
     for a, b in np.ndindex(n, n):
-        known = None if before is None else before.gaps[a, b].tolist()
+        new = before is None or int(before.counts[[a, b], [a, b], 1].min()) < 0  # one of them was never seen
+        known = None if new else before.gaps[a, b].tolist()
         gaps[a, b] = torch.tensor(_gap(np.flatnonzero(seen[a, b] | seen[b, a]) * BIN, reach[a, b], known))
     lengths = gaps.mean(2)
-    counts = torch.tensor([2**30, -1]).repeat(n, n, 1) if before is None else before.counts.clone()
+    counts = torch.tensor(NEVER).repeat(n, n, 1) if before is None else before.counts.clone()
     for graph, kind in zip(graphs, kinds, strict=True):
         bonds = bonds_of(graph, kind, lengths)
         for k in kind.unique().tolist():

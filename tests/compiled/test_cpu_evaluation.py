@@ -1,10 +1,12 @@
 """The network in compiled code against plain PyTorch with the same radial tables (T16)."""
 
+import mmap
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -51,6 +53,18 @@ def test_T16_compiled_network_equals_plain_torch(variant, dtype, new_potential):
 @pytest.mark.parametrize("name", ODD_CASES)
 def test_T16_compiled_network_equals_plain_torch_for_odd_settings(name):
     assert_equal(odd_potential(name), everything_at_once(), 1e-10)
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_HUGEPAGE"), reason="a system without large pages")
+def test_large_pages_hold_the_same_and_are_of_one_process(new_potential, monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", 0)
+    assert_equal(new_potential("fast"), everything_at_once(), 1e-10)
+    evaluate = CpuEvaluator(new_potential("fast"))
+    evaluate(everything_at_once())
+    at = evaluate._held.memory.features.data_ptr()
+    maps = (line.split()[:2] for line in Path("/proc/self/maps").read_text().splitlines())
+    (rights,) = (r for span, r in maps if int(span.split("-")[0], 16) <= at < int(span.split("-")[1], 16))
+    assert rights == "rw-p"  # not shared: a process that is forked has its own
 
 
 @pytest.mark.parametrize("name", NAMED)

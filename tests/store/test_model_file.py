@@ -30,6 +30,7 @@ from segnn_ase.store.model_file import (
 from segnn_ase.store.shipped import find_model, shipped_potentials
 from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.structure.graph import collate, graph_from_atoms
+from segnn_ase.structure.stored import stored
 
 TFN = {"message": "linear", "body_order": 1}
 PUBLISHED = {"message": "published", "smooth": False, "body_order": 1}
@@ -318,3 +319,21 @@ def test_the_description_of_a_shipped_potential_tells_what_it_is_worth():
 def test_the_description_of_a_committee_says_so(file):
     page = describe_model([load_potential(file)] * 3, {"energy": 1.5, "forces": 0.25}, {})
     assert page.startswith("committee   3 potentials like this one; spread times energy 1.5, forces 0.25\nelements")
+
+
+def test_stored_structures_come_back_and_are_checked(tmp_path):
+    potential = tiny_potential()
+    potential.examples = stored([molecule("H2O"), bulk("Cu", cubic=True)])
+    path = tmp_path / "model.pt"
+    save_potential(path, potential)
+    found = load_potential(path).examples
+    assert all(torch.equal(a, b) for a, b in zip(found, potential.examples, strict=True))
+    assert "2 structures with 7 atoms" in describe_model([potential], {}, {})
+    content = load_tensors(path)
+    for change in ({"sizes": torch.tensor([3, 9])}, {"numbers": content["examples"]["numbers"] + 70}, {"pbc": None}):
+        save_tensors(path, {**content, "examples": {**content["examples"], **change}})
+        with pytest.raises(ModelFileError, match="does not describe a model"):
+            load_potential(path)
+    del content["examples"]  # as older files
+    save_tensors(path, content)
+    assert load_potential(path).examples is None

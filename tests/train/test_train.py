@@ -22,7 +22,7 @@ from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfTime
 from segnn_ase.base.files import stop_on_signal
 from segnn_ase.base.settings import read_toml
-from segnn_ase.data.batches import collate_items, make_item
+from segnn_ase.data.batches import collate_items, make_item, pack
 from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
@@ -31,7 +31,7 @@ from segnn_ase.store.model_file import load_committee, load_with_metadata
 from segnn_ase.store.tensors import checksum, load_tensors
 from segnn_ase.train import loop, report
 from segnn_ase.train.evaluation import evaluate_files
-from segnn_ase.train.loop import learning_rate, make_batches, pack_by_edges, trainable, update_average
+from segnn_ase.train.loop import learning_rate, make_batches, trainable, update_average
 from segnn_ase.train.loss import loss_and_prediction
 from segnn_ase.train.report import error_table
 from segnn_ase.train.resume import Progress
@@ -484,7 +484,7 @@ def test_validation_every_so_many_epochs_and_at_the_end(tmp_path):
 
 
 def test_batches_by_structures_cover_everything_once():
-    items = [None] * 11
+    items = [make_item(frame_from_atoms(atoms), 3.0) for atoms in water_frames(11)]
     settings = OptimConfig(batch_size=4)
     batches = make_batches(items, settings, epoch=0)
     assert [len(batch) for batch in batches] == [4, 4, 3] and sorted(itertools.chain(*batches)) == list(range(11))
@@ -494,7 +494,7 @@ def test_batches_by_structures_cover_everything_once():
 
 def test_batches_by_edges_stay_within_the_budget():
     edges = [5, 9, 30, 1, 7, 2]
-    batches = pack_by_edges([0, 1, 2, 3, 4, 5], edges, 10)
+    batches = pack([0, 1, 2, 3, 4, 5], edges, 3, 10)
     assert batches == [[0], [1], [2], [3, 4, 5]]
     items = [make_item(frame_from_atoms(atoms), 3.0) for atoms in water_frames(4) + emt_atoms(4, copper)]
     for batch in make_batches(items, OptimConfig(max_edges=150), epoch=0):

@@ -1,0 +1,182 @@
+"""What fine-tuning gives with few frames, and what it costs of what the potential knew.
+
+python benchmarks/finetune.py FOLDER            # of the data: acac/, rmd17/, mlearn_Si/, mlearn_Mo/
+python benchmarks/finetune.py FOLDER --cases si-mo --modes scratch plain pseudo --seeds 3
+
+Each case has 30 new frames (3 of them to validate), a potential that knows something else, and test frames of both:
+
+- acac-600K: acetylacetone at 300 K (450 frames, trained here), then 600 K
+- ethanol: the shipped acetylacetone potential, then another molecule
+- si-mo: the shipped silicon potential, then molybdenum, an element that it does not know
+
+Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself (pseudo), of
+the data or of short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen
+parts; with new elements that begin like the nearest one. Forces and energies: rmse. Results are kept in the working
+folder (--work), so that the same command goes on.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms, units
+from ase.io import read, write
+from ase.md.langevin import Langevin
+from report import print_table
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.train import TrainConfig, finetune, train
+
+COLUMNS = {"case": "s", "mode": "s", "seed": "d", "new_E": ".1f", "new_F": ".1f", "old_E": ".1f", "old_F": ".1f"}
+COLUMNS |= {"old_F_before": ".1f", "cpu_s": ".0f"}
+FROZEN = ("segnn.embedding", "segnn.messages.0", "segnn.products.0", "segnn.updates.0")
+
+
+class Case(NamedTuple):
+    base: str  # name of a shipped potential, or of a training in `BASES`
+    train: str
+    test: str
+    old: str  # frames of the old training
+    old_test: str
+    epochs: tuple[int, int]  # from scratch and of fine-tuning
+    settings: dict  # of the model from scratch
+
+
+CASES = {
+    "acac-600K": Case(
+        "acac-300K",
+        "acac/train_600K.xyz@7::17",
+        "acac/test_600K.xyz@::10",
+        "acac/train_300K.xyz@:450:7",
+        "acac/test_300K.xyz@::10",
+        (180, 120),
+        {"cutoff": 5.0},
+    ),
+    "ethanol": Case(
+        "acetylacetone-pbe",
+        "rmd17/ethanol_train.xyz@:30",
+        "rmd17/ethanol_test.xyz@::10",
+        "acac/train_300K.xyz@:450:7",
+        "acac/test_300K.xyz@::10",
+        (180, 120),
+        {"cutoff": 5.0},
+    ),
+    "si-mo": Case(
+        "silicon-pbe",
+        "mlearn_Mo/train.xyz@3::6",
+        "mlearn_Mo/test.xyz",
+        "mlearn_Si/train.xyz@::4",
+        "mlearn_Si/test.xyz",
+        (30, 30),
+        {"cutoff": 5.0},
+    ),
+}
+BASES = {"acac-300K": ("acac/train_300K.xyz@:450", "acac/train_300K.xyz@450:", 120)}
+MODES = {  # settings of [finetune] and of [training]; {old} stands for the old frames
+    "scratch": (None, {}),
+    "plain": ({"keep": "nothing"}, {}),
+    "replay": ({"replay": "{old}"}, {}),
+    "pseudo": ({"structures": "{old}"}, {}),
+    "unrattled": ({"structures": "{old}", "rattled": 0}, {}),
+    "own-md": ({"structures": "{own}"}, {}),
+    "pseudo-half": ({"structures": "{old}", "replay_frames": 27}, {}),
+    "l2-sp-1e-3": ({"keep": "nothing", "l2_sp": 1e-3}, {}),
+    "l2-sp-1e-1": ({"keep": "nothing", "l2_sp": 1e-1}, {}),
+    "frozen": ({"keep": "nothing"}, {"freeze": FROZEN}),
+    "nearest": ({"structures": "{old}", "new_elements": "nearest"}, {}),
+}
+
+
+def base_of(name: str, folder: Path, work: Path) -> str:
+    """The starting potential, trained where it is none of the shipped ones."""
+    if name not in BASES:
+        return name
+    out, (frames, valid, epochs) = work / f"{name}.pt", BASES[name]
+    if out.with_suffix(".last.pt").exists():  # which is written in the end
+        return str(out)
+    data = {"train": str(folder / frames), "valid": str(folder / valid)}
+    values = {"out": str(out), "data": {**data, "isolated_atoms": str(folder / "acac/isolated_atoms.xyz")}}
+    train(TrainConfig.parse({**values, "model": {"cutoff": 5.0}, "training": {"epochs": epochs, "rollout_steps": 0}}))
+    return str(out)
+
+
+def own_structures(base: str, frames: Path, out: Path) -> str:
+    """A file of structures from short dynamics of a potential itself, from one old structure: no other is needed."""
+    if not out.exists():
+        atoms, found = read(str(frames), 0), []
+        atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        atoms.calc = SEGNNCalculator(base, domain="ignore")
+        for n in range(64):
+            rng, temperature = np.random.default_rng(n), 300 if n < 32 else 600
+            dynamics = Langevin(
+                atoms, 0.5 * units.fs, temperature_K=temperature, friction=0.02 / units.fs, rng=rng, fixcm=False
+            )
+            dynamics.run(100)
+            found.append(Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc))
+        write(out, found)
+    return str(out)
+
+
+def measure(name: str, mode: str, seed: int, folder: Path, work: Path, scale: float) -> dict:
+    case, (keeping, changes) = CASES[name], MODES[mode]
+    tests = [str(folder / case.test), str(folder / case.old_test)]
+    scratch = keeping is None
+    training = {"epochs": case.epochs[not scratch], "seed": seed, "rollout_steps": 0, **changes}
+    training["epochs"] = max(round(scale * training["epochs"]), 1)
+    values = {
+        "out": str(work / f"{name}.{mode}.{seed}.pt"),
+        "data": {"train": str(folder / case.train), "test": tests[:1] if scratch else tests},
+        "training": training,
+    }
+    base = base_of(case.base, folder, work)
+    start = time.process_time()
+    if scratch:
+        errors = train(TrainConfig.parse({**values, "model": case.settings}))
+    else:
+        files = {"{old}": str(folder / case.old)}
+        if "{own}" in keeping.values():
+            files["{own}"] = own_structures(base, folder / case.old, work / f"{name}.own.xyz")
+        old = {key: files.get(value, value) for key, value in keeping.items()}
+        errors = finetune(base, TrainConfig.parse({**values, "finetune": old}))
+    row = {"case": name, "mode": mode, "seed": seed, "cpu_s": time.process_time() - start}
+    for kind, path in zip(("new", "old"), tests, strict=True):
+        for letter, quantity in (("E", "energy"), ("F", "forces")):
+            value = errors.get(path, {}).get(f"{quantity}_rmse")
+            row[f"{kind}_{letter}"] = None if value is None else 1e3 * value
+    before = None if scratch else errors[tests[1]]["forces_rmse_before"]
+    return {**row, "old_F_before": before and 1e3 * before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of epochs")
+    parser.add_argument("--work", type=Path, default=Path("finetune"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.work.mkdir(exist_ok=True)
+    known = args.work / "rows.json"
+    rows = json.loads(known.read_text()) if known.exists() else []
+    for name in args.cases:
+        for mode in args.modes:
+            for seed in range(args.seeds):
+                if any((r["case"], r["mode"], r["seed"]) == (name, mode, seed) for r in rows):
+                    continue
+                if mode == "nearest" and name != "si-mo":
+                    continue
+                rows.append(measure(name, mode, seed, args.folder, args.work, args.scale))
+                known.write_text(json.dumps(rows, indent=1))
+                print_table(rows[-1:], COLUMNS)
+    print("E: meV/atom, F: meV/Å, rmse")
+    print_table(rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

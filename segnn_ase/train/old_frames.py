@@ -1,0 +1,164 @@
+"""What a potential knew before it was fine-tuned, as structures: some are learned beside the new ones, to be kept.
+
+Replay takes old frames with their labels. Pseudo-replay needs no old data: the starting potential labels structures
+itself, given ones or those that its file has stored, and how far it has moved on them is measured instead of an error.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from segnn_ase.base.devices import resolve_device
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.data.batches import Item, Labels, make_item
+from segnn_ase.data.dispersed import without_dispersion
+from segnn_ase.data.frames import Frame, check_geometries, check_labels, check_species, read_frames, with_isolated_atoms
+from segnn_ase.data.labels import LabelKeys
+from segnn_ase.model.potential import Potential
+from segnn_ase.structure.stored import evenly
+from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
+from segnn_ase.train.settings import OptimConfig
+from segnn_ase.train.tuning_settings import FinetuneConfig
+
+RATTLE = 0.03  # Å, rms of a component: less than at room temperature, as stiff bonds are displaced, too
+TIMES, LEAST = 2, 16  # old structures in an epoch: so many for each new frame, and at least
+LOOKED_AT = 64  # of many, at least so many are learned or measured
+CONTRADICTED = 3.0  # errors of forces, times what is expected, where the new labels are of another kind
+OLD, DRIFT = "old", "drift"  # names of sets: frames with labels of their own, and with those of the starting potential
+
+
+class Old(NamedTuple):
+    """Structures of the old domain; those that are measured are none of those that are learned."""
+
+    name: str  # of the set, in the table of errors
+    replayed: list[Item]  # learned beside the new ones
+    each_epoch: int  # how many of these
+    held: list[Item]  # measured, and choosing the model
+    origin: str  # in words
+    copies: int = 0  # of each that is learned, among these
+
+
+def wanted(settings: FinetuneConfig, new: int) -> int:
+    """How many old structures are learned beside so many new frames, where there are enough."""
+    return settings.replay_frames or max(TIMES * new, LEAST)
+
+
+def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential, most: int) -> list[Frame]:
+    """At most so many of the frames to replay, without the dispersion that the potential never saw."""
+    if not settings.replay:
+        return []
+    frames = with_isolated_atoms(read_frames(list(settings.replay), keys), start.cutoff)
+    check_labels(frames)
+    check_species(frames, start.species, "replay")
+    return without_dispersion(evenly(frames, most), start.dispersion)
+
+
+def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -> list[Item]:
+    """Structures without labels: those given, else those that the potential has stored, unless frames are given."""
+    if settings.structures:
+        frames = [_bare(frame) for frame in read_frames(list(settings.structures))]
+    elif start.examples is not None and not settings.replay:
+        frames = [
+            Frame(atoms, None, None, None, f"stored structure {n}", (None, None, None))
+            for n, atoms in enumerate(start.examples.atoms())
+        ]
+    else:
+        return []
+    frames = evenly(frames, most)
+    check_geometries(frames)
+    check_species(frames, start.species, "structures")
+    items = [make_item(frame, start.cutoff) for frame in frames]
+    return [item for item in items if len(item.graph.edge_src)]
+
+
+def _bare(frame: Frame) -> Frame:
+    return frame._replace(energy=None, forces=None, stress=None)
+
+
+def labelled_by(potential: Potential, items: list[Item], accelerate: str) -> list[Item]:
+    """The structures with what the potential itself says of them."""
+    if not items:
+        return []
+    evaluate = evaluator_of(potential, items, accelerate)
+    labelled = []
+    for item in items:
+        p = evaluate(item.graph, forces=True, stress=bool(item.atoms.pbc.all()))
+        stress = item.labels.stress if p.stress is None else p.stress.detach().double()
+        labelled.append(item._replace(labels=Labels(p.energy.detach().double(), p.forces.detach().double(), stress)))
+    return labelled
+
+
+def old_set(name: str, items: list[Item], learned: int, origin: str) -> Old:
+    """Divide old structures: every fourth is measured, of the others so many are learned in an epoch, or none."""
+    if not learned:
+        return Old(name, [], 0, items, origin)
+    others = [item for n, item in enumerate(items) if n % 4]
+    return Old(name, others, min(learned, len(others)), items[::4], origin)
+
+
+def labelled_set(
+    began: Potential, structures: list[Item], learned: int, settings: FinetuneConfig, accelerate: str
+) -> Old:
+    """The same of structures that the potential labels itself as it begins; those to learn come with copies."""
+    of_files = "structures that were given" if settings.structures else "structures of its own training"
+    old = old_set(DRIFT, structures, learned, f"{len(structures)} {of_files}")
+    cutoff = began.cutoff
+    pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _copies_of(item, n, settings, cutoff))]
+    labelled = labelled_by(began, [*pool, *old.held], accelerate)
+    replayed, held = labelled[: len(pool)], labelled[len(pool) :]
+    return old._replace(replayed=replayed, each_epoch=min(learned, len(pool)), held=held, copies=settings.rattled)
+
+
+def _copies_of(item: Item, n: int, settings: FinetuneConfig, cutoff: float) -> list[Item]:
+    """Copies of the n-th structure with displaced atoms."""
+    copies = []
+    for k in range(settings.rattled):
+        atoms = item.atoms.copy()
+        atoms.rattle(RATTLE, rng=np.random.default_rng([n, k]))
+        copies.append(make_item(Frame(atoms, None, None, None, f"copy of structure {n}", (None, None, None)), cutoff))
+    return copies
+
+
+def contradiction(start: Potential, items: list[Item], settings: OptimConfig) -> float | None:
+    """How many times as large as the potential expects its errors of forces are on new frames within its domain.
+
+    None where no frame is within, or nothing is expected.
+    """
+    if start.domain is None or start.uncertainty is None:
+        return None
+    items = evenly(items, LOOKED_AT)
+    calculator = SEGNNCalculator(start, domain="ignore", device=str(resolve_device(settings.device)))
+    found = calculator.evaluate([item.atoms for item in items])
+    inside = [item for item, results in zip(items, found, strict=True) if not results.get("outside_domain")]
+    if not inside:
+        return None
+    evaluate = evaluator_of(start, inside, settings.accelerate)
+    errors = errors_of(residuals(evaluate, inside, settings, start.uncertainty))
+    rmse, expected = errors["forces_rmse"], errors.get("forces_std")
+    return rmse / expected if rmse is not None and expected else None
+
+
+def told_of_old(old: Old) -> str:
+    copies = " with their copies" if old.copies else ""
+    learned = f"{old.each_epoch} of {len(old.replayed)}{copies} are learned in an epoch"
+    return f"{old.origin}: {learned if old.replayed else 'none is learned'}, {len(old.held)} are measured"
+
+
+def told_of_drift(old: Old, errors: dict[str, dict]) -> str:
+    """What the row of the changes means, for below the table; nothing of other rows."""
+    if old.name != DRIFT:
+        return ""
+    moved = 1e3 * errors[DRIFT]["forces_rmse"]
+    return f"{DRIFT}: forces on {len(old.held)} of {old.origin} changed by {moved:.1f} meV/Å, rmse"
+
+
+def errors_before(
+    errors: dict[str, dict], sets: dict[str, list[Item]], measure: Callable[[list[Item]], dict]
+) -> dict[str, dict]:
+    """Errors with those of the starting potential beside them; measure: its errors on a set."""
+    found = {}
+    for name, values in errors.items():
+        before = {} if name == DRIFT else measure(sets[name])
+        found[name] = {**values, **{f"{q}_rmse_before": before.get(f"{q}_rmse") for q in ("energy", "forces")}}
+    return found
