@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -85,8 +86,9 @@ def emptied(path: Path) -> None:
 def test_a_library_that_is_not_whole_is_made_again(folder, damage):
     """In a process of its own: this one has the good library loaded."""
     assert load_library(SOURCE).answer() == 41
-    whole = the_library(folder).read_bytes()
-    damage(the_library(folder))
+    whole = (library := the_library(folder)).read_bytes()
+    os.replace(shutil.copy2(library, folder / "copy"), library)  # what is loaded here stays whole
+    damage(library)
     code = f"from segnn_ase.compiled.build import load_library\nprint(load_library({SOURCE!r}).answer())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "41"), done.stderr
