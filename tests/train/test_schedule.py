@@ -109,6 +109,14 @@ def test_a_spike_is_many_times_the_epoch_before():
     assert is_spike(3e3, Progress(rising=2.0)) and not is_spike(1e3, Progress(rising=2.0))
 
 
+def test_what_is_left_of_a_well_fitted_loss_may_waver():
+    settled = Progress(history=[{"train_loss": 2.0, "spikes": 0}, {"train_loss": 1e-9, "spikes": 0}], highest=1e-9)
+    assert not is_spike(1e-4, settled) and is_spike(3e-4, settled) and is_spike(math.nan, settled)
+    settled.loss = 1e-4
+    end_epoch(settled, 1, OptimConfig())
+    assert settled.calm == 1.0
+
+
 def test_an_epoch_that_rises_lowers_the_rate():
     rows = [{"train_loss": 1.0, "spikes": 0}, {"train_loss": 4.0, "spikes": 0}]
     done = Progress(history=rows, rising=9.0, loss=8.0, batch=4)
@@ -133,7 +141,7 @@ def test_a_loss_that_wavers_ends_no_training():
     """One frame that is learned by heart: each minimum is followed by losses of several times its size."""
     done = Progress()
     for epoch in range(60):
-        done.loss = 0.8**epoch * (20.0 if epoch % 5 == 4 else 1.0)
+        done.loss = 0.9**epoch * (20.0 if epoch % 5 == 4 else 1.0)
         end_epoch(done, 1, OptimConfig())
         done.history.append({"train_loss": done.loss, "spikes": done.spikes})
     assert done.spikes == 9 and done.calm == pytest.approx(0.5**9)
