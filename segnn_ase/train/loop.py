@@ -36,7 +36,7 @@ from segnn_ase.train.schedule import Pace, calm_down, end_epoch, epochs_in, is_o
 from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig, TrainConfig
 
 MENDED = "the weights go back to their average, and the learning rate is halved"
-BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total} [{elapsed}<{remaining}{postfix}]"
+BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 def run_training(config: TrainConfig, job: Training, deadline: float, *, progress: bool) -> dict:
@@ -66,7 +66,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                     training_step(learner, batch, settings, done, report)
                 done.step, done.batch = done.step + 1, done.batch + 1
                 if done.epochs is None and pace.seconds is not None:
-                    bar.total = done.epochs = plan(settings, pace.seconds, len(batches), job.data, report)
+                    bar.total = done.epochs = plan(settings, pace.seconds, len(batches), job.data, done.epoch, report)
                 bar.update(done.epoch + done.batch / len(batches) - bar.n)
                 late = time.monotonic() > deadline
                 if stopped or late or is_due(saved, settings):
@@ -127,11 +127,13 @@ def pull_of(job: Training, names: list[str]) -> Pull | None:
     return Pull(job.pull, [beginning[name].detach() for name in names])
 
 
-def plan(settings: OptimConfig, seconds: float, n_batches: int, data: TrainingData, report: Callable) -> int:
-    """The number of epochs that the minutes allow, and told; seconds: of a step."""
+def plan(
+    settings: OptimConfig, seconds: float, n_batches: int, data: TrainingData, epoch: int, report: Callable
+) -> int:
+    """The number of epochs that the minutes allow, told, at least to the end of the present one; seconds: of a step."""
     minutes = settings.minutes or USUAL_MINUTES
     train = data.learned_in(0, settings.seed)
-    epochs = epochs_in(minutes, seconds, n_batches, train, data.chosen_by)
+    epochs = max(epochs_in(minutes, seconds, n_batches, train, data.chosen_by), epoch + 1)
     report(f"{1e3 * seconds:.0f} ms a step, {n_batches} steps an epoch: {epochs} epochs for {minutes:g} minutes")
     return epochs
 

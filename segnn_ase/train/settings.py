@@ -54,7 +54,10 @@ class OptimConfig(Settings):
 
     epochs: int | None = Field(None, ge=1, description="passes over the training frames; none: as minutes allow")
     minutes: float | None = Field(
-        None, gt=0, description=f"time from which epochs are chosen in the first seconds; none: {USUAL_MINUTES:g}"
+        None,
+        gt=0,
+        description="time of each potential, from which its epochs (2000 at most) are chosen in the first seconds; "
+        f"none: {USUAL_MINUTES:g}",
     )
     batch_size: int = Field(5, ge=1, description="structures in a step, at most")
     max_edges: int = Field(

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.base.errors import ConfigError
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import Frame, species_of
 from segnn_ase.data.references import ReferenceEnergies, energy_scale, reference_energies
@@ -55,6 +56,11 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     began = copy.deepcopy(potential).requires_grad_(False)
     old = old_sets(config, learned, given, structures, began)
     report("\n".join(map(told_of_old, old)) or NOTHING_OLD)
+    if config.finetune.keep == "old" and not any(one.replayed for one in old):
+        raise ConfigError(
+            "setting 'finetune.keep' is 'old', but nothing old is there to learn; expected two structures or more by "
+            "--replay or --structures"
+        )
     data = data._replace(old=old, checksum=checksum([data.checksum, checksum_of_items([given, structures])]))
     origin = {k: v for k, v in metadata.items() if k != "fine_tuned_from"}
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}

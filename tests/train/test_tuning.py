@@ -43,6 +43,16 @@ def water(tmp_path_factory) -> str:
     return config.out
 
 
+@pytest.fixture(scope="module")
+def bare(water, tmp_path_factory) -> str:
+    """The same without structures in its file, as the shipped ones."""
+    potential, metadata = load_with_metadata(water)
+    potential.examples = None
+    path = tmp_path_factory.mktemp("bare") / "bare.pt"
+    save_potential(path, potential, metadata=metadata)
+    return str(path)
+
+
 def tuning(folder, frames, *, data=None, finetune=None, **settings) -> TrainConfig:
     """Settings of a tiny fine-tuning."""
     config = configured(folder, frames, model={}, data=data, **{"accelerate": "off", **settings})
@@ -184,12 +194,9 @@ def test_old_frames_are_learned_and_measured_before_and_after(tmp_path, water, c
     assert load_with_metadata(config.out)[1]["errors"] == errors and "drift" not in errors
 
 
-def test_without_anything_old_it_says_so(tmp_path, water, capfd):
-    potential, metadata = load_with_metadata(water)
-    potential.examples = None
-    save_potential(tmp_path / "bare.pt", potential, metadata=metadata)
+def test_without_anything_old_it_says_so(tmp_path, bare, capfd):
     config = tuning(tmp_path, water_frames(4), epochs=1)
-    errors = finetune(str(tmp_path / "bare.pt"), config)
+    errors = finetune(bare, config)
     assert "nothing is known of the old data: give --replay or --structures" in capfd.readouterr().err
     assert set(errors) == {"train", "valid"} and errors["train"]["forces_rmse_before"] > 0
 
@@ -282,6 +289,16 @@ def test_elements_of_test_frames_alone_are_refused(tmp_path, water):
     config = tuning(tmp_path, water_frames(4), data={"test": str(tmp_path / "test.xyz")})
     with pytest.raises(DataError, match=r"has Cu .* fine-tune one on frames of those that it lacks"):
         finetune(water, config, progress=False)
+
+
+def test_nothing_old_cannot_be_kept(tmp_path, bare):
+    config = tuning(tmp_path, water_frames(4), finetune={"keep": "old"})
+    with pytest.raises(ConfigError, match=r"'finetune.keep' is 'old', but nothing old .* --replay or --structures"):
+        finetune(bare, config, progress=False)
+    ase.io.write(tmp_path / "one.xyz", water_frames(1, seed=9))
+    config = tuning(tmp_path, None, finetune={"keep": "old", "structures": str(tmp_path / "one.xyz")})
+    with pytest.raises(ConfigError, match=r"nothing old is there to learn"):
+        finetune(bare, config, progress=False)
 
 
 # committees
