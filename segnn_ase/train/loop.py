@@ -75,7 +75,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                 if stopped or late:
                     reason = KeyboardInterrupt if stopped else OutOfTime
                     raise reason(f"stopped in epoch {done.epoch + 1}; the same command goes on from {files['resume']}")
-            end_epoch(done, len(batches), settings)
+            end_epoch(done)
             if done.epoch % settings.validate_every == 0 or done.epoch == done.epochs:
                 row = validate(learner, job.data, settings, done, len(batches))
                 done.history.append(row)

@@ -15,8 +15,7 @@ EVALUATION = 0.35  # of the time of a training step on the same structures; forw
 MOST_EPOCHS = 2000  # more only learn the frames by heart
 SPIKE = 10.0  # times the largest loss of a batch in the epoch before
 FIRST_SPIKE = 1000.0  # times the largest loss so far, in the first
-RISE = 3.0  # times the smallest mean loss of an epoch since the learning rate was lowered last
-SETTLED = 1e-4  # of the mean loss of the first epoch: with less it may rise as it likes
+SETTLED = 1e-4  # of the mean loss of the first epoch: with less it may jump as it likes
 CALMER = 0.5  # what either leaves of the learning rate
 CALMEST = 1e-3  # with less, nothing is learnt any more
 
@@ -93,16 +92,6 @@ def calm_down(done: Progress, settings: OptimConfig) -> None:
         )
 
 
-def end_epoch(done: Progress, n_batches: int, settings: OptimConfig) -> None:
-    """Go to the next epoch, with a lower learning rate if the loss has risen.
-
-    The loss of few frames wavers by more than that, so that one rise counts once and none ends the training: the epochs
-    before it are left out after it, as are those in which each step led to a spike.
-    """
-    highest = done.rising or done.highest
-    losses = [row["train_loss"] for row in done.history if row["spikes"] == done.spikes and row["train_loss"]]
-    lowest = min(losses, default=math.inf)
-    mean = done.loss / n_batches
-    if mean > RISE * lowest and not is_settled(mean, done) and CALMER * done.calm >= CALMEST:
-        calm_down(done, settings)
-    done.epoch, done.batch, done.highest, done.rising = done.epoch + 1, 0, highest, 0.0
+def end_epoch(done: Progress) -> None:
+    done.highest, done.rising = done.rising or done.highest, 0.0
+    done.epoch, done.batch = done.epoch + 1, 0
