@@ -16,7 +16,7 @@ MOST_EPOCHS = 2000  # more only learn the frames by heart
 SPIKE = 10.0  # times the largest loss of a batch in the epoch before
 FIRST_SPIKE = 1000.0  # times the largest loss so far, in the first
 SETTLED = 1e-4  # of the mean loss of the first epoch: with less it may jump as it likes
-CALMER = 0.5  # what either leaves of the learning rate
+CALMER = 0.5  # what it leaves of the learning rate
 CALMEST = 1e-3  # with less, nothing is learnt any more
 
 
