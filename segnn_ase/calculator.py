@@ -248,12 +248,13 @@ class SEGNNCalculator(InspectedCalculator):
 
 
 def _copied(atoms: Atoms, before: Atoms | None, changed: Sequence[str]) -> Atoms:
-    """`atoms.copy()`, which takes a part of a small molecule's step: where only positions are others than before, the
-    cell of the copy before serves for this one too."""
+    """`atoms.copy()`, which takes a part of a small molecule's step; where only positions are others, what is set up
+    beside arrays and cell serves again."""
     if list(changed) != ["positions"] or type(before) is not type(atoms):
         return atoms.copy()
     copied = object.__new__(type(atoms))
     vars(copied).update(vars(before))
+    copied._cellobj, copied._pbc = atoms.cell.copy(), atoms.pbc.copy()
     copied.arrays = {name: array.copy() for name, array in atoms.arrays.items()}
     copied.info, copied.constraints = dict(atoms.info), [copy.deepcopy(constraint) for constraint in atoms.constraints]
     copied.set_celldisp(atoms.get_celldisp())

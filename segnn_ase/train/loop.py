@@ -79,7 +79,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
             if done.epoch % settings.validate_every == 0 or done.epoch == done.epochs:
                 row = validate(learner, job.data, settings, done, len(batches))
                 done.history.append(row)
-                bar.set_postfix_str(summary(row))
+                bar.set_postfix_str(summary(row), refresh=False)
                 if better(row, done, settings):
                     done.best, done.survived = row["valid_loss"], row["survived"] or 0.0
                     save_potential(config.out, learner.averaged, metadata={**job.metadata, "epoch": done.epoch})
