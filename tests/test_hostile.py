@@ -1002,7 +1002,7 @@ SPOILED = {
     "weights as list": {"weights": [torch.zeros(3)]},
     "no average": {"averaged": None},
     "no optimizer": {"optimizer": None},
-    "empty optimizer": {"optimizer": {"steps": 3, "stacks": []}},
+    "empty optimizer": {"optimizer": {"steps": 3, "used": [], "stacks": []}},
     "optimizer as text": {"optimizer": "Adam"},
     "fingerprint as list": {"fingerprint": [1]},
     "no settings": {"fingerprint": {}},

@@ -59,6 +59,8 @@ class Soap:
 
     def load_state_dict(self, state: dict) -> None:
         """Raises LookupError, TypeError or ValueError for the state of other weights."""
+        if state["steps"] and not state["used"]:
+            raise ValueError("the optimizer's state is of no weights")
         self._start(state["used"])
         for stack, saved in zip(self.stacks, state["stacks"], strict=True):
             if {k: v.shape for k, v in saved.items()} != {k: v.shape for k, v in stack.state.items()}:

@@ -613,6 +613,7 @@ def test_finetuning_moves_the_reference_energies_and_improves(tmp_path, trained)
         assert errors["forces_rmse"] < before["forces_rmse"] and errors["energy_rmse"] < before["energy_rmse"]
         assert metadata["fine_tuned_from"]["training"]["out"] == model
     (_, same, old_references), (before, other, new_references) = found.values()
+    # rounding of the shift grows: where gradients are few, small eigenvalues have no eigenvectors of their own
     assert before["energy_rmse"] > 3.0 and other == {k: pytest.approx(v, rel=0.3) for k, v in same.items()}
     shift = np.subtract(new_references, old_references)
     assert 2 * shift[0] + shift[1] == pytest.approx(-30.0, abs=1e-4) and shift[2] == pytest.approx(3.0, abs=1e-4)
