@@ -97,14 +97,13 @@ class CompiledLossGradient(ABC):
     def _hand_over(self) -> None:
         """The gradients to the parameters, of some of which rows are used apart."""
         parts: dict[Tensor, Tensor] = {}
-        for w, gradient in self._gradients():
-            if not w.whole.requires_grad:
-                continue
-            scaled = gradient.view_as(w.parameter) * w.scale
+        found = [(w, gradient.view_as(w.parameter)) for w, gradient in self._gradients() if w.whole.requires_grad]
+        scaled = torch._foreach_mul([gradient for _, gradient in found], [w.scale for w, _ in found]) if found else []
+        for (w, _), gradient in zip(found, scaled, strict=True):
             if w.rows is None:
-                w.whole.grad = scaled
+                w.whole.grad = gradient
             else:
-                parts.setdefault(w.whole, torch.zeros_like(w.whole))[w.rows] = scaled
+                parts.setdefault(w.whole, torch.zeros_like(w.whole))[w.rows] = gradient
         for parameter, total in parts.items():
             parameter.grad = total
 

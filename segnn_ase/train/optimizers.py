@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 LONGEST_SIDE = 512
+REMEMBERED = 4  # steps between gradients that enter the means; they change slowly, and each costs as much as a step
 EPSILON = 1e-8
 
 
@@ -39,9 +40,11 @@ class Soap:
             gradient = stack.gradient()
             if self.steps > 1:
                 stack.move(gradient, rate, self.betas, self.weight_decay, self.steps - 1)
-            stack.remember(gradient, self.betas[1] if self.steps > 1 else 0.0)
-            if self.steps == 1 or (self.steps + number) % self.every == 0:
-                stack.turn(exactly=self.steps == 1)
+            first, turn = self.steps == 1, self.steps + number
+            if first or turn % REMEMBERED == 0:
+                stack.remember(gradient, 0.0 if first else self.betas[1])
+            if first or turn % self.every == 0:
+                stack.turn(exactly=first)
 
     def _start(self, used: list[int]) -> None:
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
