@@ -3,17 +3,21 @@
 python benchmarks/accuracy.py DATA --sets acac --minutes 2 20 --seeds 3             # DATA has the folders of SETS
 python benchmarks/accuracy.py DATA --sets acac mlearn-Si --presets fast segnn --minutes 20 --out accuracy
 python benchmarks/accuracy.py DATA --minutes 20 --peers mace=/path/to/mace/bin/python nequip=/path/to/nequip/bin/python
+python benchmarks/accuracy.py DATA --presets segnn segnn,interactions=3 segnn,weight_decay=0.01 --epochs 60   # a study
 
-Every run is `segnn train` with a time and nothing else, in a folder of its own below OUT, where it goes on when it was
-stopped; a run that is there is not repeated. Peers (`train_peer.py`) get the same time, and the same frames to train on
-and to validate with. Energies in meV a molecule or, of crystals and liquids, meV an atom, forces in meV/Å; RMSE or MAE
-as the published ones. The time is wall time: one training on an idle core.
+Every run is `segnn train` with a time and what is given behind the preset, in a folder of its own below OUT, where it
+goes on when it was stopped; a run that is there is not repeated. Peers (`train_peer.py`) get the same time and the same
+frames to train on and to validate with. Energies in meV a molecule or, of crystals and liquids, meV an atom, forces in
+meV/Å; RMSE or MAE as the published ones; ms: CPU time of a step of MD with the first test structure. The time is wall
+time: one training on an idle core.
 """
 
 import argparse
 import json
 import os
 import subprocess
+import time
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +27,9 @@ import torch
 from ase import Atoms
 from report import machine, plot_lines, print_table, save
 
+from segnn_ase import SEGNNCalculator
 from segnn_ase.data.frames import Frame
+from segnn_ase.model.settings import ModelConfig
 from segnn_ase.train.prepare import read_sets
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import train
@@ -96,17 +102,46 @@ SETS = {
 }
 
 
-def configured(task: Task, data: Path, preset: str, minutes: float, seed: int, out: Path) -> TrainConfig:
+class Choice(NamedTuple):
+    """What is trained: a preset, with other settings behind it, or a peer, as "mace=PYTHON"; and for how long."""
+
+    potential: str
+    peer: bool
+    unit: str  # minutes or epochs
+    length: float
+    seed: int
+
+    @property
+    def label(self) -> str:
+        return self.potential.partition("=")[0] if self.peer else self.potential
+
+    def settings(self) -> tuple[dict, dict]:
+        """Of [model] and [training]."""
+        preset, *others = self.potential.split(",")
+        model, training = {"preset": preset}, {"seed": self.seed, "device": "cpu", self.unit: self.length}
+        for key, _, value in (other.partition("=") for other in others):
+            (model if key in ModelConfig.model_fields else training)[key] = value_of(value)
+        return model, training
+
+
+def value_of(text: str) -> object:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def configured(task: Task, data: Path, choice: Choice, out: Path) -> TrainConfig:
     files = {"train": task.train, "test": list(task.tests.values()), "isolated_atoms": task.isolated}
     if task.valid:
         files["valid"] = task.valid
     files = {key: at(data, value) for key, value in files.items() if value}
-    training = {"minutes": minutes, "seed": seed, "device": "cpu"}
+    model, training = choice.settings()
     return TrainConfig.parse(
         {
             "out": str(out / "model.pt"),
             "data": {**files, "valid_fraction": task.valid_fraction},
-            "model": {"preset": preset},
+            "model": model,
             "training": training,
         }
     )
@@ -116,33 +151,50 @@ def at(data: Path, paths: str | list[str]) -> str | list[str]:
     return str(data / paths) if isinstance(paths, str) else [str(data / path) for path in paths]
 
 
-def trained(task: Task, data: Path, folder: Path, **choice) -> dict:
-    """Errors on the tests, from the folder if they are there."""
+def trained(task: Task, data: Path, folder: Path, choice: Choice) -> dict:
+    """Errors on the tests, CPU seconds of the training and ms of a step; from the folder if they are there."""
     done = folder / "errors.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        config = configured(task, data, out=folder, **choice)
-        errors = train(config)
-        done.write_text(json.dumps({"machine": machine(), "errors": errors}))
-    return json.loads(done.read_text())["errors"]
+        began = time.process_time()
+        errors = train(configured(task, data, choice, folder))
+        found = {"errors": errors, "cpu_s": time.process_time() - began, "ms": ms_of_step(folder, task, data)}
+        done.write_text(json.dumps({"machine": machine(), **found}))
+    return json.loads(done.read_text())
 
 
-def trained_by_peer(task: Task, data: Path, folder: Path, kind: str, python: str, minutes: float, seed: int) -> dict:
+def ms_of_step(folder: Path, task: Task, data: Path, steps: int = 50) -> float:
+    """CPU time of energy and forces at changing positions: the least of ten."""
+    atoms = ase.io.read(at(data, next(iter(task.tests.values()))), 0)
+    atoms.calc = SEGNNCalculator(folder / "model.pt", device="cpu", domain="ignore")
+    start, rng, best = atoms.positions.copy(), np.random.default_rng(0), np.inf
+    for _ in range(11):
+        began = time.process_time()
+        for _ in range(steps):
+            atoms.positions = start + rng.normal(scale=0.01, size=start.shape)
+            atoms.get_forces()
+        best = min(best, (time.process_time() - began) / steps)
+    return 1e3 * best
+
+
+def trained_by_peer(task: Task, data: Path, folder: Path, choice: Choice) -> dict:
     """The same with a peer's training on the frames that ours would take."""
     done = folder / "errors.json"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        config = configured(task, data, "segnn", minutes, seed, folder)
-        train, valid, tests, isolated = read_sets(config.data, seed, 5.0)
+        config = configured(task, data, choice._replace(potential="segnn"), folder)
+        train, valid, tests, isolated = read_sets(config.data, choice.seed, 5.0)
         sets = {"train": train, "valid": valid, **{f"test{n}": test for n, test in enumerate(tests.values())}}
         for name, frames in sets.items():
             ase.io.write(folder / f"{name}.xyz", [with_plain_labels(frame) for frame in frames], format="extxyz")
         E0 = isolated and {frame.atoms.get_chemical_symbols()[0]: frame.energy for frame in isolated}
-        (folder / "task.json").write_text(json.dumps({"minutes": minutes, "seed": seed, "isolated": E0}))
+        given = {"minutes": choice.length, "seed": choice.seed, "isolated": E0}
+        (folder / "task.json").write_text(json.dumps(given))
         environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        kind, _, python = choice.potential.partition("=")
         subprocess.run([python, str(Path(__file__).with_name("train_peer.py")), kind, str(folder)], env=environment)
-    found = json.loads(done.read_text())["errors"]
-    return {str(data / path): row for path, row in zip(task.tests.values(), found, strict=True)}
+    found = json.loads(done.read_text())
+    return {"errors": {str(data / path): row for path, row in zip(task.tests.values(), found["errors"], strict=True)}}
 
 
 def with_plain_labels(frame: Frame) -> Atoms:
@@ -168,23 +220,21 @@ def published(task: Task) -> list[dict]:
 
 
 def measured(name: str, task: Task, a: argparse.Namespace) -> list[dict]:
-    """A row for each potential and time: mean and spread over the seeds."""
+    """A row for each potential and length: mean and spread over the seeds."""
     rows = []
-    for potential in [*a.presets, *a.peers]:
-        for minutes in a.minutes:
-            label, _, python = potential.partition("=")
+    lengths = [("epochs", n) for n in a.epochs] or [("minutes", minutes) for minutes in a.minutes]
+    for potential, peer in [*((p, False) for p in a.presets), *((p, True) for p in a.peers)]:
+        for unit, length in lengths:
             runs = []
             for seed in range(a.seeds):
-                folder = Path(a.out) / name / f"{label}-{minutes:g}min-{seed}"
-                choice = {"minutes": minutes, "seed": seed}
-                if python:
-                    errors = trained_by_peer(task, a.data, folder, label, python, **choice)
-                else:
-                    errors = trained(task, a.data, folder, preset=label, **choice)
-                runs.append(columns_of(task, errors, a.data))
+                choice = Choice(potential, peer, unit, length, seed)
+                folder = Path(a.out) / name / f"{choice.label}-{length:g}{unit[:3]}-{seed}"
+                found = (trained_by_peer if peer else trained)(task, a.data, folder, choice)
+                costs = {key: found[key] for key in ("cpu_s", "ms") if key in found}
+                runs.append({**costs, **columns_of(task, found["errors"], a.data)})
             means = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
             spread = {f"±{key}": float(np.ptp([run[key] for run in runs]) / 2) for key in runs[0]}
-            rows.append({"potential": label, "minutes": minutes, "seeds": len(runs), **means, **spread})
+            rows.append({"potential": choice.label, unit: length, "seeds": len(runs), **means, **spread})
     return rows
 
 
@@ -192,13 +242,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--sets", nargs="+", default=["acac"], choices=SETS)
-    parser.add_argument("--presets", nargs="*", default=["segnn"])
+    parser.add_argument("--presets", nargs="*", default=["segnn"], metavar="PRESET[,SETTING=VALUE]")
     parser.add_argument("--minutes", nargs="+", type=float, default=[20.0])
+    parser.add_argument("--epochs", nargs="+", type=int, default=[], help="instead of minutes; not for peers")
     parser.add_argument("--peers", nargs="*", default=[], metavar="mace=PYTHON")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="accuracy")
     a = parser.parse_args()
+    if a.epochs and a.peers:
+        parser.error("--epochs counts passes of our training: give peers --minutes")
     torch.set_num_threads(a.threads)
     everything = []
     for name in a.sets:
@@ -206,15 +259,17 @@ def main() -> None:
         mine = measured(name, task, a)
         rows = [*mine, *published(task)]
         names = [f"{kind}{end}" for end in task.tests for kind in "EF"]
-        columns = {"potential": "", "minutes": "g", "seeds": "d"}
+        unit = "epochs" if a.epochs else "minutes"
+        columns = {"potential": "", unit: "g", "seeds": "d", "cpu_s": ".0f", "ms": ".2f"}
         for key in names:
             columns |= {key: ".2f", f"±{key}": ".2f"}
         print(f"\n{name}: {task.error.upper()}, E meV{'' if task.molecule else '/atom'}, F meV/Å")
         print_table(rows, columns)
         everything += [{"set": name, **row} for row in rows]
-        plot_lines(
-            f"{a.out}-{name}", mine, group="potential", x="minutes", y=names[1], labels=("minutes", "forces [meV/Å]")
-        )
+        plot_lines(f"{a.out}-{name}", mine, group="potential", x=unit, y=names[1], labels=(unit, "forces [meV/Å]"))
+        costs = ("ms a step", "forces [meV/Å]")
+        with_cost = [row for row in mine if "ms" in row]
+        plot_lines(f"{a.out}-{name}-cost", with_cost, group="potential", x="ms", y=names[1], labels=costs)
     save(a.out, everything, {k: str(v) for k, v in vars(a).items()})
 
 
