@@ -68,7 +68,7 @@ class OptimConfig(Settings):
     beta2: float = Field(0.95, gt=0, lt=1, description="memory of squared gradients and of their eigenvectors")
     turn_every: int = Field(20, ge=1, description="steps between improvements of the eigenvectors")
     warmup_steps: int = Field(50, ge=0, description="steps in which the learning rate rises from zero")
-    weight_decay: float = Field(0.002, ge=0, description="decay of the weights, times the learning rate")
+    weight_decay: float = Field(0.0, ge=0, description="decay of the weights, times the learning rate")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="memory of the moving average of the weights, which is kept")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the loss's gradient")
     energy_weight: float = Field(0.1, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
@@ -128,4 +128,4 @@ class TrainConfig(Settings):
         return self
 
 
-FINETUNE_DEFAULTS = {"learning_rate": 0.004, "weight_decay": 0.0}  # for settings that are not given
+FINETUNE_DEFAULTS = {"learning_rate": 0.004}  # for settings that are not given
