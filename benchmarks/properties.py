@@ -262,12 +262,13 @@ def draw(out: str, rows: list[dict], curves: Curves, dft: Curves) -> None:
         1, 1 + len(curves), figsize=(6 + 4 * len(curves), 4), layout="constrained", squeeze=False
     )
     names = [row["property"] for row in rows if row["dft"] or row["experiment"]]
-    for kind, marker in (("dft", "o"), ("experiment", "x")):
+    for kind, label, marker in (("dft", "from DFT", "o"), ("experiment", "from experiment", "x")):
         some = [row for row in rows if row[kind]]
         off = [100 * (row["model"] / row[kind] - 1) for row in some]
-        axes[0, 0].plot(off, [names.index(row["property"]) for row in some], marker, label=f"from {kind}")
+        axes[0, 0].plot(off, [names.index(row["property"]) for row in some], marker, label=label)
     axes[0, 0].axvline(0, color="gray", linewidth=0.8)
     axes[0, 0].set(yticks=range(len(names)), yticklabels=names, xlabel="the potential is off by [%]")
+    axes[0, 0].invert_yaxis()
     axes[0, 0].legend()
     for axis, (pair, (r, g)) in zip(axes[0, 1:], curves.items(), strict=True):
         axis.plot(r, g, label="potential")
