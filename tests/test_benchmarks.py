@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import ase.io
+import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
+from ase.neighborlist import neighbor_list
 from helpers.frames import emt_atoms
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -211,3 +214,44 @@ def test_fine_tuning_on_another_molecule(tmp_path):
         assert done.returncode == 0, done.stderr
         rows = done.stdout.partition("rmse")[2].splitlines()
         assert [row.split()[1] for row in rows if row.strip()] == ["mode", "plain", "pseudo"]
+
+
+@pytest.mark.slow
+def test_properties_are_kept(tmp_path):
+    """A table with DFT and experiment; the second call finds everything, a property that is gone is measured again."""
+    command = [sys.executable, str(FOLDER / "properties.py"), "silicon-pbe", "--groups", "lattice", "melt"]
+    command += ["--ps", "0.5", "--work", str(tmp_path), "--out", str(tmp_path / "result")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for told in (2, 0):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(" ...\n") == told
+    rows = {row["property"]: row for row in json.loads((tmp_path / "result.json").read_text())["rows"]}
+    lattice = rows["lattice constant"]
+    assert abs(lattice["model"] / lattice["dft"] - 1) < 0.01 and "data" in lattice["sources"]
+    assert abs(rows["melt, first peak"]["model"] - 2.4) < 0.2 and rows["melt, first peak"]["dft"] is None
+    assert (tmp_path / "result.png").stat().st_size > 1000
+
+
+def test_properties_of_known_structures(monkeypatch):
+    """A diffusion that was put in, hydrogen bonds that can be counted, a peak between bins, slabs of known bonds."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import crystals
+    import properties
+
+    rng = np.random.default_rng(0)
+    steps = 0.05 * rng.normal(size=(400, 300, 3)).cumsum(axis=0)  # Å; D = 0.05^2 / 2 in each step
+    D, spread = properties.diffusion([Atoms("O300", positions) for positions in steps], interval=25.0)
+    assert abs(D - 0.5) < 3 * spread < 0.3
+    pair = Atoms("OHHOHH", [[0, 0, 0], [0, 0, 0.97], [0.9, 0, -0.3], [0, 0, 2.8], [0.9, 0, 3.1], [-0.9, 0, 3.1]])
+    pair.set_cell([12, 12, 12])
+    pair.pbc = True
+    assert properties.hydrogen_bonds([pair]) == 1.0  # given by one, taken by the other
+    pair.positions[1] = [0, 0.97, 0]
+    assert properties.hydrogen_bonds([pair]) == 0.0
+    r = np.linspace(2, 4, 21)
+    assert np.allclose(properties.peak(r, 2.5 - (r - 2.83) ** 2, (2.2, 3.3)), (2.83, 2.5))
+    for name, outermost in {"(100), 1x1": [2] * 2, "(100), 2x1": [3] * 4, "(111), 1x1": [3] * 2}.items():
+        slab = crystals.SILICON.surfaces[name]("Si", 5.47)
+        bonds = np.sort(np.bincount(neighbor_list("i", slab, 2.6)))
+        assert bonds.tolist() == outermost + [4] * (len(slab) - len(outermost))

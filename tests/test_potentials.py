@@ -1,5 +1,10 @@
 """The shipped potentials: they reproduce their reference structures, and their cards tell what they are."""
 
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
 import ase.io
 import numpy as np
 import pytest
@@ -16,6 +21,18 @@ from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.store.shipped import find_model, shipped_potentials
 
 NAMES = ("acetylacetone-pbe", "silicon-pbe", "water-pbe0")
+FOLDER = Path(__file__).parent.parent / "potentials"
+
+
+@pytest.fixture
+def shipping(monkeypatch):
+    """The modules that put potentials into their folders."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import cards
+    import ship
+    import starts
+
+    return SimpleNamespace(cards=cards, ship=ship, starts=starts)
 
 
 def test_all_are_found_by_name():
@@ -34,6 +51,60 @@ def test_card_and_files(name):
         assert word in card
     errors = load_with_metadata(name)[1]["errors"]
     assert any("test" in key for key in errors)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_of_the_card_are_those_of_the_file(name, shipping):
+    card = (FOLDER / name / "README.md").read_text()
+    lines = shipping.cards.of_model(*load_with_metadata(name))
+    assert shipping.cards.filled(card, "model", lines) == card
+    forces = next(row["forces_rmse"] for key, row in load_with_metadata(name)[1]["errors"].items() if "test" in key)
+    assert f"forces {1e3 * forces:.1f} / " in card
+
+
+def test_results_go_into_the_card(shipping, tmp_path):
+    """Each into its place, of this potential alone; other text stays."""
+    folder = tmp_path / "silicon-pbe"
+    shutil.copytree(FOLDER / "silicon-pbe", folder)
+    run = {"potential": "silicon-pbe", "atoms": 64, "ps": 50, "dtype": "float32", "timestep_fs": 2.0, "slope": 1.2e-8}
+    rows = [{**run, "run": "npt", "temperature": 501.0, "pressure": 0.01}, {"potential": "water-pbe0"}]
+    (tmp_path / "conservation.json").write_text(json.dumps({"rows": rows}))
+    a = {"potential": "silicon-pbe", "property": "C11", "unit": "GPa", "model": 150.2, "dft": 153, "experiment": None}
+    a["sources"] = "PBE, somebody"
+    (tmp_path / "properties_si.json").write_text(json.dumps({"rows": [a]}))
+    before = (folder / "README.md").read_text()
+    shipping.cards.write_card(folder, str(tmp_path / "conservation.json"), str(tmp_path / "properties_si.json"))
+    after = (folder / "README.md").read_text()
+    told = "64 atoms, 50 ps, float32, 2 fs: slope of the conserved energy 1.2e-08 eV/atom/ps, 501 K, 0.01 GPa."
+    assert f"\n  - `npt`: {told}\n<!-- end -->" in after
+    assert "\n| C11 | 150.2 | 153 |  | GPa | PBE, somebody |\n<!-- end -->" in after
+    assert before.partition("<!-- conservation -->")[0] == after.partition("<!-- conservation -->")[0]
+    with pytest.raises(ValueError, match=r"other.json: its name has none of conservation, properties"):
+        (tmp_path / "other.json").write_text('{"rows": []}')
+        shipping.cards.write_card(folder, str(tmp_path / "other.json"))
+
+
+def test_every_potential_is_in_the_table(shipping):
+    assert set(shipped_potentials()) <= set(shipping.ship.POTENTIALS)
+    for name in shipped_potentials():
+        entry, species = shipping.ship.POTENTIALS[name], load_potential(name).species
+        for structure in (entry.first, entry.second):
+            assert set(structure.build().numbers) == set(species)
+
+
+def test_molecules_are_built_whole_and_breaking_is_seen(shipping):
+    starts = shipping.starts
+    box = starts.electrolyte(1, density=0.9)
+    assert box.get_chemical_formula() == "C11H20O9" and len(starts.bonds(box)) == 2 * 38
+    assert abs(box.get_masses().sum() / units.mol / (1e-24 * box.get_volume()) - 0.9) < 1e-9
+    starts.check_molecules(box, box)
+    broken, met = box.copy(), starts.water_dimer()
+    broken.positions[-1] += [0.9, 0.9, 0]
+    with pytest.raises(RuntimeError, match=r"a molecule broke or two met: .*C.*H39"):
+        starts.check_molecules(broken, box)
+    met.positions[4] = met.positions[1] + [0, 0.0, 1.1]
+    with pytest.raises(RuntimeError, match=r"two met|closer than 1\.2 Å"):
+        starts.check_molecules(met, starts.water_dimer())
 
 
 @pytest.mark.parametrize("name", NAMES)
