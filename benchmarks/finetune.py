@@ -5,14 +5,16 @@ python benchmarks/finetune.py FOLDER --cases si-mo --modes scratch plain pseudo 
 
 Each case has 30 new frames (3 of them to validate), a potential that knows something else, and test frames of both:
 
-- acac-600K: acetylacetone at 300 K (450 frames, trained here), then 600 K
-- ethanol: the shipped acetylacetone potential, then another molecule
-- si-mo: the shipped silicon potential, then molybdenum, an element that it does not know
+- acac-600K: acetylacetone at 300 K (450 frames), then 600 K
+- ethanol: the same, then another molecule
+- si-mo: silicon (214 frames), then molybdenum, an element that it does not know
 
-Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels itself (pseudo), of
-the data or of short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen
-parts; with new elements that begin like the nearest one. Forces and energies: rmse. Results are kept in the working
-folder (--work), so that the same command goes on.
+The potentials to start from are trained here first. All trainings of a case see as many structures, old or new, and
+so take alike long. Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels
+itself (pseudo), of the data or of short dynamics of its own (own-md); with a penalty on the distance from the old
+weights; with frozen parts; with new elements that begin like the nearest one. Forces and energies: rmse; last_F is that
+of the last weights, not of those that the validation frames chose. Results are kept in the working folder (--work), so
+that the same command goes on.
 """
 
 import argparse
@@ -29,21 +31,21 @@ from ase.md.langevin import Langevin
 from report import print_table
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.train import TrainConfig, finetune, train
+from segnn_ase.train import TrainConfig, evaluate_files, finetune, train
 
-COLUMNS = {"case": "s", "mode": "s", "seed": "d", "new_E": ".1f", "new_F": ".1f", "old_E": ".1f", "old_F": ".1f"}
-COLUMNS |= {"old_F_before": ".1f", "cpu_s": ".0f"}
+COLUMNS = {"case": "s", "mode": "s", "seed": "d", "new_E": ".1f", "new_F": ".1f", "last_F": ".1f", "old_E": ".1f"}
+COLUMNS |= {"old_F": ".1f", "old_F_before": ".1f", "cpu_s": ".0f"}
+NEW, OLD = 27, 54  # frames to train on in an epoch, and the old structures that are learned beside them
 FROZEN = ("segnn.embedding", "segnn.messages.0", "segnn.products.0", "segnn.updates.0")
 
 
 class Case(NamedTuple):
-    base: str  # name of a shipped potential, or of a training in `BASES`
+    base: str  # name of a training in `BASES`
     train: str
     test: str
     old: str  # frames of the old training
     old_test: str
-    epochs: tuple[int, int]  # from scratch and of fine-tuning
-    settings: dict  # of the model from scratch
+    seen: int  # structures, in all epochs
 
 
 CASES = {
@@ -53,29 +55,29 @@ CASES = {
         "acac/test_600K.xyz@::10",
         "acac/train_300K.xyz@:450:7",
         "acac/test_300K.xyz@::10",
-        (180, 120),
-        {"cutoff": 5.0},
+        10_000,
     ),
     "ethanol": Case(
-        "acetylacetone-pbe",
+        "acac-300K",
         "rmd17/ethanol_train.xyz@:30",
         "rmd17/ethanol_test.xyz@::10",
         "acac/train_300K.xyz@:450:7",
         "acac/test_300K.xyz@::10",
-        (180, 120),
-        {"cutoff": 5.0},
+        10_000,
     ),
     "si-mo": Case(
-        "silicon-pbe",
+        "silicon",
         "mlearn_Mo/train.xyz@3::6",
         "mlearn_Mo/test.xyz",
         "mlearn_Si/train.xyz@::4",
         "mlearn_Si/test.xyz",
-        (30, 30),
-        {"cutoff": 5.0},
+        4_000,
     ),
 }
-BASES = {"acac-300K": ("acac/train_300K.xyz@:450", "acac/train_300K.xyz@450:", 120)}
+BASES = {  # frames, isolated atoms, epochs
+    "acac-300K": ("acac/train_300K.xyz", "acac/isolated_atoms.xyz", 120),
+    "silicon": ("mlearn_Si/train.xyz", None, 26),
+}
 MODES = {  # settings of [finetune] and of [training]; {old} stands for the old frames
     "scratch": (None, {}),
     "plain": ({"keep": "nothing"}, {}),
@@ -91,16 +93,14 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
 }
 
 
-def base_of(name: str, folder: Path, work: Path) -> str:
-    """The starting potential, trained where it is none of the shipped ones."""
-    if name not in BASES:
-        return name
-    out, (frames, valid, epochs) = work / f"{name}.pt", BASES[name]
+def base_of(name: str, folder: Path, work: Path, scale: float) -> str:
+    """The starting potential, which is trained once."""
+    out, (frames, atoms, epochs) = work / f"{name}.pt", BASES[name]
     if out.with_suffix(".last.pt").exists():  # which is written in the end
         return str(out)
-    data = {"train": str(folder / frames), "valid": str(folder / valid)}
-    values = {"out": str(out), "data": {**data, "isolated_atoms": str(folder / "acac/isolated_atoms.xyz")}}
-    train(TrainConfig.parse({**values, "model": {"cutoff": 5.0}, "training": {"epochs": epochs, "rollout_steps": 0}}))
+    data = {"train": str(folder / frames), "isolated_atoms": atoms and str(folder / atoms)}
+    training = {"epochs": max(round(scale * epochs), 1), "rollout_steps": 0}
+    train(TrainConfig.parse({"out": str(out), "data": data, "training": training}))
     return str(out)
 
 
@@ -121,21 +121,26 @@ def own_structures(base: str, frames: Path, out: Path) -> str:
     return str(out)
 
 
+def epochs_of(mode: str, seen: float) -> int:
+    keeping, _ = MODES[mode]
+    old = 0 if keeping is None or keeping.get("keep") == "nothing" else keeping.get("replay_frames", OLD)
+    return max(round(seen / (NEW + old)), 1)
+
+
 def measure(name: str, mode: str, seed: int, folder: Path, work: Path, scale: float) -> dict:
     case, (keeping, changes) = CASES[name], MODES[mode]
     tests = [str(folder / case.test), str(folder / case.old_test)]
     scratch = keeping is None
-    training = {"epochs": case.epochs[not scratch], "seed": seed, "rollout_steps": 0, **changes}
-    training["epochs"] = max(round(scale * training["epochs"]), 1)
+    training = {"epochs": epochs_of(mode, scale * case.seen), "seed": seed, "rollout_steps": 0, **changes}
     values = {
         "out": str(work / f"{name}.{mode}.{seed}.pt"),
         "data": {"train": str(folder / case.train), "test": tests[:1] if scratch else tests},
         "training": training,
     }
-    base = base_of(case.base, folder, work)
+    base = base_of(case.base, folder, work, scale)
     start = time.process_time()
     if scratch:
-        errors = train(TrainConfig.parse({**values, "model": case.settings}))
+        errors = train(TrainConfig.parse(values))
     else:
         files = {"{old}": str(folder / case.old)}
         if "{own}" in keeping.values():
@@ -148,7 +153,8 @@ def measure(name: str, mode: str, seed: int, folder: Path, work: Path, scale: fl
             value = errors.get(path, {}).get(f"{quantity}_rmse")
             row[f"{kind}_{letter}"] = None if value is None else 1e3 * value
     before = None if scratch else errors[tests[1]]["forces_rmse_before"]
-    return {**row, "old_F_before": before and 1e3 * before}
+    last = evaluate_files(values["out"].replace(".pt", ".last.pt"), tests[:1])[tests[0]]["forces_rmse"]
+    return {**row, "last_F": 1e3 * last, "old_F_before": before and 1e3 * before}
 
 
 def main() -> None:
@@ -157,7 +163,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of epochs")
+    parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of epochs")
     parser.add_argument("--work", type=Path, default=Path("finetune"))
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -207,6 +207,8 @@ def test_fine_tuning_on_another_molecule(tmp_path):
         ase.io.write(tmp_path / f"{path}_test.xyz", emt_atoms(2, lambda build=build: molecule(build), seed=1))
     for kind in ("train", "test"):
         (tmp_path / f"acac/300K_{kind}.xyz").rename(tmp_path / f"acac/{kind}_300K.xyz")
+    lone_atoms = [emt_atoms(1, lambda z=z: molecule(z))[0] for z in "HCO"]
+    ase.io.write(tmp_path / "acac/isolated_atoms.xyz", lone_atoms)
     command = [sys.executable, str(FOLDER / "finetune.py"), str(tmp_path), "--work", str(tmp_path / "work")]
     command += ["--cases", "ethanol", "--modes", "plain", "pseudo", "--scale", "0.001"]
     for _ in range(2):  # the second finds everything
