@@ -51,7 +51,7 @@ def of_training(potential: Potential, metadata: dict) -> str:
     return (
         f"- **Training**: `train.toml`: preset `{model.get('preset', 'segnn')}` ({potential.config.hidden_irreps}, "
         f"{weights:,} weights), cutoff {potential.cutoff:g} Å, {long} on one core; kept is epoch {metadata['epoch']}, "
-        "the best on the validation frames."
+        "by the validation frames."
     )
 
 

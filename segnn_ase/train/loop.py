@@ -80,8 +80,8 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                 row = validate(learner, job.data, settings, done, len(batches))
                 done.history.append(row)
                 bar.set_postfix_str(summary(row), refresh=False)
-                if better(row, done, settings):
-                    done.best, done.survived = row["valid_loss"], row["survived"] or 0.0
+                if better(row, done, settings, len(job.data.chosen_by)):
+                    keep(row, done, settings)
                     save_potential(config.out, learner.averaged, metadata={**job.metadata, "epoch": done.epoch})
                 write_history(files["csv"], done.history)
                 log_scalars(row)
@@ -202,17 +202,28 @@ def validate(learner: Learner, data: TrainingData, settings: OptimConfig, done: 
     return row | rollouts(averaged, data, settings, done)
 
 
-def better(row: dict, done: Progress, settings: OptimConfig) -> bool:
-    """Whether a model is to be kept instead of the one before."""
-    if settings.select == "loss":
-        return row["valid_loss"] < done.best
-    if row["survived"] is None:  # only until a rollout has been
-        return not done.survived and done.best == math.inf
-    return (-row["survived"], row["valid_loss"]) < (-done.survived, done.best)
+def better(row: dict, done: Progress, settings: OptimConfig, frames: int) -> bool:
+    """Whether a model is to be kept instead of the one before: also where its loss is not lower, but as good as the
+    lowest for all that this number of validation frames can tell. Later ones made smaller steps, and are better on
+    frames that chose nothing.
+    """
+    if settings.select == "stability":
+        if row["survived"] is None:  # only until a rollout has been
+            return not done.survived and done.best == math.inf
+        if row["survived"] != done.survived:
+            return row["survived"] > done.survived
+    return row["valid_loss"] < (1 + frames**-0.5) * done.best
+
+
+def keep(row: dict, done: Progress, settings: OptimConfig) -> None:
+    """Note the lowest loss among models that are as stable."""
+    survived = row["survived"] or 0.0
+    alike = settings.select == "loss" or survived == done.survived
+    done.best, done.survived = min(row["valid_loss"], done.best if alike else math.inf), survived
 
 
 def finish(config: TrainConfig, job: Training, history: list[dict], *, progress: bool) -> dict:
-    """Evaluate the best model on every set, store its errors in the file, write plots, print the table."""
+    """Evaluate the kept model on every set, store its errors in the file, write plots, print the table."""
     settings, data = config.training, job.data
     potential, kept = load_with_metadata(config.out)
     evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
@@ -226,7 +237,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     save_potential(config.out, potential, metadata={**job.metadata, "epoch": kept["epoch"], "errors": errors})
     if len(history) > 1:
         figures.plot_learning_curve(output_files(config.out)["curve"], history)
-    best = f"the best of {history[-1]['epoch']} epochs is {kept['epoch']}"
-    told = [error_table(errors), *(told_of_drift(old, errors) for old in data.old), best, f"wrote {config.out}"]
+    epoch = f"kept is epoch {kept['epoch']} of {history[-1]['epoch']}"
+    told = [error_table(errors), *(told_of_drift(old, errors) for old in data.old), epoch, f"wrote {config.out}"]
     printer(progress)("\n".join(line for line in told if line))
     return errors

@@ -59,7 +59,7 @@ class Progress:
     rising: float = 0.0  # and in this one
     calm: float = 1.0  # what spikes have left of the learning rate
     spikes: int = 0
-    best: float = math.inf  # validation loss of the model that is kept
+    best: float = math.inf  # lowest validation loss among the models that were kept
     survived: float = 0.0  # and of its rollouts
     history: list[dict] = field(default_factory=list)
 

@@ -74,7 +74,7 @@ class OptimConfig(Settings):
     energy_weight: float = Field(0.1, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
     forces_weight: float = Field(1.0, ge=0, description="weight of squared errors of force components, (eV/Å)^2")
     stress_weight: float = Field(
-        0.05, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
+        0.002, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
     )
     patience: int | None = Field(None, ge=1, description="epochs without a better validation loss before it stops")
     validate_every: int = Field(1, ge=1, description="epochs between validations")
@@ -84,7 +84,7 @@ class OptimConfig(Settings):
         300.0, gt=0, le=10_000, description="temperature of the short dynamics, K; a second run is twice as hot"
     )
     select: Literal["loss", "stability"] = Field(
-        "loss", description="keep the lowest validation loss, or that among the longest short dynamics"
+        "loss", description="keep the latest model whose validation loss is as low as any, or that among the longest short dynamics"
     )
     save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
     max_minutes: float | None = Field(
