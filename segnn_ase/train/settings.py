@@ -84,7 +84,7 @@ class OptimConfig(Settings):
         300.0, gt=0, le=10_000, description="temperature of the short dynamics, K; a second run is twice as hot"
     )
     select: Literal["loss", "stability"] = Field(
-        "loss", description="keep the latest model whose loss is as low as any, or that among the longest short dynamics"
+        "loss", description="keep the latest model whose loss is as low as any, or that of the longest short dynamics"
     )
     save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
     max_minutes: float | None = Field(
