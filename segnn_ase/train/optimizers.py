@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 LONGEST_SIDE = 512
-REMEMBERED = 4  # steps between gradients that enter the means; they change slowly, and each costs as much as a step
+REMEMBERED = 4  # steps between gradients that enter the means, which change slowly
 EPSILON = 1e-8
 
 
