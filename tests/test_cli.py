@@ -72,7 +72,7 @@ def test_train_from_a_file_with_options_on_top(work):
 
 
 def test_the_same_command_goes_on(work, monkeypatch):
-    monkeypatch.setattr(loop, "training_step", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
     assert segnn("train", "config.toml", "--test", "test.xyz", "--seed", 7).exit_code == 0
     result = segnn("train", "config.toml", "--test", "test.xyz", "--seed", 8)
     assert_one_line_error(result, "training.seed = 7 (now 8)")

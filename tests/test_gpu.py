@@ -80,7 +80,7 @@ def test_a_training_begun_on_a_gpu_goes_on_on_the_cpu(tmp_path, monkeypatch):
     def begun(device):
         return configured(tmp_path, water_frames(20), device=device, epochs=4)
 
-    step, calls = loop.training_step, itertools.count()
+    step, calls = loop.next_step, itertools.count()
 
     def counted(*arguments):
         if next(calls) == 9:
@@ -88,7 +88,7 @@ def test_a_training_begun_on_a_gpu_goes_on_on_the_cpu(tmp_path, monkeypatch):
         return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "training_step", counted)
+        patch.setattr(loop, "next_step", counted)
         with pytest.raises(KeyboardInterrupt, match="goes on"):
             train(begun("cuda"), progress=False)
     train(begun("cpu"), progress=False)

@@ -4,7 +4,6 @@ The potentials have random weights and calibrated norms, so energies are of the 
 """
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -28,6 +27,7 @@ from helpers.systems import (
     triclinic,
     water,
 )
+from helpers.trainings import loss_on
 
 from segnn_ase.base.errors import StructureError
 from segnn_ase.calculator import SEGNNCalculator
@@ -38,8 +38,6 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import save_potential
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms
 from segnn_ase.structure.neighbors import BACKENDS
-from segnn_ase.train.loss import loss_and_prediction
-from segnn_ase.train.settings import OptimConfig
 
 SMALL = [name for name in VARIANTS if name != "default"]
 SMOOTH = [name for name in SMALL if name != "segnn2022"]
@@ -460,7 +458,7 @@ def test_T11_missing_labels_give_no_nan_in_training(new_potential, missing):
     potential, graph = new_potential("segnn").train(), graph_of([triclinic(), triclinic()])
     labels = Labels(*(torch.zeros(shape, dtype=torch.float64) for shape in ((2,), (10, 3), (2, 3, 3))))
     getattr(labels, missing)[0] = math.nan
-    loss, _ = loss_and_prediction(partial(predict, potential), Item(graph, labels), OptimConfig())
+    loss = loss_on(Item(graph, labels), potential)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(g).all() for g in gradients(loss, potential))
 

@@ -12,7 +12,7 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import expect
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.choose import choose_evaluator
-from segnn_ase.data.batches import Item, collate_items, edges_of, make_item, pack
+from segnn_ase.data.batches import Item, asked_for, collate_items, edges_of, make_item, pack
 from segnn_ase.data.dispersed import without_dispersion
 from segnn_ase.data.frames import as_paths, changes_of, check_labels, check_species, read_frames, rivals_of
 from segnn_ase.data.labels import LabelKeys
@@ -20,7 +20,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.structure.graph import Graph, sum_over_atoms
-from segnn_ase.train.loss import loss_and_prediction
+from segnn_ase.train.loss import losses_of
 from segnn_ase.train.settings import OptimConfig
 from segnn_ase.trust.uncertainty import Uncertainty
 
@@ -48,12 +48,15 @@ def on_cpu(evaluator: Evaluator, device: torch.device) -> Evaluate:
 def residuals(
     evaluate: Evaluate, items: list[Item], settings: OptimConfig, uncertainty: Uncertainty | None = None
 ) -> dict[str, np.ndarray]:
-    """Labels and predictions side by side, flat, energies per atom; entries without a label are left out."""
+    """Labels and predictions side by side, flat, energies per atom; entries without a label are left out.
+
+    And the loss of each structure.
+    """
     collected: dict[str, list] = {"loss": []}
     for numbers in pack(list(range(len(items))), edges_of(items), settings.batch_size, settings.max_edges):
         batch = collate_items([items[n] for n in numbers])
-        loss, prediction = loss_and_prediction(evaluate, batch, settings)
-        collected["loss"].append([float(loss)] * batch.graph.n_graphs)
+        prediction = evaluate(batch.graph, **asked_for(batch.labels))
+        collected["loss"].append(losses_of(prediction, batch.graph, batch.labels, settings).detach().double().numpy())
         for name, values in labels_and_predictions(batch, prediction, uncertainty).items():
             collected.setdefault(name, []).append(values.double().numpy())
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collected.items()}

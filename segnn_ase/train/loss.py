@@ -1,20 +1,12 @@
 """The loss: weighted mean squares of what a prediction misses, over the labels that are there."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from segnn_ase.data.batches import Item, Labels, asked_for
+from segnn_ase.data.batches import Labels
 from segnn_ase.model.predict import Prediction
-from segnn_ase.structure.graph import Graph, volume
+from segnn_ase.structure.graph import Graph, sum_over_atoms, volume
 from segnn_ase.train.settings import OptimConfig
-
-
-def loss_and_prediction(evaluate: Callable, batch: Item, settings: OptimConfig) -> tuple[Tensor, Prediction]:
-    """evaluate: see `evaluation.Evaluate`."""
-    prediction = evaluate(batch.graph, **asked_for(batch.labels))
-    return loss_of(prediction, batch.graph, batch.labels, settings), prediction
 
 
 def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: OptimConfig) -> Tensor:
@@ -27,6 +19,25 @@ def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: Opti
         scale = volume(graph) * atoms.rsqrt()
         loss = loss + settings.stress_weight * mean_square(prediction.stress, labels.stress, scale[:, None, None])
     return loss
+
+
+def losses_of(prediction: Prediction, graph: Graph, labels: Labels, settings: OptimConfig) -> Tensor:
+    """The same of each structure, (B,)."""
+    atoms = torch.bincount(graph.batch, minlength=graph.n_graphs).double()
+    losses = settings.energy_weight * squares(prediction.energy, labels.energy) / atoms
+    if prediction.forces is not None:
+        squared, known = squares(prediction.forces, labels.forces), torch.isfinite(labels.forces).double()
+        total, count = (sum_over_atoms(x.sum(dim=1), graph) for x in (squared, known))
+        losses = losses + settings.forces_weight * total / count.clamp_min(1)
+    if prediction.stress is not None:
+        squared = squares(prediction.stress, labels.stress).mean(dim=(1, 2))
+        losses = losses + settings.stress_weight * squared * volume(graph).square() / atoms
+    return losses
+
+
+def squares(prediction: Tensor, label: Tensor) -> Tensor:
+    """Squared errors; zero where there is no label."""
+    return torch.where(torch.isfinite(label), prediction - label, 0.0).square()
 
 
 def mean_square(prediction: Tensor, label: Tensor, scale: "Tensor | float" = 1.0) -> Tensor:

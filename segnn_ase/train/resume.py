@@ -54,12 +54,15 @@ class Progress:
     step: int = 0
     loss: float = 0.0  # summed over the epoch's batches
     rate: float = 0.0  # learning rate of the last step
-    epochs: int | None = None  # in all, once that is known
+    epochs: int | None = None  # in all; None before that and the learning rate are known
+    learning_rate: float | None = None  # the largest, after the warm-up
+    turned: int = 0  # epoch from which the rate falls linearly to zero, earlier than planned where it is not 0
+    share: float = 1.0  # what was left of the rate then
     highest: float = math.inf  # loss of a batch in the epoch before
     rising: float = 0.0  # and in this one
     calm: float = 1.0  # what spikes have left of the learning rate
     spikes: int = 0
-    best: float = math.inf  # lowest validation loss among the models that were kept
+    losses: list[float] = field(default_factory=list)  # of validation structures, lowest of the models that were kept
     survived: float = 0.0  # and of its rollouts
     history: list[dict] = field(default_factory=list)
 

@@ -127,7 +127,7 @@ def _nearest(atoms: Atoms, closest: dict[tuple[int, int], float]) -> float:
 
 def rollouts(averaged: Potential, data: TrainingData, settings: OptimConfig, done: Progress) -> dict:
     """Short dynamics from a validation frame, always the same one, where they are due; None where they are not."""
-    every = settings.rollout_every or (max(done.epochs // 5, 1) if done.epochs else math.inf)
+    every = settings.rollout_every or max(done.epochs // 5, 1)
     last = max((row["epoch"] for row in done.history if row["survived"] is not None), default=0)
     due = done.epoch // every > last // every or done.epoch == done.epochs
     starts = [item.atoms for item in data.held_out if len(item.atoms) > 1]

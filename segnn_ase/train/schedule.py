@@ -1,69 +1,57 @@
-"""How long a training is, how large its steps are, and what happens when one was too large."""
+"""How large the steps of a training are, when it comes to rest, and what happens when one was too large."""
 
 import math
-import time
-from collections.abc import Callable
+import statistics
 
 from segnn_ase.base.errors import DataError
-from segnn_ase.data.batches import Item, edges_of
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig
 
-FIRST_STEPS = 5  # in which caches fill and the optimizer starts
-MEASURED_STEPS = 20  # that tell how long all others take
-EVALUATION = 0.35  # of the time of a training step on the same structures; forward and one gradient of three passes
-MOST_EPOCHS = 2000  # more only learn the frames by heart
 SPIKE = 10.0  # times the largest loss of a batch in the epoch before
 FIRST_SPIKE = 1000.0  # times the largest loss so far, in the first
 SETTLED = 1e-4  # of the mean loss of the first epoch: with less it may jump as it likes
 CALMER = 0.5  # what it leaves of the learning rate
 CALMEST = 1e-3  # with less, nothing is learnt any more
+LONG, LEAST_EPOCHS = 20, 10  # a validation loss is given this part of all epochs, and at least so many, to fall
 
 
 def learning_rate(done: Progress, n_batches: int, settings: OptimConfig) -> float:
-    """Linear warm-up over steps, times a linear decay to zero over the whole training, times what spikes have left."""
+    """Linear warm-up over steps, times a linear decay to zero, times what spikes have left."""
     warmup = min(1.0, (done.step + 1) / max(settings.warmup_steps, 1))
-    past = 0.0 if done.epochs is None else (done.epoch + done.batch / n_batches) / done.epochs
-    return settings.learning_rate * warmup * (1.0 - past) * done.calm
+    return done.learning_rate * warmup * share_left(done, done.epoch + done.batch / n_batches) * done.calm
 
 
-class Pace:
-    """Measures the steps that are made within it, after the first."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock, self._steps, self._spent, self._began = clock, 0, 0.0, 0.0
-
-    def __enter__(self) -> None:
-        self._began = self._clock()
-
-    def __exit__(self, *_: object) -> None:
-        self._steps += 1
-        if self._steps > FIRST_STEPS:
-            self._spent += self._clock() - self._began
-
-    @property
-    def seconds(self) -> float | None:
-        """Of a step; None as long as too few have been made."""
-        measured = self._steps - FIRST_STEPS
-        return None if measured < MEASURED_STEPS else self._spent / measured
+def share_left(done: Progress, epoch: float) -> float:
+    """What the decay leaves of the learning rate after so many epochs."""
+    return done.share * (done.epochs - epoch) / (done.epochs - done.turned)
 
 
-def epochs_in(minutes: float, seconds: float, n_batches: int, train: list[Item], valid: list[Item]) -> int:
-    """The passes over `train`, with a validation after each, that a time allows; seconds: of a step."""
-    validation = EVALUATION * sum(edges_of(valid)) / max(sum(edges_of(train)), 1)
-    return int(min(max(60 * minutes / (seconds * n_batches * (1 + validation)), 1), MOST_EPOCHS))
+def has_stalled(done: Progress, patience: int) -> bool:
+    """Whether the validation loss of the last `patience` epochs, in the median, is no lower than of as many before.
+
+    Single ones say little where steps are large or frames are few.
+    """
+    ages = [(done.epoch - row["epoch"], row["valid_loss"]) for row in done.history]
+    last = [loss for age, loss in ages if age < patience]
+    before = [loss for age, loss in ages if patience <= age < 2 * patience]
+    full = done.epoch >= 2 * patience and last and before
+    return bool(full) and not statistics.median(last) < statistics.median(before)
 
 
-def is_over(done: Progress, patience: int | None) -> bool:
-    return (done.epochs is not None and done.epoch >= done.epochs) or out_of_patience(done.history, patience)
+def patience_of(done: Progress, settings: OptimConfig) -> int:
+    return settings.patience or max(done.epochs // LONG, LEAST_EPOCHS)
 
 
-def out_of_patience(history: list[dict], patience: int | None) -> bool:
-    """True when none of the last `patience` epochs improved the validation loss."""
-    if patience is None or not history:
+def come_to_rest(done: Progress, settings: OptimConfig) -> bool:
+    """Let the learning rate fall to zero soon, once, where the validation loss does not fall any more; tells whether.
+
+    Frames are then being learned by heart, which longer training makes worse.
+    """
+    patience = patience_of(done, settings)
+    if done.turned or done.epoch + patience >= done.epochs or not has_stalled(done, patience):
         return False
-    best = min(history, key=lambda row: row["valid_loss"])
-    return history[-1]["epoch"] - best["epoch"] >= patience
+    done.share, done.turned, done.epochs = share_left(done, done.epoch), done.epoch, done.epoch + patience
+    return True
 
 
 def is_spike(loss: float, done: Progress) -> bool:
@@ -78,7 +66,7 @@ def is_settled(loss: float, done: Progress) -> bool:
     return bool(done.history) and loss < SETTLED * done.history[0]["train_loss"]
 
 
-def calm_down(done: Progress, settings: OptimConfig) -> None:
+def calm_down(done: Progress) -> None:
     """Lower the learning rate for the rest of the training. Raises DataError when that has not helped.
 
     What was the usual loss is forgotten: the average of the weights may be worse than they were.
@@ -88,7 +76,7 @@ def calm_down(done: Progress, settings: OptimConfig) -> None:
         raise DataError(
             f"the loss rose many times its size, or was no number, {done.spikes} times, the last in epoch "
             f"{done.epoch + 1}, also with a {1 / done.calm:.0f}th of the learning rate: lower learning_rate (now "
-            f"{settings.learning_rate}), or look for frames with huge forces by segnn check"
+            f"{done.learning_rate}), or look for frames with huge forces by segnn check"
         )
 
 

@@ -63,7 +63,11 @@ class OptimConfig(Settings):
     max_edges: int = Field(
         4000, ge=1, description="pairs of neighbours in a step, at most; a larger structure is a step of its own"
     )
-    learning_rate: float = Field(0.03, gt=0, description="step size of SOAP after the warm-up; falls to zero")
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="step size of SOAP after the warm-up; falls to zero; none: the best of a few in short trainings",
+    )
     beta1: float = Field(0.95, ge=0, lt=1, description="memory of gradients")
     beta2: float = Field(0.95, gt=0, lt=1, description="memory of squared gradients and of their eigenvectors")
     turn_every: int = Field(20, ge=1, description="steps between improvements of the eigenvectors")
@@ -76,7 +80,12 @@ class OptimConfig(Settings):
     stress_weight: float = Field(
         0.002, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
     )
-    patience: int | None = Field(None, ge=1, description="epochs without a better validation loss before it stops")
+    patience: int | None = Field(
+        None,
+        ge=1,
+        description="when the validation loss falls no more over so many epochs, the learning rate falls to zero "
+        "within as many, and the training ends; none: a twentieth of all epochs, at least 10",
+    )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")
     rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: five in all")
@@ -84,7 +93,8 @@ class OptimConfig(Settings):
         300.0, gt=0, le=10_000, description="temperature of the short dynamics, K; a second run is twice as hot"
     )
     select: Literal["loss", "stability"] = Field(
-        "loss", description="keep the latest model whose loss is as low as any, or that of the longest short dynamics"
+        "loss",
+        description="keep the latest model whose loss is no higher than any, or that of the longest short dynamics",
     )
     save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
     max_minutes: float | None = Field(

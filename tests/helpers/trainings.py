@@ -6,11 +6,16 @@ from pathlib import Path
 import ase.io
 import pytest
 from ase import Atoms
+from torch import Tensor
 
 from segnn_ase.base import figures
+from segnn_ase.data.batches import Item, asked_for
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import predict
 from segnn_ase.store.tensors import load_tensors
 from segnn_ase.train import loop
-from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.loss import loss_of
+from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import train
 
 TINY = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.0, "n_radial": 4, "radial_hidden": [8]}
@@ -45,6 +50,12 @@ def history(out: str | Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+def loss_on(batch: Item, potential: Potential, settings: OptimConfig | None = None) -> Tensor:
+    """The loss of a potential as PyTorch has it."""
+    prediction = predict(potential, batch.graph, **asked_for(batch.labels))
+    return loss_of(prediction, batch.graph, batch.labels, settings or OptimConfig())
+
+
 def weights(path: str | Path) -> dict:
     return load_tensors(path)["weights"]
 
@@ -52,12 +63,12 @@ def weights(path: str | Path) -> dict:
 def counted_training(folder: Path, count=lambda: None, *, epochs: int) -> None:
     """A training without plots, with a rollout after every fifth of it; `count` is called before each step."""
 
-    def counted(*arguments, step=loop.training_step):
+    def counted(*arguments, step=loop.next_step):
         count()
         return step(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "training_step", counted)
+        patch.setattr(loop, "next_step", counted)
         for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
             patch.setattr(figures, name, lambda *_, **__: None)
         settings = {"epochs": epochs, "batch_size": 2, "save_minutes": 0.0005, "rollout_steps": 4}

@@ -38,7 +38,7 @@ def complete(tmp_path_factory):
 @pytest.fixture
 def folder(complete, tmp_path, monkeypatch):
     """A copy of it, in which no further step may be made."""
-    monkeypatch.setattr(loop, "training_step", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
     return shutil.copytree(complete, tmp_path / "copy")
 
 
@@ -165,7 +165,7 @@ def test_what_is_written_beside_the_weights_of_the_starting_model_may_change(com
     """`segnn verify --store` adds a certificate to the file of a model."""
     config = configured(tmp_path, water_frames(6, seed=2), model={})
     finetune(str(complete / "model.pt"), config, progress=False)
-    monkeypatch.setattr(loop, "training_step", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
     finetune(another(complete / "model.pt", "verified.pt", metadata={"epoch": 99}), config, progress=False)
 
 

@@ -18,9 +18,9 @@ from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum
 from segnn_ase.train import loop, rollouts
-from segnn_ase.train.loop import better, keep
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.rollouts import Stability, stability, usual_timestep
+from segnn_ase.train.selection import better, keep
 from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.start import train
 
@@ -104,30 +104,16 @@ def test_the_most_stable_model_can_be_kept(tmp_path, monkeypatch):
     assert load_with_metadata(config.out)[1]["epoch"] == 2
 
 
-def test_among_equally_stable_models_the_loss_decides():
+def test_among_equally_stable_models_the_losses_decide():
     settings = OptimConfig(select="stability")
-    done = Progress(best=1.0, survived=0.5)
+    done = Progress(losses=[1.0] * 100, survived=0.5)
 
-    def row(survived, loss):
-        return {"survived": survived, "valid_loss": loss}
+    def is_kept(survived, loss):
+        return better({"survived": survived}, np.full(100, loss), done, settings)
 
-    frames = 100
-    assert better(row(0.5, 0.9), done, settings, frames) and better(row(0.6, 9.0), done, settings, frames)
-    assert not better(row(0.5, 1.2), done, settings, frames) and not better(row(None, 0.1), done, settings, frames)
-    keep(row(0.6, 9.0), done, settings)
-    assert (done.best, done.survived) == (9.0, 0.6)
-
-
-def test_the_latest_is_kept_of_those_that_the_validation_frames_cannot_tell_apart():
-    settings, done = OptimConfig(), Progress()
-    for loss, frames, kept in [(2.0, 4, True), (1.0, 4, True), (1.4, 4, True), (1.45, 4, True), (1.6, 4, False)]:
-        row = {"survived": None, "valid_loss": loss}
-        assert better(row, done, settings, frames) == kept
-        if kept:
-            keep(row, done, settings)
-    assert done.best == 1.0  # so that it does not creep upwards
-    assert not better({"survived": None, "valid_loss": 1.2}, done, settings, 100)
-    assert not better({"survived": None, "valid_loss": math.nan}, done, settings, 4)
+    assert is_kept(0.5, 0.9) and is_kept(0.6, 9.0) and not is_kept(0.5, 1.2) and not is_kept(None, 0.1)
+    keep({"survived": 0.6}, np.full(100, 9.0), done, settings)
+    assert (done.losses, done.survived) == ([9.0] * 100, 0.6)
 
 
 def test_stability_cannot_be_selected_without_rollouts(tmp_path):

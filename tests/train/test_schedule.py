@@ -9,97 +9,63 @@ from helpers.frames import water_frames
 from helpers.trainings import configured, history
 
 from segnn_ase.base.errors import ConfigError, DataError
-from segnn_ase.data.batches import make_item
-from segnn_ase.data.frames import frame_from_atoms
 from segnn_ase.store.tensors import load_tensors
-from segnn_ase.train import loop
+from segnn_ase.train import loop, step
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import (
-    FIRST_STEPS,
-    MEASURED_STEPS,
-    MOST_EPOCHS,
-    Pace,
     calm_down,
+    come_to_rest,
     end_epoch,
-    epochs_in,
-    is_over,
+    has_stalled,
     is_spike,
     learning_rate,
-    out_of_patience,
 )
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import train
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    settings = OptimConfig(learning_rate=0.1, warmup_steps=10)
+    settings = OptimConfig(warmup_steps=10)
 
-    def at(step: int, epoch: int = 0, epochs: int | None = 4, **more) -> float:
-        return learning_rate(Progress(step=step, epoch=epoch, epochs=epochs, **more), 8, settings)
+    def at(step: int, epoch: int = 0, **more) -> float:
+        return learning_rate(Progress(step=step, epoch=epoch, epochs=4, learning_rate=0.1, **more), 8, settings)
 
     assert at(0) == pytest.approx(0.01) and at(9) == pytest.approx(0.1)
     assert at(50, 3) == pytest.approx(0.025) and at(50, 4) == 0.0
-    assert at(50, 3, None) == pytest.approx(0.1)  # as long as the end is not known
     assert at(50, 2, batch=4) == pytest.approx(0.1 * 1.5 / 4)
     assert at(50, 3, calm=0.5) == pytest.approx(0.0125)
-    without = OptimConfig(learning_rate=0.1, warmup_steps=0)
-    assert learning_rate(Progress(epochs=4), 8, without) == pytest.approx(0.1)
+    without = OptimConfig(warmup_steps=0)
+    assert learning_rate(Progress(epochs=4, learning_rate=0.1), 8, without) == pytest.approx(0.1)
 
 
-def test_the_pace_is_that_of_the_steps_after_the_first():
-    time, found = 0.0, []
-    pace = Pace(lambda: time)
-    for step in range(1, 40):
-        time += 1000.0  # of a validation
-        with pace:
-            time += 100.0 if step <= FIRST_STEPS else 0.25
-        found.append(pace.seconds)
-    assert found[: FIRST_STEPS + MEASURED_STEPS - 1] == [None] * (FIRST_STEPS + MEASURED_STEPS - 1)
-    assert found[FIRST_STEPS + MEASURED_STEPS - 1 :] == pytest.approx([0.25] * (40 - FIRST_STEPS - MEASURED_STEPS))
+def losses(*values: float, every: int = 1) -> dict:
+    """A training with these validation losses, of 1000 epochs, at 0.1."""
+    rows = [{"epoch": every * n, "valid_loss": loss} for n, loss in enumerate(values, 1)]
+    return {"epoch": every * len(rows), "epochs": 1000, "learning_rate": 0.1, "history": rows}
 
 
-def test_epochs_fill_the_minutes():
-    items = [make_item(frame_from_atoms(atoms), 3.0) for atoms in water_frames(10)]
-    assert epochs_in(10.0, 0.5, 12, items, []) == 100
-    assert 70 < epochs_in(10.0, 0.5, 12, items, items) < 80
-    assert epochs_in(1e-6, 0.5, 12, items, items) == 1
-    assert epochs_in(1e9, 0.5, 12, items, items) == MOST_EPOCHS
+def test_a_loss_has_stalled_when_it_is_no_lower_in_the_median():
+    assert not has_stalled(Progress(**losses(5, 4, 3, 2, 1, 1)), 3)
+    assert has_stalled(Progress(**losses(9, 3, 4, 2, 1, 4, 3)), 3)  # though 1 is the lowest so far
+    assert not has_stalled(Progress(**losses(3, 4, 1, 2, 9)), 3)  # too early to tell
+    assert has_stalled(Progress(**losses(3, 3, 3, 3, 3, math.nan)), 3) and has_stalled(Progress(**losses(1, 1)), 1)
+    assert has_stalled(Progress(**losses(5, 4, 6, 7, every=10)), 20)
+    assert not has_stalled(Progress(**losses(5, 4, 3, every=10)), 5)  # less often validated than that
 
 
-def test_minutes_are_told_and_kept_for_going_on(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(loop, "printer", lambda progress: told.append)
-    monkeypatch.setattr(Pace, "seconds", 6.0)
-    config = configured(tmp_path, water_frames(8), epochs=None, minutes=0.7)
-    train(config, progress=False)
-    assert any("3 epochs for 0.7 minutes" in line for line in told), told
-    assert [int(row["epoch"]) for row in history(config.out)] == [1, 2, 3]
-    assert load_tensors(tmp_path / "model.resume.pt")["progress"]["epochs"] == 3
-    monkeypatch.setattr(loop, "training_step", lambda *_: pytest.fail("a step was made"))
-    train(config, progress=False)
-
-
-def test_minutes_that_are_over_before_they_are_measured_end_with_the_epoch(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(loop, "printer", lambda progress: told.append)
-    monkeypatch.setattr(Pace, "seconds", property(lambda pace: 1e6 if pace._steps > 10 else None))
-    config = configured(tmp_path, water_frames(8), epochs=None, minutes=0.7, validate_every=100)
-    train(config, progress=False)
-    assert any("6 epochs for 0.7 minutes" in line for line in told), told
-    (row,) = history(config.out)
-    assert int(row["epoch"]) == 6 and 0 < float(row["lr"]) < 0.01
+def test_where_the_loss_falls_no_more_the_rate_falls_to_zero_soon():
+    done, settings = Progress(**losses(*[2.0] * 40)), OptimConfig(warmup_steps=0, patience=20)
+    assert come_to_rest(done, settings) and done.epochs == 60
+    done.epoch = 50
+    assert learning_rate(done, 8, settings) == pytest.approx(0.5 * 0.1 * 0.96)
+    assert not come_to_rest(done, settings)  # once
+    assert not come_to_rest(Progress(**losses(*[2.0] * 40)), OptimConfig())  # a hundred epochs by default
+    assert not come_to_rest(Progress(**{**losses(*[2.0] * 40), "epochs": 50}), settings)  # the end is near
 
 
 def test_epochs_and_minutes_are_one_or_the_other(tmp_path):
     with pytest.raises(ConfigError, match=r"epochs is 3 and minutes is .*; expected one of them"):
         TrainConfig.parse({"data": {"train": "a.xyz"}, "training": {"epochs": 3, "minutes": 2}})
-
-
-def test_out_of_patience():
-    rows = [{"epoch": n, "valid_loss": loss} for n, loss in enumerate([3.0, 1.0, 2.0, 2.0], 1)]
-    assert out_of_patience(rows, 2) and not out_of_patience(rows, 3) and not out_of_patience(rows, None)
-    assert not out_of_patience([], 1)
-    assert is_over(Progress(epoch=4, epochs=4), None) and not is_over(Progress(epoch=4), None)
 
 
 def test_a_spike_is_many_times_the_epoch_before():
@@ -123,17 +89,17 @@ def test_an_epoch_ends():
 
 
 def test_calm_comes_to_an_end():
-    done, settings = Progress(epoch=2), OptimConfig(learning_rate=0.7)
+    done = Progress(epoch=2, learning_rate=0.7)
     with pytest.raises(DataError, match=r"in epoch 3.*lower learning_rate \(now 0.7\)"):
         for _ in range(20):
-            calm_down(done, settings)
+            calm_down(done)
     assert done.spikes == 10
 
 
 def test_after_a_spike_the_weights_go_back_and_learning_goes_on(tmp_path, monkeypatch):
     """One step in the second epoch is a fifty times too large."""
-    honest, told = loop.learning_rate, []
-    monkeypatch.setattr(loop, "learning_rate", lambda done, *rest: (50 if done.step == 9 else 1) * honest(done, *rest))
+    honest, told = step.learning_rate, []
+    monkeypatch.setattr(step, "learning_rate", lambda done, *rest: (50 if done.step == 9 else 1) * honest(done, *rest))
     monkeypatch.setattr(loop, "printer", lambda progress: told.append)
     config = configured(tmp_path, water_frames(16), epochs=12, batch_size=2, ema_decay=0.99)
     train(config, progress=False)

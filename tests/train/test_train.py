@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import ase.io
@@ -17,27 +16,27 @@ import torch
 from ase import Atoms
 from helpers.frames import emt_atoms, water_frames
 from helpers.systems import copper
-from helpers.trainings import TINY, configured, history, weights
+from helpers.trainings import TINY, configured, history, loss_on, weights
 
 from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfTime
 from segnn_ase.base.files import stop_on_signal
 from segnn_ase.base.settings import read_toml
-from segnn_ase.data.batches import collate_items, make_item, pack
+from segnn_ase.data.batches import asked_for, collate_items, make_item, pack
 from segnn_ase.data.frames import Frame, LabelKeys, frame_from_atoms
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_committee, load_with_metadata
 from segnn_ase.store.tensors import checksum, load_tensors
-from segnn_ase.train import loop, report
+from segnn_ase.train import loop, report, step
 from segnn_ase.train.evaluation import evaluate_files
-from segnn_ase.train.loop import learning_rate, make_batches, trainable, update_average
-from segnn_ase.train.loss import loss_and_prediction
+from segnn_ase.train.loss import losses_of
 from segnn_ase.train.report import error_table
-from segnn_ase.train.resume import Progress
+from segnn_ase.train.schedule import learning_rate
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import finetune, train
+from segnn_ase.train.step import make_batches, trainable, update_average
 
 FILES = ("csv", "last.pt", "resume.pt", "learning_curve.png", "parity_energy_valid.png", "parity_forces_valid.png")
 
@@ -147,7 +146,7 @@ def test_errors_are_those_of_the_calculator(trained):
 def test_a_finished_training_is_not_repeated(trained, monkeypatch):
     config, errors = trained
     before = checksum(load_tensors(config.out))
-    monkeypatch.setattr(loop, "training_step", lambda *_: pytest.fail("a step was made"))
+    monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
     assert train(config, progress=False) == errors
     assert checksum(load_tensors(config.out)) == before
 
@@ -231,8 +230,8 @@ def killed_at(module, name: str, call: int):
 @pytest.mark.parametrize(
     "name, call",
     [
-        ("training_step", 1),
-        ("training_step", 8),
+        ("next_step", 1),
+        ("next_step", 8),
         ("update_average", 10),
         ("save_state", 9),  # with the last step of an epoch not saved
         ("validate", 2),
@@ -244,14 +243,14 @@ def killed_at(module, name: str, call: int):
 )
 def test_a_training_killed_anywhere_goes_on_to_the_same_bits(tmp_path, uninterrupted, name, call):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        module = report if name == "plot_parities" else loop
+        module = {"plot_parities": report, "update_average": step}.get(name, loop)
         patch.setattr(module, name, killed_at(module, name, call))
         resumable(tmp_path / "run", train)
     steps = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "learning_rate", lambda done, *rest: steps.append(done.step) or learning_rate(done, *rest))
+        patch.setattr(step, "learning_rate", lambda done, *rest: steps.append(done.step) or learning_rate(done, *rest))
         resumable(tmp_path / "run", train)
-    assert not steps or steps[0] > 0 or (name, call) == ("training_step", 1)
+    assert not steps or steps[0] > 0 or (name, call) == ("next_step", 1)
     assert_identical(tmp_path / "run", uninterrupted)
 
 
@@ -266,12 +265,12 @@ import sys
 sys.path[:0] = {sys.path!r}
 import pathlib, torch, helpers.trainings, segnn_ase.cli, segnn_ase.train.loop, segnn_ase.train.start
 torch.set_num_threads(1)
-step = segnn_ase.train.loop.training_step
+step = segnn_ase.train.loop.next_step
 def step_when_told(*args):
     print("step", flush=True)
     sys.stdin.readline()
     return step(*args)
-segnn_ase.train.loop.training_step = step_when_told
+segnn_ase.train.loop.next_step = step_when_told
 with segnn_ase.cli.reported_errors():
     settings = helpers.trainings.configured(pathlib.Path(), **{RESUMED!r})
     segnn_ase.train.start.train(settings, progress=False)
@@ -362,9 +361,9 @@ def mixed_frames() -> list[Frame]:
 def test_the_loss_is_the_mean_square_over_the_labels_that_are_there():
     frames, potential = mixed_frames(), tiny_potential([1, 8, 29]).eval()
     settings = OptimConfig(energy_weight=0.5, forces_weight=2.0, stress_weight=3.0)
-    loss, _ = loss_and_prediction(
-        partial(predict, potential), collate_items([make_item(f, 3.0) for f in frames]), settings
-    )
+    items = [make_item(f, 3.0) for f in frames]
+    batch = collate_items(items)
+    loss = loss_on(batch, potential, settings)
     terms = {"energy": [], "forces": [], "stress": []}
     for frame in frames:
         n, crystal = len(frame.atoms), bool(frame.atoms.pbc.all())
@@ -378,24 +377,27 @@ def test_the_loss_is_the_mean_square_over_the_labels_that_are_there():
             terms["stress"].extend(np.square(virial).ravel() / n)
     expected = 0.5 * np.mean(terms["energy"]) + 2.0 * np.mean(terms["forces"]) + 3.0 * np.mean(terms["stress"])
     assert float(loss) == pytest.approx(expected, rel=1e-12)
+    prediction = predict(potential, batch.graph, **asked_for(batch.labels))
+    each = losses_of(prediction, batch.graph, batch.labels, settings)
+    assert each.tolist() == pytest.approx([float(loss_on(item, potential, settings)) for item in items], rel=1e-12)
 
 
 def test_the_gradient_of_the_loss_with_missing_labels_is_finite_and_right():
     potential = tiny_potential([1, 8, 29]).train()
     batch = collate_items([make_item(f, 3.0) for f in mixed_frames()])
-    loss_and_prediction(partial(predict, potential), batch, OptimConfig())[0].backward()
+    loss_on(batch, potential).backward()
     named = {name: p for name, p in potential.named_parameters() if p.grad is not None}
     assert len(named) > 20 and all(torch.isfinite(p.grad).all() for p in named.values())
     for name in ("segnn.embedding", "segnn.messages.0", "segnn.updates.1", "readout.last"):
         weight = next(p for n, p in named.items() if n.startswith(name) and p.grad.abs().max() > 1e-3)
         k = int(weight.grad.abs().argmax())
         losses = []
-        for step in (1e-5, -1e-5):
+        for shift in (1e-5, -1e-5):
             with torch.no_grad():
-                weight.view(-1)[k] += step
-            losses.append(float(loss_and_prediction(partial(predict, potential), batch, OptimConfig())[0].detach()))
+                weight.view(-1)[k] += shift
+            losses.append(float(loss_on(batch, potential).detach()))
             with torch.no_grad():
-                weight.view(-1)[k] -= step
+                weight.view(-1)[k] -= shift
         assert (losses[0] - losses[1]) / 2e-5 == pytest.approx(float(weight.grad.view(-1)[k]), rel=1e-4), name
 
 
@@ -403,10 +405,10 @@ def test_a_prediction_that_is_not_finite_is_not_taken_for_a_missing_label():
     potential = tiny_potential([1, 8])
     with torch.no_grad():
         potential.readout.last.last.weight.fill_(float("nan"))
-    loss, _ = loss_and_prediction(
-        partial(predict, potential), make_item(frame_from_atoms(water_frames(1)[0]), 3.0), OptimConfig()
-    )
-    assert not torch.isfinite(loss)
+    item = make_item(frame_from_atoms(water_frames(1)[0]), 3.0)
+    assert not torch.isfinite(loss_on(item, potential))
+    prediction = predict(potential, item.graph)
+    assert not torch.isfinite(losses_of(prediction, item.graph, item.labels, OptimConfig())).any()
 
 
 def test_frames_with_missing_labels_train(tmp_path):
@@ -442,23 +444,26 @@ def test_stress_is_learned(tmp_path):
     assert rmse[10.0] < 0.6 * rmse[0.0]
 
 
-def test_early_stopping(tmp_path):
-    config = configured(tmp_path, water_frames(8), epochs=50, patience=1, learning_rate=0.3)
+def test_a_training_that_learns_no_more_comes_to_rest(tmp_path):
+    config = configured(tmp_path, water_frames(8), epochs=50, patience=2, learning_rate=0.3)
     train(config, progress=False)
-    losses = [float(row["valid_loss"]) for row in history(config.out)]
-    assert len(losses) < 50 and losses[-1] >= losses[-2] == min(losses)
-    alike = [n for n in range(1, len(losses) + 1) if losses[n - 1] < 2 * min(losses[: n - 1], default=math.inf)]
+    rows = history(config.out)
+    losses, rates = ([float(row[name]) for row in rows] for name in ("valid_loss", "lr"))
+    assert len(losses) < 50 and rates[-4] > 0.05 > 0.03 > rates[-1]  # two epochs of falling to zero
+    alike = [n for n in range(1, len(losses) + 1) if losses[n - 1] <= 2 * min(losses[: n - 1], default=math.inf)]
     assert load_with_metadata(config.out)[1]["epoch"] == alike[-1]  # as far as one frame can tell
     assert load_with_metadata(Path(config.out).with_suffix(".last.pt"))[1]["epoch"] == len(losses)
+    train(config, progress=False)  # goes on to nothing
+    assert len(history(config.out)) == len(losses)
 
 
-def test_stopped_by_patience_before_any_rollout_a_model_is_kept_and_the_end_is_saved(tmp_path):
-    options = {"epochs": 50, "patience": 1, "learning_rate": 0.3, "select": "stability", "rollout_steps": 5}
+def test_at_rest_before_any_rollout_a_model_is_kept_and_the_end_is_saved(tmp_path):
+    options = {"epochs": 50, "patience": 2, "learning_rate": 0.3, "select": "stability", "rollout_steps": 5}
     config = configured(tmp_path, water_frames(8), **options)
     train(config, progress=False)
     epochs = len(history(config.out))
     assert epochs < 50 and load_with_metadata(config.out)[0].domain is not None
-    train(config, progress=False)  # goes on to nothing
+    train(config, progress=False)
     assert len(history(config.out)) == epochs
 
 
@@ -511,11 +516,11 @@ def test_training_with_a_budget_of_edges(tmp_path):
 
 def test_the_average_of_the_weights():
     mean, expected = [torch.zeros(3)], np.zeros(3)
-    for step in range(1, 40):
-        value = torch.full((3,), float(step))
-        update_average(mean, [value], step, 0.6)
-        decay = min(0.6, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * step
+    for count in range(1, 40):
+        value = torch.full((3,), float(count))
+        update_average(mean, [value], count, 0.6)
+        decay = min(0.6, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * count
     assert np.allclose(mean[0].numpy(), expected, rtol=1e-5)
 
 
@@ -750,7 +755,7 @@ def test_the_committee_expects_its_errors(committee):
 @pytest.mark.slow
 def test_a_finished_committee_is_not_trained_again(committee, monkeypatch):
     config, errors = committee
-    monkeypatch.setattr(loop, "training_step", None)
+    monkeypatch.setattr(loop, "next_step", None)
     assert train(config, progress=False) == errors
 
 
@@ -759,14 +764,14 @@ def test_a_committee_that_was_stopped_goes_on(committee, tmp_path, monkeypatch):
     config, _ = committee
     data = {"train": config.data.train, "test": config.data.test}
     again = configured(tmp_path, data=data, committee=3, epochs=6)
-    do, count = loop.training_step, itertools.count()
+    do, count = loop.next_step, itertools.count()
 
     def dies(*arguments):
         if next(count) == 20:  # in the second member
             raise RuntimeError("power failure")
         return do(*arguments)
 
-    monkeypatch.setattr(loop, "training_step", dies)
+    monkeypatch.setattr(loop, "next_step", dies)
     with pytest.raises(RuntimeError, match="power failure"):
         train(again, progress=False)
     train(again, progress=False)
@@ -827,4 +832,3 @@ def test_evaluate_files_of_one_frame_with_a_key(trained, tmp_path):
     keys = LabelKeys(energy="mine")
     shifted = evaluate_files(trained[0].out, [path], keys=keys)[path]
     assert abs(usual["energy_mae"] - shifted["energy_mae"]) == pytest.approx(1.0, abs=2 * usual["energy_mae"] + 1e-6)
-    assert Progress().best == float("inf")

@@ -254,14 +254,14 @@ def test_a_fine_tuning_that_was_killed_goes_on_to_the_same_bits(tmp_path, water)
         if kill:
             calls = []
 
-            def step(*args, original=loop.training_step, calls=calls):
+            def step(*args, original=loop.next_step, calls=calls):
                 calls.append(1)
                 if len(calls) > 3:
                     raise Killed
                 return original(*args)
 
             with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-                patch.setattr(loop, "training_step", step)
+                patch.setattr(loop, "next_step", step)
                 finetune(water, config, progress=False)
         finetune(water, config, progress=False)
         content = load_tensors(config.out)

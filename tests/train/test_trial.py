@@ -1,0 +1,125 @@
+"""What a training finds out before it begins: `segnn_ase.train.trial`."""
+
+import itertools
+import math
+
+import pytest
+from helpers.frames import water_frames
+from helpers.trainings import configured, history
+
+from segnn_ase.base.errors import OutOfTime
+from segnn_ase.data.batches import make_item
+from segnn_ase.data.frames import frame_from_atoms
+from segnn_ase.store.tensors import checksum, load_tensors
+from segnn_ase.train import loop, trial
+from segnn_ase.train.prepare import prepare
+from segnn_ase.train.start import train
+
+
+def silent(*_: object) -> None:
+    pass
+
+
+def job_of(folder, **settings):
+    config = configured(folder, water_frames(12), **settings)
+    return prepare(config, report=silent), config.training
+
+
+def found(folder, told=silent, *, stop=lambda: False, **settings):
+    job, settings = job_of(folder, **settings)
+    before = checksum(job.potential.state_dict())
+    done = trial.find_out(job, settings, told, stop=stop, progress=False)
+    assert checksum(job.potential.state_dict()) == before  # trials leave nothing behind
+    return done
+
+
+def test_epochs_fill_the_minutes():
+    items = [make_item(frame_from_atoms(atoms), 3.0) for atoms in water_frames(10)]
+    assert trial.epochs_in(10.0, 0.5, 12, items, []) == 100
+    assert 70 < trial.epochs_in(10.0, 0.5, 12, items, items) < 80
+    assert trial.epochs_in(1e-6, 0.5, 12, items, items) == 1
+    assert trial.epochs_in(1e9, 0.5, 12, items, items) == trial.MOST_EPOCHS
+
+
+def test_a_step_takes_what_those_after_the_first_take(tmp_path):
+    job, settings = job_of(tmp_path, epochs=None, minutes=60.0)
+    ticks = itertools.accumulate(itertools.chain([0.0], [10.0] * 10, itertools.repeat(0.25)))
+    assert trial.seconds_of_step(job, settings, clock=lambda: next(ticks)) == pytest.approx(0.25)
+
+
+def test_slow_steps_are_measured_on_few(tmp_path):
+    job, settings = job_of(tmp_path, epochs=None, minutes=1.0)
+    calls = itertools.count()
+    assert trial.seconds_of_step(job, settings, clock=lambda: 10.0 * next(calls)) == 10.0
+    assert next(calls) == 4  # two steps of ten seconds, of a minute
+
+
+def test_minutes_are_told_and_kept_for_going_on(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(loop, "printer", lambda progress: told.append)
+    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 6.0)
+    config = configured(tmp_path, water_frames(8), epochs=None, minutes=0.7)
+    train(config, progress=False)
+    assert any("3 epochs for 0.7 minutes" in line for line in told), told
+    assert [int(row["epoch"]) for row in history(config.out)] == [1, 2, 3]
+    assert load_tensors(tmp_path / "model.resume.pt")["progress"]["epochs"] == 3
+    monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
+    train(config, progress=False)
+
+
+def test_a_rate_that_is_given_and_short_trainings_are_not_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "loss_of_trial", lambda *_: pytest.fail("a trial"))
+    assert found(tmp_path, epochs=4000, learning_rate=0.07).learning_rate == 0.07
+    assert found(tmp_path, epochs=100, learning_rate=None).learning_rate == trial.RATES[0]
+
+
+@pytest.mark.parametrize(
+    "losses, tried, best",
+    [
+        ({0.03: 1.0, 0.01: 2.0}, 2, 0.03),
+        ({0.03: 2.0, 0.01: 1.0, 0.003: 3.0}, 3, 0.01),
+        ({0.03: 2.0, 0.01: 2.1, 0.003: 2.3}, 3, 0.01),  # nearly as good
+        ({0.03: math.inf, 0.01: math.inf, 0.003: 3.0}, 3, 0.003),
+        ({0.03: 2.0, 0.01: None}, 1, 0.03),
+        ({0.03: None}, 0, 0.03),
+    ],
+)
+def test_smaller_rates_are_tried_as_long_as_they_are_as_good(tmp_path, monkeypatch, losses, tried, best):
+    told = []
+    monkeypatch.setattr(trial, "loss_of_trial", lambda job, settings, rate, *_: losses[rate])
+    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 0.01)
+    done = found(tmp_path, told.append, epochs=None, minutes=2.0, learning_rate=None)
+    planned = trial.epochs_in(2.0, 0.01, 3, [], [])
+    assert done.learning_rate == best and done.epochs == planned - tried * (planned // trial.PART)
+    assert len(told) == (2 if tried else 1)
+
+
+def test_trials_tell_a_rate_that_is_far_too_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "RATES", (1e30, 0.02, 1e-7))
+    told = []
+    done = found(tmp_path, told.append, epochs=1400, learning_rate=None)
+    assert done.learning_rate == 0.02 and done.epochs == 1400
+    assert "inf with 1e+30" in told[0] and "learning rate 0.02" in told[0]
+
+
+def test_without_time_for_trials_the_training_begins(tmp_path):
+    config = configured(tmp_path, water_frames(8), epochs=2000, learning_rate=None, max_minutes=1e-9)
+    with pytest.raises(OutOfTime, match="goes on from"):
+        train(config, progress=False)
+    progress = load_tensors(tmp_path / "model.resume.pt")["progress"]
+    assert progress["step"] == 1 and progress["learning_rate"] == trial.RATES[0]
+
+
+def test_a_signal_in_a_trial_leaves_it_to_be_repeated(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    config = configured(tmp_path, water_frames(8), epochs=2000, learning_rate=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "is_late", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, progress=False)
+    assert load_tensors(tmp_path / "model.resume.pt")["progress"]["epochs"] is None
+    monkeypatch.setattr(loop, "find_out", lambda *_, **__: pytest.fail("it is asked for again"))
+    with pytest.raises(pytest.fail.Exception):
+        train(config, progress=False)
