@@ -10,11 +10,11 @@ Each case has 30 new frames (3 of them to validate), a potential that knows some
 - si-mo: silicon (214 frames), then molybdenum, an element that it does not know
 
 The potentials to start from are trained here first. All trainings of a case see as many structures, old or new, and
-so take alike long. Modes: from scratch; plain; with old frames replayed; with old structures that the potential labels
-itself (pseudo), of the data or of short dynamics of its own (own-md); with a penalty on the distance from the old
-weights; with frozen parts; with new elements that begin like the nearest one. Forces and energies: rmse; last_F is that
-of the last weights, not of those that the validation frames chose. Results are kept in the working folder (--work), so
-that the same command goes on.
+so take alike long. Modes: from scratch; plain; with structures that the potential has stored and labels itself; with
+old frames replayed; with old structures that it labels itself (pseudo), of the data or of short dynamics of its own
+(own-md); with a penalty on the distance from the old weights; with frozen parts; with new elements that begin like the
+nearest one. Forces and energies: rmse; last_F is that of the last weights, not of those that the validation frames
+chose. Results are kept in the working folder (--work), so that the same command goes on.
 """
 
 import argparse
@@ -79,8 +79,9 @@ BASES = {  # frames, isolated atoms, epochs
     "silicon": ("mlearn_Si/train.xyz", None, 26),
 }
 MODES = {  # settings of [finetune] and of [training]; {old} stands for the old frames
-    "scratch": (None, {}),
+    "scratch": (None, {"learning_rate": 0.03}),
     "plain": ({"keep": "nothing"}, {}),
+    "stored": ({"keep": "old"}, {}),
     "replay": ({"replay": "{old}"}, {}),
     "pseudo": ({"structures": "{old}"}, {}),
     "unrattled": ({"structures": "{old}", "rattled": 0}, {}),
@@ -99,9 +100,14 @@ def base_of(name: str, folder: Path, work: Path, scale: float) -> str:
     if out.with_suffix(".last.pt").exists():  # which is written in the end
         return str(out)
     data = {"train": str(folder / frames), "isolated_atoms": atoms and str(folder / atoms)}
-    training = {"epochs": max(round(scale * epochs), 1), "rollout_steps": 0}
+    training = fixed(max(round(scale * epochs), 1)) | {"learning_rate": 0.03}
     train(TrainConfig.parse({"out": str(out), "data": data, "training": training}))
     return str(out)
+
+
+def fixed(epochs: int) -> dict:
+    """Settings of a training of this length, no shorter."""
+    return {"epochs": epochs, "patience": epochs, "rollout_steps": 0}
 
 
 def own_structures(base: str, frames: Path, out: Path) -> str:
@@ -131,7 +137,7 @@ def measure(name: str, mode: str, seed: int, folder: Path, work: Path, scale: fl
     case, (keeping, changes) = CASES[name], MODES[mode]
     tests = [str(folder / case.test), str(folder / case.old_test)]
     scratch = keeping is None
-    training = {"epochs": epochs_of(mode, scale * case.seen), "seed": seed, "rollout_steps": 0, **changes}
+    training = {**fixed(epochs_of(mode, scale * case.seen)), "seed": seed, **changes}
     values = {
         "out": str(work / f"{name}.{mode}.{seed}.pt"),
         "data": {"train": str(folder / case.train), "test": tests[:1] if scratch else tests},

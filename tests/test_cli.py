@@ -270,7 +270,7 @@ def test_help_tells_types_ranges_choices_and_the_defaults_of_the_command():
     md, train, tune = ("\n".join(help_lines(command)) for command in ("md", "train", "finetune"))
     assert re.search(r"--timestep <?\w+>? fs \(default 0.5; above 0, at most 20\)", md, flags=re.IGNORECASE)
     assert "--npt-cell isotropic|full " in md and "(default OUT.csv)" in md and "langevin: constant temp" in md
-    assert "(default 0.03; above 0)" in train and "(default 0.004; above 0)" in tune
+    assert "(default 0.1; at least 0)" in train and "(default 0.004; above 0)" in tune
     assert "--smooth --no-smooth" in train and "--no-smooth" not in tune and "(default on)" in train
     assert "--reference-energies NAME=VALUE" in train and "segnn|fast|" in train
 

@@ -1,4 +1,4 @@
-"""A committee: potentials that differ in their seeds only, in one file with the factors of their spread."""
+"""A committee: potentials that differ in their seeds, in one file with the factors of their spread."""
 
 from collections.abc import Callable
 from pathlib import Path

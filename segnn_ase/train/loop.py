@@ -27,6 +27,7 @@ from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.step import make_batches, make_learner, next_step, residuals_of_average
 from segnn_ase.train.trial import find_out
 
+OF_RUN = ("epoch", "epochs", "learning_rate")  # what the settings leave open
 GO_ON = "the same command goes on from"
 STALLED = "the validation loss falls no more; the learning rate falls to zero until epoch"
 BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
@@ -47,8 +48,8 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
 
     with stop_on_signal() as stopped, tensorboard(files["tensorboard"], settings.tensorboard) as log_scalars:
         if done.epochs is None:
-            done = find_out(job, settings, report, stop=partial(is_late, stopped, deadline), progress=progress)
-            save_state(files["resume"], job, learner, done)
+            save, stop = partial(save_state, files["resume"], job, learner, done), partial(end_trial, stopped, deadline)
+            find_out(job, settings, done, report, save=save, stop=stop, progress=progress)
         saved, bar = time.monotonic(), progress_bar(shown=progress, total=done.epochs, bar_format=BAR)
         with bar:
             bar.update(done.epoch)
@@ -72,7 +73,7 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                     bar.set_postfix_str(summary(row), refresh=False)
                     if better(row, losses, done, settings):
                         keep(row, losses, done, settings)
-                        save_potential(config.out, learner.averaged, metadata={**job.metadata, "epoch": done.epoch})
+                        save_potential(config.out, learner.averaged, metadata=metadata_of(job, done))
                     write_history(files["csv"], done.history)
                     log_scalars(row)
                     if come_to_rest(done, settings):
@@ -85,15 +86,24 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
         save_state(files["resume"], job, learner, done)
         if stopped:  # in the last validation
             raise KeyboardInterrupt(f"stopped; {GO_ON} {files['resume']}")
-    save_potential(files["last"], learner.averaged, metadata={**job.metadata, "epoch": done.epoch})
+    save_potential(files["last"], learner.averaged, metadata=metadata_of(job, done))
     return finish(config, job, done.history, progress=progress)
 
 
-def is_late(stopped: list[int], deadline: float) -> bool:
-    """Whether the time is over. Raises KeyboardInterrupt after a signal."""
+def end_trial(stopped: list[int], deadline: float) -> None:
+    """Raise an error when it is time to end."""
     if stopped:
-        raise KeyboardInterrupt("stopped before the first epoch; the same command begins again")
-    return time.monotonic() > deadline
+        raise KeyboardInterrupt("stopped in a trial of a learning rate, which the same command makes anew")
+    if time.monotonic() > deadline:
+        raise OutOfTime(
+            "stopped in a trial of a learning rate, a twentieth of the training, which the same command makes anew: "
+            "raise max_minutes if it stops here again"
+        )
+
+
+def metadata_of(job: Training, done: Progress) -> dict:
+    """What a model file tells of its training."""
+    return {**job.metadata, **{name: getattr(done, name) for name in OF_RUN}}
 
 
 def is_due(saved: float, settings: OptimConfig) -> bool:
@@ -126,7 +136,9 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     if job.began is not None:
         start = evaluator_of(job.began.to(potential.device), data.train, settings.accelerate)
         errors = errors_before(errors, sets, lambda items: errors_of(residuals(start, items, settings)))
-    save_potential(config.out, potential, metadata={**job.metadata, "epoch": kept["epoch"], "errors": errors})
+    save_potential(
+        config.out, potential, metadata={**job.metadata, **{name: kept[name] for name in OF_RUN}, "errors": errors}
+    )
     if len(history) > 1:
         figures.plot_learning_curve(output_files(config.out)["curve"], history)
     epoch = f"kept is epoch {kept['epoch']} of {history[-1]['epoch']}"

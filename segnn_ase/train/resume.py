@@ -54,7 +54,9 @@ class Progress:
     step: int = 0
     loss: float = 0.0  # summed over the epoch's batches
     rate: float = 0.0  # learning rate of the last step
-    epochs: int | None = None  # in all; None before that and the learning rate are known
+    planned: int | None = None  # epochs that are given or that the time allows, trials among them
+    trials: list[tuple[float, float]] = field(default_factory=list)  # learning rate and validation loss of each
+    epochs: float | None = None  # in all; None before that and the learning rate are known
     learning_rate: float | None = None  # the largest, after the warm-up
     turned: int = 0  # epoch from which the rate falls linearly to zero, earlier than planned where it is not 0
     share: float = 1.0  # what was left of the rate then
@@ -63,7 +65,7 @@ class Progress:
     calm: float = 1.0  # what spikes have left of the learning rate
     spikes: int = 0
     losses: list[float] = field(default_factory=list)  # of validation structures, lowest of the models that were kept
-    survived: float = 0.0  # and of its rollouts
+    survived: float | None = None  # and of its rollouts, once there were any
     history: list[dict] = field(default_factory=list)
 
 

@@ -12,7 +12,8 @@ FIRST_SPIKE = 1000.0  # times the largest loss so far, in the first
 SETTLED = 1e-4  # of the mean loss of the first epoch: with less it may jump as it likes
 CALMER = 0.5  # what it leaves of the learning rate
 CALMEST = 1e-3  # with less, nothing is learnt any more
-LONG, LEAST_EPOCHS = 20, 10  # a validation loss is given this part of all epochs, and at least so many, to fall
+LONG = 10  # a validation loss is given this part of all epochs to fall,
+LEAST_EPOCHS, LEAST_ROWS = 10, 5  # at least so many epochs, and validations
 
 
 def learning_rate(done: Progress, n_batches: int, settings: OptimConfig) -> float:
@@ -34,12 +35,16 @@ def has_stalled(done: Progress, patience: int) -> bool:
     ages = [(done.epoch - row["epoch"], row["valid_loss"]) for row in done.history]
     last = [loss for age, loss in ages if age < patience]
     before = [loss for age, loss in ages if patience <= age < 2 * patience]
-    full = done.epoch >= 2 * patience and last and before
-    return bool(full) and not statistics.median(last) < statistics.median(before)
+    if done.epoch < 2 * patience or not (last and before):
+        return False
+    return 0.0 < statistics.median(before) <= statistics.median(last) < math.inf
 
 
 def patience_of(done: Progress, settings: OptimConfig) -> int:
-    return settings.patience or max(done.epochs // LONG, LEAST_EPOCHS)
+    """In epochs; never less than a validation."""
+    if settings.patience:
+        return max(settings.patience, settings.validate_every)
+    return max(int(done.epochs) // LONG, LEAST_EPOCHS, LEAST_ROWS * settings.validate_every)
 
 
 def come_to_rest(done: Progress, settings: OptimConfig) -> bool:
@@ -75,8 +80,8 @@ def calm_down(done: Progress) -> None:
     if done.calm < CALMEST:
         raise DataError(
             f"the loss rose many times its size, or was no number, {done.spikes} times, the last in epoch "
-            f"{done.epoch + 1}, also with a {1 / done.calm:.0f}th of the learning rate: lower learning_rate (now "
-            f"{done.learning_rate}), or look for frames with huge forces by segnn check"
+            f"{done.epoch + 1}, also with a {1 / done.calm:.0f}th of the learning rate: begin a training with a lower "
+            f"learning_rate (now {done.learning_rate}), or look for frames with huge forces by segnn check"
         )
 
 

@@ -15,12 +15,11 @@ def better(row: dict, losses: np.ndarray, done: Progress, settings: OptimConfig)
     losses: of each structure for validation. Later models made smaller steps, and are better on frames that chose
     nothing; which of two has the lower loss on a few frames is chance, or decided by the oddest of them.
     """
-    if settings.select == "stability":
-        if row["survived"] is None:  # only until a rollout has been
-            return not done.survived and not done.losses
-        if row["survived"] != done.survived:
+    if settings.select == "stability" and row["survived"] != done.survived:
+        if None not in (row["survived"], done.survived):
             return row["survived"] > done.survived
-    return not done.losses or no_worse(losses, np.array(done.losses))
+        return done.survived is None  # the first rollout; what had none is no rival of what had one
+    return bool(np.isfinite(losses).all()) and (not done.losses or no_worse(losses, np.array(done.losses)))
 
 
 def no_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
@@ -32,8 +31,7 @@ def no_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
 
 def keep(row: dict, losses: np.ndarray, done: Progress, settings: OptimConfig) -> None:
     """Note the lowest losses among models that are as stable."""
-    survived = row["survived"] or 0.0
-    alike = bool(done.losses) and (settings.select == "loss" or survived == done.survived)
-    if not alike or losses.mean() < np.mean(done.losses):
+    alike = settings.select == "loss" or row["survived"] == done.survived
+    if not (alike and done.losses) or losses.mean() < np.mean(done.losses):
         done.losses = losses.tolist()
-    done.survived = survived
+    done.survived = row["survived"]

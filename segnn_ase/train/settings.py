@@ -52,7 +52,9 @@ USUAL_MINUTES = 20.0
 class OptimConfig(Settings):
     """How the training loop runs; `resume.INDIFFERENT` lists what may change when a training goes on."""
 
-    epochs: int | None = Field(None, ge=1, description="passes over the training frames; none: as minutes allow")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the training frames, at most; none: as minutes allow"
+    )
     minutes: float | None = Field(
         None,
         gt=0,
@@ -84,17 +86,18 @@ class OptimConfig(Settings):
         None,
         ge=1,
         description="when the validation loss falls no more over so many epochs, the learning rate falls to zero "
-        "within as many, and the training ends; none: a twentieth of all epochs, at least 10",
+        "within as many, and the training ends; none: a tenth of all epochs, at least 10; as many as epochs: never",
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
     rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")
-    rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: five in all")
+    rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: up to five in all")
     rollout_temperature: float = Field(
         300.0, gt=0, le=10_000, description="temperature of the short dynamics, K; a second run is twice as hot"
     )
     select: Literal["loss", "stability"] = Field(
         "loss",
-        description="keep the latest model whose loss is no higher than any, or that of the longest short dynamics",
+        description="keep the latest model whose losses on validation frames are not surely higher than those of the "
+        "best, or that of the longest short dynamics",
     )
     save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
     max_minutes: float | None = Field(

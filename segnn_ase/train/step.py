@@ -14,6 +14,7 @@ from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
 from segnn_ase.data.batches import Item, Labels, asked_for, collate_items, edges_of, pack
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator
+from segnn_ase.structure.graph import Graph
 from segnn_ase.train.evaluation import on_cpu, residuals
 from segnn_ase.train.job import Learner, Training, TrainingData
 from segnn_ase.train.loss import loss_of
@@ -23,6 +24,7 @@ from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import calm_down, is_spike, learning_rate
 from segnn_ase.train.settings import OptimConfig
 
+HARDLY_BETTER = 0.3  # the loss of averaged weights, times that of the present ones, where these are not to blame
 MENDED = "the weights go back to their average, and the learning rate is halved"
 
 
@@ -97,8 +99,8 @@ def training_step(learner: Learner, batch: Item, settings: OptimConfig, done: Pr
     graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
     loss = learner.loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings), **asked_for(batch.labels))
     add_pull(learner.weights, learner.pull)
-    norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
-    if is_spike(value := float(loss), done) or not math.isfinite(norm):
+    norm, value = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm), float(loss)
+    if not math.isfinite(norm) or (is_spike(value, done) and not is_odd(learner, graph, labels, value, settings)):
         report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
         go_back(learner)
         calm_down(done)
@@ -106,6 +108,15 @@ def training_step(learner: Learner, batch: Item, settings: OptimConfig, done: Pr
     done.loss, done.rising = done.loss + value, max(done.rising, value)
     learner.optimizer.step(done.rate)
     update_average(learner.means, learner.weights, done.step + 1, settings.ema_decay)
+
+
+def is_odd(learner: Learner, graph: Graph, labels: Labels, value: float, settings: OptimConfig) -> bool:
+    """Whether a batch has a large loss whatever the weights are, so that no step is to blame.
+
+    As old structures that are learned now and then, and frames unlike all others.
+    """
+    predicted = PlainEvaluator(learner.averaged, learner.operations)(graph, **asked_for(labels))
+    return HARDLY_BETTER * value < float(loss_of(predicted, graph, labels, settings)) < math.inf
 
 
 @torch.no_grad()

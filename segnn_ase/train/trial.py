@@ -3,6 +3,7 @@
 Which learning rate is best differs between data by more than a factor of three, and already short trainings tell.
 """
 
+import contextlib
 import copy
 import math
 import time
@@ -30,25 +31,50 @@ BAR = "{percentage:3.0f}%|{bar}| trial of learning rate {desc} [{elapsed}<{remai
 
 
 def find_out(
-    job: Training, settings: OptimConfig, report: Callable, *, stop: Callable[[], bool], progress: bool
-) -> Progress:
-    """The start of a training of known length and learning rate; stop: whether there is no time for trials."""
-    epochs, made, rate = settings.epochs, 0, settings.learning_rate
-    batches = len(make_batches(job.data.learned_in(0, settings.seed), settings, epoch=0))
-    if epochs is None:
-        minutes, seconds = settings.minutes or USUAL_MINUTES, seconds_of_step(job, settings)
-        epochs = epochs_in(minutes, seconds, batches, job.data.train, job.data.chosen_by)
-        report(f"{1e3 * seconds:.0f} ms a step, {batches} steps an epoch: {epochs} epochs for {minutes:g} minutes")
-    if rate is None:
-        length = min(epochs // PART, max(MOST // batches, 1))
-        trials = try_rates(job, settings, length, stop, progress) if length * batches >= LEAST else {}
-        rate, made = smallest_good(trials), length * len(trials)
-        losses = ", ".join(f"{loss:.3g} with {tried:g}" for tried, loss in trials.items())
-        if trials:
-            report(f"learning rate {rate:g}: after {length} epochs the validation loss is {losses}")
-    if settings.epochs is None:
-        epochs = max(epochs - made, 1)
-    return Progress(epochs=epochs, learning_rate=rate)
+    job: Training,
+    settings: OptimConfig,
+    done: Progress,
+    report: Callable,
+    *,
+    save: Callable[[], None],
+    stop: Callable[[], None],
+    progress: bool,
+) -> None:
+    """Set the number of epochs and the learning rate; what is known of them already is kept.
+
+    save: writes what is known; stop: raises an error when it is time to end, as it does after each step.
+    """
+    train = job.data.learned_in(0, settings.seed)
+    batches = len(make_batches(train, settings, epoch=0))
+    if done.planned is None:
+        done.planned = settings.epochs or plan(job, settings, train, batches, report)
+        save()
+    length = steps_of_trials(settings, done.planned * batches)
+    if settings.learning_rate is None and length:
+        while rate := next_rate(done.trials):
+            done.trials.append((rate, loss_of_trial(job, settings, rate, length, batches, stop, progress)))
+            save()
+    done.learning_rate = settings.learning_rate or smallest_good(done.trials)
+    spent = 0 if settings.epochs else len(done.trials) * length / batches
+    done.epochs = max(round(done.planned - spent), 1)
+    losses = ", ".join(f"{loss:.3g} with {rate:g}" for rate, loss in done.trials)
+    tried = f", as the validation loss is {losses} after {length} steps" if losses else ""
+    report(f"{done.epochs} epochs with a learning rate of {done.learning_rate:g}{tried}")
+    save()
+
+
+def plan(job: Training, settings: OptimConfig, train: list[Item], batches: int, report: Callable) -> int:
+    """The number of epochs that the minutes allow, told."""
+    minutes, seconds = settings.minutes or USUAL_MINUTES, seconds_of_step(job, settings)
+    epochs = epochs_in(minutes, seconds, batches, train, job.data.chosen_by)
+    report(f"{1e3 * seconds:.0f} ms a step, {batches} steps an epoch: {epochs} epochs for {minutes:g} minutes")
+    return epochs
+
+
+def steps_of_trials(settings: OptimConfig, steps: int) -> int:
+    """The length of a trial in a training of so many steps; 0 where it would be too short to tell anything."""
+    least = max(LEAST, 4 * settings.warmup_steps, round(2 / (1 - settings.ema_decay)))
+    return min(steps // PART, max(MOST, least)) if steps // PART >= least else 0
 
 
 def epochs_in(minutes: float, seconds: float, n_batches: int, train: list[Item], valid: list[Item]) -> int:
@@ -60,50 +86,46 @@ def epochs_in(minutes: float, seconds: float, n_batches: int, train: list[Item],
 def seconds_of_step(job: Training, settings: OptimConfig, clock: Callable[[], float] = time.monotonic) -> float:
     """Measured on so many steps, on fewer where they are slow."""
     most, spent = MOST_MEASURED * 60 * (settings.minutes or USUAL_MINUTES), []
-    done = Progress(epochs=MEASURED_STEPS, learning_rate=RATES[-1])
-    steps = steps_of_trial(learner_of_trial(job, settings), done, job.data, settings)
-    began = clock()
-    for _ in steps:
-        spent.append(clock() - began)
-        if len(spent) == MEASURED_STEPS or (len(spent) > 1 and sum(spent) > most):
-            break
-        began = clock()
+    done = Progress(epochs=MEASURED_STEPS, learning_rate=settings.learning_rate or RATES[-1])
+    learner, began = learner_of_trial(job, settings), clock()
+    with contextlib.suppress(DataError):  # if it explodes, that is told when it does so in earnest
+        for _ in steps_of_trial(learner, done, job.data, settings, MEASURED_STEPS):
+            spent.append(clock() - began)
+            if len(spent) > 1 and sum(spent) > most:
+                break
+            began = clock()
     told = spent[max(len(spent) // FIRST, 1) :] or spent
     return sum(told) / len(told)
 
 
-def try_rates(
-    job: Training, settings: OptimConfig, epochs: int, stop: Callable[[], bool], progress: bool
-) -> dict[float, float]:
-    """Validation losses by learning rate, after short trainings in which it falls to zero."""
-    losses = {}
-    for rate in RATES:
-        loss = loss_of_trial(job, settings, rate, epochs, stop, progress)
-        if loss is None:
-            break
-        losses[rate] = loss
-        if smallest_good(losses) > rate:
-            break
-    return losses
+def next_rate(trials: list[tuple[float, float]]) -> float | None:
+    """The next smaller one, as long as the last was not worse than others."""
+    left = RATES[len(trials) :]
+    return left[0] if left and (not trials or smallest_good(trials) == trials[-1][0]) else None
 
 
-def smallest_good(losses: dict[float, float]) -> float:
-    """The smallest learning rate whose loss is near the lowest."""
-    lowest = min(losses.values(), default=math.inf)
-    return min((rate for rate, loss in losses.items() if loss <= AS_GOOD * lowest), default=RATES[0])
+def smallest_good(trials: list[tuple[float, float]]) -> float:
+    """The smallest learning rate whose loss is near the lowest; the largest where they tell nothing."""
+    lowest = min((loss for _, loss in trials), default=0.0)
+    return min((rate for rate, loss in trials if loss <= AS_GOOD * lowest), default=RATES[0]) if lowest else RATES[0]
 
 
 def loss_of_trial(
-    job: Training, settings: OptimConfig, rate: float, epochs: int, stop: Callable[[], bool], progress: bool
-) -> float | None:
-    """The validation loss after so many epochs, infinite where it explodes; None when it is stopped."""
-    learner, done = learner_of_trial(job, settings), Progress(epochs=epochs, learning_rate=rate)
-    with progress_bar(shown=progress, total=epochs, desc=f"{rate:g}", bar_format=BAR, leave=False) as bar:
+    job: Training,
+    settings: OptimConfig,
+    rate: float,
+    length: int,
+    batches: int,
+    stop: Callable[[], None],
+    progress: bool,
+) -> float:
+    """The validation loss after so many steps, infinite where it explodes; batches: of an epoch."""
+    learner, done = learner_of_trial(job, settings), Progress(epochs=length / batches, learning_rate=rate)
+    with progress_bar(shown=progress, total=length, desc=f"{rate:g}", bar_format=BAR, leave=False) as bar:
         try:
-            for _ in steps_of_trial(learner, done, job.data, settings):
-                bar.update(done.epoch - bar.n)
-                if stop():
-                    return None
+            for _ in steps_of_trial(learner, done, job.data, settings, length):
+                bar.update()
+                stop()
         except DataError:
             return math.inf
     loss = float(residuals_of_average(learner, job.data, settings)["loss"].mean())
@@ -114,11 +136,16 @@ def learner_of_trial(job: Training, settings: OptimConfig) -> Learner:
     return make_learner(job._replace(potential=copy.deepcopy(job.potential)), settings)
 
 
-def steps_of_trial(learner: Learner, done: Progress, data: TrainingData, settings: OptimConfig) -> Iterator[None]:
-    """Train to the end; yields after each step."""
-    while done.epoch < done.epochs:
+def steps_of_trial(
+    learner: Learner, done: Progress, data: TrainingData, settings: OptimConfig, most: int
+) -> Iterator[None]:
+    """Make so many steps; yields after each."""
+    while True:
         train = data.learned_in(done.epoch, settings.seed)
         batches = make_batches(train, settings, epoch=done.epoch)
         while done.batch < len(batches):
             yield next_step(learner, train, batches, settings, done, lambda *_: None)
+            if done.step == most:
+                return
+        done.history = done.history or [{"train_loss": done.loss / len(batches)}]
         end_epoch(done)

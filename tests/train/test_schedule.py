@@ -2,6 +2,7 @@
 
 import math
 
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from helpers.trainings import configured, history
 from segnn_ase.base.errors import ConfigError, DataError
 from segnn_ase.store.tensors import load_tensors
 from segnn_ase.train import loop, step
+from segnn_ase.train.job import TrainingData
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import (
     calm_down,
@@ -19,6 +21,7 @@ from segnn_ase.train.schedule import (
     has_stalled,
     is_spike,
     learning_rate,
+    patience_of,
 )
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import train
@@ -48,9 +51,29 @@ def test_a_loss_has_stalled_when_it_is_no_lower_in_the_median():
     assert not has_stalled(Progress(**losses(5, 4, 3, 2, 1, 1)), 3)
     assert has_stalled(Progress(**losses(9, 3, 4, 2, 1, 4, 3)), 3)  # though 1 is the lowest so far
     assert not has_stalled(Progress(**losses(3, 4, 1, 2, 9)), 3)  # too early to tell
-    assert has_stalled(Progress(**losses(3, 3, 3, 3, 3, math.nan)), 3) and has_stalled(Progress(**losses(1, 1)), 1)
     assert has_stalled(Progress(**losses(5, 4, 6, 7, every=10)), 20)
     assert not has_stalled(Progress(**losses(5, 4, 3, every=10)), 5)  # less often validated than that
+    assert not has_stalled(Progress(**losses(0, 0, 0, 0)), 2)  # nothing that counts is known of these frames
+    assert not has_stalled(Progress(**losses(1, 1, math.nan, math.nan)), 2)
+
+
+def test_a_loss_that_falls_slowly_in_much_noise_does_not_stall():
+    rng, epochs, stalled = np.random.default_rng(0), 200, 0
+    for _ in range(20):
+        noise = rng.lognormal(sigma=0.1, size=epochs)
+        rows = losses(*(7.0 ** -(np.arange(epochs) / epochs) * noise))["history"]
+        for n in range(1, epochs + 1):
+            done = Progress(epoch=n, epochs=epochs, history=rows[:n])
+            stalled += has_stalled(done, patience_of(done, OptimConfig()))
+    assert not stalled
+
+
+def test_patience_is_at_least_some_validations():
+    def of(epochs: int, **settings) -> int:
+        return patience_of(Progress(epochs=epochs), OptimConfig(**settings))
+
+    assert (of(400), of(30), of(100, validate_every=4)) == (40, 10, 20)
+    assert (of(400, patience=7), of(400, patience=7, validate_every=20)) == (7, 20)
 
 
 def test_where_the_loss_falls_no_more_the_rate_falls_to_zero_soon():
@@ -107,6 +130,22 @@ def test_after_a_spike_the_weights_go_back_and_learning_goes_on(tmp_path, monkey
     assert int(rows[-1]["spikes"]) >= 1 and "go back to their average" in "\n".join(told)
     assert float(rows[-1]["valid_loss"]) < float(rows[0]["valid_loss"])
     assert np.isfinite([float(row["train_loss"]) for row in rows]).all()
+
+
+def test_an_odd_structure_now_and_then_is_no_spike(tmp_path, monkeypatch):
+    """One that is learned in every third epoch, with forces that no step could have led to."""
+    frames, told = water_frames(17), []
+    frames[-1].calc.results["forces"] = 30.0 * frames[-1].calc.results["forces"]
+    learned = TrainingData.learned_in
+    monkeypatch.setattr(
+        TrainingData, "learned_in", lambda data, epoch, seed: learned(data, epoch, seed)[: None if epoch % 3 else -1]
+    )
+    monkeypatch.setattr(loop, "printer", lambda progress: told.append)
+    ase.io.write(tmp_path / "valid.traj", water_frames(4, seed=9))
+    data = {"valid": str(tmp_path / "valid.traj"), "refuse_flaws": False}
+    config = configured(tmp_path, frames, data=data, epochs=40, batch_size=2, patience=40)
+    train(config, progress=False)
+    assert int(history(config.out)[-1]["spikes"]) == 0, told
 
 
 def test_a_loss_that_explodes_ends_the_training_with_advice(tmp_path):

@@ -38,9 +38,19 @@ def test_few_structures_cannot_tell():
 
 def test_what_is_kept_does_not_creep_upwards():
     settings, done, kept = OptimConfig(), Progress(), []
-    for loss in (2.0, 1.0, 1.9, 1.95, 2.1, 0.9, math.nan):
+    for loss in (math.nan, 2.0, 1.0, 1.9, 1.95, 2.1, 0.9, math.nan):
         losses = np.array([loss, loss])
         kept.append(better({"survived": None}, losses, done, settings))
         if kept[-1]:
             keep({"survived": None}, losses, done, settings)
-    assert kept == [True, True, True, True, False, True, False] and done.losses == [0.9, 0.9]
+    assert kept == [False, True, True, True, True, False, True, False] and done.losses == [0.9, 0.9]
+
+
+def test_until_a_rollout_has_been_losses_decide():
+    settings, done = OptimConfig(select="stability"), Progress()
+    for survived, loss, kept in [(None, 2.0, True), (None, 9.0, False), (0.1, 9.0, True), (None, 1.0, False)]:
+        losses = np.full(40, loss)
+        assert better({"survived": survived}, losses, done, settings) == kept
+        if kept:
+            keep({"survived": survived}, losses, done, settings)
+    assert (done.survived, done.losses[0]) == (0.1, 9.0)

@@ -2,17 +2,22 @@
 
 import itertools
 import math
+import os
+import signal
 
 import pytest
 from helpers.frames import water_frames
-from helpers.trainings import configured, history
+from helpers.trainings import configured, history, weights
 
 from segnn_ase.base.errors import OutOfTime
 from segnn_ase.data.batches import make_item
 from segnn_ase.data.frames import frame_from_atoms
+from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.store.tensors import checksum, load_tensors
 from segnn_ase.train import loop, trial
 from segnn_ase.train.prepare import prepare
+from segnn_ase.train.resume import Progress
+from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.start import train
 
 
@@ -25,10 +30,10 @@ def job_of(folder, **settings):
     return prepare(config, report=silent), config.training
 
 
-def found(folder, told=silent, *, stop=lambda: False, **settings):
+def found(folder, told=silent, *, stop=silent, done=None, save=silent, **settings):
     job, settings = job_of(folder, **settings)
-    before = checksum(job.potential.state_dict())
-    done = trial.find_out(job, settings, told, stop=stop, progress=False)
+    before, done = checksum(job.potential.state_dict()), done or Progress()
+    trial.find_out(job, settings, done, told, save=save, stop=stop, progress=False)
     assert checksum(job.potential.state_dict()) == before  # trials leave nothing behind
     return done
 
@@ -67,59 +72,83 @@ def test_minutes_are_told_and_kept_for_going_on(tmp_path, monkeypatch):
     train(config, progress=False)
 
 
+def test_a_step_is_timed_though_it_explodes(tmp_path):
+    job, settings = job_of(tmp_path, epochs=None, learning_rate=1e30, warmup_steps=0)
+    assert trial.seconds_of_step(job, settings) > 0
+
+
 def test_a_rate_that_is_given_and_short_trainings_are_not_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "loss_of_trial", lambda *_: pytest.fail("a trial"))
     assert found(tmp_path, epochs=4000, learning_rate=0.07).learning_rate == 0.07
     assert found(tmp_path, epochs=100, learning_rate=None).learning_rate == trial.RATES[0]
+    assert found(tmp_path, epochs=4000, learning_rate=None, warmup_steps=500).learning_rate == trial.RATES[0]
+    assert found(tmp_path, epochs=4000, learning_rate=None, ema_decay=0.999).learning_rate == trial.RATES[0]
 
 
 @pytest.mark.parametrize(
-    "losses, tried, best",
+    "losses, best",
     [
-        ({0.03: 1.0, 0.01: 2.0}, 2, 0.03),
-        ({0.03: 2.0, 0.01: 1.0, 0.003: 3.0}, 3, 0.01),
-        ({0.03: 2.0, 0.01: 2.1, 0.003: 2.3}, 3, 0.01),  # nearly as good
-        ({0.03: math.inf, 0.01: math.inf, 0.003: 3.0}, 3, 0.003),
-        ({0.03: 2.0, 0.01: None}, 1, 0.03),
-        ({0.03: None}, 0, 0.03),
+        ({0.03: 1.0, 0.01: 2.0}, 0.03),
+        ({0.03: 2.0, 0.01: 1.0, 0.003: 3.0}, 0.01),
+        ({0.03: 2.0, 0.01: 2.1, 0.003: 2.3}, 0.01),  # nearly as good
+        ({0.03: math.inf, 0.01: math.inf, 0.003: 3.0}, 0.003),
+        ({0.03: 0.0, 0.01: 0.0}, 0.03),  # no validation frame has a label that counts
     ],
 )
-def test_smaller_rates_are_tried_as_long_as_they_are_as_good(tmp_path, monkeypatch, losses, tried, best):
-    told = []
+def test_smaller_rates_are_tried_as_long_as_they_are_as_good(tmp_path, monkeypatch, losses, best):
     monkeypatch.setattr(trial, "loss_of_trial", lambda job, settings, rate, *_: losses[rate])
     monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 0.01)
-    done = found(tmp_path, told.append, epochs=None, minutes=2.0, learning_rate=None)
-    planned = trial.epochs_in(2.0, 0.01, 3, [], [])
-    assert done.learning_rate == best and done.epochs == planned - tried * (planned // trial.PART)
-    assert len(told) == (2 if tried else 1)
+    done = found(tmp_path, epochs=None, minutes=2.0, learning_rate=None)
+    assert done.learning_rate == best and dict(done.trials) == losses
+    spent = len(losses) * trial.steps_of_trials(OptimConfig(warmup_steps=5), done.planned * 3) / 3
+    assert done.epochs == round(done.planned - spent) < done.planned
 
 
-def test_trials_tell_a_rate_that_is_far_too_small(tmp_path, monkeypatch):
+def test_trials_tell_a_rate_that_explodes_and_one_that_is_far_too_small(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "RATES", (1e30, 0.02, 1e-7))
     told = []
     done = found(tmp_path, told.append, epochs=1400, learning_rate=None)
     assert done.learning_rate == 0.02 and done.epochs == 1400
-    assert "inf with 1e+30" in told[0] and "learning rate 0.02" in told[0]
+    assert "inf with 1e+30" in told[0] and "a learning rate of 0.02" in told[0]
 
 
-def test_without_time_for_trials_the_training_begins(tmp_path):
-    config = configured(tmp_path, water_frames(8), epochs=2000, learning_rate=None, max_minutes=1e-9)
-    with pytest.raises(OutOfTime, match="goes on from"):
+def test_trials_that_are_done_are_not_made_again(tmp_path, monkeypatch):
+    made, saved = [], []
+    monkeypatch.setattr(trial, "loss_of_trial", lambda job, settings, rate, *_: made.append(rate) or 5.0)
+    done = Progress(planned=4000, trials=[(0.03, 2.0)])
+    found(tmp_path, epochs=4000, learning_rate=None, done=done, save=lambda: saved.append(len(done.trials)))
+    assert made == [0.01] and saved == [2, 2] and done.learning_rate == 0.03
+
+
+@pytest.mark.parametrize("end", ["signal", "deadline"])
+def test_a_training_that_ends_in_a_trial_goes_on_to_the_same_bits(tmp_path, monkeypatch, end):
+    """After two trials and a half, and as if nothing had ended it."""
+    monkeypatch.setattr(trial, "LEAST", 4)
+    monkeypatch.setattr(trial, "PART", 2)
+    monkeypatch.setattr(trial, "RATES", (1e-2, 5e-3, 1e-3))
+    monkeypatch.setattr(trial, "AS_GOOD", math.inf)
+    options = {"epochs": 8, "learning_rate": None, "warmup_steps": 1, "ema_decay": 0.5, "save_minutes": 0.0}
+    do, count, folders = trial.next_step, itertools.count(), [tmp_path / "whole", tmp_path / "parts"]
+
+    def ended(*arguments):
+        if next(count) == 30:
+            if end == "signal":
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                patch.setattr(loop.time, "monotonic", lambda: math.inf)
+        return do(*arguments)
+
+    for folder in folders:
+        folder.mkdir()
+        config = configured(folder, water_frames(12), **options, max_minutes=60.0)
+        if folder.name == "parts":
+            with monkeypatch.context() as patch:
+                patch.setattr(trial, "next_step", ended)
+                with pytest.raises((KeyboardInterrupt, OutOfTime), match="in a trial of a learning rate"):
+                    train(config, progress=False)
+            progress = load_tensors(folder / "model.resume.pt")["progress"]
+            assert len(progress["trials"]) == 2 and progress["epochs"] is None
         train(config, progress=False)
-    progress = load_tensors(tmp_path / "model.resume.pt")["progress"]
-    assert progress["step"] == 1 and progress["learning_rate"] == trial.RATES[0]
-
-
-def test_a_signal_in_a_trial_leaves_it_to_be_repeated(tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    config = configured(tmp_path, water_frames(8), epochs=2000, learning_rate=None)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "is_late", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, progress=False)
-    assert load_tensors(tmp_path / "model.resume.pt")["progress"]["epochs"] is None
-    monkeypatch.setattr(loop, "find_out", lambda *_, **__: pytest.fail("it is asked for again"))
-    with pytest.raises(pytest.fail.Exception):
-        train(config, progress=False)
+    whole, parts = (folder / "model.pt" for folder in folders)
+    assert history(whole) == history(parts) and checksum(weights(whole)) == checksum(weights(parts))
+    assert load_with_metadata(whole)[1]["learning_rate"] == 1e-3
