@@ -144,7 +144,8 @@ def steps_of_trial(
         train = data.learned_in(done.epoch, settings.seed)
         batches = make_batches(train, settings, epoch=done.epoch)
         while done.batch < len(batches):
-            yield next_step(learner, train, batches, settings, done, lambda *_: None)
+            next_step(learner, train, batches, settings, done, lambda *_: None)
+            yield
             if done.step == most:
                 return
         done.history = done.history or [{"train_loss": done.loss / len(batches)}]
