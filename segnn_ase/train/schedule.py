@@ -23,8 +23,10 @@ def learning_rate(done: Progress, n_batches: int, settings: OptimConfig) -> floa
 
 
 def share_left(done: Progress, epoch: float) -> float:
-    """What the decay leaves of the learning rate after so many epochs."""
-    return done.share * (done.epochs - epoch) / (done.epochs - done.turned)
+    """What the decay leaves of the learning rate after so many epochs; nothing beyond the end, where a trial may be as
+    epochs differ in their batches.
+    """
+    return done.share * max(done.epochs - epoch, 0.0) / (done.epochs - done.turned)
 
 
 def has_stalled(done: Progress, patience: int) -> bool:

@@ -37,6 +37,7 @@ def test_learning_rate_rises_then_falls_to_zero():
     assert at(50, 3) == pytest.approx(0.025) and at(50, 4) == 0.0
     assert at(50, 2, batch=4) == pytest.approx(0.1 * 1.5 / 4)
     assert at(50, 3, calm=0.5) == pytest.approx(0.0125)
+    assert at(50, 4, batch=3) == 0.0  # a trial whose last epochs have fewer batches than the first
     without = OptimConfig(warmup_steps=0)
     assert learning_rate(Progress(epochs=4, learning_rate=0.1), 8, without) == pytest.approx(0.1)
 
