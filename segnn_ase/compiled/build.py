@@ -78,8 +78,9 @@ def load_library(source: str) -> ctypes.CDLL:
             except OSError:  # of another system that shares this folder: made again
                 pass
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            content = _compile(source, Path(work)).read_bytes()
-        return ctypes.CDLL(str(keep_library(folder, digest, content)))
+            library, content = _compile(source, Path(work))
+        keep_library(folder, digest, content)
+        return library
     except OSError as error:
         raise CompilerError(f"compiled code cannot be kept or loaded: {error}") from error
 
@@ -140,7 +141,8 @@ def _check(operation: Operation, order: "int | str", dtype: torch.dtype, library
     _checked.add(address)
 
 
-def _compile(source: str, folder: Path) -> Path:
+def _compile(source: str, folder: Path) -> tuple[ctypes.CDLL, bytes]:
+    """The library, loaded, so that nobody can take its file away before, and what its file holds."""
     code, compiled, library = (folder / name for name in ("kernel.c", "kernel.o", "kernel.so"))
     code.write_text(source)
     messages = []
@@ -154,8 +156,7 @@ def _compile(source: str, folder: Path) -> Path:
                 break
         else:
             try:
-                ctypes.CDLL(str(library))
-                return library
+                return ctypes.CDLL(str(library)), library.read_bytes()
             except OSError as error:
                 messages.append(str(error))
     raise CompilerError(f"{compiler()[0]} does not compile the kernels: {messages[-1]}")

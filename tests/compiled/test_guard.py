@@ -58,7 +58,7 @@ class Compiler:
         if source not in self.compiled:
             folder = self.folder / str(next(NUMBER))
             folder.mkdir()
-            self.compiled[source] = ctypes.CDLL(str(build._compile(source, folder)))
+            self.compiled[source], _ = build._compile(source, folder)
         return self.compiled[source]
 
 
