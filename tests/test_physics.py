@@ -534,7 +534,7 @@ def test_T12_loss_on_energy_forces_and_stress_is_differentiable_in_the_weights(n
 
 
 @pytest.mark.parametrize("neighbors", [2, 5, 10, 20, 40])
-@pytest.mark.parametrize("preset", ["segnn", "fast", "tfn", "egnn", "schnet"])
+@pytest.mark.parametrize("preset", ["segnn", "fast", "accurate", "tfn", "egnn", "schnet"])
 def test_T13_variance_of_the_scalars_at_initialisation(preset, neighbors):
     """Mean square over atoms, channels and three seeds of the 0e features, after each interaction.
 
@@ -542,7 +542,7 @@ def test_T13_variance_of_the_scalars_at_initialisation(preset, neighbors):
     average, and weights are fresh. Nothing is asserted for l > 0: node attributes shrink with the number
     of neighbours, and so do the features that come from them (0.03 to 0.6).
     """
-    width = {"segnn": "16x0e+16x1o+16x2e", "tfn": "16x0e+16x1o+16x2e", "fast": "32x0e+32x1o"}.get(preset, "64x0e")
+    width = {"fast": "32x0e+32x1o", "egnn": "64x0e", "schnet": "64x0e"}.get(preset, "16x0e+16x1o+16x2e")
     graph = graph_of([random_gas(12, neighbors, CUTOFF, seed=neighbors)])
     squares = []
     for seed in range(3):

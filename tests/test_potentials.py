@@ -20,7 +20,7 @@ from segnn_ase.md.velocities import set_velocities
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.store.shipped import find_model, shipped_potentials
 
-NAMES = ("acetylacetone-pbe", "silicon-pbe", "water-pbe0")
+NAMES = ("acetylacetone-pbe", "lithium-pbe", "molybdenum-pbe", "silicon-pbe", "water-pbe0")
 FOLDER = Path(__file__).parent.parent / "potentials"
 
 

@@ -59,6 +59,12 @@ class ModelConfig(Settings):
 PRESETS: dict[str, dict] = {
     "segnn": {},
     "fast": {"hidden_irreps": "64x0e+64x1o", "lmax_attr": 2},
+    "accurate": {
+        "hidden_irreps": "64x0e+64x1o+64x2e",
+        "interactions": 3,
+        "n_radial": 5,
+        "radial_hidden": (32,),
+    },
     "segnn2022": {
         "message": "published",
         "smooth": False,

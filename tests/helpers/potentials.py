@@ -12,6 +12,7 @@ STEERABLE = {"hidden_irreps": "8x0e+8x1o+8x2e"}
 VARIANTS = {  # name: (preset, replaced settings)
     "segnn": ("segnn", STEERABLE),
     "fast": ("fast", {"hidden_irreps": "8x0e+8x1o"}),
+    "accurate": ("accurate", STEERABLE),
     "tfn": ("tfn", STEERABLE),
     "egnn": ("egnn", {"hidden_irreps": "16x0e"}),
     "schnet": ("schnet", {"hidden_irreps": "16x0e"}),
