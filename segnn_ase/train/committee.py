@@ -14,7 +14,7 @@ from segnn_ase.store.tensors import load_tensors
 from segnn_ase.train.evaluation import QUANTITIES, Evaluate, committee_residuals, errors_of, evaluator_of
 from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
-from segnn_ase.train.old_frames import OLD, errors_before
+from segnn_ase.train.old_frames import DRIFT, errors_before
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import error_table, measure_sets, printer
 from segnn_ase.train.settings import OptimConfig, TrainConfig
@@ -77,7 +77,7 @@ def finish_committee(config: TrainConfig, members: list[TrainConfig], jobs: list
     evaluators = evaluators_of(potentials, data, settings)
     values = committee_residuals(evaluators, data.held_out, settings)
     factors = {name: spread_factor(values, name) for name in QUANTITIES}
-    sets = {"valid": data.valid, **data.test, **{old.name: old.held for old in data.old if old.name == OLD}}
+    sets = {"valid": data.valid, **data.test, **{some.name: some.held for some in data.beside if some.name != DRIFT}}
     errors = measure_sets(config.out, sets, lambda items: committee_residuals(evaluators, items, settings, factors))
     if jobs[0].began is not None:
         starts = evaluators_of([job.began for job in jobs], data, settings)

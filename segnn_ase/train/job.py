@@ -15,7 +15,7 @@ from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import LossGradient
 from segnn_ase.structure.stored import evenly
-from segnn_ase.train.old_frames import Old
+from segnn_ase.train.beside import Beside
 from segnn_ase.train.optimizers import Soap
 from segnn_ase.train.pull import Pull
 
@@ -32,14 +32,14 @@ class TrainingData(NamedTuple):
     references: ReferenceEnergies | None  # None where those of a trained potential are shifted
     scale: float | None  # eV, of what the network adds to them; likewise
     checksum: str  # of the frames for training and validation
-    old: tuple[Old, ...] = ()  # what a potential that is fine-tuned knew
+    beside: tuple[Beside, ...] = ()  # what a potential that is fine-tuned knew, or what a teacher says
 
     def learned_in(self, epoch: int, seed: int) -> list[Item]:
-        """The structures of the loss: those to train on, and some of the old ones, others in each epoch."""
+        """The structures of the loss: those to train on, and some of those beside, others in each epoch."""
         found = list(self.train)
-        for k, old in enumerate(self.old):
-            chosen = np.random.default_rng([seed, epoch, k]).permutation(len(old.replayed))[: old.each_epoch]
-            found += [old.replayed[n] for n in chosen.tolist()]
+        for k, some in enumerate(self.beside):
+            chosen = np.random.default_rng([seed, epoch, k]).permutation(len(some.replayed))[: some.each_epoch]
+            found += [some.replayed[n] for n in chosen.tolist()]
         return found
 
     @property
@@ -49,9 +49,9 @@ class TrainingData(NamedTuple):
 
     @property
     def chosen_by(self) -> list[Item]:
-        """The structures whose loss chooses the model: as many old ones as new ones, where old ones are learned."""
+        """The structures whose loss chooses the model: as many of those beside, where these are learned."""
         new = self.held_out
-        return [*new, *(item for old in self.old if old.replayed for item in evenly(old.held, len(new)))]
+        return [*new, *(item for some in self.beside if some.replayed for item in evenly(some.held, len(new)))]
 
     @property
     def smallest(self) -> Item:

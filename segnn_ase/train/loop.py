@@ -131,7 +131,7 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
     known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": job.before}
     characterize(potential, data.train, data.valid, **known, evaluate=evaluate)
-    sets = {"train": data.train, "valid": data.valid, **data.test, **{old.name: old.held for old in data.old}}
+    sets = {"train": data.train, "valid": data.valid, **data.test, **{some.name: some.held for some in data.beside}}
     errors = measure_sets(config.out, sets, lambda items: residuals(evaluate, items, settings, potential.uncertainty))
     if job.began is not None:
         start = evaluator_of(job.began.to(potential.device), data.train, settings.accelerate)
@@ -142,6 +142,6 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     if len(history) > 1:
         figures.plot_learning_curve(output_files(config.out)["curve"], history)
     epoch = f"kept is epoch {kept['epoch']} of {history[-1]['epoch']}"
-    told = [error_table(errors), *(told_of_drift(old, errors) for old in data.old), epoch, f"wrote {config.out}"]
+    told = [error_table(errors), *(told_of_drift(some, errors) for some in data.beside), epoch, f"wrote {config.out}"]
     printer(progress)("\n".join(line for line in told if line))
     return errors

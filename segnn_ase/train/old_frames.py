@@ -5,7 +5,6 @@ itself, given ones or those that its file has stored, and how far it has moved o
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from segnn_ase.data.frames import Frame, check_geometries, check_labels, check_s
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.stored import evenly
+from segnn_ase.train.beside import Beside, beside
 from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
 from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
@@ -26,17 +26,6 @@ TIMES, LEAST = 2, 16  # old structures in an epoch: so many for each new frame, 
 LOOKED_AT = 64  # of many, at least so many are learned or measured
 CONTRADICTED = 3.0  # errors of forces, times what is expected, where the new labels are of another kind
 OLD, DRIFT = "old", "drift"  # names of sets: frames with labels of their own, and with those of the starting potential
-
-
-class Old(NamedTuple):
-    """Structures of the old domain; those that are measured are none of those that are learned."""
-
-    name: str  # of the set, in the table of errors
-    replayed: list[Item]  # learned beside the new ones
-    each_epoch: int  # how many of these
-    held: list[Item]  # measured, and choosing the model
-    origin: str  # in words
-    copies: int = 0  # of each that is learned, among these
 
 
 def wanted(settings: FinetuneConfig, new: int) -> int:
@@ -89,20 +78,12 @@ def labelled_by(potential: Potential, items: list[Item], accelerate: str) -> lis
     return labelled
 
 
-def old_set(name: str, items: list[Item], learned: int, origin: str) -> Old:
-    """Divide old structures: every fourth is measured, of the others so many are learned in an epoch, or none."""
-    if not learned:
-        return Old(name, [], 0, items, origin)
-    others = [item for n, item in enumerate(items) if n % 4]
-    return Old(name, others, min(learned, len(others)), items[::4], origin)
-
-
 def labelled_set(
     began: Potential, structures: list[Item], learned: int, settings: FinetuneConfig, accelerate: str
-) -> Old:
+) -> Beside:
     """The same of structures that the potential labels itself as it begins; those to learn come with copies."""
     of_files = "structures that were given" if settings.structures else "structures of its own training"
-    old = old_set(DRIFT, structures, learned, f"{len(structures)} {of_files}")
+    old = beside(DRIFT, structures, learned, f"{len(structures)} {of_files}")
     cutoff = began.cutoff
     pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _copies_of(item, n, settings, cutoff))]
     labelled = labelled_by(began, [*pool, *old.held], accelerate)
@@ -139,13 +120,7 @@ def contradiction(start: Potential, items: list[Item], settings: OptimConfig) ->
     return rmse / expected if rmse is not None and expected else None
 
 
-def told_of_old(old: Old) -> str:
-    copies = " with their copies" if old.copies else ""
-    learned = f"{old.each_epoch} of {len(old.replayed)}{copies} are learned in an epoch"
-    return f"{old.origin}: {learned if old.replayed else 'none is learned'}, {len(old.held)} are measured"
-
-
-def told_of_drift(old: Old, errors: dict[str, dict]) -> str:
+def told_of_drift(old: Beside, errors: dict[str, dict]) -> str:
     """What the row of the changes means, for below the table; nothing of other rows."""
     if old.name != DRIFT:
         return ""

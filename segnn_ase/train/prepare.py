@@ -31,6 +31,7 @@ from segnn_ase.structure.graph import collate
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import USUAL_MINUTES, DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.teacher import with_teacher
 
 CALIBRATION = 64  # structures
 CHEAP = 0.05  # part of a training's time that all checks of its frames may take
@@ -79,7 +80,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         scale = energy_scale(frames, references.values)
         report(references.report())
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])
-    return TrainingData(frames, train, held_out, test, isolated, closest, references, scale, checksum)
+    found = TrainingData(frames, train, held_out, test, isolated, closest, references, scale, checksum)
+    return with_teacher(found, config, cutoff, report)
 
 
 def learned_part(frames, valid, tests: dict[str, list[Frame]], isolated, dispersion: str) -> tuple:

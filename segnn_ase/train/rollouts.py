@@ -75,7 +75,7 @@ def stability(
             mine = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
             mine.calc = calculator
             rng = np.random.default_rng(seed)
-            dynamics = _dynamics(mine, timestep, heat * temperature, friction, rng)
+            dynamics = dynamics_of(mine, timestep, heat * temperature, friction, rng)
             runs.append(_follow(dynamics, mine, steps, EXPLODED * heat * temperature, closest))
     nve, hot = runs
     ps = timestep / 1000
@@ -85,7 +85,7 @@ def stability(
     return Stability(nve.survived * ps, drift, hot.survived * ps, min(nve.closest, hot.closest), least)
 
 
-def _dynamics(atoms: Atoms, timestep: float, temperature: float, friction, rng) -> MolecularDynamics:
+def dynamics_of(atoms: Atoms, timestep: float, temperature: float, friction, rng) -> MolecularDynamics:
     set_velocities(atoms, temperature, rng)
     if friction is None:
         return VelocityVerlet(atoms, timestep * units.fs)
@@ -104,7 +104,7 @@ def _follow(dynamics: MolecularDynamics, atoms: Atoms, steps: int, hottest: floa
         except (SEGNNError, np.linalg.LinAlgError):
             break
         if step % every == 0:
-            nearest = min(nearest, _nearest(atoms, closest))
+            nearest = min(nearest, nearest_of(atoms, closest))
         # a frame that is far from rest heats up by itself at first
         if not math.isfinite(energies[-1]) or nearest < CONTACT or (step and atoms.get_temperature() > hottest):
             break
@@ -113,7 +113,7 @@ def _follow(dynamics: MolecularDynamics, atoms: Atoms, steps: int, hottest: floa
     return Trajectory(max(step - 1, 0), np.array(energies[:step]), nearest)
 
 
-def _nearest(atoms: Atoms, closest: dict[tuple[int, int], float]) -> float:
+def nearest_of(atoms: Atoms, closest: dict[tuple[int, int], float]) -> float:
     """The smallest ratio of a distance to the shortest of its pair in training; infinite without such pairs."""
     if not closest:
         return math.inf

@@ -28,6 +28,13 @@ class DataConfig(Settings):
     forces_mask_key: str | None = Field(
         None, description="name of the array that is true where a force counts; none: forces_mask, if it is there"
     )
+    teacher: str | None = Field(
+        None,
+        description="model that labels more structures, near the frames, to be learned beside them; of many the mean",
+    )
+    taught: int | None = Field(
+        None, ge=2, description="structures that the teacher labels; none: 10 for each frame, at most 500"
+    )
     dispersion: str | None = Field(
         None, description="D3 that the labels contain, as d3bj:pbe: taken off before training, added by the calculator"
     )

@@ -13,18 +13,16 @@ from segnn_ase.model.more_elements import named, nearest_element, with_more_elem
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.store.tensors import checksum
+from segnn_ase.train.beside import Beside, beside
 from segnn_ase.train.job import Training, TrainingData
 from segnn_ase.train.old_frames import (
     CONTRADICTED,
     LOOKED_AT,
     OLD,
-    Old,
     contradiction,
     labelled_set,
-    old_set,
     read_old_frames,
     read_old_structures,
-    told_of_old,
     wanted,
 )
 from segnn_ase.train.prepare import label_keys
@@ -55,13 +53,13 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     lone_atoms &= shift_references(potential, added, *labelled, structures, report)
     began = copy.deepcopy(potential).requires_grad_(False)
     old = old_sets(config, learned, given, structures, began)
-    report("\n".join(map(told_of_old, old)) or NOTHING_OLD)
+    report("\n".join(one.told() for one in old) or NOTHING_OLD)
     if config.finetune.keep == "old" and not any(one.replayed for one in old):
         raise ConfigError(
             "setting 'finetune.keep' is 'old', but nothing old is there to learn; expected two structures or more by "
             "--replay or --structures"
         )
-    data = data._replace(old=old, checksum=checksum([data.checksum, checksum_of_items([given, structures])]))
+    data = data._replace(beside=old, checksum=checksum([data.checksum, checksum_of_items([given, structures])]))
     origin = {k: v for k, v in metadata.items() if k != "fine_tuned_from"}
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
     same = {**fingerprint(config, data, before), "finetune": config.finetune.model_dump(mode="json", exclude=OF_FILES)}
@@ -165,9 +163,9 @@ def shift_beside(frames: list[Frame], old: list[np.ndarray], added: list[int]) -
 
 def old_sets(
     config: TrainConfig, learned: int, frames: list[Item], structures: list[Item], began: Potential
-) -> tuple[Old, ...]:
+) -> tuple[Beside, ...]:
     """What is learned, so many, and measured of the old; began: the potential as it starts, which labels structures."""
     settings, training = config.finetune, config.training
     own = labelled_set(began.to(resolve_device(training.device)), structures, learned, settings, training.accelerate)
-    found = [old_set(OLD, frames, learned, f"{len(frames)} old frames"), own]
+    found = [beside(OLD, frames, learned, f"{len(frames)} old frames"), own]
     return tuple(old for old in found if old.held)
