@@ -13,9 +13,10 @@ class Beside(NamedTuple):
     name: str  # of the set, in the table of errors
     replayed: list[Item]  # learned beside the frames
     each_epoch: int  # how many of these
-    held: list[Item]  # measured, and choosing the model
+    held: list[Item]  # measured
     origin: str  # in words
     copies: int = 0  # of each that is learned, among these
+    chooses: bool = True  # whether the model and its learning rate are chosen by those that are measured, too
 
     def told(self) -> str:
         """What becomes of them."""

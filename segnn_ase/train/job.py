@@ -49,9 +49,12 @@ class TrainingData(NamedTuple):
 
     @property
     def chosen_by(self) -> list[Item]:
-        """The structures whose loss chooses the model: as many of those beside, where these are learned."""
+        """The structures whose loss chooses the model: as many old ones, where these are learned."""
         new = self.held_out
-        return [*new, *(item for some in self.beside if some.replayed for item in evenly(some.held, len(new)))]
+        return [
+            *new,
+            *(item for some in self.beside if some.replayed and some.chooses for item in evenly(some.held, len(new))),
+        ]
 
     @property
     def smallest(self) -> Item:

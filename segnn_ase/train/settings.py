@@ -33,7 +33,9 @@ class DataConfig(Settings):
         description="model that labels more structures, near the frames, to be learned beside them; of many the mean",
     )
     taught: int | None = Field(
-        None, ge=2, description="structures that the teacher labels; none: 10 for each frame, at most 500"
+        None,
+        ge=2,
+        description="structures that the teacher labels; none: 10 for each frame, at most 500 or 20,000 atoms",
     )
     dispersion: str | None = Field(
         None, description="D3 that the labels contain, as d3bj:pbe: taken off before training, added by the calculator"

@@ -75,9 +75,11 @@ def refuse_for_finetuning(model: str, config: TrainConfig, members: int) -> None
         )
     if config.model:
         raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
-    if data.teacher is not None:
+    for name in ("teacher", "taught"):
+        if getattr(data, name) is None:
+            continue
         raise ConfigError(
-            f"setting 'data.teacher' is {data.teacher!r}: fine-tuning has no teacher, as it keeps what "
+            f"setting 'data.{name}' is {getattr(data, name)!r}: fine-tuning has no teacher, as it keeps what "
             f"{model} knows; leave it out, or give structures to learn beside the frames as finetune.structures"
         )
     for name in ("isolated_atoms", "reference_energies"):

@@ -1,5 +1,8 @@
 """A training whose teacher labels more structures: which ones, by what, and who may be a teacher."""
 
+import shutil
+from types import SimpleNamespace
+
 import ase.io
 import numpy as np
 import pytest
@@ -12,7 +15,10 @@ from helpers.trainings import TINY, configured, weights
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError
+from segnn_ase.data.batches import make_item
 from segnn_ase.data.frames import frame_from_atoms
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_committee, load_with_metadata, save_potential
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum
@@ -32,7 +38,7 @@ def without_plots():
 @pytest.fixture(scope="module")
 def committee(tmp_path_factory) -> str:
     """Two potentials of water."""
-    config = configured(tmp_path_factory.mktemp("water"), water_frames(12), epochs=4, committee=2)
+    config = configured(tmp_path_factory.mktemp("water"), water_frames(12, seed=3), epochs=60, committee=2)
     train(config, progress=False)
     return config.out
 
@@ -77,6 +83,7 @@ def test_a_structure_tells_its_temperature(temperature):
 def test_labels_are_the_mean_of_the_members(tmp_path, committee):
     job = prepare(taught(tmp_path, committee, model={**TINY, "cutoff": 3.0}), report=lambda _: None)
     (found,) = job.data.beside
+    assert job.data.chosen_by == job.data.held_out  # frames alone choose the model
     items = [*found.replayed, *found.held]
     assert found.name == teacher.TAUGHT and len(found.held) >= 2 and found.each_epoch == len(found.replayed)
     places = [item.atoms.positions for item in job.data.train]
@@ -90,21 +97,27 @@ def test_labels_are_the_mean_of_the_members(tmp_path, committee):
 
 
 def test_periodic_structures_have_a_stress(tmp_path):
-    potential = load_committee("silicon-pbe").potentials[0]
-    frame = frame_from_atoms(ase.io.read(find_model("silicon-pbe").parent / "reference.xyz", 1))
-    (found,) = teacher.agreed([frame._replace(energy=None, forces=None, stress=None)], [potential], "off")
-    assert np.allclose(found.stress, frame.stress, atol=1e-4) and np.allclose(found.forces, frame.forces, atol=1e-3)
+    atoms = ase.io.read(find_model("silicon-pbe").parent / "reference.xyz", 1)
+    config = configured(tmp_path, [atoms], model={"cutoff": 5.0}, data={"teacher": "silicon-pbe"}, accelerate="off")
+    start = make_item(frame_from_atoms(atoms), 5.0)
+    again = teacher.Visited(start, 300.0, [frame_from_atoms(atoms.copy())])
+    (found,) = teacher.agreed([again], load_committee("silicon-pbe").potentials, 1.0, config)
+    assert np.allclose(found.stress, start.labels.stress[0], atol=1e-4)
+    assert np.allclose(found.forces, start.labels.forces, atol=1e-3)
 
 
-def test_structures_on_which_the_members_disagree_are_left_out(committee):
-    members = load_committee(committee).potentials
-    frames = [frame_from_atoms(atoms) for atoms in water_frames(8, seed=5)]
-    far = frames[0].atoms.copy()
+def test_structures_on_which_the_members_disagree_are_left_out(tmp_path, committee):
+    members, config = load_committee(committee).potentials, taught(tmp_path, committee)
+    starts = [make_item(frame_from_atoms(atoms), members[0].cutoff) for atoms in water_frames(8, seed=5)]
+    near = [teacher.Visited(start, 300.0, [teacher._plain(start.atoms)]) for start in starts]
+    far = starts[0].atoms.copy()
     far.positions *= 0.75
-    kept = teacher.agreed([*frames, frames[0]._replace(atoms=far)], members, "off")
-    assert len(kept) >= 7 and all(frame.atoms is not far for frame in kept)
-    alone = teacher.agreed([*frames, frames[0]._replace(atoms=far)], members[:1], "off")
-    assert len(alone) == 9  # nobody is there to disagree
+    near[0].frames.append(teacher._plain(far))
+    kept = teacher.agreed(near, members, 1e3, config)
+    assert len(kept) == 8 and not any(np.allclose(frame.atoms.positions, far.positions) for frame in kept)
+    assert len(teacher.agreed(near, members[:1], 1e3, config)) == 9  # nobody is there to disagree
+    hot = [one._replace(start=make_item(teacher._plain(far), members[0].cutoff)) for one in near[:1]]
+    assert len(teacher.agreed(hot + near[1:], members, 1e3, config)) == 9  # no more than where its dynamics began
 
 
 # the training
@@ -149,7 +162,7 @@ def test_it_goes_on_to_the_same_bits_with_the_same_teacher_only(tmp_path, commit
         train(parts.model_copy(update={"training": parts.training.model_copy(update={"save_minutes": 0.0})}))
     one = str(tmp_path / "one.pt")
     save_potential(one, load_committee(committee).potentials[0])
-    with pytest.raises(ConfigError, match="teacher"):
+    with pytest.raises(ConfigError, match=r"belongs to a training with .*data\.teacher"):
         train(taught(tmp_path / "parts", one, epochs=3), progress=False)
     train(parts, progress=False)
     ends = [weights(config.out) for config in (whole, parts)]
@@ -180,6 +193,36 @@ def test_dynamics_of_a_teacher_that_knows_nothing_of_the_frames(tmp_path, commit
         train(taught(tmp_path, committee), progress=False)
 
 
+def test_a_teacher_of_other_labels(tmp_path):
+    with pytest.raises(ConfigError, match=r"'water-pbe0', whose energies of the training frames are off by 1[5-6]\d"):
+        train(taught(tmp_path, "water-pbe0"), progress=False)
+
+
+def test_a_teacher_whose_energies_jump(tmp_path):
+    path = str(tmp_path / "published.pt")
+    save_potential(path, Potential(model_config("segnn2022", hidden_irreps="4x0e+4x1o", cutoff=3.0), [1, 8]))
+    with pytest.raises(ConfigError, match=r"'data.teacher' is .*, whose energies jump"):
+        train(taught(tmp_path, path), progress=False)
+
+
+def test_a_teacher_is_not_overwritten(tmp_path, committee):
+    shutil.copy(committee, tmp_path / "model.pt")
+    before = (tmp_path / "model.pt").read_bytes()
+    with pytest.raises(ConfigError, match="would overwrite; expected another name"):
+        train(taught(tmp_path, str(tmp_path / "model.pt"), committee=2), progress=False)
+    assert (tmp_path / "model.pt").read_bytes() == before
+
+
+def test_large_frames_are_fewer():
+    def starts(n: int, atoms: int) -> list:
+        return [SimpleNamespace(atoms=[0] * atoms)] * n
+
+    assert teacher.usual_number(starts(5, 9)) == 50
+    assert teacher.usual_number(starts(400, 15)) == 500
+    assert teacher.usual_number(starts(400, 192)) == 104
+    assert teacher.usual_number(starts(0, 1)) == 2
+
+
 def test_what_is_refused(tmp_path, committee):
     with pytest.raises(ConfigError, match=r"'data.taught' is 5, but there is no data.teacher"):
         train(configured(tmp_path, water_frames(4), data={"taught": 5}), progress=False)
@@ -188,5 +231,7 @@ def test_what_is_refused(tmp_path, committee):
     config = taught(tmp_path, committee, model={})
     first = str(tmp_path / "first.pt")
     save_potential(first, load_committee(committee).potentials[0])
-    with pytest.raises(ConfigError, match=r"'data.teacher' is .*: fine-tuning has no teacher.*finetune.structures"):
-        finetune(first, config, progress=False)
+    for name in ("teacher", "taught"):
+        data = config.data.model_copy(update={"teacher": None, "taught": None, name: getattr(config.data, name)})
+        with pytest.raises(ConfigError, match=rf"'data.{name}' is .*: fine-tuning has no teacher.*finetune.structures"):
+            finetune(first, config.model_copy(update={"data": data}), progress=False)
