@@ -186,7 +186,7 @@ def agreed(near: list[Visited], teachers: list[Potential], scale: float, config:
     That is, than on the frame where the dynamics began and than in the median; one teacher never disagrees. scale:
     of the energy, eV. Raises ConfigError where the frames themselves have other labels.
     """
-    groups = [[_plain(one.start.atoms), *one.frames] for one in near]
+    groups = [[_unlabelled(one.start.atoms), *one.frames] for one in near]
     items = [make_item(frame, teachers[0].cutoff) for group in groups for frame in group]
     if not items:
         return []
@@ -204,7 +204,7 @@ def agreed(near: list[Visited], teachers: list[Potential], scale: float, config:
     ]
 
 
-def _plain(atoms: Atoms) -> Frame:
+def _unlabelled(atoms: Atoms) -> Frame:
     return Frame(bare(atoms), None, None, None, "training frame", (None, None, None))
 
 

@@ -109,14 +109,14 @@ def test_periodic_structures_have_a_stress(tmp_path):
 def test_structures_on_which_the_members_disagree_are_left_out(tmp_path, committee):
     members, config = load_committee(committee).potentials, taught(tmp_path, committee)
     starts = [make_item(frame_from_atoms(atoms), members[0].cutoff) for atoms in water_frames(8, seed=5)]
-    near = [teacher.Visited(start, 300.0, [teacher._plain(start.atoms)]) for start in starts]
+    near = [teacher.Visited(start, 300.0, [teacher._unlabelled(start.atoms)]) for start in starts]
     far = starts[0].atoms.copy()
     far.positions *= 0.75
-    near[0].frames.append(teacher._plain(far))
+    near[0].frames.append(teacher._unlabelled(far))
     kept = teacher.agreed(near, members, 1e3, config)
     assert len(kept) == 8 and not any(np.allclose(frame.atoms.positions, far.positions) for frame in kept)
     assert len(teacher.agreed(near, members[:1], 1e3, config)) == 9  # nobody is there to disagree
-    hot = [one._replace(start=make_item(teacher._plain(far), members[0].cutoff)) for one in near[:1]]
+    hot = [one._replace(start=make_item(teacher._unlabelled(far), members[0].cutoff)) for one in near[:1]]
     assert len(teacher.agreed(hot + near[1:], members, 1e3, config)) == 9  # no more than where its dynamics began
 
 
