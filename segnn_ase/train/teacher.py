@@ -139,7 +139,7 @@ def dynamics_near(
 def configurational_temperature(start: Atoms, calculator: SEGNNCalculator, rng: np.random.Generator) -> float:
     """Squared forces over the Laplacian of the energy, K, within bounds: the temperature of a structure in equilibrium.
 
-    Butler et al., J. Chem. Phys. 109, 6519 (1998), eq. 4; the Laplacian is the mean curvature in random directions.
+    Butler et al., J. Chem. Phys. 109, 6519 (1998); the Laplacian is the mean curvature in random directions.
     """
     atoms = bare(start)
     atoms.calc = calculator

@@ -60,6 +60,12 @@ def weights(path: str | Path) -> dict:
     return load_tensors(path)["weights"]
 
 
+def leave_out_plots(patch: pytest.MonkeyPatch) -> None:
+    """They take as long as a tiny training."""
+    for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
+        patch.setattr(figures, name, lambda *_, **__: None)
+
+
 def counted_training(folder: Path, count=lambda: None, *, epochs: int) -> None:
     """A training without plots, with a rollout after every fifth of it; `count` is called before each step."""
 
@@ -69,8 +75,7 @@ def counted_training(folder: Path, count=lambda: None, *, epochs: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "next_step", counted)
-        for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-            patch.setattr(figures, name, lambda *_, **__: None)
+        leave_out_plots(patch)
         settings = {"epochs": epochs, "batch_size": 2, "save_minutes": 0.0005, "rollout_steps": 4}
         settings["rollout_every"] = max(epochs // 5, 1)
         train(configured(folder, **settings), progress=False)

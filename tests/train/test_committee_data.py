@@ -6,7 +6,7 @@ import ase.io
 import pytest
 import torch
 from helpers.frames import water_frames
-from helpers.trainings import configured
+from helpers.trainings import configured, leave_out_plots
 
 from segnn_ase.base import figures
 from segnn_ase.store.model_file import load_committee, load_with_metadata
@@ -16,8 +16,7 @@ from segnn_ase.train import prepare, start
 
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
-    for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: None)
+    leave_out_plots(monkeypatch)
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.command_line import TOML, assert_one_line_error, segnn
 from helpers.frames import emt_atoms
-from helpers.trainings import configured, weights
+from helpers.trainings import configured, leave_out_plots, weights
 
 from segnn_ase import SEGNNCalculator, inspection, load_potential, save_potential
-from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError, DataError, MissingExtraError
 from segnn_ase.data.dispersed import taken_off, without_dispersion
 from segnn_ase.data.frames import frame_from_atoms, read_frames
@@ -54,8 +53,7 @@ DATA = {"dispersion": NAME, "valid_fraction": 0.25}
 @pytest.fixture(scope="module", autouse=True)
 def _no_plots():
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-            patch.setattr(figures, name, lambda *_, **__: None)
+        leave_out_plots(patch)
         yield
 
 

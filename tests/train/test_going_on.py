@@ -8,9 +8,8 @@ import pytest
 import torch
 from ase import Atoms
 from helpers.frames import water_frames
-from helpers.trainings import TINY, configured, weights
+from helpers.trainings import TINY, configured, leave_out_plots, weights
 
-from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.store.model_file import load_with_metadata, save_potential
 from segnn_ase.store.tensors import checksum
@@ -22,8 +21,7 @@ from segnn_ase.train.start import finetune, train
 
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
-    for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: None)
+    leave_out_plots(monkeypatch)
 
 
 @pytest.fixture(scope="module")

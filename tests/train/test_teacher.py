@@ -1,5 +1,6 @@
 """A training whose teacher labels more structures: which ones, by what, and who may be a teacher."""
 
+import itertools
 import shutil
 from types import SimpleNamespace
 
@@ -10,10 +11,9 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from helpers.frames import emt_atoms, water_frames
 from helpers.systems import copper
-from helpers.trainings import TINY, configured, weights
+from helpers.trainings import TINY, configured, leave_out_plots, weights
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.data.batches import make_item
 from segnn_ase.data.frames import frame_from_atoms
@@ -30,8 +30,7 @@ from segnn_ase.train.start import finetune, train
 @pytest.fixture(autouse=True, scope="module")
 def without_plots():
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-            patch.setattr(figures, name, lambda *_, **__: None)
+        leave_out_plots(patch)
         yield
 
 
@@ -94,6 +93,26 @@ def test_labels_are_the_mean_of_the_members(tmp_path, committee):
         energy, forces = (np.mean([r[name] for r in results], axis=0) for name in ("energy", "forces"))
         assert float(item.labels.energy[0]) == pytest.approx(energy, abs=1e-5)
         assert np.allclose(item.labels.forces, forces, atol=1e-5)
+
+
+def test_teachers_take_turns_at_the_temperatures_of_the_frames(tmp_path, committee, monkeypatch):
+    seen, told = [], []
+
+    def noted(atoms, timestep, temperature, *rest, make=teacher.dynamics_of):
+        seen.append((atoms.calc, temperature))
+        return make(atoms, timestep, temperature, *rest)
+
+    def known(*arguments, measure=teacher.configurational_temperature):
+        told.append(measure(*arguments))
+        return told[-1]
+
+    monkeypatch.setattr(teacher, "dynamics_of", noted)
+    monkeypatch.setattr(teacher, "configurational_temperature", known)
+    job = prepare(taught(tmp_path, committee), report=lambda _: None)
+    calculators, temperatures = zip(*seen, strict=True)
+    assert len(seen) == len(job.data.train) and list(temperatures) == told and len(set(told)) > 1
+    assert len(set(map(id, calculators))) == 2
+    assert all(one is not other for one, other in itertools.pairwise(calculators))
 
 
 def test_periodic_structures_have_a_stress(tmp_path):

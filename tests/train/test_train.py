@@ -16,9 +16,8 @@ import torch
 from ase import Atoms
 from helpers.frames import emt_atoms, water_frames
 from helpers.systems import copper
-from helpers.trainings import TINY, configured, history, loss_on, weights
+from helpers.trainings import TINY, configured, history, leave_out_plots, loss_on, weights
 
-from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfTime
 from segnn_ase.base.files import stop_on_signal
 from segnn_ase.base.settings import read_toml
@@ -65,8 +64,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def without_plots(monkeypatch):
     """Plots would take most of the time of a tiny training; `trained`, of a wider scope, has them."""
-    for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-        monkeypatch.setattr(figures, name, lambda *_, **__: None)
+    leave_out_plots(monkeypatch)
 
 
 def test_training_reduces_loss_and_errors(trained):

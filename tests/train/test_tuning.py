@@ -9,9 +9,8 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.frames import emt_atoms, water_frames
 from helpers.systems import copper
-from helpers.trainings import configured, weights
+from helpers.trainings import configured, leave_out_plots, weights
 
-from segnn_ase.base import figures
 from segnn_ase.base.errors import ConfigError, DataError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.frames import frame_from_atoms
@@ -29,8 +28,7 @@ from segnn_ase.trust.domain import DomainCheck
 @pytest.fixture(autouse=True, scope="module")
 def without_plots():
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("plot_parity", "plot_calibration", "plot_learning_curve"):
-            patch.setattr(figures, name, lambda *_, **__: None)
+        leave_out_plots(patch)
         yield
 
 
