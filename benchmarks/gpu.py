@@ -2,10 +2,10 @@
 
     python benchmarks/gpu.py --out gpu_h100
 
-Prints tables, and writes one JSON file. First all kernels are compiled by several processes beside each other, then the
-tests that need a GPU run, and then, with nothing beside it, everything is timed: the card's own rates, the kernels of
-an evaluation, whole MD steps against size (`md_step.py`), training steps (`train_step.py`), neighbour lists. The times
-of kernels are those of `torch.profiler`.
+Prints tables, and writes one JSON file, anew after each part. First all kernels are compiled by several processes
+beside each other, then the tests that need a GPU run, and then, with nothing beside it, everything is timed: the card's
+own rates, the kernels of an evaluation, whole MD steps against size (`md_step.py`), training steps (`train_step.py`),
+neighbour lists. The times of kernels are those of `torch.profiler`.
 """
 
 import argparse
@@ -131,51 +131,62 @@ def json_of(command: list[str], out: Path) -> list[dict]:
     return json.loads(Path(f"{out}.json").read_text())["rows"] if Path(f"{out}.json").exists() else []
 
 
+def run_tests(workers: int) -> str:
+    """Failures are printed; returns pytest's last line."""
+    chosen = ["-q", "-n", workers, "-m", "not proof", "-W", "default", *TESTS, "-k", SELECTED]
+    done = subprocess.run(python("-m", "pytest", *chosen), cwd=HERE.parent, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    print("\n".join(line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))))
+    return lines[-1]
+
+
+def md_steps(a: argparse.Namespace, dtype: str, out: Path) -> list[dict]:
+    steps = python(HERE / "md_step.py", "--device", "cuda", "--rounds", 1, "--threads", 4, "--dtype", dtype)
+    rows = json_of([*steps, "--calculators", *a.presets, "--systems", *a.systems], out.parent / f"md_{dtype}")
+    print_table(rows, {"calculator": "", "dtype": "", "atoms": "d", "wall_ms": ".3f", "peak_MB": ".0f"})
+    return rows
+
+
+def train_steps(presets: list[str], out: Path) -> list[dict]:
+    steps = python(HERE / "train_step.py", "--device", "cuda", "--rounds", 1, "--presets", *presets)
+    rows = json_of(steps, out.parent / "train")
+    times = {"torch_ms": ".1f", "layers_ms": ".1f", "engine_ms": ".1f"}
+    print_table(rows, {"preset": "", "frames": "d", "atoms": "d", **times})
+    return rows
+
+
+def profiles(a: argparse.Namespace) -> list[dict]:
+    rows = [row for p in a.presets for row in profiled(p, ["acetylacetone", "water1536", "water12288"], "float32")]
+    return rows + [row for name in a.shipped for row in profiled(name, ["water192", "water12288"], "float32")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["fast", "segnn"])
     parser.add_argument("--shipped", nargs="+", default=["water-pbe0"], help="with domain and uncertainty")
     parser.add_argument("--systems", nargs="+", default=LARGE)
-    parser.add_argument("--skip", nargs="+", default=[], choices=["tests", "profile", "md", "train", "neighbors"])
+    parser.add_argument("--skip", nargs="+", default=[], help="parts, as in the file that is written")
     parser.add_argument("--workers", type=int, default=8, help="for tests")
     parser.add_argument("--out", default="gpu")
     a = parser.parse_args()
     out, found = Path(a.out).resolve(), {"device": torch.cuda.get_device_name(), "machine": machine()}
+    parts: dict[str, Callable] = {
+        "tests": lambda: run_tests(a.workers),
+        "rates": rates,
+        "md_float32": lambda: md_steps(a, "float32", out),
+        "train": lambda: train_steps(a.presets, out),
+        "profile": lambda: profiles(a),
+        "neighbors": lambda: neighbors(a.systems[1:]),
+        "md_float64": lambda: md_steps(a, "float64", out),
+    }
     begun = time.time()
     compile_all(a.presets, out.parent)
-    if "tests" not in a.skip:
-        command = python(
-            "-m", "pytest", "-q", "-n", a.workers, "-m", "not proof", "-W", "default", *TESTS, "-k", SELECTED
-        )
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
-        found["tests"] = done.stdout.strip().splitlines()[-1]
-        print("\n".join(line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))))
-        print(found["tests"], f"[{time.time() - begun:.0f} s]", flush=True)
-    found["rates"] = rates()
-    print(found["rates"])
-    if "profile" not in a.skip:
-        found["profile"] = [
-            row for name in a.presets for row in profiled(name, ["acetylacetone", "water1536", "water12288"], "float32")
-        ] + [row for name in a.shipped for row in profiled(name, ["water192", "water12288"], "float32")]
-        print(f"[{time.time() - begun:.0f} s]", flush=True)
-    if "md" not in a.skip:
-        for dtype in ("float32", "float64"):
-            steps = python(HERE / "md_step.py", "--device", "cuda", "--rounds", 1, "--threads", 4, "--dtype", dtype)
-            rows = json_of([*steps, "--calculators", *a.presets, "--systems", *a.systems], out.parent / f"md_{dtype}")
-            found[f"md_{dtype}"] = rows
-            print_table(rows, {"calculator": "", "dtype": "", "atoms": "d", "wall_ms": ".3f", "peak_MB": ".0f"})
-        print(f"[{time.time() - begun:.0f} s]", flush=True)
-    if "train" not in a.skip:
-        steps = python(HERE / "train_step.py", "--device", "cuda", "--rounds", 1, "--presets", *a.presets)
-        found["train"] = json_of(steps, out.parent / "train")
-        print_table(
-            found["train"],
-            {"preset": "", "frames": "d", "atoms": "d", "torch_ms": ".1f", "layers_ms": ".1f", "engine_ms": ".1f"},
-        )
-    if "neighbors" not in a.skip:
-        found["neighbors"] = neighbors(a.systems[1:])
-        print_table(found["neighbors"], {"system": "", "atoms": "d", "list_ms": ".2f"})
-    Path(f"{out}.json").write_text(json.dumps(found, indent=1))
+    for part in [p for p in parts if p not in a.skip]:
+        found[part] = parts[part]()
+        if isinstance(found[part], str | dict):
+            print(found[part])
+        print(f"{part}: done after {time.time() - begun:.0f} s", flush=True)
+        Path(f"{out}.json").write_text(json.dumps(found, indent=1))
     print(f"wrote {out}.json after {time.time() - begun:.0f} s")
 
 

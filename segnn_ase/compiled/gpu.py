@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from segnn_ase.compiled.kernels import Topology, kernel
 from segnn_ase.compiled.passes import Storage
@@ -15,7 +16,7 @@ from segnn_ase.compiled.steps import MatrixProduct, Place, RowOperation, Segment
 
 
 class GpuPasses:
-    """Passes over one memory. `trained` are weights whose gradients are wanted, from zero on after each `load`. Raises
+    """Passes over one memory. `trained` are weights whose gradients are wanted, added up from each `clear` on. Raises
     CompilerError."""
 
     def __init__(
@@ -32,6 +33,7 @@ class GpuPasses:
         self._memory: dict[Storage, Tensor] = {}
         weights = {w for step in steps_of(segments) for w in step.weights()}
         self._weights = {w: (w.parameter.detach().double() * w.scale).to(device, dtype) for w in weights}
+        self._changing = [w for w in weights if isinstance(w.whole, Parameter)]  # others are constants
         sizes = [w.parameter.numel() for w in trained]
         self._gradients = torch.zeros(sum(sizes), dtype=dtype, device=device)
         pieces = zip(trained, self._gradients.split(sizes), strict=True)
@@ -39,8 +41,13 @@ class GpuPasses:
 
     def load(self) -> None:
         """Take the present values of the parameters."""
-        for w, x in self._weights.items():
-            torch.mul(w.parameter.detach(), w.scale, out=x)
+        if self._changing:
+            loaded = [self._weights[w] for w in self._changing]
+            torch._foreach_copy_(loaded, [w.parameter.detach() for w in self._changing])
+            torch._foreach_mul_(loaded, [w.scale for w in self._changing])
+
+    def clear(self) -> None:
+        """Gradients of weights are added up from zero on again."""
         self._gradients.zero_()
 
     def reserve(self, counts: dict[str, int]) -> None:

@@ -58,7 +58,8 @@ class CompiledLossGradient(ABC):
 
     @abstractmethod
     def _at(self, role: str, array: Array) -> Tensor:
-        """Where an array lies, (rows, size), of which as many are used as were asked for."""
+        """Where an array lies, (rows, size), of which as many are used as were asked for. More atoms than there are
+        count for nothing, as the weight of their epsilon is 0, nor do more pairs."""
 
     @abstractmethod
     def _gradients(self) -> Iterable[tuple[Weight, Tensor]]:
@@ -80,7 +81,7 @@ class CompiledLossGradient(ABC):
         epsilon = self._at("value", epsilon_of)[: len(kind), 0].clone().requires_grad_()
         elements = potential.elements(epsilon[n:])
         weight = self._at("gradient", epsilon_of)
-        weight[:n, 0], weight[n : len(kind)] = elements.scale[kind[:n]], 0
+        weight[:n, 0], weight[n:] = elements.scale[kind[:n]], 0
         self._run("gradient", links)
         g = self._gradient_of_vectors(len(vectors), chosen).requires_grad_()
         energies = elements.energies(kind[:n], epsilon[:n])
@@ -89,7 +90,8 @@ class CompiledLossGradient(ABC):
         slopes, direction = torch.autograd.grad(loss, [epsilon, g], materialize_grads=True)
         self._put("tangent", direction, chosen)
         self._run("tangent", links)
-        self._at("dual", epsilon_of)[: len(kind), 0] = slopes
+        dual = self._at("dual", epsilon_of)
+        dual[: len(kind), 0], dual[len(kind) :] = slopes, 0
         self._run("dual", links)
         self._hand_over()
         return loss.detach()

@@ -6,6 +6,7 @@ Which learning rate is best differs between data by more than a factor of three,
 import contextlib
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -19,7 +20,8 @@ from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig
 from segnn_ase.train.step import make_batches, make_learner, next_step, residuals_of_average
 
 MEASURED_STEPS = 25  # that tell how long all others take
-FIRST = 5  # one in so many of these, the first, fill caches and are left out
+FIRST = 5  # one in so many of these, the first, fill caches and are left out, as are
+ODD = 5.0  # those that take so many times the median
 MOST_MEASURED = 0.03  # of the time, for these steps
 EVALUATION = 0.35  # of the time of a training step on the same structures; forward and one gradient of three passes
 MOST_EPOCHS = 2000  # more only learn the frames by heart
@@ -95,7 +97,8 @@ def seconds_of_step(job: Training, settings: OptimConfig, clock: Callable[[], fl
                 break
             began = clock()
     told = spent[max(len(spent) // FIRST, 1) :] or spent
-    return sum(told) / len(told)
+    usual = [s for s in told if s < ODD * statistics.median(told)]  # others compile, or record, what will be there
+    return sum(usual) / len(usual)
 
 
 def next_rate(trials: list[tuple[float, float]]) -> float | None:

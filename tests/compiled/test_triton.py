@@ -99,10 +99,10 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
     ],
 )
 def test_gradient_of_a_loss_by_all_passes(hidden, settings, device):
-    """Twice, with other numbers of atoms and pairs."""
+    """With fewer atoms than there is room for, with as many, recorded, and with more, for which room is made."""
     model = small(hidden, **settings).requires_grad_(True).to(device)
     gradient = GpuLossGradient(model)
-    for names in (("water", "one_atom", "tiny_cell"), ("one_atom", "water")):
+    for names in (("one_atom", "water"), ("one_atom",), ("water",), ("water", "one_atom", "tiny_cell"), ("tiny_cell",)):
         graph, found = batch(*names).to(device), []
         for way in (gradient, PlainLossGradient(model)):
             model.zero_grad(set_to_none=True)
