@@ -4,7 +4,7 @@
 
 Prints tables, and writes one JSON file, anew after each part. First all kernels are compiled by several processes
 beside each other, then the tests that need a GPU run, and then, with nothing beside it, everything is timed: the card's
-own rates, the kernels of an evaluation, whole MD steps against size (`md_step.py`), training steps (`train_step.py`),
+own rates, whole MD steps against size (`md_step.py`), training steps (`train_step.py`), the kernels of an evaluation,
 neighbour lists. The times of kernels are those of `torch.profiler`.
 """
 
@@ -123,10 +123,12 @@ def neighbors(systems: list[str], cutoff: float = 5.5) -> list[dict]:
         given = (atoms.positions, atoms.cell.array, atoms.pbc, cutoff, torch.device("cuda"))
         ms = milliseconds(lambda given=given: device_neighbor_list(*given), 2)
         rows.append({"system": name, "atoms": len(atoms), "list_ms": ms})
+    print_table(rows, {"system": "", "atoms": "d", "list_ms": ".2f"})
     return rows
 
 
 def json_of(command: list[str], out: Path) -> list[dict]:
+    Path(f"{out}.json").unlink(missing_ok=True)
     subprocess.run([*command, "--out", str(out)], stdout=subprocess.DEVNULL)
     return json.loads(Path(f"{out}.json").read_text())["rows"] if Path(f"{out}.json").exists() else []
 
@@ -137,7 +139,7 @@ def run_tests(workers: int) -> str:
     done = subprocess.run(python("-m", "pytest", *chosen), cwd=HERE.parent, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     print("\n".join(line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))))
-    return lines[-1]
+    return lines[-1] if lines else done.stderr.strip()[-400:]
 
 
 def md_steps(a: argparse.Namespace, dtype: str, out: Path) -> list[dict]:
@@ -160,29 +162,31 @@ def profiles(a: argparse.Namespace) -> list[dict]:
     return rows + [row for name in a.shipped for row in profiled(name, ["water192", "water12288"], "float32")]
 
 
+PARTS: dict[str, Callable] = {
+    "tests": lambda a, out: run_tests(a.workers),
+    "rates": lambda a, out: rates(),
+    "md_float32": lambda a, out: md_steps(a, "float32", out),
+    "train": lambda a, out: train_steps(a.presets, out),
+    "profile": lambda a, out: profiles(a),
+    "neighbors": lambda a, out: neighbors(a.systems[1:]),
+    "md_float64": lambda a, out: md_steps(a, "float64", out),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["fast", "segnn"])
     parser.add_argument("--shipped", nargs="+", default=["water-pbe0"], help="with domain and uncertainty")
     parser.add_argument("--systems", nargs="+", default=LARGE)
-    parser.add_argument("--skip", nargs="+", default=[], help="parts, as in the file that is written")
+    parser.add_argument("--skip", nargs="+", default=[], choices=PARTS)
     parser.add_argument("--workers", type=int, default=8, help="for tests")
     parser.add_argument("--out", default="gpu")
     a = parser.parse_args()
     out, found = Path(a.out).resolve(), {"device": torch.cuda.get_device_name(), "machine": machine()}
-    parts: dict[str, Callable] = {
-        "tests": lambda: run_tests(a.workers),
-        "rates": rates,
-        "md_float32": lambda: md_steps(a, "float32", out),
-        "train": lambda: train_steps(a.presets, out),
-        "profile": lambda: profiles(a),
-        "neighbors": lambda: neighbors(a.systems[1:]),
-        "md_float64": lambda: md_steps(a, "float64", out),
-    }
     begun = time.time()
     compile_all(a.presets, out.parent)
-    for part in [p for p in parts if p not in a.skip]:
-        found[part] = parts[part]()
+    for part in [p for p in PARTS if p not in a.skip]:
+        found[part] = PARTS[part](a, out)
         if isinstance(found[part], str | dict):
             print(found[part])
         print(f"{part}: done after {time.time() - begun:.0f} s", flush=True)

@@ -6,6 +6,7 @@ is recorded, for as many atoms and pairs as the largest batch so far has, and re
 
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 
 import torch
@@ -17,13 +18,22 @@ from segnn_ase.compiled.gpu_recording import HEADROOM, ROUNDING, recorded
 from segnn_ase.compiled.kernels import Topology
 from segnn_ase.compiled.steps import Array, Place, Segment, Weight
 from segnn_ase.compiled.training import CompiledLossGradient, TrainingLinks
+from segnn_ase.model.potential import Potential
 
 
 class GpuLossGradient(CompiledLossGradient):
     """What is run the second time in the same room is recorded. The atoms behind those of a batch have no pairs, and
-    the pairs behind have vectors of an earlier batch, but no edges."""
+    the pairs behind have vectors, but no edges.
+
+    Where a recording fails, the kernels are started one by one from then on, with a warning, or with `require`
+    AccelerationError is raised.
+    """
 
     name = "all passes by Triton"
+
+    def __init__(self, potential: Potential, *, require: bool = False):
+        super().__init__(potential)
+        self._require = require
 
     def _make(self, passes: dict[str, list[Segment]], weights: list[Weight], storage: dict) -> None:
         everything = [segment for segments in passes.values() for segment in segments]
@@ -41,14 +51,15 @@ class GpuLossGradient(CompiledLossGradient):
         static.first[: n + 1], static.first[n + 1 :] = links.first, n_edges
         static.kind[:n], static.kind[n:] = links.kind, 0
         static.src[:n_edges], static.pair[:n_edges] = links.src, links.pair
+        for x, first in ((self._network.vectors, n_edges), (self._network.pair_vectors, links.counts["pair"])):
+            self._at("value", x)[first:] = 0.5 * self._potential.cutoff  # any that have directions
+            self._at("tangent", x)[first:] = 0.0  # whatever an earlier batch left there
 
     def _make_room(self, links: TrainingLinks) -> None:
-        self._replays, self._seen, self._room = {}, set(), {}  # until all is there
-        room = {name: max(math.ceil(HEADROOM * n), 1) for name, n in links.counts.items()}
+        before, self._room = self._room, {}  # until all is there
+        self._replays, self._seen = {}, set()
+        room = {name: max(math.ceil(HEADROOM * n), before.get(name, 1)) for name, n in links.counts.items()}
         self._passes.reserve(room)
-        for vectors in (self._network.vectors, self._network.pair_vectors):
-            self._at("value", vectors)[:] = 0.5 * self._potential.cutoff  # any that have directions
-            self._at("tangent", vectors).zero_()
         sizes = {"first": room["node"] + 1, "src": room["edge"], "pair": room["edge"], "kind": room["node"]}
         places = {name: getattr(links, name).new_zeros(size) for name, size in sizes.items()}
         self._static, self._room = TrainingLinks(counts=room, **places), room
@@ -56,9 +67,15 @@ class GpuLossGradient(CompiledLossGradient):
     def _run(self, name: str, links: TrainingLinks) -> None:
         if name in self._replays:
             self._replays[name]()
-        elif name not in self._seen or self._failed or not self._record(name):
-            self._seen.add(name)
-            self._run_once(name)
+            return
+        found = self._outcome(name)
+        if name in self._seen and not self._failed and all(bool(x.isfinite().all()) for x in found):
+            try:
+                self._replays[name] = self._recorded(name)
+            except (AccelerationError, RuntimeError) as error:  # the latter are CUDA's
+                self._give_up(error)
+                self._run_once(name)
+        self._seen.add(name)
 
     def _run_once(self, name: str) -> None:
         if name == "value":
@@ -69,21 +86,22 @@ class GpuLossGradient(CompiledLossGradient):
         nodes = Topology(static.counts["node"], static.first, static.src, static.pair, static.kind)
         self._passes.run(self._segments[name], nodes, nodes._replace(knot=None))
 
-    def _record(self, name: str) -> bool:
-        """Whether that works and gives what it gave when it was recorded."""
-        try:
-            replay, expected = recorded(lambda: self._outcome(name), self._potential.device)
-            before = torch.cat([x.flatten() for x in expected])  # the replay writes to the same places
-            off = (torch.cat([x.flatten() for x in replay()]) - before).abs().max()
-            if not float(off) <= ROUNDING[self._dtype] * float(before.abs().max()):
-                raise AccelerationError(f"the {name} pass gives something else when it is replayed")
-        except (AccelerationError, RuntimeError) as error:  # the latter are CUDA's
-            self._failed, self._replays = True, {}
-            message = f"the passes are not recorded as CUDA graphs, their kernels are started one by one: {error}"
-            warnings.warn(message, AccelerationWarning, stacklevel=5)
-            return False
-        self._replays[name] = replay
-        return True
+    def _recorded(self, name: str) -> Callable:
+        """What runs a pass again. Raises AccelerationError where that gives something else than before."""
+        mine = weakref.proxy(self)  # who holds the recording
+        replay, expected = recorded(lambda: mine._outcome(name), self._potential.device)
+        before = torch.cat([x.flatten() for x in expected])  # the replay writes to the same places
+        off = (torch.cat([x.flatten() for x in replay()]) - before).abs().max()
+        if not float(off) <= ROUNDING[self._dtype] * float(before.abs().max()):
+            raise AccelerationError(f"the {name} pass gives something else when it is replayed")
+        return replay
+
+    def _give_up(self, error: Exception) -> None:
+        self._failed, self._replays = True, {}
+        if self._require:
+            raise AccelerationError(f"the passes cannot be recorded as CUDA graphs: {error}") from error
+        message = f"the passes are not recorded as CUDA graphs, their kernels are started one by one: {error}"
+        warnings.warn(message, AccelerationWarning, stacklevel=5)
 
     def _outcome(self, name: str) -> list[Tensor]:
         """Run a pass without a recording, which again changes nothing; what others take from it."""

@@ -111,8 +111,8 @@ class CompiledLossGradient(ABC):
 
     def _put(self, role: str, vectors: Tensor, chosen: Tensor) -> None:
         """The pairs of atoms share vectors with an edge of each."""
-        self._at(role, self._network.vectors)[: len(vectors)] = vectors
-        self._at(role, self._network.pair_vectors)[: len(chosen)] = vectors[chosen]
+        for x, values in ((self._network.vectors, vectors), (self._network.pair_vectors, vectors[chosen])):
+            self._at(role, x)[: len(values)] = values
 
     def _gradient_of_vectors(self, n: int, chosen: Tensor) -> Tensor:
         """Of the edges, as the pass left it: (E, 3)."""

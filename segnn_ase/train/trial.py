@@ -6,7 +6,6 @@ Which learning rate is best differs between data by more than a factor of three,
 import contextlib
 import copy
 import math
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,8 +19,8 @@ from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig
 from segnn_ase.train.step import make_batches, make_learner, next_step, residuals_of_average
 
 MEASURED_STEPS = 25  # that tell how long all others take
-FIRST = 5  # one in so many of these, the first, fill caches and are left out, as are
-ODD = 5.0  # those that take so many times the median
+FIRST = 5  # one in so many of these, the first, fill caches and are left out
+LEAST_FIRST = {"cpu": 1, "cuda": 25}  # as are so many, which are there besides; on a GPU recordings are made
 MOST_MEASURED = 0.03  # of the time, for these steps
 EVALUATION = 0.35  # of the time of a training step on the same structures; forward and one gradient of three passes
 MOST_EPOCHS = 2000  # more only learn the frames by heart
@@ -89,16 +88,16 @@ def seconds_of_step(job: Training, settings: OptimConfig, clock: Callable[[], fl
     """Measured on so many steps, on fewer where they are slow."""
     most, spent = MOST_MEASURED * 60 * (settings.minutes or USUAL_MINUTES), []
     done = Progress(epochs=MEASURED_STEPS, learning_rate=settings.learning_rate or RATES[-1])
-    learner, began = learner_of_trial(job, settings), clock()
+    learner = learner_of_trial(job, settings)
+    least, began = LEAST_FIRST[learner.potential.device.type], clock()
     with contextlib.suppress(DataError):  # if it explodes, that is told when it does so in earnest
-        for _ in steps_of_trial(learner, done, job.data, settings, MEASURED_STEPS):
+        for _ in steps_of_trial(learner, done, job.data, settings, MEASURED_STEPS - 1 + least):
             spent.append(clock() - began)
-            if len(spent) > 1 and sum(spent) > most:
+            if len(spent) > least and sum(spent[least - 1 :]) > most:
                 break
             began = clock()
-    told = spent[max(len(spent) // FIRST, 1) :] or spent
-    usual = [s for s in told if s < ODD * statistics.median(told)]  # others compile, or record, what will be there
-    return sum(usual) / len(usual)
+    told = spent[max(len(spent) // FIRST, least) :] or spent
+    return sum(told) / len(told)
 
 
 def next_rate(trials: list[tuple[float, float]]) -> float | None:

@@ -28,6 +28,7 @@ from segnn_ase.model.newness import Landmarks, Landscape, mean_and_spread, newne
 LANDMARKS = 256  # of an element
 ATOMS = 4000  # of an element that are looked at
 FOLDS = 5
+PARTITIONS = 5  # into folds
 CHUNK = 1000  # atoms at a time
 NEAREST = 5  # fingerprints that a width is taken over
 NARROWEST = 0.3  # of the wide ones: a crystal without any motion says nothing of how far it may move
@@ -86,15 +87,23 @@ def measure_landmarks(seen: list[Seen], n_species: int, before: Landscape | None
 def _used_by_held_out(
     channels: Tensor, seen: list[Seen], group: list[int], before: Landscape | None
 ) -> list[tuple[float, float, float]]:
-    """How new structures are to those of other folds and from before. Without those that have an element which these
-    lack: to them everything of it is equally new; empty for too few."""
-    used = []
-    for fold in range(FOLDS if len(set(group)) >= FOLDS else 0):
-        held_out, rest = ([n for n, g in enumerate(group) if (g % FOLDS == fold) == out] for out in (True, False))
-        rows = _elements([seen[n] for n in rest], [group[n] for n in rest], len(channels), before)
-        known = _known(channels, rows, (1.0, 1.0, 1.0))
-        used += [_used(known, seen[n]) for n in held_out if bool((known.fewest[seen[n].kind] > 0).all())]
-    return used
+    """How new structures are to those of other folds and from before; empty for too few.
+
+    Medians over partitions into folds, as in a single one the few frames of a kind may all be in one fold. Without
+    those that have an element which the others lack: to them everything of it is equally new.
+    """
+    number, rng = np.array(group), np.random.default_rng(0)
+    used: list[list[tuple[float, float, float]]] = [[] for _ in seen]
+    for _ in range(PARTITIONS if len(set(group)) >= FOLDS else 0):
+        fold = rng.permutation(number.max() + 1)[number] % FOLDS
+        for k in range(FOLDS):
+            rest = np.flatnonzero(fold != k)
+            rows = _elements([seen[n] for n in rest], [group[n] for n in rest], len(channels), before)
+            known = _known(channels, rows, (1.0, 1.0, 1.0))
+            for n in np.flatnonzero(fold == k):
+                if bool((known.fewest[seen[n].kind] > 0).all()):
+                    used[n].append(_used(known, seen[n]))
+    return [tuple(np.median(one, axis=0)) for one in used if one]
 
 
 def wider_of_few(frames: int) -> float:

@@ -98,12 +98,17 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
         ("3x0e+3x1o", {"message": "linear", "body_order": 1}),
     ],
 )
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers that are none
 def test_gradient_of_a_loss_by_all_passes(hidden, settings, device):
-    """With fewer atoms than there is room for, with as many, recorded, and with more, for which room is made."""
+    """With fewer atoms than there is room for, with as many, recorded, and with more, for which room is made; with
+    other weights each time, and after a loss that was no number."""
     model = small(hidden, **settings).requires_grad_(True).to(device)
     gradient = GpuLossGradient(model)
     for names in (("one_atom", "water"), ("one_atom",), ("water",), ("water", "one_atom", "tiny_cell"), ("tiny_cell",)):
         graph, found = batch(*names).to(device), []
+        gradient(graph, lambda p: torch.nan * loss_of(p), forces=True, stress=True)
+        with torch.no_grad():
+            torch._foreach_mul_(list(model.parameters()), 1.03)
         for way in (gradient, PlainLossGradient(model)):
             model.zero_grad(set_to_none=True)
             loss = way(graph, loss_of, forces=True, stress=True)

@@ -48,7 +48,7 @@ def test_epochs_fill_the_minutes():
 
 def test_a_step_takes_what_those_after_the_first_take(tmp_path):
     job, settings = job_of(tmp_path, epochs=None, minutes=60.0)
-    ticks = itertools.accumulate([0.0, *[10.0] * 10, *[0.25] * 20, 10.0, *[0.25] * 40])  # the first, and one more
+    ticks = itertools.accumulate(itertools.chain([0.0], [10.0] * 10, itertools.repeat(0.25)))
     assert trial.seconds_of_step(job, settings, clock=lambda: next(ticks)) == pytest.approx(0.25)
 
 
