@@ -22,27 +22,35 @@ from segnn_ase.train.settings import OptimConfig, TrainConfig
 Begin = Callable[[TrainConfig, int, TrainingData], Training]  # the training of a member, numbered from 1
 
 
-def train_committee(config: TrainConfig, deadline: float, *, progress: bool) -> dict:
+def train_committee(config: TrainConfig, deadline: float, *, progress: bool, data: TrainingData | None = None) -> dict:
     """Train potentials that differ in their seeds on the same frames, and put them into one file.
 
     The frames for validation are drawn by the first seed. The spread is too small by a factor that is measured on them
-    and kept with the members.
+    and kept with the members. data: where it has been read.
     """
     report = printer(progress)
-    return train_members(
-        config, None, lambda member, k, data: from_scratch(member, data, report), deadline, progress=progress
-    )
+
+    def begin(member: TrainConfig, k: int, data: TrainingData) -> Training:
+        return from_scratch(member, data, report)
+
+    return train_members(config, None, begin, deadline, progress=progress, data=data)
 
 
 def train_members(
-    config: TrainConfig, known: Potential | None, begin: Begin, deadline: float, *, progress: bool
+    config: TrainConfig,
+    known: Potential | None,
+    begin: Begin,
+    deadline: float,
+    *,
+    progress: bool,
+    data: TrainingData | None = None,
 ) -> dict:
-    """Train the members, each as it begins, and put them into one file; known: see `read_data`."""
+    """Train the members, each as it begins, and put them into one file; known, data: see `read_data`."""
     report, members = printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
     refuse_all_but_committees(config.out)
     for member in members:
         refuse_overwriting(member.out)
-    data, jobs = read_data(config, report, known), []
+    data, jobs = data or read_data(config, report, known), []
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
         with only_writer([member.out, *output_files(member.out).values()]):

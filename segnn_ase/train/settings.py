@@ -67,8 +67,8 @@ class OptimConfig(Settings):
     minutes: float | None = Field(
         None,
         gt=0,
-        description="time of each potential, from which its epochs (2000 at most) are chosen in the first seconds; "
-        f"none: {USUAL_MINUTES:g}",
+        description="time of each potential, or of one and its teachers, from which epochs are chosen in the first "
+        f"seconds (four a frame at most, 400 to 2000); none: {USUAL_MINUTES:g}",
     )
     batch_size: int = Field(5, ge=1, description="structures in a step, at most")
     max_edges: int = Field(
@@ -114,6 +114,13 @@ class OptimConfig(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="random seed of first weights, batches and frames drawn for valid")
     committee: int = Field(1, ge=1, le=100, description="potentials that differ in their seeds, for uncertainties")
+    teachers: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="potentials that are trained first, whose mean is learned beside the frames; none: 2 to 4 where "
+        "the frames are so few that the minutes are enough for that",
+    )
     device: str = Field("auto", description="where it runs: auto (a GPU, if there is one), cpu, cuda or cuda:1")
     dtype: Literal["float32", "float64"] = Field(
         "float32", description="precision of the weights; fine-tuning keeps that of its start"
@@ -128,6 +135,8 @@ class OptimConfig(Settings):
     def _consistent(self):
         if None not in (self.epochs, self.minutes):
             raise ValueError(f"epochs is {self.epochs} and minutes is {self.minutes}; expected one of them")
+        if self.teachers and self.committee > 1:
+            raise ValueError(f"teachers is {self.teachers} and committee is {self.committee}; expected one of them")
         if not max(self.energy_weight, self.forces_weight, self.stress_weight) > 0:
             raise ValueError("energy_weight, forces_weight and stress_weight are all 0; expected one above")
         if self.select == "stability" and not self.rollout_steps:
@@ -145,8 +154,11 @@ class TrainConfig(Settings):
     finetune: FinetuneConfig = Field(FinetuneConfig(), description="of `segnn finetune` only")
 
     @model_validator(mode="after")
-    def _model(self):
+    def _consistent(self):
         model_config(**self.model)
+        if self.training.teachers and self.data.teacher is not None:
+            given = f"training.teachers is {self.training.teachers} and data.teacher is {self.data.teacher!r}"
+            raise ValueError(f"{given}; expected one of them")
         return self
 
 

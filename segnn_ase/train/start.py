@@ -8,9 +8,10 @@ from segnn_ase.base.locks import only_writer
 from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.train.committee import train_committee
+from segnn_ase.train.few_frames import number_of_teachers, taught_by_own
 from segnn_ase.train.job import output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
-from segnn_ase.train.prepare import prepare, read_data
+from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import printer
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.tuned_committee import finetune_committee
@@ -22,8 +23,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     """Train a potential from scratch and write it to config.out. Returns the errors on every set.
 
     Beside out = model.pt are written model.last.pt, model.csv, model.resume.pt and plots; a committee's members are
-    model.1.pt, model.2.pt and so on. Raises DataError, ConfigError and FileNotFoundError for what cannot be trained
-    on, OutOfTime when `max_minutes` are over.
+    model.1.pt, model.2.pt and so on, and those of teachers that are trained first model.teachers.1.pt and so on. Raises
+    DataError, ConfigError and FileNotFoundError for what cannot be trained on, OutOfTime when `max_minutes` are over.
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
     if config.finetune != FinetuneConfig():
@@ -34,7 +35,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     with only_writer([config.out, *output_files(config.out).values()]):
         if config.training.committee > 1:
             return train_committee(config, deadline, progress=progress)
-        return run_training(config, prepare(config, report=printer(progress)), deadline, progress=progress)
+        refuse_overwriting(config.out)
+        report = printer(progress)
+        data = read_data(config, report)
+        if teachers := number_of_teachers(config, data):
+            config, data = taught_by_own(config, data, teachers, deadline, report, progress=progress)
+        return run_training(config, from_scratch(config, data, report), deadline, progress=progress)
 
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
@@ -75,11 +81,12 @@ def refuse_for_finetuning(model: str, config: TrainConfig, members: int) -> None
         )
     if config.model:
         raise ConfigError(f"setting 'model' is {config.model}: fine-tuning keeps the architecture of {model}")
-    for name in ("teacher", "taught"):
-        if getattr(data, name) is None:
+    given = {"data.teacher": data.teacher, "data.taught": data.taught, "training.teachers": config.training.teachers}
+    for name, value in given.items():
+        if not value:
             continue
         raise ConfigError(
-            f"setting 'data.{name}' is {getattr(data, name)!r}: fine-tuning has no teacher, as it keeps what "
+            f"setting {name!r} is {value!r}: fine-tuning has no teacher, as it keeps what "
             f"{model} knows; leave it out, or give structures to learn beside the frames as finetune.structures"
         )
     for name in ("isolated_atoms", "reference_energies"):

@@ -23,10 +23,11 @@ FIRST = 5  # one in so many of these, the first, fill caches and are left out
 LEAST_FIRST = {"cpu": 1, "cuda": 25}  # as are so many, which are there besides; on a GPU recordings are made
 MOST_MEASURED = 0.03  # of the time, for these steps
 EVALUATION = 0.35  # of the time of a training step on the same structures; forward and one gradient of three passes
-MOST_EPOCHS = 2000  # more only learn the frames by heart
+FEWEST_EPOCHS, MOST_EPOCHS = 400, 2000  # as many as minutes allow, but no more than the latter, or, where few
+PER_FRAME = 4  # frames are learned by heart before, than so many for each, and than the former
 RATES = (0.03, 0.01, 0.003)  # learning rates, tried from the largest on
 AS_GOOD = 1.1  # times the lowest loss; of rates that do so well the smallest is taken, as it overfits later
-PART = 20  # a trial has this part of the epochs
+PART, MOST_PART = 20, 8  # a trial has this part of the epochs, and up to the latter, where it would be too short
 LEAST, MOST = 200, 2000  # steps of a trial: fewer tell nothing, more are not needed
 BAR = "{percentage:3.0f}%|{bar}| trial of learning rate {desc} [{elapsed}<{remaining}]"
 
@@ -75,13 +76,14 @@ def plan(job: Training, settings: OptimConfig, train: list[Item], batches: int, 
 def steps_of_trials(settings: OptimConfig, steps: int) -> int:
     """The length of a trial in a training of so many steps; 0 where it would be too short to tell anything."""
     least = max(LEAST, 4 * settings.warmup_steps, round(2 / (1 - settings.ema_decay)))
-    return min(steps // PART, max(MOST, least)) if steps // PART >= least else 0
+    return min(max(steps // PART, least), max(MOST, least)) if steps // MOST_PART >= least else 0
 
 
 def epochs_in(minutes: float, seconds: float, n_batches: int, train: list[Item], valid: list[Item]) -> int:
     """The passes over `train`, with a validation after each, that a time allows; seconds: of a step."""
     validation = EVALUATION * sum(edges_of(valid)) / max(sum(edges_of(train)), 1)
-    return int(min(max(60 * minutes / (seconds * n_batches * (1 + validation)), 1), MOST_EPOCHS))
+    most = min(max(PER_FRAME * len(train), FEWEST_EPOCHS), MOST_EPOCHS)
+    return int(min(max(60 * minutes / (seconds * n_batches * (1 + validation)), 1), most))
 
 
 def seconds_of_step(job: Training, settings: OptimConfig, clock: Callable[[], float] = time.monotonic) -> float:

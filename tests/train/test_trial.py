@@ -43,7 +43,9 @@ def test_epochs_fill_the_minutes():
     assert trial.epochs_in(10.0, 0.5, 12, items, []) == 100
     assert 70 < trial.epochs_in(10.0, 0.5, 12, items, items) < 80
     assert trial.epochs_in(1e-6, 0.5, 12, items, items) == 1
-    assert trial.epochs_in(1e9, 0.5, 12, items, items) == trial.MOST_EPOCHS
+    assert trial.epochs_in(1e9, 0.5, 12, items, items) == trial.FEWEST_EPOCHS
+    assert trial.epochs_in(1e9, 0.5, 12, 25 * items, items) == 4 * 250
+    assert trial.epochs_in(1e9, 0.5, 12, 100 * items, items) == trial.MOST_EPOCHS
 
 
 def test_a_step_takes_what_those_after_the_first_take(tmp_path):
@@ -63,7 +65,7 @@ def test_minutes_are_told_and_kept_for_going_on(tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(loop, "printer", lambda progress: told.append)
     monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 6.0)
-    config = configured(tmp_path, water_frames(8), epochs=None, minutes=0.7)
+    config = configured(tmp_path, water_frames(8), epochs=None, minutes=0.7, teachers=0)
     train(config, progress=False)
     assert any("3 epochs for 0.7 minutes" in line for line in told), told
     assert [int(row["epoch"]) for row in history(config.out)] == [1, 2, 3]
@@ -98,6 +100,7 @@ def test_a_rate_that_is_given_and_short_trainings_are_not_tried(tmp_path, monkey
 def test_smaller_rates_are_tried_as_long_as_they_are_as_good(tmp_path, monkeypatch, losses, best):
     monkeypatch.setattr(trial, "loss_of_trial", lambda job, settings, rate, *_: losses[rate])
     monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 0.01)
+    monkeypatch.setattr(trial, "FEWEST_EPOCHS", trial.MOST_EPOCHS)
     done = found(tmp_path, epochs=None, minutes=2.0, learning_rate=None)
     assert done.learning_rate == best and dict(done.trials) == losses
     spent = len(losses) * trial.steps_of_trials(OptimConfig(warmup_steps=5), done.planned * 3) / 3
@@ -124,7 +127,8 @@ def test_trials_that_are_done_are_not_made_again(tmp_path, monkeypatch):
 def test_a_training_that_ends_in_a_trial_goes_on_to_the_same_bits(tmp_path, monkeypatch, end):
     """After two trials and a half, and as if nothing had ended it."""
     monkeypatch.setattr(trial, "LEAST", 4)
-    monkeypatch.setattr(trial, "PART", 2)
+    for part in ("PART", "MOST_PART"):
+        monkeypatch.setattr(trial, part, 2)
     monkeypatch.setattr(trial, "RATES", (1e-2, 5e-3, 1e-3))
     monkeypatch.setattr(trial, "AS_GOOD", math.inf)
     options = {"epochs": 8, "learning_rate": None, "warmup_steps": 1, "ema_decay": 0.5, "save_minutes": 0.0}

@@ -1,0 +1,77 @@
+"""Few frames: potentials that are trained first teach the last."""
+
+import pytest
+from helpers.frames import water_frames
+from helpers.trainings import configured, leave_out_plots
+
+from segnn_ase.base.errors import ConfigError
+from segnn_ase.store.model_file import load_committee, load_with_metadata
+from segnn_ase.store.tensors import checksum
+from segnn_ase.train import finetune, train
+from segnn_ase.train.few_frames import number_of_teachers, seconds_of_epoch
+from segnn_ase.train.prepare import read_data
+from segnn_ase.train.settings import TrainConfig
+
+
+def silent(*_):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch):
+    leave_out_plots(monkeypatch)
+
+
+def test_two_teach_a_third_and_the_same_command_does_nothing_more(tmp_path, capsys):
+    config = configured(tmp_path, water_frames(8), epochs=2, teachers=2)
+    errors = train(config)
+    said = "".join(capsys.readouterr())
+    assert "2 potentials are trained first" in said and "labelled by the mean of 2 potentials" in said
+    assert len(load_committee(tmp_path / "model.teachers.pt").potentials) == 2
+    taught, metadata = load_with_metadata(tmp_path / "model.pt")
+    members = load_committee(tmp_path / "model.teachers.pt").potentials
+    assert not any(checksum(taught.state_dict()) == checksum(m.state_dict()) for m in members)
+    assert metadata["training"]["training"]["teachers"] == 0  # of its own
+    assert {"train", "valid", "taught"} <= errors.keys()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.resume.pt")}
+    assert len(before) == 3
+    assert train(config, progress=False) == errors
+
+
+def number(tmp_path, frames, **settings):
+    config = configured(tmp_path, water_frames(frames), **settings)
+    data = read_data(config, silent)
+    return number_of_teachers(config, data), seconds_of_epoch(config, data)
+
+
+def test_as_many_as_minutes_allow(tmp_path):
+    none, seconds = number(tmp_path, 8, epochs=None, minutes=1e-6)
+    assert none == 0
+    each = 400 * seconds / 60
+    for n, expected in ((1.5, 0), (2.5, 2), (3.5, 3), (9.0, 4)):
+        assert number(tmp_path, 8, epochs=None, minutes=each * (n + 1.7))[0] == expected
+    assert number(tmp_path, 8, epochs=None, minutes=100.0, teachers=0)[0] == 0
+    assert number(tmp_path, 8, epochs=3)[0] == 0  # what is given is all that is done
+    assert number(tmp_path, 8, epochs=3, teachers=3)[0] == 3
+
+
+def test_minutes_are_shared(tmp_path):
+    config = configured(tmp_path, water_frames(8), epochs=None, minutes=0.02, teachers=2, learning_rate=0.01)
+    train(config, progress=False)
+    paths = [tmp_path / f"model{name}.pt" for name in (".teachers.1", ".teachers.2", "")]
+    shares = [load_with_metadata(path)[1]["training"]["training"]["minutes"] for path in paths]
+    assert sum(shares) == pytest.approx(0.02) and shares[0] == shares[1]
+
+
+def test_contradictions_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="teachers is 2 and committee is 3; expected one of them"):
+        configured(tmp_path, water_frames(8), teachers=2, committee=3)
+    given = configured(tmp_path, water_frames(8), teachers=2).model_dump(exclude_unset=True)
+    with pytest.raises(ConfigError, match=r"teachers is 2 and data\.teacher is 'a\.pt'; expected one of them"):
+        TrainConfig.parse({**given, "data": {**given["data"], "teacher": "a.pt"}})
+
+
+def test_fine_tuning_has_none(tmp_path):
+    config = configured(tmp_path, water_frames(8), teachers=2)
+    with pytest.raises(ConfigError, match=r"'training\.teachers' is 2: fine-tuning has no teacher"):
+        finetune("water-pbe0", config.model_copy(update={"model": {}}), progress=False)
