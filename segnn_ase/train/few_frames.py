@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 from segnn_ase.base.devices import resolve_device
+from segnn_ase.base.errors import ConfigError
 from segnn_ase.base.locks import only_writer
 from segnn_ase.data.batches import edges_of
 from segnn_ase.model.potential import Potential
@@ -32,7 +33,7 @@ def number_of_teachers(config: TrainConfig, data: TrainingData) -> int:
     settings = config.training
     if settings.teachers is not None:
         return settings.teachers
-    if settings.epochs is not None or config.data.teacher is not None:
+    if settings.epochs is not None or config.data.teacher is not None or not model_config(**config.model).smooth:
         return 0
     seconds = FEWEST_EPOCHS * seconds_of_epoch(config, data)
     found = math.floor(60 * minutes_of(settings) / seconds - TAUGHT)
@@ -56,7 +57,8 @@ def taught_by_own(
 ) -> tuple[TrainConfig, TrainingData]:
     """Train so many teachers; returns the settings of the one that they teach, and its data.
 
-    All have shares of the minutes. Teachers are not tested.
+    All have shares of the minutes. Teachers are not tested. Where nobody has asked for them, and they cannot teach, as
+    with frames of single atoms or labels that nothing explains, that is told, and they are left out.
     """
     report(f"{teachers} potentials are trained first, whose mean is learned beside the frames (--teachers 0: none)")
     settings, out = config.training, str(Path(config.out).with_suffix(".teachers.pt"))
@@ -68,6 +70,12 @@ def taught_by_own(
     with only_writer([out, *output_files(out).values()]):
         own = config.model_copy(update={"out": out, "training": first})
         train_committee(own, deadline, progress=progress, data=data._replace(test={}))
-    sources = config.data.model_copy(update={"teacher": out})
-    config = config.model_copy(update={"data": sources, "training": last})
-    return config, with_teacher(data, config, model_config(**config.model).cutoff, report)
+    config = config.model_copy(update={"training": last})
+    taught = config.model_copy(update={"data": config.data.model_copy(update={"teacher": out})})
+    try:
+        return taught, with_teacher(data, taught, model_config(**config.model).cutoff, report)
+    except ConfigError as error:
+        if settings.teachers is not None:
+            raise
+        report(f"the teachers are left out: {error}")
+        return config, data

@@ -114,7 +114,7 @@ class Stack:
         for side in ("left", "right"):
             if f"{side}_mean" in self.state:
                 mean, basis = self.state[f"{side}_mean"], self.state[f"{side}_basis"]
-                basis.copy_(torch.linalg.eigh(mean)[1].flip(-1) if exactly else self.iterated(mean, basis, side))
+                basis.copy_(eigenvectors(mean) if exactly else self.iterated(mean, basis, side))
         self.state["first"].copy_(self.into_basis(first))
 
     def iterated(self, mean: Tensor, basis: Tensor, side: str) -> Tensor:
@@ -135,6 +135,14 @@ class Stack:
         if "left_basis" in self.state:
             matrices = self.state["left_basis"] @ matrices
         return matrices @ self.state["right_basis"].mT if "right_basis" in self.state else matrices
+
+
+def eigenvectors(means: Tensor) -> Tensor:
+    """Columns in the order of their eigenvalues, the largest first.
+
+    In double precision: in single, LAPACK finds no numbers for some matrices of rank one.
+    """
+    return torch.linalg.eigh(means.double())[1].flip(-1).to(means.dtype)
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:

@@ -159,6 +159,11 @@ class TrainConfig(Settings):
         if self.training.teachers and self.data.teacher is not None:
             given = f"training.teachers is {self.training.teachers} and data.teacher is {self.data.teacher!r}"
             raise ValueError(f"{given}; expected one of them")
+        if self.training.teachers and not model_config(**self.model).smooth:
+            raise ValueError(
+                f"training.teachers is {self.training.teachers}, but the energy of this model jumps at the cutoff, so "
+                "that there are no dynamics that teachers could label; leave it out, or take another preset"
+            )
         return self
 
 

@@ -1,13 +1,16 @@
 """Few frames: potentials that are trained first teach the last."""
 
+import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.frames import water_frames
 from helpers.trainings import configured, leave_out_plots
 
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.store.model_file import load_committee, load_with_metadata
 from segnn_ase.store.tensors import checksum
-from segnn_ase.train import finetune, train
+from segnn_ase.train import few_frames, finetune, train
 from segnn_ase.train.few_frames import number_of_teachers, seconds_of_epoch
 from segnn_ase.train.prepare import read_data
 from segnn_ase.train.settings import TrainConfig
@@ -53,6 +56,22 @@ def test_as_many_as_minutes_allow(tmp_path):
     assert number(tmp_path, 8, epochs=None, minutes=100.0, teachers=0)[0] == 0
     assert number(tmp_path, 8, epochs=3)[0] == 0  # what is given is all that is done
     assert number(tmp_path, 8, epochs=3, teachers=3)[0] == 3
+
+
+def test_what_cannot_be_taught_is_trained_alone(tmp_path, capsys, monkeypatch):
+    """Atoms that do not see each other; and a network of which there are no dynamics."""
+    monkeypatch.setattr(few_frames, "PER_STEP", {"cpu": 1e-5})
+    apart = [Atoms("H2", [[0, 0, 0], [0, 0, 8.0 + 0.1 * n]]) for n in range(8)]
+    for n, atoms in enumerate(apart):
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0 - 0.01 * n, forces=0.01 * np.cos([[n] * 3, [n + 1] * 3]))
+    train(configured(tmp_path, apart, epochs=None, minutes=0.01, learning_rate=0.01, data={"refuse_flaws": False}))
+    assert "the teachers are left out: setting 'data.teacher'" in "".join(capsys.readouterr())
+    assert load_with_metadata(tmp_path / "model.pt")[1]["training"]["data"]["teacher"] is None
+    jumping = {"preset": "segnn2022", "cutoff": 3.0}
+    config = configured(tmp_path, water_frames(8), epochs=None, minutes=100.0, model=jumping)
+    assert number_of_teachers(config, read_data(config, silent)) == 0
+    with pytest.raises(ConfigError, match="no dynamics that teachers could label"):
+        configured(tmp_path, water_frames(8), teachers=2, model=jumping)
 
 
 def test_minutes_are_shared(tmp_path):

@@ -102,6 +102,16 @@ def test_it_minimises_what_adam_finds_hard():
     assert final(True) < 0.2 * final(False)
 
 
+def test_a_gradient_of_which_lapack_has_no_eigenvectors_in_single_precision():
+    gradient = torch.tensor([4, 32, -2, 16, -2, 1, -32, 1, -2, -2, -8, 0, -1, 8, 0, -8]) * 2.0**-43
+    weight = torch.zeros(16)
+    optimizer = Soap([weight], betas=(0.95, 0.95), weight_decay=0.0, every=2)
+    for _ in range(10):
+        weight.grad = gradient
+        optimizer.step(0.01)
+    assert bool(weight.isfinite().all()) and float(weight @ gradient) < 0
+
+
 def test_weights_of_one_shape_do_not_mix():
     together = tensors((4, 3), (4, 3), (4, 3))
     alone = copy.deepcopy(together)
