@@ -241,7 +241,7 @@ def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str
 def _training_problem(make: Callable[[Potential], LossGradient], potential: Potential, graph: Graph) -> str | None:
     compared = samples(_twin(potential), graph)
     if potential.device.type == "cuda":
-        compared.insert(2, compared[0])  # what is run the second time is recorded, and then replayed
+        compared[2:2] = 2 * compared[:1]  # what is run the second time is recorded, and then replayed
     made: dict[Potential, LossGradient] = {}
     for sample in compared:
         twin, exact = sample.potential, _in_float64(sample.potential)

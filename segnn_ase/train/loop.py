@@ -96,8 +96,8 @@ def end_trial(stopped: list[int], deadline: float) -> None:
         raise KeyboardInterrupt("stopped in a trial of a learning rate, which the same command makes anew")
     if time.monotonic() > deadline:
         raise OutOfTime(
-            "stopped in a trial of a learning rate, a twentieth of the training, which the same command makes anew: "
-            "raise max_minutes if it stops here again"
+            "stopped in a trial of a learning rate, an eighth of the training at most, which the same command makes "
+            "anew: raise max_minutes if it stops here again"
         )
 
 

@@ -29,7 +29,7 @@ INDIFFERENT = {  # settings of the loop that may change, and why
     "save_minutes": "when files are written",
     "max_minutes": "when it stops, to go on the same way",
     "tensorboard": "another log of the same numbers",
-    "teachers": "how many trainings come first; what they teach counts among the structures",
+    "teachers": "how many trainings come first: their number is looked up, and what they teach is among the structures",
     "committee": "how many trainings, each with a resume file of its own",
     "device": "where it runs: the last digits, as on another computer or with another number of threads",
     "accelerate": "how it is evaluated: the last digits",

@@ -119,7 +119,7 @@ class OptimConfig(Settings):
         ge=0,
         le=100,
         description="potentials that are trained first, whose mean is learned beside the frames; none: 2 to 4 where "
-        "the frames are so few that the minutes are enough for that",
+        "frames are so few that the minutes are enough for that, none where epochs, committee or teacher are given",
     )
     device: str = Field("auto", description="where it runs: auto (a GPU, if there is one), cpu, cuda or cuda:1")
     dtype: Literal["float32", "float64"] = Field(
@@ -135,6 +135,8 @@ class OptimConfig(Settings):
     def _consistent(self):
         if None not in (self.epochs, self.minutes):
             raise ValueError(f"epochs is {self.epochs} and minutes is {self.minutes}; expected one of them")
+        if self.teachers == 1:
+            raise ValueError("teachers is 1; expected 0, or 2 and more, as the mean of one is no better than itself")
         if self.teachers and self.committee > 1:
             raise ValueError(f"teachers is {self.teachers} and committee is {self.committee}; expected one of them")
         if not max(self.energy_weight, self.forces_weight, self.stress_weight) > 0:

@@ -53,11 +53,14 @@ def with_teacher(data: TrainingData, config: TrainConfig, cutoff: float, report)
     """The data with structures that the teacher of the settings labels, if there is one; the same in every run."""
     settings = config.data
     if settings.teacher is None:
-        if settings.taught is not None:
-            raise ConfigError(f"setting 'data.taught' is {settings.taught}, but there is no data.teacher; give both")
+        if settings.taught is not None and not config.training.teachers:
+            raise ConfigError(
+                f"setting 'data.taught' is {settings.taught}, but there is no data.teacher, and training.teachers is "
+                f"{config.training.teachers}; give one of them, too"
+            )
         return data
     teachers = teachers_of(config, data.frames)
-    starts = [item for item in data.train if len(item.atoms) > 1 and len(item.graph.edge_src)]
+    starts = starts_of(data)
     most = settings.taught or usual_number(starts)
     report(f"teacher: {most} structures are made by short dynamics from the frames")
     near = dynamics_near(starts, teachers, most, data.closest, config.training)
@@ -76,6 +79,11 @@ def with_teacher(data: TrainingData, config: TrainConfig, cutoff: float, report)
     known = checksum([data.checksum, most, *(dict(potential.state_dict()) for potential in teachers)])
     report(f"teacher: {found.told()}")
     return data._replace(beside=(found,), checksum=known)
+
+
+def starts_of(data: TrainingData) -> list[Item]:
+    """The frames of which there are dynamics."""
+    return [item for item in data.train if len(item.atoms) > 1 and len(item.graph.edge_src)]
 
 
 def usual_number(starts: list[Item]) -> int:

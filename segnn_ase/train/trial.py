@@ -23,8 +23,7 @@ FIRST = 5  # one in so many of these, the first, fill caches and are left out
 LEAST_FIRST = {"cpu": 1, "cuda": 25}  # as are so many, which are there besides; on a GPU recordings are made
 MOST_MEASURED = 0.03  # of the time, for these steps
 EVALUATION = 0.35  # of the time of a training step on the same structures; forward and one gradient of three passes
-FEWEST_EPOCHS, MOST_EPOCHS = 400, 2000  # as many as minutes allow, but no more than the latter, or, where few
-PER_FRAME = 4  # frames are learned by heart before, than so many for each, and than the former
+FEWEST_EPOCHS, PER_FRAME, MOST_EPOCHS = 400, 4, 2000  # as many as minutes allow, but no more than so many a frame
 RATES = (0.03, 0.01, 0.003)  # learning rates, tried from the largest on
 AS_GOOD = 1.1  # times the lowest loss; of rates that do so well the smallest is taken, as it overfits later
 PART, MOST_PART = 20, 8  # a trial has this part of the epochs, and up to the latter, where it would be too short
@@ -68,7 +67,7 @@ def find_out(
 def plan(job: Training, settings: OptimConfig, train: list[Item], batches: int, report: Callable) -> int:
     """The number of epochs that the minutes allow, told."""
     minutes, seconds = settings.minutes or USUAL_MINUTES, seconds_of_step(job, settings)
-    epochs = epochs_in(minutes, seconds, batches, train, job.data.chosen_by)
+    epochs = min(epochs_in(minutes, seconds, batches, train, job.data.chosen_by), most_epochs(len(job.data.train)))
     report(f"{1e3 * seconds:.0f} ms a step, {batches} steps an epoch: {epochs} epochs for {minutes:g} minutes")
     return epochs
 
@@ -82,8 +81,12 @@ def steps_of_trials(settings: OptimConfig, steps: int) -> int:
 def epochs_in(minutes: float, seconds: float, n_batches: int, train: list[Item], valid: list[Item]) -> int:
     """The passes over `train`, with a validation after each, that a time allows; seconds: of a step."""
     validation = EVALUATION * sum(edges_of(valid)) / max(sum(edges_of(train)), 1)
-    most = min(max(PER_FRAME * len(train), FEWEST_EPOCHS), MOST_EPOCHS)
-    return int(min(max(60 * minutes / (seconds * n_batches * (1 + validation)), 1), most))
+    return int(max(60 * minutes / (seconds * n_batches * (1 + validation)), 1))
+
+
+def most_epochs(frames: int) -> int:
+    """After which so many frames are known by heart."""
+    return min(max(PER_FRAME * frames, FEWEST_EPOCHS), MOST_EPOCHS)
 
 
 def seconds_of_step(job: Training, settings: OptimConfig, clock: Callable[[], float] = time.monotonic) -> float:

@@ -7,10 +7,10 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.frames import water_frames
 from helpers.trainings import configured, leave_out_plots
 
-from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.errors import ConfigError, OutputError
 from segnn_ase.store.model_file import load_committee, load_with_metadata
 from segnn_ase.store.tensors import checksum
-from segnn_ase.train import few_frames, finetune, train
+from segnn_ase.train import few_frames, finetune, loop, train
 from segnn_ase.train.few_frames import number_of_teachers, seconds_of_epoch
 from segnn_ase.train.prepare import read_data
 from segnn_ase.train.settings import TrainConfig
@@ -25,20 +25,27 @@ def _no_plots(monkeypatch):
     leave_out_plots(monkeypatch)
 
 
-def test_two_teach_a_third_and_the_same_command_does_nothing_more(tmp_path, capsys):
+def test_two_teach_a_third_and_the_same_command_does_nothing_more(tmp_path, capsys, monkeypatch):
     config = configured(tmp_path, water_frames(8), epochs=2, teachers=2)
     errors = train(config)
     said = "".join(capsys.readouterr())
-    assert "2 potentials are trained first" in said and "labelled by the mean of 2 potentials" in said
+    assert "2 potentials come first" in said and "labelled by the mean of 2 potentials" in said
     assert len(load_committee(tmp_path / "model.teachers.pt").potentials) == 2
     taught, metadata = load_with_metadata(tmp_path / "model.pt")
     members = load_committee(tmp_path / "model.teachers.pt").potentials
     assert not any(checksum(taught.state_dict()) == checksum(m.state_dict()) for m in members)
-    assert metadata["training"]["training"]["teachers"] == 0  # of its own
+    assert metadata["training"]["data"]["teacher"] == str(tmp_path / "model.teachers.pt")
     assert {"train", "valid", "taught"} <= errors.keys()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.resume.pt")}
     assert len(before) == 3
+    monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
     assert train(config, progress=False) == errors
+    with pytest.raises(ConfigError, match=r"'training\.teachers' is 3, but the training of .* was begun with 2"):
+        train(configured(tmp_path, epochs=2, teachers=3), progress=False)
+
+
+def number_of(config):
+    return number_of_teachers(config, read_data(config, silent))
 
 
 def number(tmp_path, frames, **settings):
@@ -59,17 +66,26 @@ def test_as_many_as_minutes_allow(tmp_path):
 
 
 def test_what_cannot_be_taught_is_trained_alone(tmp_path, capsys, monkeypatch):
-    """Atoms that do not see each other; and a network of which there are no dynamics."""
+    """Labels that nothing explains, atoms that do not see each other, and a network of which there are no dynamics."""
     monkeypatch.setattr(few_frames, "PER_STEP", {"cpu": 1e-5})
+    monkeypatch.setattr(few_frames, "PER_PAIR", {"cpu": 0.0})
+    noise = water_frames(8)
+    for n, atoms in enumerate(noise):
+        forces = np.random.default_rng(n).normal(size=(len(atoms), 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=-1.0 - 0.01 * n, forces=forces - forces.mean(0))
+    options = {"minutes": 0.01, "epochs": None, "learning_rate": 1e-9, "data": {"refuse_flaws": False}}
+    for _ in range(2):  # going on, too
+        train(configured(tmp_path, noise, **options))
+        assert "the teachers are left out: setting 'data.teacher'" in "".join(capsys.readouterr())
+        assert load_with_metadata(tmp_path / "model.pt")[1]["training"]["data"]["teacher"] is None
     apart = [Atoms("H2", [[0, 0, 0], [0, 0, 8.0 + 0.1 * n]]) for n in range(8)]
+    (tmp_path / "apart").mkdir()
     for n, atoms in enumerate(apart):
         atoms.calc = SinglePointCalculator(atoms, energy=-1.0 - 0.01 * n, forces=0.01 * np.cos([[n] * 3, [n + 1] * 3]))
-    train(configured(tmp_path, apart, epochs=None, minutes=0.01, learning_rate=0.01, data={"refuse_flaws": False}))
-    assert "the teachers are left out: setting 'data.teacher'" in "".join(capsys.readouterr())
-    assert load_with_metadata(tmp_path / "model.pt")[1]["training"]["data"]["teacher"] is None
+    assert number_of(configured(tmp_path / "apart", apart, **options)) == 0
     jumping = {"preset": "segnn2022", "cutoff": 3.0}
-    config = configured(tmp_path, water_frames(8), epochs=None, minutes=100.0, model=jumping)
-    assert number_of_teachers(config, read_data(config, silent)) == 0
+    config = configured(tmp_path / "apart", water_frames(8), epochs=None, minutes=100.0, model=jumping)
+    assert number_of(config) == 0
     with pytest.raises(ConfigError, match="no dynamics that teachers could label"):
         configured(tmp_path, water_frames(8), teachers=2, model=jumping)
 
@@ -94,3 +110,26 @@ def test_fine_tuning_has_none(tmp_path):
     config = configured(tmp_path, water_frames(8), teachers=2)
     with pytest.raises(ConfigError, match=r"'training\.teachers' is 2: fine-tuning has no teacher"):
         finetune("water-pbe0", config.model_copy(update={"model": {}}), progress=False)
+
+
+def test_one_is_refused_and_structures_are_counted(tmp_path):
+    with pytest.raises(ConfigError, match="teachers is 1; expected 0, or 2 and more"):
+        configured(tmp_path, water_frames(8), teachers=1)
+    train(configured(tmp_path, water_frames(8), epochs=2, teachers=2, data={"taught": 6}), progress=False)
+    with pytest.raises(ConfigError, match=r"there is no data\.teacher, and training\.teachers is None"):
+        train(configured(tmp_path, water_frames(8), epochs=2, data={"taught": 6}), progress=False)
+
+
+def test_teachers_of_another_training_are_told_at_once(tmp_path):
+    train(configured(tmp_path, water_frames(8), epochs=2, teachers=2), progress=False)
+    for name in ("model.pt", "model.resume.pt"):
+        (tmp_path / name).unlink()
+    with pytest.raises(OutputError, match=r"teachers of another training: remove model\.teachers\.\*"):
+        train(configured(tmp_path, water_frames(8, seed=5), epochs=2, teachers=2), progress=False)
+
+
+def test_one_that_was_begun_without_goes_on_without(tmp_path):
+    config = configured(tmp_path, water_frames(8), epochs=None, minutes=100.0, teachers=0)
+    assert number_of(config) == 0
+    (tmp_path / "model.resume.pt").touch()
+    assert number_of(configured(tmp_path, epochs=None, minutes=100.0)) == 0
