@@ -1,5 +1,9 @@
 """Few frames: potentials that are trained first teach the last."""
 
+import itertools
+import os
+import signal
+
 import numpy as np
 import pytest
 from ase import Atoms
@@ -133,3 +137,24 @@ def test_one_that_was_begun_without_goes_on_without(tmp_path):
     assert number_of(config) == 0
     (tmp_path / "model.resume.pt").touch()
     assert number_of(configured(tmp_path, epochs=None, minutes=100.0)) == 0
+
+
+def test_a_training_that_is_stopped_at_its_teachers_and_later_ends_with_the_same_bits(tmp_path, monkeypatch):
+    step, calls = loop.next_step, itertools.count(1)
+
+    def counted(*arguments):
+        if next(calls) in (3, 6, 9):  # in the first teacher, the second, and the one that is taught
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+        config = configured(tmp_path / name, water_frames(8), epochs=2, teachers=2, data={"taught": 6})
+        if name == "parts":
+            monkeypatch.setattr(loop, "next_step", counted)
+            for _ in range(3):
+                with pytest.raises(KeyboardInterrupt, match="goes on"):
+                    train(config, progress=False)
+        train(config, progress=False)
+    whole, parts = (load_with_metadata(tmp_path / name / "model.pt")[0].state_dict() for name in ("whole", "parts"))
+    assert checksum(whole) == checksum(parts)
