@@ -144,7 +144,7 @@ def test_an_odd_structure_now_and_then_is_no_spike(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "printer", lambda progress: told.append)
     ase.io.write(tmp_path / "valid.traj", water_frames(4, seed=9))
     data = {"valid": str(tmp_path / "valid.traj"), "refuse_flaws": False}
-    config = configured(tmp_path, frames, data=data, epochs=40, batch_size=2, patience=40)
+    config = configured(tmp_path, frames, data=data, epochs=40, batch_size=2, patience=40, learning_rate=0.003)
     train(config, progress=False)
     assert int(history(config.out)[-1]["spikes"]) == 0, told
 

@@ -185,6 +185,6 @@ def test_a_landmark_that_is_known_says_no_less_than_the_newness(name):
         if step == 0 or not inside:
             np.testing.assert_allclose(found.atoms, right.atoms, rtol=1e-3, atol=1e-3)
         outside += not inside
-        graph.positions.add_(torch.from_numpy(rng.normal(0, 0.03, (len(kind), 3))))
+        graph.positions.add_(torch.from_numpy(rng.normal(0, 0.05, (len(kind), 3))))
         vectors.copy_(edge_vectors(graph))
     assert 0 < outside < 30
