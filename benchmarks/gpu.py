@@ -152,7 +152,7 @@ def md_steps(a: argparse.Namespace, dtype: str, out: Path) -> list[dict]:
 def train_steps(presets: list[str], out: Path) -> list[dict]:
     steps = python(HERE / "train_step.py", "--device", "cuda", "--rounds", 1, "--presets", *presets)
     rows = json_of(steps, out.parent / "train")
-    times = {"torch_ms": ".1f", "layers_ms": ".1f", "engine_ms": ".1f"}
+    times = dict.fromkeys(("torch_ms", "layers_ms", "engine_ms", "soap_ms"), ".1f")
     print_table(rows, {"preset": "", "frames": "d", "atoms": "d", **times})
     return rows
 
