@@ -64,7 +64,7 @@ def teachers_that_are_there(config: TrainConfig) -> int | None:
 
 
 def file_of_teachers(config: TrainConfig) -> str:
-    return str(Path(config.out).with_suffix(".teachers.pt"))
+    return str(Path(config.out).with_suffix(".teachers") / "committee.pt")
 
 
 def seconds_of_epoch(config: TrainConfig, data: TrainingData) -> float:
@@ -115,8 +115,8 @@ def shares(settings: OptimConfig, teachers: int) -> tuple[OptimConfig, OptimConf
 
 def train_teachers(own: TrainConfig, data: TrainingData, deadline: float, *, progress: bool) -> None:
     """Raises OutputError where files of other teachers are there."""
-    out = Path(own.out)
-    there = sorted(path.name for path in out.parent.glob(f"{out.stem}.*"))
+    folder = Path(own.out).parent
+    there = folder.exists()
     with only_writer([own.out, *output_files(own.out).values()]):
         try:
             train_committee(own, deadline, progress=progress, data=data._replace(test={}))
@@ -124,5 +124,5 @@ def train_teachers(own: TrainConfig, data: TrainingData, deadline: float, *, pro
             if not there:
                 raise
             raise OutputError(
-                f"there are teachers of another training: remove {out.stem}.*, or choose another name of out ({error})"
+                f"{folder} has teachers of another training: remove it, or choose another name of out ({error})"
             ) from error

@@ -23,7 +23,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
     """Train a potential from scratch and write it to config.out. Returns the errors on every set.
 
     Beside out = model.pt are written model.last.pt, model.csv, model.resume.pt and plots; a committee's members are
-    model.1.pt, model.2.pt and so on, and those of teachers that are trained first model.teachers.1.pt and so on. Raises
+    model.1.pt, model.2.pt and so on, and teachers that are trained first have the folder model.teachers. Raises
     DataError, ConfigError and FileNotFoundError for what cannot be trained on, OutOfTime when `max_minutes` are over.
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")

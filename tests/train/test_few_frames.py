@@ -34,13 +34,13 @@ def test_two_teach_a_third_and_the_same_command_does_nothing_more(tmp_path, caps
     errors = train(config)
     said = "".join(capsys.readouterr())
     assert "2 potentials come first" in said and "labelled by the mean of 2 potentials" in said
-    assert len(load_committee(tmp_path / "model.teachers.pt").potentials) == 2
+    assert len(load_committee(tmp_path / "model.teachers" / "committee.pt").potentials) == 2
     taught, metadata = load_with_metadata(tmp_path / "model.pt")
-    members = load_committee(tmp_path / "model.teachers.pt").potentials
+    members = load_committee(tmp_path / "model.teachers" / "committee.pt").potentials
     assert not any(checksum(taught.state_dict()) == checksum(m.state_dict()) for m in members)
-    assert metadata["training"]["data"]["teacher"] == str(tmp_path / "model.teachers.pt")
+    assert metadata["training"]["data"]["teacher"] == str(tmp_path / "model.teachers" / "committee.pt")
     assert {"train", "valid", "taught"} <= errors.keys()
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.resume.pt")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.resume.pt")}
     assert len(before) == 3
     monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
     assert train(config, progress=False) == errors
@@ -97,7 +97,7 @@ def test_what_cannot_be_taught_is_trained_alone(tmp_path, capsys, monkeypatch):
 def test_minutes_are_shared(tmp_path):
     config = configured(tmp_path, water_frames(8), epochs=None, minutes=0.02, teachers=2, learning_rate=0.01)
     train(config, progress=False)
-    paths = [tmp_path / f"model{name}.pt" for name in (".teachers.1", ".teachers.2", "")]
+    paths = [tmp_path / name for name in ("model.teachers/committee.1.pt", "model.teachers/committee.2.pt", "model.pt")]
     shares = [load_with_metadata(path)[1]["training"]["training"]["minutes"] for path in paths]
     assert sum(shares) == pytest.approx(0.02) and shares[0] == shares[1]
 
@@ -128,7 +128,7 @@ def test_teachers_of_another_training_are_told_at_once(tmp_path):
     train(configured(tmp_path, water_frames(8), epochs=2, teachers=2), progress=False)
     for name in ("model.pt", "model.resume.pt"):
         (tmp_path / name).unlink()
-    with pytest.raises(OutputError, match=r"teachers of another training: remove model\.teachers\.\*"):
+    with pytest.raises(OutputError, match=r"model\.teachers has teachers of another training: remove it"):
         train(configured(tmp_path, water_frames(8, seed=5), epochs=2, teachers=2), progress=False)
 
 
