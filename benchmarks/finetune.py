@@ -1,23 +1,28 @@
 """What fine-tuning gives with few frames, and what it costs of what the potential knew.
 
-python benchmarks/finetune.py FOLDER            # of the data: acac/, rmd17/, mlearn_Si/, mlearn_Mo/
-python benchmarks/finetune.py FOLDER --cases si-mo --modes scratch plain pseudo --seeds 3
+python benchmarks/finetune.py FOLDER            # of the data: acac/, rmd17/, mlearn_Si/, mlearn_Mo/, water_pbe0/
+python benchmarks/finetune.py FOLDER --cases si-mo --modes scratch plain pseudo --frames 10 30 100 --seeds 3
 
-Each case has 30 new frames (3 of them to validate), a potential that knows something else, and test frames of both:
+Each case has some new frames (30; a tenth of them to validate), a potential that knows something else, and test frames
+of both:
 
 - acac-600K: acetylacetone at 300 K (450 frames), then 600 K
 - ethanol: the same, then another molecule
 - si-mo: silicon (214 frames), then molybdenum, an element that it does not know
+- water-xtb: liquid water by the shipped PBE0 potential, then the same by GFN1-xTB, labelled here (3 s a frame; needs
+  tblite): another level of theory
 
-The potentials to start from are trained here first. All trainings of a case see as many structures, old or new, and
-so take alike long. Modes: from scratch; plain; with structures that the potential has stored and labels itself; with
-old frames replayed; with old structures that it labels itself (pseudo), of the data or of short dynamics of its own
-(own-md); with a penalty on the distance from the old weights; with frozen parts; with new elements that begin like the
-nearest one. Forces and energies: rmse; last_F is that of the last weights, not of those that the validation frames
-chose. Results are kept in the working folder (--work), so that the same command goes on.
+The other potentials to start from are trained here first. All trainings of a case on as many frames see as many
+structures, old or new, and so take alike long. Modes: from scratch; plain; with structures that the potential has
+stored and labels itself; with old frames replayed; with old structures that it labels itself (pseudo), of the data or
+of short dynamics of its own (own-md); with a penalty on the distance from the old weights; with frozen parts; with new
+elements that begin like the nearest one. Forces and energies: rmse; last_F is that of the last weights, not of those
+that the validation frames chose. Results are kept in the working folder (--work), so that the same command goes on, and
+drawn: a learning curve of each case.
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -26,52 +31,59 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from ase import Atoms, units
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 from ase.md.langevin import Langevin
-from report import print_table
+from report import plot_lines, print_table
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.train import TrainConfig, evaluate_files, finetune, train
 
-COLUMNS = {"case": "s", "mode": "s", "seed": "d", "new_E": ".1f", "new_F": ".1f", "last_F": ".1f", "old_E": ".1f"}
+COLUMNS = {
+    "case": "s",
+    "mode": "s",
+    "frames": "d",
+    "seed": "d",
+    "new_E": ".1f",
+    "new_F": ".1f",
+    "last_F": ".1f",
+    "old_E": ".1f",
+}
 COLUMNS |= {"old_F": ".1f", "old_F_before": ".1f", "cpu_s": ".0f"}
-NEW, OLD = 27, 54  # frames to train on in an epoch, and the old structures that are learned beside them
+HALF = 27  # old structures, of 30 frames as many as new ones
 FROZEN = ("segnn.embedding", "segnn.messages.0", "segnn.products.0", "segnn.updates.0")
 
 
 class Case(NamedTuple):
-    base: str  # name of a training in `BASES`
-    train: str
+    base: str  # name of a training in `BASES`, or of a shipped potential
+    train: str  # the new frames are some of these, evenly from first to last
     test: str
     old: str  # frames of the old training
     old_test: str
-    seen: int  # structures, in all epochs
+    seen: int  # structures, in all epochs, with up to 30 frames; up to five times as many with more
+    relabelled: bool = False  # whether the new labels are made here
 
 
+ACAC_OLD = ("acac/train_300K.xyz@:450:7", "acac/test_300K.xyz@::10")
 CASES = {
-    "acac-600K": Case(
-        "acac-300K",
-        "acac/train_600K.xyz@7::17",
-        "acac/test_600K.xyz@::10",
-        "acac/train_300K.xyz@:450:7",
-        "acac/test_300K.xyz@::10",
-        10_000,
-    ),
-    "ethanol": Case(
-        "acac-300K",
-        "rmd17/ethanol_train.xyz@:30",
-        "rmd17/ethanol_test.xyz@::10",
-        "acac/train_300K.xyz@:450:7",
-        "acac/test_300K.xyz@::10",
-        10_000,
-    ),
+    "acac-600K": Case("acac-300K", "acac/train_600K.xyz", "acac/test_600K.xyz@::10", *ACAC_OLD, 10_000),
+    "ethanol": Case("acac-300K", "rmd17/ethanol_train.xyz", "rmd17/ethanol_test.xyz@::10", *ACAC_OLD, 10_000),
     "si-mo": Case(
         "silicon",
-        "mlearn_Mo/train.xyz@3::6",
+        "mlearn_Mo/train.xyz",
         "mlearn_Mo/test.xyz",
         "mlearn_Si/train.xyz@::4",
         "mlearn_Si/test.xyz",
         4_000,
+    ),
+    "water-xtb": Case(
+        "water-pbe0",
+        "water_pbe0/train.xyz",
+        "water_pbe0/test.xyz@::4",
+        "water_pbe0/train.xyz@::8",
+        "water_pbe0/test.xyz@::4",
+        2_000,
+        relabelled=True,
     ),
 }
 BASES = {  # frames, isolated atoms, epochs
@@ -86,7 +98,7 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
     "pseudo": ({"structures": "{old}"}, {}),
     "unrattled": ({"structures": "{old}", "rattled": 0}, {}),
     "own-md": ({"structures": "{own}"}, {}),
-    "pseudo-half": ({"structures": "{old}", "replay_frames": 27}, {}),
+    "pseudo-half": ({"structures": "{old}", "replay_frames": HALF}, {}),
     "l2-sp-1e-3": ({"keep": "nothing", "l2_sp": 1e-3}, {}),
     "l2-sp-1e-1": ({"keep": "nothing", "l2_sp": 1e-1}, {}),
     "frozen": ({"keep": "nothing"}, {"freeze": FROZEN}),
@@ -95,7 +107,9 @@ MODES = {  # settings of [finetune] and of [training]; {old} stands for the old 
 
 
 def base_of(name: str, folder: Path, work: Path, scale: float) -> str:
-    """The starting potential, which is trained once."""
+    """The starting potential, which is shipped, or trained once."""
+    if name not in BASES:
+        return name
     out, (frames, atoms, epochs) = work / f"{name}.pt", BASES[name]
     if out.with_suffix(".last.pt").exists():  # which is written in the end
         return str(out)
@@ -127,20 +141,48 @@ def own_structures(base: str, frames: Path, out: Path) -> str:
     return str(out)
 
 
-def epochs_of(mode: str, seen: float) -> int:
+def frames_of(case: Case, frames: int, folder: Path, work: Path) -> tuple[str, str, str]:
+    """Files of the new frames, of their test frames, and of old test frames."""
+    train, test = folder / case.train, folder / case.test
+    if case.relabelled:
+        test = labelled(read(str(test), ":"), work / f"{case.base}-test.xyz")
+    out = work / f"{train.stem if not case.relabelled else case.base}-{frames}.xyz"
+    if not out.exists():
+        found = read(str(train), ":")
+        chosen = [found[n] for n in np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int)]
+        labelled(chosen, out) if case.relabelled else write(out, chosen)
+    return str(out), str(test), str(folder / case.old_test)
+
+
+def labelled(frames: list[Atoms], out: Path) -> Path:
+    """A file of the frames with energies and forces of GFN1-xTB."""
+    if not out.exists():
+        from tblite.ase import TBLite
+
+        for atoms in frames:
+            atoms.calc = TBLite(method="GFN1-xTB", verbosity=0)
+            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+            atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        write(out, frames)
+    return out
+
+
+def epochs_of(mode: str, frames: int, seen: float) -> int:
+    """So many as all trainings on these frames see alike many structures."""
     keeping, _ = MODES[mode]
-    old = 0 if keeping is None or keeping.get("keep") == "nothing" else keeping.get("replay_frames", OLD)
-    return max(round(seen / (NEW + old)), 1)
+    new = frames - max(round(0.1 * frames), 1)
+    old = 0 if keeping is None or keeping.get("keep") == "nothing" else keeping.get("replay_frames", max(2 * new, 16))
+    return max(round(seen * min(max(frames / 30, 1), 5) / (new + old)), 1)
 
 
-def measure(name: str, mode: str, seed: int, folder: Path, work: Path, scale: float) -> dict:
+def measure(name: str, mode: str, frames: int, seed: int, folder: Path, work: Path, scale: float) -> dict:
     case, (keeping, changes) = CASES[name], MODES[mode]
-    tests = [str(folder / case.test), str(folder / case.old_test)]
+    new, *tests = frames_of(case, frames, folder, work)
     scratch = keeping is None
-    training = {**fixed(epochs_of(mode, scale * case.seen)), "seed": seed, **changes}
+    training = {**fixed(epochs_of(mode, frames, scale * case.seen)), "seed": seed, **changes}
     values = {
-        "out": str(work / f"{name}.{mode}.{seed}.pt"),
-        "data": {"train": str(folder / case.train), "test": tests[:1] if scratch else tests},
+        "out": str(work / f"{name}.{mode}.{frames}.{seed}.pt"),
+        "data": {"train": new, "test": tests[:1] if scratch else tests},
         "training": training,
     }
     base = base_of(case.base, folder, work, scale)
@@ -153,7 +195,7 @@ def measure(name: str, mode: str, seed: int, folder: Path, work: Path, scale: fl
             files["{own}"] = own_structures(base, folder / case.old, work / f"{name}.own.xyz")
         old = {key: files.get(value, value) for key, value in keeping.items()}
         errors = finetune(base, TrainConfig.parse({**values, "finetune": old}))
-    row = {"case": name, "mode": mode, "seed": seed, "cpu_s": time.process_time() - start}
+    row = {"case": name, "mode": mode, "frames": frames, "seed": seed, "cpu_s": time.process_time() - start}
     for kind, path in zip(("new", "old"), tests, strict=True):
         for letter, quantity in (("E", "energy"), ("F", "forces")):
             value = errors.get(path, {}).get(f"{quantity}_rmse")
@@ -168,6 +210,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--modes", nargs="*", default=list(MODES), choices=list(MODES))
+    parser.add_argument("--frames", nargs="*", type=int, default=[30])
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--scale", type=float, default=1.0, help="of all numbers of epochs")
     parser.add_argument("--work", type=Path, default=Path("finetune"))
@@ -176,18 +219,19 @@ def main() -> None:
     args.work.mkdir(exist_ok=True)
     known = args.work / "rows.json"
     rows = json.loads(known.read_text()) if known.exists() else []
-    for name in args.cases:
-        for mode in args.modes:
-            for seed in range(args.seeds):
-                if any((r["case"], r["mode"], r["seed"]) == (name, mode, seed) for r in rows):
-                    continue
-                if mode == "nearest" and name != "si-mo":
-                    continue
-                rows.append(measure(name, mode, seed, args.folder, args.work, args.scale))
-                known.write_text(json.dumps(rows, indent=1))
-                print_table(rows[-1:], COLUMNS)
+    for name, mode, frames, seed in itertools.product(args.cases, args.modes, args.frames, range(args.seeds)):
+        key = {"case": name, "mode": mode, "frames": frames, "seed": seed}
+        if any(row.items() >= key.items() for row in rows) or (mode == "nearest" and name != "si-mo"):
+            continue
+        rows.append(measure(name, mode, frames, seed, args.folder, args.work, args.scale))
+        known.write_text(json.dumps(rows, indent=1))
+        print_table(rows[-1:], COLUMNS)
     print("E: meV/atom, F: meV/Å, rmse")
     print_table(rows, COLUMNS)
+    for name in args.cases:
+        curve = sorted((row for row in rows if row["case"] == name), key=lambda row: row["frames"])
+        labels = ("new frames", "forces [meV/Å]")
+        plot_lines(str(args.work / name), curve, group="mode", x="frames", y="new_F", labels=labels)
 
 
 if __name__ == "__main__":

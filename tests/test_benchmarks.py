@@ -210,12 +210,15 @@ def test_fine_tuning_on_another_molecule(tmp_path):
     lone_atoms = [emt_atoms(1, lambda z=z: molecule(z))[0] for z in "HCO"]
     ase.io.write(tmp_path / "acac/isolated_atoms.xyz", lone_atoms)
     command = [sys.executable, str(FOLDER / "finetune.py"), str(tmp_path), "--work", str(tmp_path / "work")]
-    command += ["--cases", "ethanol", "--modes", "plain", "pseudo", "--scale", "0.001"]
+    command += ["--cases", "ethanol", "--modes", "plain", "pseudo", "--frames", "3", "4", "--scale", "0.001"]
     for _ in range(2):  # the second finds everything
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         rows = done.stdout.partition("rmse")[2].splitlines()
-        assert [row.split()[1] for row in rows if row.strip()] == ["mode", "plain", "pseudo"]
+        assert [row.split()[1:3] for row in rows if row.strip()] == [
+            ["mode", "frames"],
+            *([mode, frames] for mode in ("plain", "pseudo") for frames in ("3", "4")),
+        ]
 
 
 @pytest.mark.slow
