@@ -25,6 +25,7 @@ FLOORS = (
     "store",
     "calculator",
     "train verify",
+    "dynamics",
     "cli",
     "__main__",
 )

@@ -1,7 +1,7 @@
 """Labelled structures as tensors, and the loss of a prediction on them."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from ase import Atoms
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
-from segnn_ase.structure.graph import Graph, collate, edge_vectors, graph_from_atoms, with_pairs
+from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
 
 
 class Labels(NamedTuple):
@@ -23,8 +23,8 @@ class Labels(NamedTuple):
 class Item(NamedTuple):
     """A structure or a batch of them with its labels."""
 
-    graph: Graph
-    labels: Labels
+    graph: Any  # `Graph`, or that of other bodies
+    labels: Any  # `Labels`, or others
     atoms: Atoms | None = None  # of one structure
 
 
@@ -46,7 +46,7 @@ def make_item(frame: Frame, cutoff: float) -> Item:
 
 
 def collate_items(items: list[Item]) -> Item:
-    labels = Labels(*(torch.cat(x) for x in zip(*(item.labels for item in items), strict=True)))
+    labels = type(items[0].labels)(*(torch.cat(x) for x in zip(*(item.labels for item in items), strict=True)))
     return Item(collate([item.graph for item in items]), labels)
 
 

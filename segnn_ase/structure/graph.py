@@ -6,7 +6,7 @@ they are indices. Whatever joins, selects, pads or copies graphs goes by that: a
 
 from functools import cache
 from itertools import accumulate
-from typing import Annotated, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -22,6 +22,22 @@ class Per(NamedTuple):
 
     rows: str
     values: str = ""  # of a field that holds no indices
+
+
+class AnyGraph(Protocol):
+    """What all graphs have, those of atoms and those of other bodies, whose fields say what they are by `Per`."""
+
+    @property
+    def numbers(self) -> Tensor: ...
+    @property
+    def edge_src(self) -> Tensor: ...
+    @property
+    def batch(self) -> Tensor: ...
+    @property
+    def n_graphs(self) -> int: ...
+
+
+G = TypeVar("G", bound=AnyGraph)
 
 
 class Graph(NamedTuple):
@@ -41,13 +57,13 @@ class Graph(NamedTuple):
 
 
 @cache
-def fields_of(kind: type[Graph]) -> dict[str, Per]:
+def fields_of(kind: type) -> dict[str, Per]:
     """The tensors of a graph by their names."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
 
 
-def counts_of(graph: Graph) -> dict[str, int]:
+def counts_of(graph: AnyGraph) -> dict[str, int]:
     """How many nodes, edges and structures there are."""
     return {"node": len(graph.numbers), "edge": len(graph.edge_src), "structure": graph.n_graphs}
 
@@ -97,9 +113,10 @@ def select(graph: Graph, edges: Tensor, nodes: Tensor | None = None) -> Graph:
     return graph._replace(**fields)
 
 
-def collate(graphs: list[Graph]) -> Graph:
+def collate(graphs: list[G]) -> G:
     """Put several graphs side by side, with no edge between them; a field that one of them lacks is left out."""
-    kind, sizes = type(graphs[0]), [counts_of(g) for g in graphs]
+    kind: Any = type(graphs[0])
+    sizes = [counts_of(g) for g in graphs]
     starts = {rows: list(accumulate((size[rows] for size in sizes), initial=0)) for rows in sizes[0]}
     fields = {}
     for name, per in fields_of(kind).items():
@@ -187,7 +204,7 @@ def volume(graph: Graph) -> Tensor:
     return (a * torch.linalg.cross(b, c)).sum(1).abs()
 
 
-def sum_over_atoms(values: Tensor, graph: Graph) -> Tensor:
+def sum_over_atoms(values: Tensor, graph: AnyGraph) -> Tensor:
     """Add up per-atom values (N, ...) by structure: (B, ...)."""
     return values.new_zeros(graph.n_graphs, *values.shape[1:]).index_add(0, graph.batch, values)
 

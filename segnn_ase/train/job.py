@@ -1,37 +1,56 @@
-"""What a training works on, what it changes, and the files that it writes."""
+"""What a training works on, what it is for, what it changes, and the files that it writes."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.data.batches import Item
 from segnn_ase.data.frames import Frame
 from segnn_ase.data.references import ReferenceEnergies
-from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import LossGradient
 from segnn_ase.structure.stored import evenly
 from segnn_ase.train.beside import Beside
 from segnn_ase.train.optimizers import Soap
 from segnn_ase.train.pull import Pull
 
+OF_RUN = ("epoch", "epochs", "learning_rate")  # what the settings leave open
+
+Gradient = Callable[[Item], float]  # the loss of a batch; leaves its gradient in the weights
+Measure = Callable[[list[Item]], dict[str, np.ndarray]]  # "loss" of each structure, and what `Goal.errors` is made of
+
+
+class Goal(NamedTuple):
+    """What is to be learned: how it is made better, measured and kept. The loop knows nothing else of it.
+
+    Both functions that are made for a model and the cheapest structure use the weights that it has at each call.
+    """
+
+    gradient: Callable[[Any, Item, Any], Gradient]  # for a model, a structure and the settings of the loop
+    measure: Callable[[Any, Item, Any], Measure]  # likewise
+    errors: Callable[[dict[str, np.ndarray]], dict]  # columns of the log, from what is measured on the validation set
+    summary: Callable[[dict], str]  # of a row of the log, for the progress bar
+    log: Callable[..., dict]  # further columns: (model, data, settings, history, epoch, epochs); "survived" is one
+    save: Callable[..., None]  # (path, model, metadata=)
+    finish: Callable[..., dict]  # (config, training, history, progress=): measures the kept model; its errors
+
 
 class TrainingData(NamedTuple):
-    """Labelled frames: read, checked and turned into graphs once, for all members of a committee."""
+    """Labelled structures: read, checked and turned into graphs once, for all members of a committee."""
 
-    frames: list[Frame]  # to train on
-    train: list[Item]  # these as graphs
+    train: list[Item]
     valid: list[Item]
     test: dict[str, list[Item]]  # by path
-    isolated: list[Frame] | None  # read for their energies only
+    checksum: str  # of the structures for training and validation
+    frames: list[Frame]  # as they were read, of `train`
     closest: dict[tuple[int, int], float]  # Å, see `smallest_distances`
-    references: ReferenceEnergies | None  # None where those of a trained potential are shifted
-    scale: float | None  # eV, of what the network adds to them; likewise
-    checksum: str  # of the frames for training and validation
+    isolated: list[Frame] | None = None  # read for their energies only
+    references: ReferenceEnergies | None = None  # None where those of a trained potential are shifted
+    scale: float | None = None  # eV, of what the network adds to them; likewise
     beside: tuple[Beside, ...] = ()  # what a potential that is fine-tuned knew, or what a teacher says
 
     def learned_in(self, epoch: int, seed: int) -> list[Item]:
@@ -63,14 +82,15 @@ class TrainingData(NamedTuple):
 
 
 class Training(NamedTuple):
-    """One potential to be trained, and where it comes from."""
+    """One model to be trained, and where it comes from."""
 
-    potential: Potential
+    model: Any  # an `nn.Module` with a device
     data: TrainingData
-    lone_atoms: bool  # whether E0 are energies of lone atoms
-    before: Potential | None  # that is fine-tuned
+    goal: Goal
     metadata: dict
     fingerprint: dict  # of settings, data and starting point
+    lone_atoms: bool = False  # whether E0 are energies of lone atoms
+    before: Potential | None = None  # that is fine-tuned
     began: Potential | None = None  # the same with the elements, cores and E0 with which the training begins
     pull: float = 0.0  # strength of the penalty on the distance from the weights of that
 
@@ -78,13 +98,13 @@ class Training(NamedTuple):
 class Learner(NamedTuple):
     """What changes with every step."""
 
-    potential: Potential
-    averaged: Potential  # the moving average of its weights, which is what is kept
+    model: Any
+    averaged: nn.Module  # the moving average of its weights, which is what is kept
     weights: list[Tensor]  # those that are trained
     means: list[Tensor]  # the same in `averaged`
     optimizer: Soap
-    loss_gradient: LossGradient
-    operations: Operations | None  # of the layers, to evaluate `averaged`
+    gradient: Gradient
+    measure: Measure  # of `averaged`
     pull: Pull | None = None  # towards the starting weights
 
 

@@ -9,31 +9,23 @@ from functools import partial
 
 import numpy as np
 
-from segnn_ase.base import figures
-from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import OutOfTime
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
-from segnn_ase.store.model_file import load_with_metadata, save_potential
-from segnn_ase.train.characterize import characterize
-from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
-from segnn_ase.train.job import Learner, Training, TrainingData, output_files
-from segnn_ase.train.old_frames import errors_before, told_of_drift
-from segnn_ase.train.report import error_table, measure_sets, printer, summary, tensorboard, write_history
+from segnn_ase.train.job import OF_RUN, Learner, Training, output_files
+from segnn_ase.train.report import printer, tensorboard, write_history
 from segnn_ase.train.resume import Progress, load_state, save_state
-from segnn_ase.train.rollouts import rollouts
 from segnn_ase.train.schedule import come_to_rest, end_epoch
 from segnn_ase.train.selection import better, keep
-from segnn_ase.train.settings import OptimConfig, TrainConfig
-from segnn_ase.train.step import make_batches, make_learner, next_step, residuals_of_average
+from segnn_ase.train.settings import LoopConfig, Looped
+from segnn_ase.train.step import make_batches, make_learner, next_step
 from segnn_ase.train.trial import find_out
 
-OF_RUN = ("epoch", "epochs", "learning_rate")  # what the settings leave open
 GO_ON = "the same command goes on from"
 STALLED = "the validation loss falls no more; the learning rate falls to zero until epoch"
 BAR = "{percentage:3.0f}%|{bar}| epoch {n:.2f}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
-def run_training(config: TrainConfig, job: Training, deadline: float, *, progress: bool) -> dict:
+def run_training(config: Looped, job: Training, deadline: float, *, progress: bool) -> dict:
     """Train from where the resume file stands to the end; returns the errors on every set.
 
     deadline: of `time.monotonic`, s. Raises OutOfTime after it and KeyboardInterrupt on a signal, when all is saved.
@@ -68,12 +60,12 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
                         raise reason(f"stopped in epoch {done.epoch + 1}; {GO_ON} {files['resume']}")
                 end_epoch(done)
                 if done.epoch % settings.validate_every == 0 or done.epoch == done.epochs:
-                    row, losses = validate(learner, job.data, settings, done, len(batches))
+                    row, losses = validate(learner, job, settings, done, len(batches))
                     done.history.append(row)
-                    bar.set_postfix_str(summary(row), refresh=False)
+                    bar.set_postfix_str(job.goal.summary(row), refresh=False)
                     if better(row, losses, done, settings):
                         keep(row, losses, done, settings)
-                        save_potential(config.out, learner.averaged, metadata=metadata_of(job, done))
+                        job.goal.save(config.out, learner.averaged, metadata=metadata_of(job, done))
                     write_history(files["csv"], done.history)
                     log_scalars(row)
                     if come_to_rest(done, settings):
@@ -86,8 +78,13 @@ def run_training(config: TrainConfig, job: Training, deadline: float, *, progres
         save_state(files["resume"], job, learner, done)
         if stopped:  # in the last validation
             raise KeyboardInterrupt(f"stopped; {GO_ON} {files['resume']}")
-    save_potential(files["last"], learner.averaged, metadata=metadata_of(job, done))
-    return finish(config, job, done.history, progress=progress)
+    job.goal.save(files["last"], learner.averaged, metadata=metadata_of(job, done))
+    return job.goal.finish(config, job, done.history, progress=progress)
+
+
+def metadata_of(job: Training, done: Progress) -> dict:
+    """What a model file tells of its training."""
+    return {**job.metadata, **{name: getattr(done, name) for name in OF_RUN}}
 
 
 def end_trial(stopped: list[int], deadline: float) -> None:
@@ -101,47 +98,18 @@ def end_trial(stopped: list[int], deadline: float) -> None:
         )
 
 
-def metadata_of(job: Training, done: Progress) -> dict:
-    """What a model file tells of its training."""
-    return {**job.metadata, **{name: getattr(done, name) for name in OF_RUN}}
-
-
-def is_due(saved: float, settings: OptimConfig) -> bool:
+def is_due(saved: float, settings: LoopConfig) -> bool:
     """Whether it is long ago that a resume file was written."""
     return time.monotonic() - saved > 60 * settings.save_minutes
 
 
-def validate(
-    learner: Learner, data: TrainingData, settings: OptimConfig, done: Progress, n: int
-) -> tuple[dict, np.ndarray]:
-    """A row of the history: where the training stands, errors on the validation set, rollouts where they are due.
+def validate(learner: Learner, job: Training, settings: LoopConfig, done: Progress, n: int) -> tuple[dict, np.ndarray]:
+    """A row of the history: where the training stands, errors on the validation set, and what the goal has to say.
 
     And the losses of each structure of the set.
     """
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n, "spikes": done.spikes}
-    found = residuals_of_average(learner, data, settings)
-    row |= {f"valid_{name}": value for name, value in errors_of(found).items()}
-    return row | rollouts(learner.averaged, data, settings, done), found["loss"]
-
-
-def finish(config: TrainConfig, job: Training, history: list[dict], *, progress: bool) -> dict:
-    """Evaluate the kept model on every set, store its errors in the file, write plots, print the table."""
-    settings, data = config.training, job.data
-    potential, kept = load_with_metadata(config.out)
-    evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
-    known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": job.before}
-    characterize(potential, data.train, data.valid, **known, evaluate=evaluate)
-    sets = {"train": data.train, "valid": data.valid, **data.test, **{some.name: some.held for some in data.beside}}
-    errors = measure_sets(config.out, sets, lambda items: residuals(evaluate, items, settings, potential.uncertainty))
-    if job.began is not None:
-        start = evaluator_of(job.began.to(potential.device), data.train, settings.accelerate)
-        errors = errors_before(errors, sets, lambda items: errors_of(residuals(start, items, settings)))
-    save_potential(
-        config.out, potential, metadata={**job.metadata, **{name: kept[name] for name in OF_RUN}, "errors": errors}
-    )
-    if len(history) > 1:
-        figures.plot_learning_curve(output_files(config.out)["curve"], history)
-    epoch = f"kept is epoch {kept['epoch']} of {history[-1]['epoch']}"
-    told = [error_table(errors), *(told_of_drift(some, errors) for some in data.beside), epoch, f"wrote {config.out}"]
-    printer(progress)("\n".join(line for line in told if line))
-    return errors
+    found = learner.measure(job.data.chosen_by)
+    row |= {f"valid_{name}": value for name, value in job.goal.errors(found).items()}
+    told = job.goal.log(learner.averaged, job.data, settings, done.history, epoch=done.epoch, epochs=done.epochs)
+    return row | told, found["loss"]

@@ -29,6 +29,7 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.structure.dispersion import require_dispersion
 from segnn_ase.structure.graph import collate
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
+from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import USUAL_MINUTES, DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.teacher import with_teacher
@@ -80,7 +81,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         scale = energy_scale(frames, references.values)
         report(references.report())
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])
-    found = TrainingData(frames, train, held_out, test, isolated, closest, references, scale, checksum)
+    found = TrainingData(train, held_out, test, checksum, frames, closest, isolated, references, scale)
     return with_teacher(found, config, cutoff, report)
 
 
@@ -140,7 +141,8 @@ def from_scratch(config: TrainConfig, data: TrainingData, report) -> Training:
     neighbors = np.mean([len(item.graph.edge_src) / len(item.graph.numbers) for item in data.train])
     report(f"energy scale {data.scale:.3f} eV; {size} parameters; {neighbors:.1f} neighbours per atom")
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": None}
-    return Training(potential, data, data.references.of_atoms, None, metadata, fingerprint(config, data, None))
+    same = fingerprint(config, data, None)
+    return Training(potential, data, POTENTIAL, metadata, same, lone_atoms=data.references.of_atoms)
 
 
 def fresh_potential(config: TrainConfig, data: TrainingData) -> Potential:

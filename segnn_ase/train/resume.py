@@ -22,7 +22,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 from segnn_ase.store.tensors import checksum, load_tensors, save_tensors
 from segnn_ase.train.job import Learner, Training, TrainingData
-from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.settings import Looped, TrainConfig
 
 STATE_FORMAT = "segnn_ase training state"
 INDIFFERENT = {  # settings of the loop that may change, and why
@@ -81,7 +81,7 @@ def fingerprint(config: TrainConfig, data: TrainingData, before: Potential | Non
     return {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
 
 
-def decisive_settings(config: TrainConfig) -> dict:
+def decisive_settings(config: Looped) -> dict:
     """The settings of the loop that decide about the weights that are kept."""
     settings = config.training.model_dump(mode="json")
     others = {**INDIFFERENT, **({} if settings["select"] == "stability" else ONLY_LOGGED)}
@@ -102,7 +102,7 @@ def save_state(path: Path, job: Training, learner: Learner, done: Progress) -> N
         "format": STATE_FORMAT,
         "fingerprint": job.fingerprint,
         "config": job.metadata["training"],
-        "weights": learner.potential.state_dict(),
+        "weights": learner.model.state_dict(),
         "averaged": learner.averaged.state_dict(),
         "optimizer": learner.optimizer.state_dict(),
         "progress": asdict(done),
@@ -131,7 +131,7 @@ def restore_state(state: dict, learner: Learner) -> Progress:
     done = Progress(**state["progress"])
     if min(done.epoch, done.batch, done.step) < 0:
         raise ValueError(f"progress is {done}")
-    learner.potential.load_state_dict(state["weights"])
+    learner.model.load_state_dict(state["weights"])
     learner.averaged.load_state_dict(state["averaged"])
     learner.optimizer.load_state_dict(state["optimizer"])
     return done

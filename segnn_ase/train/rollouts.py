@@ -20,7 +20,6 @@ from segnn_ase.md.velocities import set_velocities
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.neighbors import neighbor_list
 from segnn_ase.train.job import TrainingData
-from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig
 
 HOT = 2.0  # times the temperature
@@ -125,11 +124,13 @@ def nearest_of(atoms: Atoms, closest: dict[tuple[int, int], float]) -> float:
     return float(ratio.min()) if len(ratio) else math.inf
 
 
-def rollouts(averaged: Potential, data: TrainingData, settings: OptimConfig, done: Progress) -> dict:
+def rollouts(
+    averaged: Potential, data: TrainingData, settings: OptimConfig, history: list[dict], *, epoch: int, epochs: float
+) -> dict:
     """Short dynamics from a validation frame, always the same one, where they are due; None where they are not."""
-    every = settings.rollout_every or max(done.epochs // 5, 1)
-    last = max((row["epoch"] for row in done.history if row["survived"] is not None), default=0)
-    due = done.epoch // every > last // every or done.epoch == done.epochs
+    every = settings.rollout_every or max(epochs // 5, 1)
+    last = max((row["epoch"] for row in history if row["survived"] is not None), default=0)
+    due = epoch // every > last // every or epoch == epochs
     starts = [item.atoms for item in data.held_out if len(item.atoms) > 1]
     if not (settings.rollout_steps and due and starts and averaged.config.smooth):
         return dict.fromkeys(Stability._fields)

@@ -5,7 +5,7 @@ import statistics
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.train.resume import Progress
-from segnn_ase.train.settings import OptimConfig
+from segnn_ase.train.settings import LoopConfig
 
 SPIKE = 10.0  # times the largest loss of a batch in the epoch before
 FIRST_SPIKE = 1000.0  # times the largest loss so far, in the first
@@ -16,7 +16,7 @@ LONG = 10  # a validation loss is given this part of all epochs to fall,
 LEAST_EPOCHS, LEAST_ROWS = 10, 5  # at least so many epochs, and validations
 
 
-def learning_rate(done: Progress, n_batches: int, settings: OptimConfig) -> float:
+def learning_rate(done: Progress, n_batches: int, settings: LoopConfig) -> float:
     """Linear warm-up over steps, times a linear decay to zero, times what spikes have left."""
     warmup = min(1.0, (done.step + 1) / max(settings.warmup_steps, 1))
     return done.learning_rate * warmup * share_left(done, done.epoch + done.batch / n_batches) * done.calm
@@ -42,14 +42,14 @@ def has_stalled(done: Progress, patience: int) -> bool:
     return 0.0 < statistics.median(before) <= statistics.median(last) < math.inf
 
 
-def patience_of(done: Progress, settings: OptimConfig) -> int:
+def patience_of(done: Progress, settings: LoopConfig) -> int:
     """In epochs; never less than a validation."""
     if settings.patience:
         return max(settings.patience, settings.validate_every)
     return max(int(done.epochs) // LONG, LEAST_EPOCHS, LEAST_ROWS * settings.validate_every)
 
 
-def come_to_rest(done: Progress, settings: OptimConfig) -> bool:
+def come_to_rest(done: Progress, settings: LoopConfig) -> bool:
     """Let the learning rate fall to zero soon, once, where the validation loss does not fall any more; tells whether.
 
     Frames are then being learned by heart, which longer training makes worse.

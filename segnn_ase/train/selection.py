@@ -3,13 +3,13 @@
 import numpy as np
 
 from segnn_ase.train.resume import Progress
-from segnn_ase.train.settings import OptimConfig
+from segnn_ase.train.settings import LoopConfig
 
 SURE = 2.0  # standard errors by which a mean loss must be higher for a model to be worse
 MUCH = 2.0  # times the lowest loss is too much, whatever the standard error is
 
 
-def better(row: dict, losses: np.ndarray, done: Progress, settings: OptimConfig) -> bool:
+def better(row: dict, losses: np.ndarray, done: Progress, settings: LoopConfig) -> bool:
     """Whether a model is to be kept instead of the one before: where it is no worse than the best so far.
 
     losses: of each structure for validation. Later models made smaller steps, and are better on frames that chose
@@ -29,7 +29,7 @@ def no_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
     return bool(difference.mean() <= SURE * error and losses.mean() <= MUCH * lowest.mean())
 
 
-def keep(row: dict, losses: np.ndarray, done: Progress, settings: OptimConfig) -> None:
+def keep(row: dict, losses: np.ndarray, done: Progress, settings: LoopConfig) -> None:
     """Note the lowest losses among models that are as stable."""
     alike = settings.select == "loss" or row["survived"] == done.survived
     if not (alike and done.losses) or losses.mean() < np.mean(done.losses):

@@ -1,6 +1,6 @@
 """The settings of a training: where its frames are, what the model is, and how the loop runs."""
 
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
@@ -58,8 +58,8 @@ class DataConfig(Settings):
 USUAL_MINUTES = 20.0
 
 
-class OptimConfig(Settings):
-    """How the training loop runs; `resume.INDIFFERENT` lists what may change when a training goes on."""
+class LoopConfig(Settings):
+    """How the training loop runs, whatever is learned; `resume.INDIFFERENT` lists what may change when it goes on."""
 
     epochs: int | None = Field(
         None, ge=1, description="passes over the training frames, at most; none: as minutes allow"
@@ -86,11 +86,6 @@ class OptimConfig(Settings):
     weight_decay: float = Field(0.0, ge=0, description="decay of the weights, times the learning rate")
     ema_decay: float = Field(0.99, ge=0, lt=1, description="memory of the moving average of the weights, which is kept")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of the loss's gradient")
-    energy_weight: float = Field(0.1, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
-    forces_weight: float = Field(1.0, ge=0, description="weight of squared errors of force components, (eV/Å)^2")
-    stress_weight: float = Field(
-        0.002, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
-    )
     patience: int | None = Field(
         None,
         ge=1,
@@ -98,6 +93,43 @@ class OptimConfig(Settings):
         "within as many, and the training ends; none: a tenth of all epochs, at least 10; as many as epochs: never",
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
+    select: Literal["loss"] = Field("loss", description="keep the latest model whose losses are not surely higher")
+    save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
+    max_minutes: float | None = Field(
+        None, gt=0, description="wall-clock minutes after which it stops; the same call goes on"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="random seed of first weights, batches and frames drawn for valid")
+    device: str = Field("auto", description="where it runs: auto (a GPU, if there is one), cpu, cuda or cuda:1")
+    dtype: Literal["float32", "float64"] = Field(
+        "float32", description="precision of the weights; fine-tuning keeps that of its start"
+    )
+    freeze: tuple[str, ...] = Field((), description="parts kept as they are when fine-tuning, as segnn.messages.0")
+    tensorboard: bool = Field(False, description="write the learning curves for TensorBoard, too")
+
+    @model_validator(mode="after")
+    def _one_length(self):
+        if None not in (self.epochs, self.minutes):
+            raise ValueError(f"epochs is {self.epochs} and minutes is {self.minutes}; expected one of them")
+        return self
+
+
+class Looped(Protocol):
+    """What the loop asks of the settings of a training."""
+
+    @property
+    def out(self) -> str: ...
+    @property
+    def training(self) -> LoopConfig: ...
+
+
+class OptimConfig(LoopConfig):
+    """How the training of a potential runs."""
+
+    energy_weight: float = Field(0.1, ge=0, description="weight of squared errors of energy / sqrt(atoms), eV^2")
+    forces_weight: float = Field(1.0, ge=0, description="weight of squared errors of force components, (eV/Å)^2")
+    stress_weight: float = Field(
+        0.002, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
+    )
     rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")
     rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: up to five in all")
     rollout_temperature: float = Field(
@@ -108,11 +140,6 @@ class OptimConfig(Settings):
         description="keep the latest model whose losses on validation frames are not surely higher than those of the "
         "best, or that of the longest short dynamics",
     )
-    save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
-    max_minutes: float | None = Field(
-        None, gt=0, description="wall-clock minutes after which it stops; the same call goes on"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="random seed of first weights, batches and frames drawn for valid")
     committee: int = Field(1, ge=1, le=100, description="potentials that differ in their seeds, for uncertainties")
     teachers: int | None = Field(
         None,
@@ -121,20 +148,12 @@ class OptimConfig(Settings):
         description="potentials that are trained first, whose mean is learned beside the frames; none: 2 to 4 where "
         "frames are so few that the minutes are enough for that, none where epochs, committee or teacher are given",
     )
-    device: str = Field("auto", description="where it runs: auto (a GPU, if there is one), cpu, cuda or cuda:1")
-    dtype: Literal["float32", "float64"] = Field(
-        "float32", description="precision of the weights; fine-tuning keeps that of its start"
-    )
-    freeze: tuple[str, ...] = Field((), description="parts kept as they are when fine-tuning, as segnn.messages.0")
-    tensorboard: bool = Field(False, description="write the learning curves for TensorBoard, too")
     accelerate: Literal["auto", "off", "require"] = Field(
         "auto", description="compiled code: auto takes it where it is right, require fails without it"
     )
 
     @model_validator(mode="after")
     def _consistent(self):
-        if None not in (self.epochs, self.minutes):
-            raise ValueError(f"epochs is {self.epochs} and minutes is {self.minutes}; expected one of them")
         if self.teachers == 1:
             raise ValueError("teachers is 1; expected 0, or 2 and more, as the mean of one is no better than itself")
         if self.teachers and self.committee > 1:

@@ -13,7 +13,7 @@ from segnn_ase.train.job import output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import printer
-from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, LoopConfig, OptimConfig, TrainConfig
 from segnn_ase.train.tuned_committee import finetune_committee
 from segnn_ase.train.tuning import from_trained
 from segnn_ase.train.tuning_settings import FinetuneConfig
@@ -66,7 +66,7 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
         return run_training(config, job, deadline, progress=progress)
 
 
-def deadline_of(settings: OptimConfig) -> float:
+def deadline_of(settings: LoopConfig) -> float:
     return math.inf if settings.max_minutes is None else time.monotonic() + 60 * settings.max_minutes
 
 

@@ -6,43 +6,36 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError
-from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
-from segnn_ase.data.batches import Item, Labels, asked_for, collate_items, edges_of, pack
-from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import PlainEvaluator
-from segnn_ase.structure.graph import Graph
-from segnn_ase.train.evaluation import on_cpu, residuals
-from segnn_ase.train.job import Learner, Training, TrainingData
-from segnn_ase.train.loss import loss_of
+from segnn_ase.data.batches import Item, collate_items, edges_of, pack
+from segnn_ase.train.job import Learner, Training
 from segnn_ase.train.optimizers import Soap
 from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import calm_down, is_spike, learning_rate
-from segnn_ase.train.settings import OptimConfig
+from segnn_ase.train.settings import LoopConfig
 
 HARDLY_BETTER = 0.3  # the loss of averaged weights, times that of the present ones, where these are not to blame
 MENDED = "the weights go back to their average, and the learning rate is halved"
 
 
-def make_learner(job: Training, settings: OptimConfig) -> Learner:
-    """What is to change of a potential, with a new optimiser."""
-    potential = job.potential.to(resolve_device(settings.device))
-    averaged = copy.deepcopy(potential).requires_grad_(False)
-    weights, means = trainable(potential, settings.freeze), dict(averaged.named_parameters())
-    example = job.data.smallest.graph.to(potential.device)
+def make_learner(job: Training, settings: LoopConfig) -> Learner:
+    """What is to change of a model, with a new optimiser."""
+    model = job.model.to(resolve_device(settings.device))
+    averaged = copy.deepcopy(model).requires_grad_(False)
+    weights, means = trainable(model, settings.freeze), dict(averaged.named_parameters())
     parameters, betas = list(weights.values()), (settings.beta1, settings.beta2)
     return Learner(
-        potential,
+        model,
         averaged,
         weights=parameters,
         means=[means[name] for name in weights],
         optimizer=Soap(parameters, betas=betas, weight_decay=settings.weight_decay, every=settings.turn_every),
-        loss_gradient=choose_loss_gradient(potential, example, settings.accelerate),
-        operations=choose_operations(averaged, example, settings.accelerate),
+        gradient=job.goal.gradient(model, job.data.smallest, settings),
+        measure=job.goal.measure(averaged, job.data.smallest, settings),
         pull=pull_of(job, list(weights)),
     )
 
@@ -51,27 +44,27 @@ def pull_of(job: Training, names: list[str]) -> Pull | None:
     """Towards the weights of these names with which a fine-tuning began."""
     if job.began is None or not job.pull:
         return None
-    beginning = dict(job.began.to(job.potential.device).named_parameters())
+    beginning = dict(job.began.to(job.model.device).named_parameters())
     return Pull(job.pull, [beginning[name].detach() for name in names])
 
 
-def trainable(potential: Potential, freeze: tuple[str, ...]) -> dict[str, Tensor]:
+def trainable(model: nn.Module, freeze: tuple[str, ...]) -> dict[str, Tensor]:
     """Named parameters that are not frozen. Raises ConfigError for a name that freezes nothing."""
-    names = [name for name, _ in potential.named_parameters()]
+    names = [name for name, _ in model.named_parameters()]
     frozen = {prefix: {n for n in names if n == prefix or n.startswith(prefix + ".")} for prefix in freeze}
     for prefix, found in frozen.items():
         if not found:
             parts = sorted({".".join(name.split(".")[:3]) for name in names})
             raise ConfigError(f"freeze has {prefix!r}, which is no part of the model; parts are {', '.join(parts)}")
-    for name, parameter in potential.named_parameters():
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(name in found for found in frozen.values()))
-    kept = {name: p for name, p in potential.named_parameters() if p.requires_grad}
+    kept = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not kept:
         raise ConfigError(f"freeze is {list(freeze)}: nothing is left to train")
     return kept
 
 
-def make_batches(items: list[Item], settings: OptimConfig, *, epoch: int) -> list[list[int]]:
+def make_batches(items: list[Item], settings: LoopConfig, *, epoch: int) -> list[list[int]]:
     """Shuffled by seed and epoch, cut into batches of indices."""
     order = np.random.default_rng([settings.seed, epoch]).permutation(len(items)).tolist()
     return pack(order, edges_of(items), settings.batch_size, settings.max_edges)
@@ -81,26 +74,24 @@ def next_step(
     learner: Learner,
     train: list[Item],
     batches: list[list[int]],
-    settings: OptimConfig,
+    settings: LoopConfig,
     done: Progress,
     report: Callable,
 ) -> None:
     """The step on the next batch of an epoch, at the learning rate of its place in the training."""
     done.rate = learning_rate(done, len(batches), settings)
-    training_step(learner, collate_items([train[n] for n in batches[done.batch]]), settings, done, report)
+    training_step(learner, [train[n] for n in batches[done.batch]], settings, done, report)
     done.step, done.batch = done.step + 1, done.batch + 1
 
 
-def training_step(learner: Learner, batch: Item, settings: OptimConfig, done: Progress, report: Callable) -> None:
+def training_step(learner: Learner, items: list[Item], settings: LoopConfig, done: Progress, report: Callable) -> None:
     """Change the weights along the gradient of the loss on a batch; after a spike, back to their average."""
     for weight in learner.weights:
         weight.grad = None
-    device = learner.potential.device
-    graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
-    loss = learner.loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings), **asked_for(batch.labels))
+    value = learner.gradient(collate_items(items))
     add_pull(learner.weights, learner.pull)
-    norm, value = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm), float(loss)
-    if not math.isfinite(norm) or (is_spike(value, done) and not is_odd(learner, graph, labels, value, settings)):
+    norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
+    if not math.isfinite(norm) or (is_spike(value, done) and not is_odd(learner, items, value)):
         report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
         go_back(learner)
         calm_down(done)
@@ -110,13 +101,12 @@ def training_step(learner: Learner, batch: Item, settings: OptimConfig, done: Pr
     update_average(learner.means, learner.weights, done.step + 1, settings.ema_decay)
 
 
-def is_odd(learner: Learner, graph: Graph, labels: Labels, value: float, settings: OptimConfig) -> bool:
-    """Whether a batch has a large loss whatever the weights are, so that no step is to blame.
+def is_odd(learner: Learner, items: list[Item], value: float) -> bool:
+    """Whether structures have a large loss whatever the weights are, so that no step is to blame.
 
     As old structures that are learned now and then, and frames unlike all others.
     """
-    predicted = PlainEvaluator(learner.averaged, learner.operations)(graph, **asked_for(labels))
-    return HARDLY_BETTER * value < float(loss_of(predicted, graph, labels, settings)) < math.inf
+    return HARDLY_BETTER * value < float(learner.measure(items)["loss"].mean()) < math.inf
 
 
 @torch.no_grad()
@@ -130,9 +120,3 @@ def go_back(learner: Learner) -> None:
 def update_average(means: list[Tensor], parameters: list[Tensor], step: int, decay: float) -> None:
     """Exponential moving average of the weights, shorter at the start."""
     torch._foreach_lerp_(means, parameters, 1.0 - min(decay, (1 + step) / (10 + step)))
-
-
-def residuals_of_average(learner: Learner, data: TrainingData, settings: OptimConfig) -> dict[str, np.ndarray]:
-    """Of the averaged weights, on the structures that choose the model."""
-    evaluate = on_cpu(PlainEvaluator(learner.averaged, learner.operations), learner.averaged.device)
-    return residuals(evaluate, data.chosen_by, settings)

@@ -15,8 +15,8 @@ from segnn_ase.data.batches import Item, edges_of
 from segnn_ase.train.job import Learner, Training, TrainingData
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import end_epoch
-from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig
-from segnn_ase.train.step import make_batches, make_learner, next_step, residuals_of_average
+from segnn_ase.train.settings import USUAL_MINUTES, LoopConfig
+from segnn_ase.train.step import make_batches, make_learner, next_step
 
 MEASURED_STEPS = 25  # that tell how long all others take
 FIRST = 5  # one in so many of these, the first, fill caches and are left out
@@ -33,7 +33,7 @@ BAR = "{percentage:3.0f}%|{bar}| trial of learning rate {desc} [{elapsed}<{remai
 
 def find_out(
     job: Training,
-    settings: OptimConfig,
+    settings: LoopConfig,
     done: Progress,
     report: Callable,
     *,
@@ -64,7 +64,7 @@ def find_out(
     save()
 
 
-def plan(job: Training, settings: OptimConfig, train: list[Item], batches: int, report: Callable) -> int:
+def plan(job: Training, settings: LoopConfig, train: list[Item], batches: int, report: Callable) -> int:
     """The number of epochs that the minutes allow, told."""
     minutes, seconds = settings.minutes or USUAL_MINUTES, seconds_of_step(job, settings)
     epochs = min(epochs_in(minutes, seconds, batches, train, job.data.chosen_by), most_epochs(len(job.data.train)))
@@ -72,7 +72,7 @@ def plan(job: Training, settings: OptimConfig, train: list[Item], batches: int, 
     return epochs
 
 
-def steps_of_trials(settings: OptimConfig, steps: int) -> int:
+def steps_of_trials(settings: LoopConfig, steps: int) -> int:
     """The length of a trial in a training of so many steps; 0 where it would be too short to tell anything."""
     least = max(LEAST, 4 * settings.warmup_steps, round(2 / (1 - settings.ema_decay)))
     return min(max(steps // PART, least), max(MOST, least)) if steps // MOST_PART >= least else 0
@@ -89,12 +89,12 @@ def most_epochs(frames: int) -> int:
     return min(max(PER_FRAME * frames, FEWEST_EPOCHS), MOST_EPOCHS)
 
 
-def seconds_of_step(job: Training, settings: OptimConfig, clock: Callable[[], float] = time.monotonic) -> float:
+def seconds_of_step(job: Training, settings: LoopConfig, clock: Callable[[], float] = time.monotonic) -> float:
     """Measured on so many steps, on fewer where they are slow."""
     most, spent = MOST_MEASURED * 60 * (settings.minutes or USUAL_MINUTES), []
     done = Progress(epochs=MEASURED_STEPS, learning_rate=settings.learning_rate or RATES[-1])
     learner = learner_of_trial(job, settings)
-    least, began = LEAST_FIRST[learner.potential.device.type], clock()
+    least, began = LEAST_FIRST[learner.model.device.type], clock()
     with contextlib.suppress(DataError):  # if it explodes, that is told when it does so in earnest
         for _ in steps_of_trial(learner, done, job.data, settings, MEASURED_STEPS - 1 + least):
             spent.append(clock() - began)
@@ -119,7 +119,7 @@ def smallest_good(trials: list[tuple[float, float]]) -> float:
 
 def loss_of_trial(
     job: Training,
-    settings: OptimConfig,
+    settings: LoopConfig,
     rate: float,
     length: int,
     batches: int,
@@ -135,16 +135,16 @@ def loss_of_trial(
                 stop()
         except DataError:
             return math.inf
-    loss = float(residuals_of_average(learner, job.data, settings)["loss"].mean())
+    loss = float(learner.measure(job.data.chosen_by)["loss"].mean())
     return loss if math.isfinite(loss) else math.inf
 
 
-def learner_of_trial(job: Training, settings: OptimConfig) -> Learner:
-    return make_learner(job._replace(potential=copy.deepcopy(job.potential)), settings)
+def learner_of_trial(job: Training, settings: LoopConfig) -> Learner:
+    return make_learner(job._replace(model=copy.deepcopy(job.model)), settings)
 
 
 def steps_of_trial(
-    learner: Learner, done: Progress, data: TrainingData, settings: OptimConfig, most: int
+    learner: Learner, done: Progress, data: TrainingData, settings: LoopConfig, most: int
 ) -> Iterator[None]:
     """Make so many steps; yields after each."""
     while True:

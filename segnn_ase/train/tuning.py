@@ -25,6 +25,7 @@ from segnn_ase.train.old_frames import (
     read_old_structures,
     wanted,
 )
+from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.prepare import label_keys
 from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import TrainConfig
@@ -64,7 +65,17 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     metadata = {"training": config.model_dump(mode="json"), "fine_tuned_from": origin}
     same = {**fingerprint(config, data, before), "finetune": config.finetune.model_dump(mode="json", exclude=OF_FILES)}
     potential.requires_grad_(True)
-    return Training(potential, data, lone_atoms, before, metadata, same, began, config.finetune.l2_sp)
+    return Training(
+        potential,
+        data,
+        POTENTIAL,
+        metadata,
+        same,
+        lone_atoms=lone_atoms,
+        before=before,
+        began=began,
+        pull=config.finetune.l2_sp,
+    )
 
 
 def with_elements_of(frames: list[Frame], start: Potential, config: TrainConfig, report) -> Potential:

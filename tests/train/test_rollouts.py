@@ -17,7 +17,8 @@ from segnn_ase.base.errors import ConfigError, OutOfTime
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum
-from segnn_ase.train import loop, rollouts
+from segnn_ase.train import prepare, rollouts
+from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.rollouts import Stability, stability, usual_timestep
 from segnn_ase.train.selection import better, keep
@@ -93,11 +94,9 @@ def test_the_most_stable_model_can_be_kept(tmp_path, monkeypatch):
     """The second of four rollouts lives longest, whatever the losses are."""
     lives = iter([0.4, 0.9, 0.7, 0.8])
     monkeypatch.setattr(rollouts, "stability", lambda *_, **__: Stability(0.1, 0.0, 0.1, 1.0, next(lives)))
-    kept = []
-    save = loop.save_potential
-    monkeypatch.setattr(
-        loop, "save_potential", lambda path, p, **rest: (kept.append((str(path), rest)), save(path, p, **rest))
-    )
+    kept, save = [], POTENTIAL.save
+    goal = POTENTIAL._replace(save=lambda path, p, **rest: (kept.append((str(path), rest)), save(path, p, **rest)))
+    monkeypatch.setattr(prepare, "POTENTIAL", goal)
     config = configured(tmp_path, water_frames(8), epochs=4, rollout_steps=5, rollout_every=1, select="stability")
     train(config, progress=False)
     assert [rest["metadata"]["epoch"] for path, rest in kept if path == config.out][:2] == [1, 2]

@@ -28,9 +28,10 @@ from segnn_ase.model.predict import predict
 from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_committee, load_with_metadata
 from segnn_ase.store.tensors import checksum, load_tensors
-from segnn_ase.train import loop, report, step
+from segnn_ase.train import loop, prepare, report, step
 from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.loss import losses_of
+from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.report import error_table
 from segnn_ase.train.schedule import learning_rate
 from segnn_ase.train.settings import OptimConfig, TrainConfig
@@ -235,7 +236,7 @@ def killed_at(module, name: str, call: int):
         ("update_average", 10),
         ("save_state", 9),  # with the last step of an epoch not saved
         ("validate", 2),
-        ("save_potential", 3),
+        ("save", 3),
         ("write_history", 4),
         ("finish", 1),
         ("plot_parities", 1),
@@ -243,8 +244,11 @@ def killed_at(module, name: str, call: int):
 )
 def test_a_training_killed_anywhere_goes_on_to_the_same_bits(tmp_path, uninterrupted, name, call):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        module = {"plot_parities": report, "update_average": step}.get(name, loop)
-        patch.setattr(module, name, killed_at(module, name, call))
+        if name in POTENTIAL._fields:
+            patch.setattr(prepare, "POTENTIAL", POTENTIAL._replace(**{name: killed_at(POTENTIAL, name, call)}))
+        else:
+            module = {"plot_parities": report, "update_average": step}.get(name, loop)
+            patch.setattr(module, name, killed_at(module, name, call))
         resumable(tmp_path / "run", train)
     steps = []
     with pytest.MonkeyPatch.context() as patch:

@@ -32,9 +32,9 @@ def job_of(folder, **settings):
 
 def found(folder, told=silent, *, stop=silent, done=None, save=silent, **settings):
     job, settings = job_of(folder, **settings)
-    before, done = checksum(job.potential.state_dict()), done or Progress()
+    before, done = checksum(job.model.state_dict()), done or Progress()
     trial.find_out(job, settings, done, told, save=save, stop=stop, progress=False)
-    assert checksum(job.potential.state_dict()) == before  # trials leave nothing behind
+    assert checksum(job.model.state_dict()) == before  # trials leave nothing behind
     return done
 
 

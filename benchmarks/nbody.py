@@ -1,0 +1,135 @@
+"""Learned time-steppers on the published systems of bodies: mean squared error of positions, per model and seed.
+
+python benchmarks/nbody.py --system charged --models segnn egnn tfn --epochs 200 --seeds 3
+python benchmarks/nbody.py --system gravity --models segnn --neighbors 6 --epochs 60
+
+All models learn from the same file of trajectories, which is computed once (7,000: 1 minute of charges, 20 of stars)
+and whose sha256 is told: 3,000 to learn from, 2,000 to choose the model by and 2,000 to measure it. Published errors
+stand beside ours. Every run has a folder of its own below OUT, where it goes on when it was stopped; a run that is
+there is not repeated. turned: how far the prediction turns with the bodies, largest difference.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from report import plot_lines, print_table, save
+
+from segnn_ase.dynamics import StepperTraining, load_stepper, simulate, train_stepper, write_motion
+from segnn_ase.dynamics.learning import predicted
+from segnn_ase.dynamics.motion import read_motion
+from segnn_ase.dynamics.settings import STEPPERS
+from segnn_ase.dynamics.stepper import bodies
+
+SIZES = {"train": 3000, "valid": 2000, "test": 2000}
+SEED = 43
+PUBLISHED = {
+    "charged": {
+        "SE(3)-Transformer": 0.0244,
+        "TFN": 0.0155,
+        "message passing": 0.0107,
+        "radial field": 0.0104,
+        "EGNN": 0.0070,
+        "SEGNN, geometry": 0.0056,
+        "SEGNN": 0.0043,
+        "CGENN": 0.0039,
+    },
+    "gravity": {"SEGNN": 0.265, "SEGNN (jax)": 0.264},
+}
+
+
+def motion_of(system: str, sizes: dict[str, int], work: Path) -> Path:
+    path = work / f"{system}-{sum(sizes.values())}.npz"
+    if not path.exists():
+        write_motion(path, simulate(system, sum(sizes.values()), SEED))
+    return path
+
+
+def settings(a: argparse.Namespace, model: str, seed: int, motion: Path) -> StepperTraining:
+    folder = Path(a.out) / a.system / f"{model}-{a.epochs}-{seed}"
+    neighbors = {"neighbors": a.neighbors} if a.neighbors else {}
+    training = {
+        "epochs": a.epochs,
+        "patience": a.epochs,
+        "seed": seed,
+        "batch_size": a.batch_size,
+        "max_edges": 10**9,
+        "learning_rate": a.learning_rate,
+        "validate_every": 5,
+    }
+    return StepperTraining.parse(
+        {
+            "out": str(folder / "stepper.pt"),
+            "data": {"motion": str(motion), **a.sizes},
+            "model": {"preset": model, **neighbors},
+            "training": training,
+        }
+    )
+
+
+def turned(path: str, motion: Path, neighbors: int | None) -> float:
+    """Largest difference, over ten systems, between turning the bodies before and after the step, in float64."""
+    stepper, moved = load_stepper(path)[0].double(), read_motion(motion)
+    matrix, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
+    most = 0.0
+    for x, v, q in zip(moved.positions[-10:], moved.velocities[-10:], moved.charges[-10:], strict=True):
+        before = predicted(stepper, bodies(x, v, q, neighbors)) @ matrix
+        after = predicted(stepper, bodies(x @ matrix + 1.0, v @ matrix, q, neighbors)) - 1.0
+        most = max(most, float(np.abs(before - after).max()))
+    return most
+
+
+def measure(a: argparse.Namespace, model: str, seed: int, motion: Path) -> dict:
+    config = settings(a, model, seed, motion)
+    known = Path(config.out).with_name("row.json")
+    if known.exists():
+        return json.loads(known.read_text())
+    start = time.process_time()
+    errors = train_stepper(config)
+    row = {"model": model, "epochs": a.epochs, "seed": seed, "cpu_s": time.process_time() - start}
+    row |= {name: values["mse"] for name, values in errors.items()}
+    row["turned"] = turned(config.out, motion, a.neighbors)
+    known.write_text(json.dumps(row))
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--system", default="charged", choices=PUBLISHED)
+    parser.add_argument("--models", nargs="+", default=["segnn"], choices=STEPPERS)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--neighbors", type=int, help="nearest bodies that send messages; default: all")
+    parser.add_argument("--small", type=int, help="so many trajectories of each kind instead, to try it")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", default="nbody")
+    a = parser.parse_args()
+    torch.set_num_threads(a.threads)
+    a.sizes = dict.fromkeys(SIZES, a.small) if a.small else SIZES
+    Path(a.out).mkdir(exist_ok=True)
+    motion = motion_of(a.system, a.sizes, Path(a.out))
+    print(f"{motion}: sha256 {hashlib.sha256(motion.read_bytes()).hexdigest()}")
+    runs = [measure(a, model, seed, motion) for model in a.models for seed in range(a.seeds)]
+    rows = []
+    for model in a.models:
+        mine = [run for run in runs if run["model"] == model]
+        means = {name: float(np.mean([run[name] for run in mine])) for name in ("train", "valid", "test", "cpu_s")}
+        spread = float(np.std([run["test"] for run in mine], ddof=1)) if len(mine) > 1 else None
+        most = max(run["turned"] for run in mine)
+        rows.append({"model": model, "seeds": len(mine), **means, "±": spread, "turned": most, "ours": "ours"})
+    rows += [{"model": f"{name}, published", "test": error} for name, error in PUBLISHED[a.system].items()]
+    columns = {"model": "", "seeds": "d", "train": ".5f", "valid": ".5f", "test": ".5f", "±": ".5f", "cpu_s": ".0f"}
+    print_table(rows, {**columns, "turned": ".1e"})
+    mine = [row for row in rows if "ours" in row]
+    plot_lines(a.out, mine, group="model", x="cpu_s", y="test", labels=("CPU time [s]", "mean squared error"))
+    save(a.out, rows, {k: str(v) for k, v in vars(a).items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Training of a time-stepper, by the loop of all trainings: mean squares of positions, as published."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.base.errors import DataError, expect
+from segnn_ase.base.locks import only_writer
+from segnn_ase.data.batches import Item, collate_items, edges_of, pack
+from segnn_ase.dynamics.files import load_stepper, save_stepper
+from segnn_ase.dynamics.motion import Motion, read_motion
+from segnn_ase.dynamics.settings import StepperTraining, stepper_config
+from segnn_ase.dynamics.stepper import Bodies, Scales, TimeStepper, bodies, centre_of
+from segnn_ase.store.tensors import checksum
+from segnn_ase.structure.graph import collate, sum_over_atoms
+from segnn_ase.train.job import (
+    OF_RUN,
+    Goal,
+    Gradient,
+    Measure,
+    Training,
+    TrainingData,
+    output_files,
+    refuse_overwriting,
+)
+from segnn_ase.train.loop import run_training
+from segnn_ase.train.report import printer
+from segnn_ase.train.resume import decisive_settings
+from segnn_ase.train.settings import LoopConfig
+from segnn_ase.train.start import deadline_of
+
+CALIBRATION = 64  # systems
+
+
+class After(NamedTuple):
+    """Labels: where the bodies are later."""
+
+    positions: Tensor  # (N, 3)
+
+
+def train_stepper(config: StepperTraining, *, progress: bool = True) -> dict:
+    """Train a time-stepper and write it to config.out. Returns mean squared errors: {"test": {"mse": …}, …}.
+
+    Raises ConfigError for settings that do not fit, OutOfTime when `max_minutes` are over; the same call goes on.
+    """
+    expect(isinstance(config, StepperTraining), "config", config, "a StepperTraining")
+    report = printer(progress)
+    with only_writer([config.out, *output_files(config.out).values()]):
+        refuse_overwriting(config.out)
+        data = read_sets_of_motion(config)
+        job = Training(fresh_stepper(config, data), data, STEPPER, *known_of(config, data))
+        size = sum(p.numel() for p in job.model.parameters())
+        report(f"{len(data.train)} systems to learn from, sha256 {data.checksum[:12]}; {size} parameters")
+        return run_training(config, job, deadline_of(config.training), progress=progress)
+
+
+def read_sets_of_motion(config: StepperTraining) -> TrainingData:
+    """Systems for training, validation and tests, one after the other. Raises DataError where there are fewer."""
+    data, neighbors, motion = config.data, stepper_config(**config.model).neighbors, read_motion(config.data.motion)
+    ends = np.cumsum([data.train, data.valid, data.test])
+    if len(motion.charges) < ends[-1]:
+        asked = f"{data.train} + {data.valid} + {data.test} (data.train, data.valid, data.test)"
+        raise DataError(f"{data.motion} has {len(motion.charges)} systems; expected {asked}")
+    motion = Motion(*(x[: ends[-1]] for x in motion))
+    train, valid, test = (
+        items_of(Motion(*part), neighbors) for part in zip(*(np.split(x, ends[:-1]) for x in motion), strict=True)
+    )
+    return TrainingData(train, valid, {"test": test}, checksum([torch.from_numpy(x) for x in motion]), [], {})
+
+
+def items_of(motion: Motion, neighbors: int | None) -> list[Item]:
+    return [
+        Item(bodies(x, v, q, neighbors), After(torch.from_numpy(later))) for x, v, q, later in zip(*motion, strict=True)
+    ]
+
+
+def fresh_stepper(config: StepperTraining, data: TrainingData) -> TimeStepper:
+    stepper = TimeStepper(stepper_config(**config.model), scales=scales_of(data.train), seed=config.training.seed)
+    stepper.to(resolve_dtype(config.training.dtype))
+    stepper.calibrate(collate([item.graph for item in data.train[:CALIBRATION]]))
+    return stepper
+
+
+def scales_of(items: list[Item]) -> Scales:
+    graph = collate([item.graph for item in items])
+    moved = torch.cat([item.labels.positions for item in items]) - graph.positions
+    values = graph.positions - centre_of(graph), graph.velocities, moved
+    return Scales(*(float(x.square().mean().sqrt()) for x in values))
+
+
+def known_of(config: StepperTraining, data: TrainingData) -> tuple[dict, dict]:
+    """What the model file tells of its training, and what must be the same for it to go on."""
+    start = stepper_config(**config.model).model_dump(mode="json")
+    same = {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
+    return {"training": config.model_dump(mode="json")}, same
+
+
+def gradient_of_squares(stepper: TimeStepper, example: Item, settings: LoopConfig) -> Gradient:
+    def gradient(batch: Item) -> float:
+        graph, later = batch.graph.to(stepper.device), batch.labels.positions.to(stepper.device)
+        loss = (stepper(graph) - later).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    return gradient
+
+
+def squares_of(stepper: TimeStepper, example: Item | None, settings: LoopConfig) -> Measure:
+    """Mean squared errors of each system, by the weights that the stepper has."""
+
+    @torch.no_grad()
+    def measure(items: list[Item]) -> dict[str, np.ndarray]:
+        found = []
+        for numbers in pack(list(range(len(items))), edges_of(items), settings.batch_size, settings.max_edges):
+            batch = collate_items([items[n] for n in numbers])
+            graph = batch.graph.to(stepper.device)
+            squares = (stepper(graph).cpu() - batch.labels.positions).square().mean(dim=1, keepdim=True)
+            count = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
+            found.append((sum_over_atoms(squares, batch.graph)[:, 0] / count).numpy())
+        return {"loss": np.concatenate(found) if found else np.zeros(0)}
+
+    return measure
+
+
+def mean_loss(found: dict[str, np.ndarray]) -> dict:
+    return {"loss": float(found["loss"].mean()) if len(found["loss"]) else math.nan}
+
+
+def losses_told(row: dict) -> str:
+    return f"loss {row['train_loss']:.3g}/{row['valid_loss']:.3g}"
+
+
+def nothing_more(*_, **__) -> dict:
+    return {"survived": None}
+
+
+def finish_stepper(config: StepperTraining, job: Training, history: list[dict], *, progress: bool) -> dict:
+    """Measure the kept model on every set, store its errors in the file, print them."""
+    stepper, kept = load_stepper(config.out)
+    measure = squares_of(stepper.to(resolve_device(config.training.device)), None, config.training)
+    sets = {"train": job.data.train, "valid": job.data.valid, **job.data.test}
+    errors = {name: {"mse": mean_loss(measure(items))["loss"]} for name, items in sets.items()}
+    metadata = {**job.metadata, **{name: kept[name] for name in OF_RUN}, "errors": errors}
+    save_stepper(config.out, stepper, metadata=metadata)
+    told = ", ".join(f"{name} {values['mse']:.5f}" for name, values in errors.items())
+    printer(progress)(f"mean squared errors: {told}\nwrote {config.out}")
+    return errors
+
+
+STEPPER = Goal(gradient_of_squares, squares_of, mean_loss, losses_told, nothing_more, save_stepper, finish_stepper)
+
+
+def predicted(stepper: TimeStepper, graph: Bodies) -> np.ndarray:
+    """Positions later, (N, 3)."""
+    with torch.no_grad():
+        return stepper(graph.to(stepper.device)).cpu().numpy()

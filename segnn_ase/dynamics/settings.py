@@ -1,0 +1,102 @@
+"""Settings of a time-stepper, and the networks of the published comparison as values of them."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from segnn_ase.base.errors import expect
+from segnn_ase.base.settings import Settings
+from segnn_ase.model.settings import ModelConfig
+from segnn_ase.train.settings import LoopConfig
+
+FAR = 10.0  # times the scale of positions: a cutoff that hardly any pair reaches, where a network needs one
+
+
+class StepperConfig(Settings):
+    """A network that takes positions, velocities and charges or masses to positions a fixed time later.
+
+    The published variants are values of these settings: see `STEPPERS`.
+    """
+
+    network: Literal["segnn", "egnn"] = Field(
+        "segnn", description="steerable features, or the scalars of EGNN with an update of the coordinates"
+    )
+    hidden_irreps: str = Field("32x0e+32x1o", description="features of a body: channels of each irrep")
+    lmax_attr: int = Field(1, ge=0, le=8, description="degree of the spherical harmonics in edge and node attributes")
+    interactions: int = Field(4, ge=1, le=8, description="rounds of messages between bodies")
+    message: Literal["published", "linear"] = Field(
+        "published", description="the paper's two gated layers, or a linear one with radial networks (TFN)"
+    )
+    velocity_attribute: bool = Field(True, description="whether harmonics of the velocity steer the nodes, too")
+    pair_functions: Literal["published", "many"] = Field(
+        "published",
+        description="invariants of a pair: its squared distance and product of charges, or Bessel functions, inverse "
+        "distance and Coulomb energy besides",
+    )
+    features: bool = Field(True, description="EGNN: features beside the coordinates; false is the radial field")
+    equivariant: bool = Field(True, description="false: components of vectors enter as scalars (message passing)")
+    neighbors: int | None = Field(None, ge=1, description="nearest bodies that send messages; none: all")
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        self.backbone()
+        if not self.equivariant and (self.lmax_attr or self.network == "egnn"):
+            raise ValueError("equivariant is false: expected lmax_attr = 0 and network = 'segnn'")
+        if self.message == "linear" and self.pair_functions == "many":
+            raise ValueError("message is 'linear' and pair_functions is 'many': a linear message has radial networks")
+        return self
+
+    def backbone(self) -> ModelConfig:
+        """The settings of the network between embedding and head."""
+        linear = self.message == "linear"
+        return ModelConfig(
+            cutoff=FAR,
+            hidden_irreps=self.hidden_irreps,
+            lmax_attr=self.lmax_attr,
+            interactions=self.interactions,
+            message=self.message,
+            smooth=linear,
+            n_radial=16 if linear else 1,
+            body_order=1,
+            core_repulsion=False,
+        )
+
+
+STEPPERS: dict[str, dict] = {
+    "segnn": {},
+    "segnn-geometry": {"velocity_attribute": False},
+    "segnn-large": {"hidden_irreps": "64x0e+64x1o", "pair_functions": "many"},
+    "tfn": {"message": "linear", "velocity_attribute": False},
+    "egnn": {"network": "egnn", "hidden_irreps": "64x0e", "lmax_attr": 0},
+    "radial-field": {"network": "egnn", "hidden_irreps": "64x0e", "lmax_attr": 0, "features": False},
+    "message-passing": {"hidden_irreps": "64x0e", "lmax_attr": 0, "equivariant": False},
+}
+
+
+def stepper_config(preset: str = "segnn", **overrides) -> StepperConfig:
+    """Return the settings of a preset with some replaced. Raises ConfigError for unknown names and values."""
+    expect(isinstance(preset, str) and preset in STEPPERS, "preset", preset, f"one of {', '.join(STEPPERS)}")
+    return StepperConfig.parse({**STEPPERS[preset], **overrides}, section="model")
+
+
+class MotionConfig(Settings):
+    """Bodies at two times, in a file as `write_motion` makes it: the first ones are learned, and so on."""
+
+    motion: str = Field(description="file of positions, velocities and charges at one time and positions at another")
+    train: int = Field(3000, ge=1, description="systems to learn from")
+    valid: int = Field(2000, ge=1, description="systems that choose the model")
+    test: int = Field(2000, ge=1, description="systems on which the finished model is measured")
+
+
+class StepperTraining(Settings):
+    """Everything that defines a training; `[model]` takes a preset and any field of `StepperConfig`."""
+
+    out: str = Field("stepper.pt", description="file of the model; all others are named after it")
+    data: MotionConfig
+    model: dict = Field(default_factory=dict, description="preset and settings of the network")
+    training: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        stepper_config(**self.model)
+        return self

@@ -1,0 +1,67 @@
+"""Potentials as what is to be learned: energies, forces and stresses, rollouts, and what makes a result trustworthy."""
+
+from segnn_ase.base import figures
+from segnn_ase.base.devices import resolve_device
+from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
+from segnn_ase.data.batches import Item, Labels, asked_for
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import PlainEvaluator
+from segnn_ase.store.model_file import load_with_metadata, save_potential
+from segnn_ase.train.characterize import characterize
+from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, residuals
+from segnn_ase.train.job import OF_RUN, Goal, Gradient, Measure, Training, output_files
+from segnn_ase.train.loss import loss_of
+from segnn_ase.train.old_frames import errors_before, told_of_drift
+from segnn_ase.train.report import error_table, measure_sets, printer, summary
+from segnn_ase.train.rollouts import rollouts
+from segnn_ase.train.settings import OptimConfig, TrainConfig
+
+
+def gradient_of_loss(potential: Potential, example: Item, settings: OptimConfig) -> Gradient:
+    """By the fastest code that is right on an example."""
+    device = potential.device
+    loss_gradient = choose_loss_gradient(potential, example.graph.to(device), settings.accelerate)
+
+    def gradient(batch: Item) -> float:
+        graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
+        asked = asked_for(batch.labels)
+        return float(loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings), **asked))
+
+    return gradient
+
+
+def residuals_of(potential: Potential, example: Item, settings: OptimConfig) -> Measure:
+    """By layers, as the weights change all the time."""
+    device = potential.device
+    operations = choose_operations(potential, example.graph.to(device), settings.accelerate)
+
+    def measure(items: list[Item]) -> dict:
+        return residuals(on_cpu(PlainEvaluator(potential, operations), device), items, settings)
+
+    return measure
+
+
+def finish(config: TrainConfig, job: Training, history: list[dict], *, progress: bool) -> dict:
+    """Evaluate the kept model on every set, store its errors in the file, write plots, print the table."""
+    settings, data = config.training, job.data
+    potential, kept = load_with_metadata(config.out)
+    evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
+    known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": job.before}
+    characterize(potential, data.train, data.valid, **known, evaluate=evaluate)
+    sets = {"train": data.train, "valid": data.valid, **data.test, **{some.name: some.held for some in data.beside}}
+    errors = measure_sets(config.out, sets, lambda items: residuals(evaluate, items, settings, potential.uncertainty))
+    if job.began is not None:
+        start = evaluator_of(job.began.to(potential.device), data.train, settings.accelerate)
+        errors = errors_before(errors, sets, lambda items: errors_of(residuals(start, items, settings)))
+    save_potential(
+        config.out, potential, metadata={**job.metadata, **{name: kept[name] for name in OF_RUN}, "errors": errors}
+    )
+    if len(history) > 1:
+        figures.plot_learning_curve(output_files(config.out)["curve"], history)
+    epoch = f"kept is epoch {kept['epoch']} of {history[-1]['epoch']}"
+    told = [error_table(errors), *(told_of_drift(some, errors) for some in data.beside), epoch, f"wrote {config.out}"]
+    printer(progress)("\n".join(line for line in told if line))
+    return errors
+
+
+POTENTIAL = Goal(gradient_of_loss, residuals_of, errors_of, summary, rollouts, save_potential, finish)

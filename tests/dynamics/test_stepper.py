@@ -1,0 +1,151 @@
+"""Time-steppers: what turns with the bodies, what they learn, what their files keep."""
+
+import numpy as np
+import pytest
+import torch
+from helpers.systems import rotation
+
+from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfTime, StructureError
+from segnn_ase.dynamics import StepperTraining, load_stepper, simulate, train_stepper, write_motion
+from segnn_ase.dynamics.files import save_stepper
+from segnn_ase.dynamics.learning import predicted
+from segnn_ase.dynamics.settings import STEPPERS, stepper_config
+from segnn_ase.dynamics.stepper import Scales, TimeStepper, bodies
+from segnn_ase.store.shipped import find_model
+from segnn_ase.store.tensors import checksum
+from segnn_ase.structure.graph import collate
+
+EQUIVARIANT = [name for name, values in STEPPERS.items() if values.get("equivariant", True)]
+
+
+def system(seed=0, n=5):
+    rng = np.random.default_rng(seed)
+    x, v = rng.normal(size=(2, n, 3))
+    return x, v, rng.choice([-1.0, 1.0], size=n)
+
+
+def stepper(preset, **changes):
+    made = TimeStepper(stepper_config(preset, **changes), scales=Scales(1.2, 0.7, 0.5), seed=1).double()
+    made.calibrate(collate([bodies(*system(seed)) for seed in range(4)]))
+    return made
+
+
+@pytest.mark.parametrize("preset", EQUIVARIANT)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_the_prediction_moves_and_turns_with_the_bodies(preset, mirrored):
+    x, v, q = system()
+    matrix = rotation(3) * (-1 if mirrored else 1)
+    shift = np.array([3.0, -2.0, 5.0])
+    made = stepper(preset)
+    before = predicted(made, bodies(x, v, q))
+    after = predicted(made, bodies(x @ matrix.T + shift, v @ matrix.T, q))
+    assert np.abs(before - x).max() > 1e-3
+    np.testing.assert_allclose(after, before @ matrix.T + shift, atol=1e-10)
+
+
+def test_plain_message_passing_moves_with_the_bodies_but_does_not_turn():
+    x, v, q = system()
+    made, matrix = stepper("message-passing"), rotation(3)
+    before = predicted(made, bodies(x, v, q))
+    np.testing.assert_allclose(predicted(made, bodies(x + 3.0, v, q)), before + 3.0, atol=1e-10)
+    assert np.abs(predicted(made, bodies(x @ matrix.T, v @ matrix.T, q)) - before @ matrix.T).max() > 1e-3
+
+
+@pytest.mark.parametrize("preset", sorted(STEPPERS))
+def test_bodies_have_no_order_and_systems_do_not_meet(preset):
+    made, order = stepper(preset), np.array([3, 1, 4, 0, 2])
+    alone = [predicted(made, bodies(*system(seed))) for seed in (0, 1)]
+    together = predicted(made, collate([bodies(*system(seed)) for seed in (0, 1)]))
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-10)
+    turned = predicted(made, bodies(*(part[order] for part in system(0))))
+    np.testing.assert_allclose(turned, alone[0][order], atol=1e-10)
+
+
+@pytest.mark.parametrize("preset", sorted(STEPPERS))
+def test_charges_and_velocities_are_felt(preset):
+    x, v, q = system()
+    made = stepper(preset)
+    before = predicted(made, bodies(x, v, q))
+    assert np.abs(predicted(made, bodies(x, v, -q)) - before).max() > 1e-5
+    assert np.abs(predicted(made, bodies(x, 1.1 * v, q)) - before).max() > 1e-5
+
+
+def test_bodies_at_rest_have_finite_gradients():
+    """Harmonics of a velocity that is zero have none."""
+    x, _, q = system()
+    made = stepper("segnn")
+    loss = made(bodies(x, np.zeros_like(x), q)).square().sum()
+    loss.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in made.parameters() if p.grad is not None)
+
+
+def test_nearest_bodies_only():
+    x, v, q = system(n=12)
+    graph = bodies(x, v, q, neighbors=3)
+    assert len(graph.edge_src) == 36 and (graph.edge_src != graph.edge_dst).all()
+    apart = np.linalg.norm(x[:, None] - x, axis=2)
+    assert set(graph.edge_src[graph.edge_dst == 5].tolist()) == set(np.argsort(apart[5])[1:4].tolist())
+    assert len(bodies(x, v, q, neighbors=50).edge_src) == 12 * 11
+
+
+def test_what_is_no_system_is_refused():
+    x, v, q = system()
+    with pytest.raises(StructureError, match=r"\(4, 3\).*expected \(n, 3\)"):
+        bodies(x, v[:4], q)
+    with pytest.raises(StructureError, match="not finite"):
+        bodies(x, v * np.inf, q)
+    with pytest.raises(ConfigError, match="expected one of segnn"):
+        stepper_config("transformer")
+    with pytest.raises(ConfigError, match="equivariant is false"):
+        stepper_config("egnn", equivariant=False)
+
+
+def configured(folder, **training):
+    if not (folder / "motion.npz").exists():
+        write_motion(folder / "motion.npz", simulate("charged", 60, 0))
+    settings = {"epochs": 30, "batch_size": 10, "learning_rate": 0.01, "validate_every": 5, "warmup_steps": 5}
+    return StepperTraining.parse(
+        {
+            "out": str(folder / "stepper.pt"),
+            "data": {"motion": str(folder / "motion.npz"), "train": 40, "valid": 10, "test": 10},
+            "model": {"preset": "segnn", "hidden_irreps": "8x0e+8x1o", "interactions": 2},
+            "training": {**settings, "device": "cpu", **training},
+        }
+    )
+
+
+def test_it_learns_to_move_and_goes_on_with_the_same_bits(tmp_path, capsys):
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    errors = train_stepper(configured(tmp_path / "whole"))
+    assert "40 systems to learn from" in "".join(capsys.readouterr())
+    still = np.square(simulate("charged", 60, 0).later - simulate("charged", 60, 0).positions)[50:].mean()
+    assert errors["test"]["mse"] < 0.5 * still
+    while True:
+        try:
+            train_stepper(configured(tmp_path / "parts", max_minutes=0.02), progress=False)
+            break
+        except OutOfTime:
+            pass
+    whole, parts = (load_stepper(tmp_path / name / "stepper.pt") for name in ("whole", "parts"))
+    assert checksum(whole[0].state_dict()) == checksum(parts[0].state_dict())
+    assert whole[1]["errors"] == errors and whole[0].scales == parts[0].scales
+    with pytest.raises(ConfigError, match=r"training\.epochs = 30"):
+        train_stepper(configured(tmp_path / "whole", epochs=31), progress=False)
+
+
+def test_too_few_systems_are_refused(tmp_path):
+    config = configured(tmp_path)
+    data = config.data.model_copy(update={"train": 41})
+    with pytest.raises(DataError, match=r"has 60 systems; expected 41 \+ 10 \+ 10"):
+        train_stepper(config.model_copy(update={"data": data}), progress=False)
+
+
+def test_files_of_other_models_are_refused(tmp_path):
+    made = stepper("egnn")
+    save_stepper(tmp_path / "egnn.pt", made, metadata={"errors": {}})
+    found, _ = load_stepper(tmp_path / "egnn.pt")
+    x, v, q = system()
+    np.testing.assert_array_equal(predicted(found, bodies(x, v, q)), predicted(made, bodies(x, v, q)))
+    with pytest.raises(ModelFileError, match="expected a 'segnn_ase time-stepper'"):
+        load_stepper(find_model("silicon-pbe"))
