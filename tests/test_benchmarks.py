@@ -33,6 +33,7 @@ SMALL = {
     "conservation": ["--runs", "acetylacetone", "silicon-npt", "--scale", "0.003"],
     "trust": ["--systems", "acetylacetone", "silicon64", "--seconds", "0.01"],
     "dispersion": ["--systems", "acetylacetone", "silicon8", "--rounds", "1"],
+    "nbody": ["--models", "segnn", "egnn", "--epochs", "5", "--seeds", "1", "--small", "20"],
     "neighbors": ["--systems", "acetylacetone", "water24", "--repeats", "1"],
 }
 

@@ -37,13 +37,18 @@ CALIBRATION = 64  # systems
 
 
 class After(NamedTuple):
-    """Labels: where the bodies are later."""
+    """Labels: where the bodies are later, and how fast."""
 
     positions: Tensor  # (N, 3)
+    velocities: Tensor  # (N, 3)
+
+    def beside(self, predicted: Tensor) -> Tensor:
+        """(N, 3), or (N, 6) where velocities are predicted, too."""
+        return torch.cat(self, dim=1)[:, : predicted.shape[1]].to(predicted.device)
 
 
 def train_stepper(config: StepperTraining, *, progress: bool = True) -> dict:
-    """Train a time-stepper and write it to config.out. Returns mean squared errors: {"test": {"mse": …}, …}.
+    """Train a time-stepper and write it to config.out. Returns mean squared errors, {"test": {"mse": …}, …}.
 
     Raises ConfigError for settings that do not fit, OutOfTime when `max_minutes` are over; the same call goes on.
     """
@@ -74,7 +79,8 @@ def read_sets_of_motion(config: StepperTraining) -> TrainingData:
 
 def items_of(motion: Motion, neighbors: int | None) -> list[Item]:
     return [
-        Item(bodies(x, v, q, neighbors), After(torch.from_numpy(later))) for x, v, q, later in zip(*motion, strict=True)
+        Item(bodies(x, v, q, neighbors), After(torch.from_numpy(later), torch.from_numpy(w)))
+        for x, v, q, later, w in zip(*motion, strict=True)
     ]
 
 
@@ -101,8 +107,8 @@ def known_of(config: StepperTraining, data: TrainingData) -> tuple[dict, dict]:
 
 def gradient_of_squares(stepper: TimeStepper, example: Item, settings: LoopConfig) -> Gradient:
     def gradient(batch: Item) -> float:
-        graph, later = batch.graph.to(stepper.device), batch.labels.positions.to(stepper.device)
-        loss = (stepper(graph) - later).square().mean()
+        later = stepper(batch.graph.to(stepper.device))
+        loss = (later - batch.labels.beside(later)).square().mean()
         loss.backward()
         return float(loss.detach())
 
@@ -110,24 +116,27 @@ def gradient_of_squares(stepper: TimeStepper, example: Item, settings: LoopConfi
 
 
 def squares_of(stepper: TimeStepper, example: Item | None, settings: LoopConfig) -> Measure:
-    """Mean squared errors of each system, by the weights that the stepper has."""
+    """Mean squared errors of each system, by the weights that the stepper has; "positions" are those of positions."""
 
     @torch.no_grad()
     def measure(items: list[Item]) -> dict[str, np.ndarray]:
         found = []
         for numbers in pack(list(range(len(items))), edges_of(items), settings.batch_size, settings.max_edges):
             batch = collate_items([items[n] for n in numbers])
-            graph = batch.graph.to(stepper.device)
-            squares = (stepper(graph).cpu() - batch.labels.positions).square().mean(dim=1, keepdim=True)
+            later = stepper(batch.graph.to(stepper.device)).cpu()
+            squares = (later - batch.labels.beside(later)).square()
+            means = torch.stack([squares.mean(dim=1), squares[:, :3].mean(dim=1)], dim=1)
             count = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
-            found.append((sum_over_atoms(squares, batch.graph)[:, 0] / count).numpy())
-        return {"loss": np.concatenate(found) if found else np.zeros(0)}
+            found.append((sum_over_atoms(means, batch.graph) / count[:, None]).numpy())
+        loss, positions = np.concatenate(found).T if found else np.zeros((2, 0))
+        return {"loss": loss, "positions": positions}
 
     return measure
 
 
-def mean_loss(found: dict[str, np.ndarray]) -> dict:
-    return {"loss": float(found["loss"].mean()) if len(found["loss"]) else math.nan}
+def means_of(found: dict[str, np.ndarray]) -> dict:
+    """Of all systems."""
+    return {name: float(values.mean()) if len(values) else math.nan for name, values in found.items()}
 
 
 def losses_told(row: dict) -> str:
@@ -143,7 +152,7 @@ def finish_stepper(config: StepperTraining, job: Training, history: list[dict], 
     stepper, kept = load_stepper(config.out)
     measure = squares_of(stepper.to(resolve_device(config.training.device)), None, config.training)
     sets = {"train": job.data.train, "valid": job.data.valid, **job.data.test}
-    errors = {name: {"mse": mean_loss(measure(items))["loss"]} for name, items in sets.items()}
+    errors = {name: {"mse": means_of(measure(items))["positions"]} for name, items in sets.items()}
     metadata = {**job.metadata, **{name: kept[name] for name in OF_RUN}, "errors": errors}
     save_stepper(config.out, stepper, metadata=metadata)
     told = ", ".join(f"{name} {values['mse']:.5f}" for name, values in errors.items())
@@ -151,10 +160,10 @@ def finish_stepper(config: StepperTraining, job: Training, history: list[dict], 
     return errors
 
 
-STEPPER = Goal(gradient_of_squares, squares_of, mean_loss, losses_told, nothing_more, save_stepper, finish_stepper)
+STEPPER = Goal(gradient_of_squares, squares_of, means_of, losses_told, nothing_more, save_stepper, finish_stepper)
 
 
 def predicted(stepper: TimeStepper, graph: Bodies) -> np.ndarray:
-    """Positions later, (N, 3)."""
+    """Positions later, (N, 3), and velocities beside them, where the stepper knows them, (N, 6)."""
     with torch.no_grad():
         return stepper(graph.to(stepper.device)).cpu().numpy()

@@ -17,7 +17,8 @@ class Motion(NamedTuple):
     positions: np.ndarray
     velocities: np.ndarray
     charges: np.ndarray
-    later: np.ndarray
+    later: np.ndarray  # positions
+    later_velocities: np.ndarray
 
 
 def write_motion(path: "str | Path", motion: Motion) -> None:

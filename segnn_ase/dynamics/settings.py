@@ -34,6 +34,9 @@ class StepperConfig(Settings):
         "distance and Coulomb energy besides",
     )
     features: bool = Field(True, description="EGNN: features beside the coordinates; false is the radial field")
+    velocities: bool = Field(
+        False, description="whether velocities are predicted, too, so that it can go on from there"
+    )
     equivariant: bool = Field(True, description="false: components of vectors enter as scalars (message passing)")
     neighbors: int | None = Field(None, ge=1, description="nearest bodies that send messages; none: all")
 
@@ -42,6 +45,8 @@ class StepperConfig(Settings):
         self.backbone()
         if not self.equivariant and (self.lmax_attr or self.network == "egnn"):
             raise ValueError("equivariant is false: expected lmax_attr = 0 and network = 'segnn'")
+        if self.velocities and not (self.equivariant and self.network == "segnn"):
+            raise ValueError("velocities is true: expected equivariant = true and network = 'segnn'")
         if self.message == "linear" and self.pair_functions == "many":
             raise ValueError("message is 'linear' and pair_functions is 'many': a linear message has radial networks")
         return self

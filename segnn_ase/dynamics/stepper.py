@@ -87,7 +87,9 @@ class TimeStepper(nn.Module):
                 width = multiplicities(parse_irreps(config.hidden_irreps))[0]
                 self.egnn = EGNN(width, config.interactions, NODE_SCALARS, pairs, features=config.features)
             else:
-                given, out = (EQUIVARIANT, "1x1o") if config.equivariant else (COMPONENTS, "3x0e")
+                given, out = (
+                    (EQUIVARIANT, f"{1 + config.velocities}x1o") if config.equivariant else (COMPONENTS, "3x0e")
+                )
                 self.segnn = SEGNN(backbone, given, n_edge_scalars=0 if config.message == "linear" else pairs)
                 self.head = SteerableHead(backbone, out)
 
@@ -100,7 +102,7 @@ class TimeStepper(nn.Module):
         return next(self.parameters()).dtype
 
     def forward(self, graph: Bodies) -> Tensor:
-        """Positions later, (N, 3), float64."""
+        """Positions later, (N, 3), float64; with `velocities` in the settings these beside them, (N, 6)."""
         if self.config.network == "egnn":
             x, v, q = self._centred(graph)
             nodes = torch.cat([length(v), q[:, None]], dim=1)
@@ -109,7 +111,8 @@ class TimeStepper(nn.Module):
         else:
             history, a = self.segnn(**self._inputs(graph))
             moved = self.head(history[-1], a)
-        return graph.positions + self.scales.displacement * moved.double()
+        start = torch.cat([graph.positions, graph.velocities], dim=1)[:, : moved.shape[1]]
+        return start + self.scales.displacement * moved.double()
 
     @torch.no_grad()
     def calibrate(self, graph: Bodies) -> None:

@@ -101,8 +101,7 @@ def simulate(name: str, trajectories: int, seed: int) -> Motion:
 
 def _motion(system: System, x: np.ndarray, v: np.ndarray, q: np.ndarray) -> Motion:
     x, v = leapfrog(system, x, v, q, EVERY * system.before)
-    later, _ = leapfrog(system, x, v, q, EVERY * system.after)
-    return Motion(x, v, q, later)
+    return Motion(x, v, q, *leapfrog(system, x, v, q, EVERY * system.after))
 
 
 def leapfrog(system: System, x: np.ndarray, v: np.ndarray, q: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfT
 from segnn_ase.dynamics import StepperTraining, load_stepper, simulate, train_stepper, write_motion
 from segnn_ase.dynamics.files import save_stepper
 from segnn_ase.dynamics.learning import predicted
+from segnn_ase.dynamics.motion import Motion
 from segnn_ase.dynamics.settings import STEPPERS, stepper_config
 from segnn_ase.dynamics.stepper import Scales, TimeStepper, bodies
 from segnn_ase.store.shipped import find_model
@@ -79,6 +80,18 @@ def test_bodies_at_rest_have_finite_gradients():
     assert all(bool(torch.isfinite(p.grad).all()) for p in made.parameters() if p.grad is not None)
 
 
+def test_velocities_turn_with_the_bodies_and_not_with_their_place():
+    x, v, q = system()
+    made, matrix = stepper("segnn", velocities=True), rotation(3)
+    before = predicted(made, bodies(x, v, q))
+    after = predicted(made, bodies(x @ matrix.T + 3.0, v @ matrix.T, q))
+    assert before.shape == (5, 6) and np.abs(before[:, 3:] - v).max() > 1e-3
+    np.testing.assert_allclose(after[:, :3], before[:, :3] @ matrix.T + 3.0, atol=1e-10)
+    np.testing.assert_allclose(after[:, 3:], before[:, 3:] @ matrix.T, atol=1e-10)
+    with pytest.raises(ConfigError, match="velocities is true"):
+        stepper_config("egnn", velocities=True)
+
+
 def test_nearest_bodies_only():
     x, v, q = system(n=12)
     graph = bodies(x, v, q, neighbors=3)
@@ -100,7 +113,7 @@ def test_what_is_no_system_is_refused():
         stepper_config("egnn", equivariant=False)
 
 
-def configured(folder, **training):
+def configured(folder, *, velocities=False, **training):
     if not (folder / "motion.npz").exists():
         write_motion(folder / "motion.npz", simulate("charged", 60, 0))
     settings = {"epochs": 30, "batch_size": 10, "learning_rate": 0.01, "validate_every": 5, "warmup_steps": 5}
@@ -108,7 +121,7 @@ def configured(folder, **training):
         {
             "out": str(folder / "stepper.pt"),
             "data": {"motion": str(folder / "motion.npz"), "train": 40, "valid": 10, "test": 10},
-            "model": {"preset": "segnn", "hidden_irreps": "8x0e+8x1o", "interactions": 2},
+            "model": {"preset": "segnn", "hidden_irreps": "8x0e+8x1o", "interactions": 2, "velocities": velocities},
             "training": {**settings, "device": "cpu", **training},
         }
     )
@@ -132,6 +145,15 @@ def test_it_learns_to_move_and_goes_on_with_the_same_bits(tmp_path, capsys):
     assert whole[1]["errors"] == errors and whole[0].scales == parts[0].scales
     with pytest.raises(ConfigError, match=r"training\.epochs = 30"):
         train_stepper(configured(tmp_path / "whole", epochs=31), progress=False)
+
+
+def test_velocities_are_learned_beside_positions(tmp_path):
+    errors = train_stepper(configured(tmp_path, velocities=True, epochs=5), progress=False)
+    made, _ = load_stepper(tmp_path / "stepper.pt")
+    test = Motion(*(part[50:] for part in simulate("charged", 60, 0)))
+    later = np.array([predicted(made, bodies(x, v, q)) for x, v, q, *_ in zip(*test, strict=True)])
+    assert np.square(later[:, :, :3] - test.later).mean() == pytest.approx(errors["test"]["mse"], rel=1e-5)
+    assert np.square(later[:, :, 3:] - test.later_velocities).mean() < np.square(test.later_velocities).mean()
 
 
 def test_too_few_systems_are_refused(tmp_path):

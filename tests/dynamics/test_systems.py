@@ -60,9 +60,12 @@ def test_two_times_of_the_same_trajectory():
     """The same bodies step by step; a seed decides all."""
     motion = simulate("charged", 2, 7)
     system, x, v, q = started("charged", 2, 7)
-    for steps, known in ((EVERY * 31, motion.positions), (EVERY * 10, motion.later)):
+    for steps, *known in (
+        (EVERY * 31, motion.positions, motion.velocities),
+        (EVERY * 10, motion.later, motion.later_velocities),
+    ):
         x, v = leapfrog(system, x, v, q, steps)
-        np.testing.assert_array_equal(x, known)
+        np.testing.assert_array_equal([x, v], known)
     assert TIMESTEP * EVERY * 10 == pytest.approx(1.0)
     assert not np.array_equal(simulate("charged", 2, 8).positions, motion.positions)
     with pytest.raises(ConfigError, match="expected one of charged, gravity"):
@@ -74,7 +77,7 @@ def test_two_times_of_the_same_trajectory():
 def test_files(tmp_path):
     rng = np.random.default_rng(0)
     x, v, later = rng.normal(size=(3, 2, 5, 3))
-    motion, path = Motion(x, v, np.ones((2, 5)), later), tmp_path / "motion.npz"
+    motion, path = Motion(x, v, np.ones((2, 5)), later, later), tmp_path / "motion.npz"
     write_motion(path, motion)
     for found, given in zip(read_motion(path), motion, strict=True):
         np.testing.assert_array_equal(found, given)
