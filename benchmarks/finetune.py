@@ -127,7 +127,7 @@ def fixed(epochs: int) -> dict:
 def own_structures(base: str, frames: Path, out: Path) -> str:
     """A file of structures from short dynamics of a potential itself, from one old structure: no other is needed."""
     if not out.exists():
-        atoms, found = read(str(frames), 0), []
+        atoms, found = all_of(frames)[0], []
         atoms = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         atoms.calc = SEGNNCalculator(base, domain="ignore")
         for n in range(64):
@@ -145,13 +145,20 @@ def frames_of(case: Case, frames: int, folder: Path, work: Path) -> tuple[str, s
     """Files of the new frames, of their test frames, and of old test frames."""
     train, test = folder / case.train, folder / case.test
     if case.relabelled:
-        test = labelled(read(str(test), ":"), work / f"{case.base}-test.xyz")
+        test = labelled(all_of(test), work / f"{case.base}-test.xyz")
     out = work / f"{train.stem if not case.relabelled else case.base}-{frames}.xyz"
     if not out.exists():
-        found = read(str(train), ":")
-        chosen = [found[n] for n in np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int)]
+        found = all_of(train)
+        if len(found) < frames:
+            raise SystemExit(f"{train} has {len(found)} frames; --frames asks for {frames}")
+        chosen = [found[n] for n in np.linspace(0, len(found) - 1, frames).round().astype(int)]
         labelled(chosen, out) if case.relabelled else write(out, chosen)
     return str(out), str(test), str(folder / case.old_test)
+
+
+def all_of(path: Path) -> list[Atoms]:
+    """The frames of a file, or those that an index behind @ says."""
+    return read(str(path), None if "@" in path.name else ":")
 
 
 def labelled(frames: list[Atoms], out: Path) -> Path:
@@ -205,6 +212,13 @@ def measure(name: str, mode: str, frames: int, seed: int, folder: Path, work: Pa
     return {**row, "last_F": 1e3 * last, "old_F_before": before and 1e3 * before}
 
 
+def means_over_seeds(rows: list[dict]) -> list[dict]:
+    """Errors of forces of each mode and number of frames, in the order of the latter."""
+    keys = sorted({(row["frames"], row["mode"]) for row in rows})
+    found = {key: [row["new_F"] for row in rows if (row["frames"], row["mode"]) == key] for key in keys}
+    return [{"frames": n, "mode": mode, "new_F": float(np.mean(F))} for (n, mode), F in found.items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -218,7 +232,7 @@ def main() -> None:
     torch.set_num_threads(1)
     args.work.mkdir(exist_ok=True)
     known = args.work / "rows.json"
-    rows = json.loads(known.read_text()) if known.exists() else []
+    rows = [{"frames": 30, **row} for row in (json.loads(known.read_text()) if known.exists() else [])]
     for name, mode, frames, seed in itertools.product(args.cases, args.modes, args.frames, range(args.seeds)):
         key = {"case": name, "mode": mode, "frames": frames, "seed": seed}
         if any(row.items() >= key.items() for row in rows) or (mode == "nearest" and name != "si-mo"):
@@ -229,7 +243,7 @@ def main() -> None:
     print("E: meV/atom, F: meV/Å, rmse")
     print_table(rows, COLUMNS)
     for name in args.cases:
-        curve = sorted((row for row in rows if row["case"] == name), key=lambda row: row["frames"])
+        curve = means_over_seeds([row for row in rows if row["case"] == name])
         labels = ("new frames", "forces [meV/Å]")
         plot_lines(str(args.work / name), curve, group="mode", x="frames", y="new_F", labels=labels)
 

@@ -5,13 +5,14 @@ from torch import Tensor, nn
 
 from segnn_ase.model.scalars import MLP, Dense, sigmoid, silu
 
-FIRST = 0.01  # of the usual size of weights: coordinates hardly move at first, as their squares would explode
+FIRST = 0.01  # of the usual size of weights: coordinates and features hardly move at first, where they would explode
 
 
 class CoordinateUpdate(nn.Module):
-    """One layer (eqs. 3 to 7): m_ij = phi_e(h_i, h_j, d^2, a_ij), x_i + mean_j r_ij phi_x(m_ij) + phi_v(h_i) v_i.
+    """One layer: m_ij = phi_e(h_i, h_j, d^2, a_ij) times a gate (eqs. 3, 8), x_i + mean_j r_ij phi_x(m_ij) +
+    phi_v(h_i) v_i (eqs. 4, 7).
 
-    With features h_i + phi_h(h_i, sum_j m_ij) is the next h, else h stays as it is (a radial field).
+    With features h_i + phi_h(h_i, sum_j m_ij) is the next h (eqs. 5, 6), else h stays as it is.
     """
 
     def __init__(self, width: int, pair_scalars: int, *, features: bool):
@@ -21,8 +22,9 @@ class CoordinateUpdate(nn.Module):
         self.shift = MLP(width, width, 1)
         self.speed = MLP(width, width, 1)
         self.node = MLP(2 * width, width, width) if features else None
-        for network in (self.shift, self.speed):
-            network.last.weight.data.mul_(FIRST)
+        for network in (self.shift, self.speed, self.node):
+            if network is not None:
+                network.last.weight.data.mul_(FIRST)
 
     def forward(
         self, h: Tensor, x: Tensor, v: Tensor, edge_src: Tensor, edge_dst: Tensor, scalars: Tensor
@@ -47,7 +49,9 @@ class EGNN(nn.Module):
     def __init__(self, width: int, layers: int, node_scalars: int, pair_scalars: int, *, features: bool):
         super().__init__()
         self.embedding = Dense(node_scalars, width, bias=True)
-        self.layers = nn.ModuleList(CoordinateUpdate(width, 1 + pair_scalars, features=features) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            CoordinateUpdate(width, 1 + pair_scalars, features=features and n < layers - 1) for n in range(layers)
+        )
 
     def forward(
         self, nodes: Tensor, x: Tensor, v: Tensor, edge_src: Tensor, edge_dst: Tensor, scalars: Tensor

@@ -1,8 +1,11 @@
 """Files of time-steppers: plain content, as those of potentials."""
 
+import math
 from pathlib import Path
 
-from segnn_ase.base.errors import ModelFileError
+import torch
+
+from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.dynamics.settings import StepperConfig
 from segnn_ase.dynamics.stepper import Scales, TimeStepper
 from segnn_ase.model.irreps import CONVENTION
@@ -33,9 +36,15 @@ def load_stepper(path: "str | Path") -> tuple[TimeStepper, dict]:
         found = f"a {content.get('format')!r} of version {content.get('version')!r}"
         raise ModelFileError(f"{path} is {found}; expected a {FORMAT!r} of version {VERSION}")
     try:
+        if content["convention"] != CONVENTION:
+            raise ValueError(f"its convention is {content['convention']!r}; expected {CONVENTION!r}")
+        if not all(bool(torch.isfinite(weight).all()) for weight in content["weights"].values()):
+            raise ValueError("its weights are not finite")
+        if not all(math.isfinite(scale) and scale > 0 for scale in content["scales"]):
+            raise ValueError(f"its scales are {content['scales']}; expected positive numbers")
         stepper = TimeStepper(StepperConfig.parse(content["config"]), scales=Scales(*content["scales"]))
         stepper.to(next(iter(content["weights"].values())).dtype)
         stepper.load_state_dict(content["weights"])
         return stepper.eval(), dict(content["metadata"])
-    except WRONG as error:
+    except (*WRONG, ConfigError, StopIteration) as error:
         raise ModelFileError(f"{path} is no usable time-stepper: {' '.join(str(error).split())[:200]}") from error

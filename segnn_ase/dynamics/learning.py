@@ -1,6 +1,5 @@
 """Training of a time-stepper, by the loop of all trainings: mean squares of positions, as published."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -9,12 +8,13 @@ from torch import Tensor
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import DataError, expect
+from segnn_ase.base.figures import plot_learning_curve
 from segnn_ase.base.locks import only_writer
 from segnn_ase.data.batches import Item, collate_items, edges_of, pack
 from segnn_ase.dynamics.files import load_stepper, save_stepper
 from segnn_ase.dynamics.motion import Motion, read_motion
 from segnn_ase.dynamics.settings import StepperTraining, stepper_config
-from segnn_ase.dynamics.stepper import Bodies, Scales, TimeStepper, bodies, centre_of
+from segnn_ase.dynamics.stepper import Scales, TimeStepper, bodies, centre_of
 from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.graph import collate, sum_over_atoms
 from segnn_ase.train.job import (
@@ -74,7 +74,8 @@ def read_sets_of_motion(config: StepperTraining) -> TrainingData:
     train, valid, test = (
         items_of(Motion(*part), neighbors) for part in zip(*(np.split(x, ends[:-1]) for x in motion), strict=True)
     )
-    return TrainingData(train, valid, {"test": test}, checksum([torch.from_numpy(x) for x in motion]), [], {})
+    learned = checksum([[*item.graph[:-1], *item.labels] for items in (train, valid) for item in items] + [data.train])
+    return TrainingData(train, valid, {"test": test}, learned, [], {})
 
 
 def items_of(motion: Motion, neighbors: int | None) -> list[Item]:
@@ -95,7 +96,7 @@ def scales_of(items: list[Item]) -> Scales:
     graph = collate([item.graph for item in items])
     moved = torch.cat([item.labels.positions for item in items]) - graph.positions
     values = graph.positions - centre_of(graph), graph.velocities, moved
-    return Scales(*(float(x.square().mean().sqrt()) for x in values))
+    return Scales(*(float(x.square().mean().sqrt()) or 1.0 for x in values))
 
 
 def known_of(config: StepperTraining, data: TrainingData) -> tuple[dict, dict]:
@@ -119,24 +120,27 @@ def squares_of(stepper: TimeStepper, example: Item | None, settings: LoopConfig)
     """Mean squared errors of each system, by the weights that the stepper has; "positions" are those of positions."""
 
     @torch.no_grad()
-    def measure(items: list[Item]) -> dict[str, np.ndarray]:
+    def squares(batch: Item) -> Tensor:
+        later = stepper(batch.graph.to(stepper.device)).cpu()
+        return (later - batch.labels.beside(later)).square()
+
+    def residuals(items: list[Item]) -> dict[str, np.ndarray]:
         found = []
         for numbers in pack(list(range(len(items))), edges_of(items), settings.batch_size, settings.max_edges):
             batch = collate_items([items[n] for n in numbers])
-            later = stepper(batch.graph.to(stepper.device)).cpu()
-            squares = (later - batch.labels.beside(later)).square()
-            means = torch.stack([squares.mean(dim=1), squares[:, :3].mean(dim=1)], dim=1)
+            each = squares(batch)
+            means = torch.stack([each.mean(dim=1), each[:, :3].mean(dim=1)], dim=1)
             count = torch.bincount(batch.graph.batch, minlength=batch.graph.n_graphs)
             found.append((sum_over_atoms(means, batch.graph) / count[:, None]).numpy())
-        loss, positions = np.concatenate(found).T if found else np.zeros((2, 0))
+        loss, positions = np.concatenate(found).T
         return {"loss": loss, "positions": positions}
 
-    return measure
+    return Measure(residuals, lambda batch: float(squares(batch).mean()))
 
 
 def means_of(found: dict[str, np.ndarray]) -> dict:
     """Of all systems."""
-    return {name: float(values.mean()) if len(values) else math.nan for name, values in found.items()}
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 def losses_told(row: dict) -> str:
@@ -144,7 +148,7 @@ def losses_told(row: dict) -> str:
 
 
 def nothing_more(*_, **__) -> dict:
-    return {"survived": None}
+    return {}
 
 
 def finish_stepper(config: StepperTraining, job: Training, history: list[dict], *, progress: bool) -> dict:
@@ -152,18 +156,13 @@ def finish_stepper(config: StepperTraining, job: Training, history: list[dict], 
     stepper, kept = load_stepper(config.out)
     measure = squares_of(stepper.to(resolve_device(config.training.device)), None, config.training)
     sets = {"train": job.data.train, "valid": job.data.valid, **job.data.test}
-    errors = {name: {"mse": means_of(measure(items))["positions"]} for name, items in sets.items()}
+    errors = {name: {"mse": means_of(measure.residuals(items))["positions"]} for name, items in sets.items()}
     metadata = {**job.metadata, **{name: kept[name] for name in OF_RUN}, "errors": errors}
     save_stepper(config.out, stepper, metadata=metadata)
+    plot_learning_curve(output_files(config.out)["curve"], history)
     told = ", ".join(f"{name} {values['mse']:.5f}" for name, values in errors.items())
     printer(progress)(f"mean squared errors: {told}\nwrote {config.out}")
     return errors
 
 
 STEPPER = Goal(gradient_of_squares, squares_of, means_of, losses_told, nothing_more, save_stepper, finish_stepper)
-
-
-def predicted(stepper: TimeStepper, graph: Bodies) -> np.ndarray:
-    """Positions later, (N, 3), and velocities beside them, where the stepper knows them, (N, 6)."""
-    with torch.no_grad():
-        return stepper(graph.to(stepper.device)).cpu().numpy()

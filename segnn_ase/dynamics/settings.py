@@ -6,10 +6,15 @@ from pydantic import Field, model_validator
 
 from segnn_ase.base.errors import expect
 from segnn_ase.base.settings import Settings
+from segnn_ase.model.irreps import Kind, kinds, parse_irreps
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.train.settings import LoopConfig
 
 FAR = 10.0  # times the scale of positions: a cutoff that hardly any pair reaches, where a network needs one
+
+
+VECTOR = Kind(1, -1)
+OF_SEGNN = ("lmax_attr", "message", "velocity_attribute", "velocities", "equivariant")
 
 
 class StepperConfig(Settings):
@@ -33,7 +38,7 @@ class StepperConfig(Settings):
         description="invariants of a pair: its squared distance and product of charges, or Bessel functions, inverse "
         "distance and Coulomb energy besides",
     )
-    features: bool = Field(True, description="EGNN: features beside the coordinates; false is the radial field")
+    features: bool = Field(True, description="of EGNN: features beside the coordinates; false is the radial field")
     velocities: bool = Field(
         False, description="whether velocities are predicted, too, so that it can go on from there"
     )
@@ -42,14 +47,29 @@ class StepperConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self):
-        self.backbone()
-        if not self.equivariant and (self.lmax_attr or self.network == "egnn"):
-            raise ValueError("equivariant is false: expected lmax_attr = 0 and network = 'segnn'")
-        if self.velocities and not (self.equivariant and self.network == "segnn"):
-            raise ValueError("velocities is true: expected equivariant = true and network = 'segnn'")
+        backbone = self.backbone()
+        if self.network == "egnn":
+            self._refuse(OF_SEGNN, "network is 'egnn'")
+            if len(parse_irreps(backbone.hidden_irreps)) > 1:
+                raise ValueError(f"hidden_irreps is {backbone.hidden_irreps!r} and network is 'egnn'; expected 0e only")
+            return self
+        self._refuse(("features",), "network is 'segnn'")
+        if not self.equivariant and self.lmax_attr:
+            raise ValueError(f"equivariant is false and lmax_attr is {self.lmax_attr}; expected 0")
+        if self.equivariant and not (self.lmax_attr and VECTOR in kinds(parse_irreps(backbone.hidden_irreps))):
+            raise ValueError("equivariant is true: expected lmax_attr above 0 and some 1o in hidden_irreps")
+        if self.velocities and not self.equivariant:
+            raise ValueError("velocities is true: expected equivariant = true")
         if self.message == "linear" and self.pair_functions == "many":
             raise ValueError("message is 'linear' and pair_functions is 'many': a linear message has radial networks")
         return self
+
+    def _refuse(self, names: tuple[str, ...], reason: str) -> None:
+        """Raise ValueError for what is set and would do nothing."""
+        for name in names:
+            value, usual = getattr(self, name), type(self).model_fields[name].default
+            if value != usual:
+                raise ValueError(f"{name} is {value!r}, but {reason}, which has none; leave it out")
 
     def backbone(self) -> ModelConfig:
         """The settings of the network between embedding and head."""
@@ -72,8 +92,8 @@ STEPPERS: dict[str, dict] = {
     "segnn-geometry": {"velocity_attribute": False},
     "segnn-large": {"hidden_irreps": "64x0e+64x1o", "pair_functions": "many"},
     "tfn": {"message": "linear", "velocity_attribute": False},
-    "egnn": {"network": "egnn", "hidden_irreps": "64x0e", "lmax_attr": 0},
-    "radial-field": {"network": "egnn", "hidden_irreps": "64x0e", "lmax_attr": 0, "features": False},
+    "egnn": {"network": "egnn", "hidden_irreps": "64x0e"},
+    "radial-field": {"network": "egnn", "hidden_irreps": "64x0e", "features": False},
     "message-passing": {"hidden_irreps": "64x0e", "lmax_attr": 0, "equivariant": False},
 }
 
@@ -87,7 +107,7 @@ def stepper_config(preset: str = "segnn", **overrides) -> StepperConfig:
 class MotionConfig(Settings):
     """Bodies at two times, in a file as `write_motion` makes it: the first ones are learned, and so on."""
 
-    motion: str = Field(description="file of positions, velocities and charges at one time and positions at another")
+    motion: str = Field(description="file of charges, and of positions and velocities at one time and another")
     train: int = Field(3000, ge=1, description="systems to learn from")
     valid: int = Field(2000, ge=1, description="systems that choose the model")
     test: int = Field(2000, ge=1, description="systems on which the finished model is measured")

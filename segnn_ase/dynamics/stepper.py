@@ -19,14 +19,13 @@ from segnn_ase.structure.graph import Per, sum_over_atoms
 NEAR = 0.05  # keeps inverse distances finite; of the scale of positions
 FIRST = 0.1  # of the scale of displacements, which the network says before it is trained
 MANY = 8  # Bessel functions of `pair_functions` = "many"
-EQUIVARIANT, COMPONENTS = "2x1o+2x0e", "8x0e"  # position and velocity, then speed and charge
-NODE_SCALARS = 2
+EQUIVARIANT, COMPONENTS = ("2x1o+1x0e", "1x1o"), ("7x0e", "3x0e")  # position, velocity and speed; what is said of it
+STEERING = 0.5  # of harmonics of the velocity beside those of neighbours: with all of them layers amplify each other
 
 
 class Bodies(NamedTuple):
     """Systems of bodies as one graph; see `structure.graph.Graph`."""
 
-    numbers: Annotated[Tensor, Per("node")]  # (N,) all 0
     positions: Annotated[Tensor, Per("node")]  # (N, 3)
     velocities: Annotated[Tensor, Per("node")]  # (N, 3)
     charges: Annotated[Tensor, Per("node")]  # (N,) or masses
@@ -55,7 +54,7 @@ def bodies(positions: np.ndarray, velocities: np.ndarray, charges: np.ndarray, n
     near = distances.topk(min(neighbors or n - 1, n - 1), largest=False).indices.sort(dim=1).values
     receivers = torch.arange(n)[:, None].expand_as(near)
     zeros = torch.zeros(n, dtype=torch.long)
-    return Bodies(zeros, x, v, q, near.flatten(), receivers.flatten(), zeros, 1)
+    return Bodies(x, v, q, near.flatten(), receivers.flatten(), zeros, 1)
 
 
 class Scales(NamedTuple):
@@ -79,19 +78,18 @@ class TimeStepper(nn.Module):
         super().__init__()
         expect(isinstance(config, StepperConfig), "config", config, "a StepperConfig")
         self.config, self.scales = config, Scales(*map(float, scales))
-        backbone, many = config.backbone(), config.pair_functions == "many"
-        pairs = 3 + MANY if many else 1
+        backbone, pairs = config.backbone(), 3 + MANY if config.pair_functions == "many" else 1
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             if config.network == "egnn":
                 width = multiplicities(parse_irreps(config.hidden_irreps))[0]
-                self.egnn = EGNN(width, config.interactions, NODE_SCALARS, pairs, features=config.features)
-            else:
-                given, out = (
-                    (EQUIVARIANT, f"{1 + config.velocities}x1o") if config.equivariant else (COMPONENTS, "3x0e")
-                )
-                self.segnn = SEGNN(backbone, given, n_edge_scalars=0 if config.message == "linear" else pairs)
-                self.head = SteerableHead(backbone, out)
+                self.egnn = EGNN(width, config.interactions, 1, pairs, features=config.features)
+                return
+            given, out = EQUIVARIANT if config.equivariant else COMPONENTS
+            linear = config.message == "linear"  # which has no scalars of pairs: charges are features of bodies
+            given = f"{given}+1x0e" if linear else given
+            self.segnn = SEGNN(backbone, given, n_edge_scalars=0 if linear else pairs)
+            self.head = SteerableHead(backbone, f"{out}+{out}" if config.velocities else out)
 
     @property
     def device(self) -> torch.device:
@@ -105,9 +103,8 @@ class TimeStepper(nn.Module):
         """Positions later, (N, 3), float64; with `velocities` in the settings these beside them, (N, 6)."""
         if self.config.network == "egnn":
             x, v, q = self._centred(graph)
-            nodes = torch.cat([length(v), q[:, None]], dim=1)
             scalars = self.pair_scalars(x[graph.edge_src] - x[graph.edge_dst], q, graph)
-            moved = self.egnn(nodes, x, v, graph.edge_src, graph.edge_dst, scalars) - x
+            moved = self.egnn(length(v), x, v, graph.edge_src, graph.edge_dst, scalars) - x
         else:
             history, a = self.segnn(**self._inputs(graph))
             moved = self.head(history[-1], a)
@@ -125,21 +122,30 @@ class TimeStepper(nn.Module):
             for weight in self.head.second.weights:
                 weight.mul_(FIRST / size)
 
+    def step(self, positions: np.ndarray, velocities: np.ndarray, charges: np.ndarray) -> np.ndarray:
+        """Positions of one system later, (n, 3); with `velocities` in the settings these beside them, (n, 6).
+
+        positions and velocities (n, 3), charges or masses (n,). Raises StructureError for what is no system.
+        """
+        graph = bodies(positions, velocities, charges, self.config.neighbors)
+        with torch.no_grad():
+            return self(graph.to(self.device)).cpu().numpy()
+
     def _inputs(self, graph: Bodies) -> dict:
         """What the steerable network takes."""
         x, v, q = self._centred(graph)
-        speed, vectors = length(v), x[graph.edge_src] - x[graph.edge_dst]
+        speed, vectors, linear = length(v), x[graph.edge_src] - x[graph.edge_dst], self.config.message == "linear"
         steered = None
         if self.config.velocity_attribute:
             harmonics = spherical_harmonics(v / speed, self.config.lmax_attr)
-            steered = torch.cat([torch.zeros_like(speed), 0.5 * harmonics[:, 1:]], dim=1)
+            steered = torch.cat([torch.zeros_like(speed), STEERING * harmonics[:, 1:]], dim=1)
         return {
-            "features": torch.cat([x, v, speed, q[:, None]], dim=1),
+            "features": torch.cat([x, v, speed, *([q[:, None]] if linear else [])], dim=1),
             "vectors": vectors,
             "edge_src": graph.edge_src,
             "edge_dst": graph.edge_dst,
             "node_attr": steered,
-            "edge_scalars": None if self.config.message == "linear" else self.pair_scalars(vectors, q, graph),
+            "edge_scalars": None if linear else self.pair_scalars(vectors, q, graph),
         }
 
     def _centred(self, graph: Bodies) -> tuple[Tensor, Tensor, Tensor]:

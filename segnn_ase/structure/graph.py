@@ -28,8 +28,6 @@ class AnyGraph(Protocol):
     """What all graphs have, those of atoms and those of other bodies, whose fields say what they are by `Per`."""
 
     @property
-    def numbers(self) -> Tensor: ...
-    @property
     def edge_src(self) -> Tensor: ...
     @property
     def batch(self) -> Tensor: ...
@@ -65,7 +63,7 @@ def fields_of(kind: type) -> dict[str, Per]:
 
 def counts_of(graph: AnyGraph) -> dict[str, int]:
     """How many nodes, edges and structures there are."""
-    return {"node": len(graph.numbers), "edge": len(graph.edge_src), "structure": graph.n_graphs}
+    return {"node": len(graph.batch), "edge": len(graph.edge_src), "structure": graph.n_graphs}
 
 
 def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
@@ -101,7 +99,7 @@ def select(graph: Graph, edges: Tensor, nodes: Tensor | None = None) -> Graph:
     """
     chosen, place = {"edge": edges, "node": nodes, "structure": None}, None
     if nodes is not None:
-        place = torch.full_like(graph.numbers, -1).index_copy(0, nodes, torch.arange(len(nodes), device=nodes.device))
+        place = torch.full_like(graph.batch, -1).index_copy(0, nodes, torch.arange(len(nodes), device=nodes.device))
     fields = {}
     for name, per in fields_of(type(graph)).items():
         x, rows = getattr(graph, name), chosen[per.rows]

@@ -5,6 +5,7 @@ differ in their seeds alone by more than most settings change, and their mean is
 left is well spent on that, and one potential learns it at the cost of one (`teacher`).
 """
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -116,13 +117,16 @@ def shares(settings: OptimConfig, teachers: int) -> tuple[OptimConfig, OptimConf
 def train_teachers(own: TrainConfig, data: TrainingData, deadline: float, *, progress: bool) -> None:
     """Raises OutputError where files of other teachers are there."""
     folder = Path(own.out).parent
-    there = folder.exists()
-    with only_writer([own.out, *output_files(own.out).values()]):
-        try:
+    there = any(folder.glob(f"{Path(own.out).stem}.*"))
+    try:
+        with only_writer([own.out, *output_files(own.out).values()]):
             train_committee(own, deadline, progress=progress, data=data._replace(test={}))
-        except ConfigError as error:
-            if not there:
-                raise
-            raise OutputError(
-                f"{folder} has teachers of another training: remove it, or choose another name of out ({error})"
-            ) from error
+    except ConfigError as error:
+        if not there:
+            raise
+        raise OutputError(
+            f"{folder} has teachers of another training: remove it, or choose another name of out ({error})"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # unless it is empty
+            folder.rmdir()

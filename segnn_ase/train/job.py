@@ -21,7 +21,13 @@ from segnn_ase.train.pull import Pull
 OF_RUN = ("epoch", "epochs", "learning_rate")  # what the settings leave open
 
 Gradient = Callable[[Item], float]  # the loss of a batch; leaves its gradient in the weights
-Measure = Callable[[list[Item]], dict[str, np.ndarray]]  # "loss" of each structure, and what `Goal.errors` is made of
+
+
+class Measure(NamedTuple):
+    """Of a model, by the weights that it has at each call."""
+
+    residuals: Callable[[list[Item]], dict[str, np.ndarray]]  # "loss" of each, and what `Goal.errors` is made of
+    loss: Callable[[Item], float]  # of a batch, as `Gradient` has it
 
 
 class Goal(NamedTuple):

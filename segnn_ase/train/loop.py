@@ -109,7 +109,7 @@ def validate(learner: Learner, job: Training, settings: LoopConfig, done: Progre
     And the losses of each structure of the set.
     """
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n, "spikes": done.spikes}
-    found = learner.measure(job.data.chosen_by)
+    found = learner.measure.residuals(job.data.chosen_by)
     row |= {f"valid_{name}": value for name, value in job.goal.errors(found).items()}
     told = job.goal.log(learner.averaged, job.data, settings, done.history, epoch=done.epoch, epochs=done.epochs)
     return row | told, found["loss"]

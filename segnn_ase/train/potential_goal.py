@@ -8,7 +8,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.store.model_file import load_with_metadata, save_potential
 from segnn_ase.train.characterize import characterize
-from segnn_ase.train.evaluation import errors_of, evaluator_of, on_cpu, residuals
+from segnn_ase.train.evaluation import Evaluate, errors_of, evaluator_of, on_cpu, residuals
 from segnn_ase.train.job import OF_RUN, Goal, Gradient, Measure, Training, output_files
 from segnn_ase.train.loss import loss_of
 from segnn_ase.train.old_frames import errors_before, told_of_drift
@@ -30,15 +30,19 @@ def gradient_of_loss(potential: Potential, example: Item, settings: OptimConfig)
     return gradient
 
 
-def residuals_of(potential: Potential, example: Item, settings: OptimConfig) -> Measure:
+def measure_of(potential: Potential, example: Item, settings: OptimConfig) -> Measure:
     """By layers, as the weights change all the time."""
     device = potential.device
     operations = choose_operations(potential, example.graph.to(device), settings.accelerate)
 
-    def measure(items: list[Item]) -> dict:
-        return residuals(on_cpu(PlainEvaluator(potential, operations), device), items, settings)
+    def evaluate() -> Evaluate:
+        return on_cpu(PlainEvaluator(potential, operations), device)  # a snapshot of the present weights
 
-    return measure
+    def loss(batch: Item) -> float:
+        predicted = evaluate()(batch.graph, **asked_for(batch.labels))
+        return float(loss_of(predicted, batch.graph, batch.labels, settings))
+
+    return Measure(lambda items: residuals(evaluate(), items, settings), loss)
 
 
 def finish(config: TrainConfig, job: Training, history: list[dict], *, progress: bool) -> dict:
@@ -64,4 +68,4 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     return errors
 
 
-POTENTIAL = Goal(gradient_of_loss, residuals_of, errors_of, summary, rollouts, save_potential, finish)
+POTENTIAL = Goal(gradient_of_loss, measure_of, errors_of, summary, rollouts, save_potential, finish)

@@ -84,7 +84,7 @@ def fingerprint(config: TrainConfig, data: TrainingData, before: Potential | Non
 def decisive_settings(config: Looped) -> dict:
     """The settings of the loop that decide about the weights that are kept."""
     settings = config.training.model_dump(mode="json")
-    others = {**INDIFFERENT, **({} if settings["select"] == "stability" else ONLY_LOGGED)}
+    others = {**INDIFFERENT, **({} if config.training.by_stability else ONLY_LOGGED)}
     return {name: value for name, value in settings.items() if name not in others}
 
 

@@ -15,7 +15,7 @@ def better(row: dict, losses: np.ndarray, done: Progress, settings: LoopConfig) 
     losses: of each structure for validation. Later models made smaller steps, and are better on frames that chose
     nothing; which of two has the lower loss on a few frames is chance, or decided by the oddest of them.
     """
-    if settings.select == "stability" and row["survived"] != done.survived:
+    if settings.by_stability and row["survived"] != done.survived:
         if None not in (row["survived"], done.survived):
             return row["survived"] > done.survived
         return done.survived is None  # the first rollout; what had none is no rival of what had one
@@ -31,7 +31,8 @@ def no_worse(losses: np.ndarray, lowest: np.ndarray) -> bool:
 
 def keep(row: dict, losses: np.ndarray, done: Progress, settings: LoopConfig) -> None:
     """Note the lowest losses among models that are as stable."""
-    alike = settings.select == "loss" or row["survived"] == done.survived
+    survived = row.get("survived")
+    alike = not settings.by_stability or survived == done.survived
     if not (alike and done.losses) or losses.mean() < np.mean(done.losses):
         done.losses = losses.tolist()
-    done.survived = row["survived"]
+    done.survived = survived

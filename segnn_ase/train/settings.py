@@ -93,7 +93,6 @@ class LoopConfig(Settings):
         "within as many, and the training ends; none: a tenth of all epochs, at least 10; as many as epochs: never",
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
-    select: Literal["loss"] = Field("loss", description="keep the latest model whose losses are not surely higher")
     save_minutes: float = Field(1.0, ge=0, description="minutes between resume files")
     max_minutes: float | None = Field(
         None, gt=0, description="wall-clock minutes after which it stops; the same call goes on"
@@ -105,6 +104,11 @@ class LoopConfig(Settings):
     )
     freeze: tuple[str, ...] = Field((), description="parts kept as they are when fine-tuning, as segnn.messages.0")
     tensorboard: bool = Field(False, description="write the learning curves for TensorBoard, too")
+
+    @property
+    def by_stability(self) -> bool:
+        """Whether short dynamics choose the model."""
+        return False
 
     @model_validator(mode="after")
     def _one_length(self):
@@ -152,6 +156,10 @@ class OptimConfig(LoopConfig):
         "auto", description="compiled code: auto takes it where it is right, require fails without it"
     )
 
+    @property
+    def by_stability(self) -> bool:
+        return self.select == "stability"
+
     @model_validator(mode="after")
     def _consistent(self):
         if self.teachers == 1:
@@ -160,7 +168,7 @@ class OptimConfig(LoopConfig):
             raise ValueError(f"teachers is {self.teachers} and committee is {self.committee}; expected one of them")
         if not max(self.energy_weight, self.forces_weight, self.stress_weight) > 0:
             raise ValueError("energy_weight, forces_weight and stress_weight are all 0; expected one above")
-        if self.select == "stability" and not self.rollout_steps:
+        if self.by_stability and not self.rollout_steps:
             raise ValueError("select is 'stability', but rollout_steps is 0: nothing tells how stable a model is")
         return self
 

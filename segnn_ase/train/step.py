@@ -88,10 +88,11 @@ def training_step(learner: Learner, items: list[Item], settings: LoopConfig, don
     """Change the weights along the gradient of the loss on a batch; after a spike, back to their average."""
     for weight in learner.weights:
         weight.grad = None
-    value = learner.gradient(collate_items(items))
+    batch = collate_items(items)
+    value = learner.gradient(batch)
     add_pull(learner.weights, learner.pull)
     norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
-    if not math.isfinite(norm) or (is_spike(value, done) and not is_odd(learner, items, value)):
+    if not math.isfinite(norm) or (is_spike(value, done) and not is_odd(learner, batch, value)):
         report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
         go_back(learner)
         calm_down(done)
@@ -101,12 +102,12 @@ def training_step(learner: Learner, items: list[Item], settings: LoopConfig, don
     update_average(learner.means, learner.weights, done.step + 1, settings.ema_decay)
 
 
-def is_odd(learner: Learner, items: list[Item], value: float) -> bool:
+def is_odd(learner: Learner, batch: Item, value: float) -> bool:
     """Whether structures have a large loss whatever the weights are, so that no step is to blame.
 
     As old structures that are learned now and then, and frames unlike all others.
     """
-    return HARDLY_BETTER * value < float(learner.measure(items)["loss"].mean()) < math.inf
+    return HARDLY_BETTER * value < learner.measure.loss(batch) < math.inf
 
 
 @torch.no_grad()

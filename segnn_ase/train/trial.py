@@ -135,7 +135,7 @@ def loss_of_trial(
                 stop()
         except DataError:
             return math.inf
-    loss = float(learner.measure(job.data.chosen_by)["loss"].mean())
+    loss = float(learner.measure.residuals(job.data.chosen_by)["loss"].mean())
     return loss if math.isfinite(loss) else math.inf
 
 

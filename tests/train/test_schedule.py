@@ -10,9 +10,11 @@ from helpers.frames import water_frames
 from helpers.trainings import configured, history
 
 from segnn_ase.base.errors import ConfigError, DataError
+from segnn_ase.data.batches import collate_items, make_item
 from segnn_ase.store.tensors import load_tensors
 from segnn_ase.train import loop, step
 from segnn_ase.train.job import TrainingData
+from segnn_ase.train.prepare import prepare
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import (
     calm_down,
@@ -25,6 +27,7 @@ from segnn_ase.train.schedule import (
 )
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import train
+from segnn_ase.train.step import is_odd, make_learner
 
 
 def test_learning_rate_rises_then_falls_to_zero():
@@ -147,6 +150,19 @@ def test_an_odd_structure_now_and_then_is_no_spike(tmp_path, monkeypatch):
     config = configured(tmp_path, frames, data=data, epochs=40, batch_size=2, patience=40, learning_rate=0.003)
     train(config, progress=False)
     assert int(history(config.out)[-1]["spikes"]) == 0, told
+
+
+def test_an_odd_structure_beside_small_ones_is_no_spike(tmp_path):
+    """A large structure that is far off decides the loss of a batch, whose structures are fine on the mean."""
+    config = configured(tmp_path, water_frames(8))
+    job = prepare(config, report=lambda *_: None)
+    learner = make_learner(job, config.training)
+    items = [make_item(frame, job.model.cutoff) for frame in job.data.frames[:4]]
+    odd = items[0].labels._replace(forces=items[0].labels.forces + 100.0)
+    unlabelled = [i._replace(labels=i.labels._replace(forces=i.labels.forces * math.nan)) for i in items[1:]]
+    batch = collate_items([items[0]._replace(labels=odd), *unlabelled])
+    assert is_odd(learner, batch, learner.gradient(batch))
+    assert not is_odd(learner, collate_items(items), learner.gradient(batch))
 
 
 def test_a_loss_that_explodes_ends_the_training_with_advice(tmp_path):
