@@ -105,9 +105,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument(
-        "--neighbors", type=int, help="nearest that send messages; default: all charges, 6 stars"
-    )
+    parser.add_argument("--neighbors", type=int, help="nearest that send messages; default: all charges, 6 stars")
     parser.add_argument("--small", type=int, help="so many trajectories of each kind instead, to try it")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default="nbody")

@@ -38,7 +38,8 @@ TABLE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
 ROUNDING = 3  # times the error of plain PyTorch in float32 is still rounding
 CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side
 FRAGMENT = 64  # atoms; plain PyTorch on a large structure takes gigabytes
-DISPLACED = 0.1  # Å
+DISPLACED = (0.1, 0.05, 0.025, 0.0125)  # Å: so far, or less where forces there are
+WILD = 100.0  # times those of the structure itself
 THROWN = 8  # atoms
 LEEWAY = 10  # for structures that are far from all that the network has learned: its terms cancel worse there
 SMALL = 1e-3  # of the largest gradient: those of weights below it are compared with its size, not their own
@@ -150,15 +151,31 @@ class Sample(NamedTuple):
 def samples(potential: Potential, graph: Graph) -> list[Sample]:
     """The user's structure, the same displaced, and other weights on atoms thrown together."""
     part, rng = fragment(graph, FRAGMENT), np.random.default_rng(0)
-    moved = torch.as_tensor(rng.normal(scale=DISPLACED, size=tuple(part.positions.shape)))
-    displaced = part._replace(positions=part.positions + moved.to(part.positions.device))
+    moved = torch.as_tensor(rng.normal(size=tuple(part.positions.shape))).to(part.positions.device)
     limit = CERTAIN * potential.cutoff
     thrown = within(_thrown(potential, rng), limit)
     return [
         Sample(potential, within(part, limit), 1),
-        Sample(potential, within(displaced, limit), LEEWAY),
+        Sample(potential, _displaced(potential, part, moved, limit), LEEWAY),
         Sample(_with_random_weights(potential, thrown), thrown, LEEWAY),
     ]
+
+
+def _displaced(potential: Potential, graph: Graph, moved: Tensor, limit: float) -> Graph:
+    """The graph moved along so far that its forces are others, but not where they explode, as far from all training
+    data they may: there, rounding decides."""
+    exact = PlainEvaluator(_in_float64(potential)).without_core()
+
+    def pushed(graph: Graph) -> float:
+        forces = exact(graph).forces
+        return max([max(potential.scales), *forces.abs().flatten().tolist()])
+
+    usual = pushed(within(graph, limit))
+    for distance in DISPLACED:
+        found = within(graph._replace(positions=graph.positions + distance * moved), limit)
+        if pushed(found) < WILD * usual:
+            break
+    return found
 
 
 def _with_random_weights(potential: Potential, graph: Graph) -> Potential:

@@ -115,6 +115,16 @@ def test_a_structure_of_another_kind_is_compared_as_it_is(new_potential):
     assert set(thrown.numbers.tolist()) == set(potential.species) and len(thrown.edge_src) >= 40
 
 
+@pytest.mark.parametrize("wild, distance", [(choose.WILD, choose.DISPLACED[0]), (0.0, choose.DISPLACED[-1])])
+def test_atoms_are_displaced_less_where_forces_explode(new_potential, monkeypatch, wild, distance):
+    """There rounding decides, and code that is right would be refused."""
+    monkeypatch.setattr(choose, "WILD", wild)
+    potential = new_potential("fast")
+    own, moved, _ = (x.graph for x in choose.samples(potential, graph_from_atoms(water(), potential.cutoff)))
+    ratio = (moved.positions - own.positions).square().mean().sqrt() / distance
+    assert 0.5 < float(ratio) < 1.5
+
+
 def test_a_changed_layer_works_at_once_in_plain_torch(new_potential, monkeypatch):
     """One file changed, `model/interactions.py`: compiled code, which does not know it, is refused."""
     plain = interactions.received_by_steps
