@@ -156,12 +156,12 @@ def samples(potential: Potential, graph: Graph) -> list[Sample]:
     thrown = within(_thrown(potential, rng), limit)
     return [
         Sample(potential, within(part, limit), 1),
-        Sample(potential, _displaced(potential, part, moved, limit), LEEWAY),
+        Sample(potential, _moved_along(potential, part, moved, limit), LEEWAY),
         Sample(_with_random_weights(potential, thrown), thrown, LEEWAY),
     ]
 
 
-def _displaced(potential: Potential, graph: Graph, moved: Tensor, limit: float) -> Graph:
+def _moved_along(potential: Potential, graph: Graph, moved: Tensor, limit: float) -> Graph:
     """The graph moved along so far that its forces are others, but not where they explode, as far from all training
     data they may: there, rounding decides."""
     exact = PlainEvaluator(_in_float64(potential)).without_core()
