@@ -25,7 +25,8 @@ FLOORS = (
     "store",
     "calculator",
     "train verify",
-    "dynamics",
+    "dynamics properties",
+    "prediction",
     "cli",
     "__main__",
 )

@@ -17,6 +17,7 @@ from segnn_ase.base.options import Options, with_options
 from segnn_ase.base.settings import read_toml
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.settings import PRESETS, ModelConfig
+from segnn_ase.properties.settings import OF_TARGETS, PropertyData, PropertyTraining
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
 
@@ -45,9 +46,15 @@ Out = Annotated[str | None, typer.Option(help="model file that is written; defau
 @app.command(
     "train", epilog="Example: segnn train --train frames.xyz --out cu-al.pt --cutoff 4 --preset fast --epochs 3"
 )
-@with_options(data=Options(DataConfig), model=Options(ModelConfig), training=Options(OptimConfig))
+@with_options(
+    data=Options(DataConfig),
+    properties=Options(PropertyData, only=OF_TARGETS),
+    model=Options(ModelConfig),
+    training=Options(OptimConfig),
+)
 def train_command(
     data: dict,
+    properties: dict,
     model: dict,
     training: dict,
     config: Annotated[Path | None, typer.Argument(help="TOML file with \\[data], \\[model] and \\[training]")] = None,
@@ -57,16 +64,22 @@ def train_command(
     ] = None,
     threads: Threads = None,
 ):
-    """Train a potential; options override the TOML file. The same command goes on where it was stopped.
+    """Train a potential, or a model of the properties that --target names; options override the TOML file.
 
-    Exit status 75: --max-minutes are over.
+    The same command goes on where it was stopped. Exit status 75: --max-minutes are over.
     """
     with reported_errors():
-        from segnn_ase.train.start import train as run
-
         _prepare_process(threads)
-        chosen = {} if preset is None else {"preset": preset}
-        run(_train_config(config, out, data=data, model={**chosen, **model}, training=training))
+        model = model if preset is None else {"preset": preset, **model}
+        values = _merged(config, out, data={**data, **properties}, model=model, training=training)
+        if isinstance(values.get("data"), dict) and set(OF_TARGETS) & set(values["data"]):
+            from segnn_ase.properties.learning import train_properties
+
+            train_properties(PropertyTraining.parse(values))
+        else:
+            from segnn_ase.train.start import train as run
+
+            run(TrainConfig.parse(values))
 
 
 @app.command("finetune", epilog="Example: segnn finetune cu-al.pt --train frames.xyz --out tuned.pt --epochs 2")
@@ -92,7 +105,7 @@ def finetune_command(
         from segnn_ase.train.start import finetune as run
 
         _prepare_process(threads)
-        run(model, _train_config(config, out, data=data, training=training, finetune=finetune))
+        run(model, TrainConfig.parse(_merged(config, out, data=data, training=training, finetune=finetune)))
 
 
 @app.command(epilog="Example: segnn evaluate cu-al.pt frames.xyz")
@@ -106,12 +119,34 @@ def evaluate(
 ):
     """Print the errors of a model on labelled frames."""
     with reported_errors():
+        from segnn_ase.properties.evaluation import evaluate_properties
+        from segnn_ase.properties.files import holds_properties
+        from segnn_ase.properties.goal import table_of_errors
         from segnn_ase.train.evaluation import evaluate_files
         from segnn_ase.train.report import error_table
 
         _prepare_process(threads)
+        if holds_properties(model):
+            _refuse_keys(keys, model)
+            return typer.echo(table_of_errors(evaluate_properties(model, frames, device=device)))
         errors = evaluate_files(model, frames, keys=_label_keys(keys), device=device, report=typer.echo)
         typer.echo(error_table(errors))
+
+
+@app.command("predict", epilog="Example: segnn predict cu-al.pt frames.xyz predicted.xyz")
+def predict_command(
+    model: Model,
+    frames: Annotated[list[str], typer.Argument(help="structures of any format of ASE")],
+    out: Annotated[str, typer.Argument(help="new file, .xyz or .extxyz")],
+    device: Device = "auto",
+    threads: Threads = None,
+):
+    """Write structures with what a model says of them: energy, forces and stress, or the properties that it learned."""
+    with reported_errors():
+        from segnn_ase.prediction import predict_files
+
+        _prepare_process(threads)
+        typer.echo("\n".join(predict_files(model, frames, out, device=device)))
 
 
 @app.command("check", epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")
@@ -156,9 +191,13 @@ def convert_command(
 def info(model: Model):
     """Show what a model is: elements, settings, reference energies, measured errors."""
     with reported_errors():
+        from segnn_ase.properties.evaluation import describe_properties
+        from segnn_ase.properties.files import holds_properties
         from segnn_ase.store.description import describe_model
         from segnn_ase.store.model_file import read_committee
 
+        if holds_properties(model):
+            return typer.echo(describe_properties(model))
         typer.echo(describe_model(*read_committee(model)))
 
 
@@ -291,20 +330,26 @@ class reported_errors:
         return False
 
 
+def _refuse_keys(given: dict, model: str) -> None:
+    """Raise ConfigError for names of labels that a model of properties, which has its own, cannot use."""
+    for name, key in given.items():
+        raise ConfigError(f"{name} is {key!r}, but {model} is a model of properties, which knows its targets by name")
+
+
 def _label_keys(given: dict):
     from segnn_ase.data.labels import LabelKeys
 
     return LabelKeys(**{name.removesuffix("_key"): key for name, key in given.items()})
 
 
-def _train_config(config: Path | None, out: str | None, **sections: dict) -> TrainConfig:
+def _merged(config: Path | None, out: str | None, **sections: dict) -> dict:
     """Merge TOML file and options, which go first."""
     values = {} if config is None else read_toml(config)
     for name, options in sections.items():
         section = values.get(name, {})
         if isinstance(section, dict):  # what is no table is refused by `parse`
             values[name] = {**section, **options}
-    return TrainConfig.parse(values if out is None else {**values, "out": out})
+    return values if out is None else {**values, "out": out}
 
 
 def _prepare_process(threads: int | None) -> None:

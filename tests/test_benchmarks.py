@@ -34,6 +34,19 @@ SMALL = {
     "trust": ["--systems", "acetylacetone", "silicon64", "--seconds", "0.01"],
     "dispersion": ["--systems", "acetylacetone", "silicon8", "--rounds", "1"],
     "nbody": ["--models", "segnn", "egnn", "--epochs", "5", "--seeds", "1", "--small", "20"],
+    "molecules": [
+        "--presets",
+        "fast",
+        "--targets",
+        "dipole",
+        "charges",
+        "--epochs",
+        "1",
+        "--seeds",
+        "2",
+        "--frames",
+        "60",
+    ],
     "neighbors": ["--systems", "acetylacetone", "water24", "--repeats", "1"],
 }
 

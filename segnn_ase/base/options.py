@@ -85,6 +85,8 @@ def _words(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, tuple | list):
         return ", ".join(map(_words, value)) or "none"
+    if value == {}:
+        return "none"
     return "none" if value is None else str(value)
 
 

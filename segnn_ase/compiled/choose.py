@@ -9,7 +9,7 @@ path, on a few atoms of the potential's elements thrown together, as a dimer hid
 import copy
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.cpu_training import CpuLossGradient
 from segnn_ase.compiled.gpu_recording import RecordingEvaluator
 from segnn_ase.compiled.gpu_training import GpuLossGradient
+from segnn_ase.compiled.guard import TOLERANCE, Quantity, difference, gradients_of_weights, in_float64
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.network_steps import supported
 from segnn_ase.model.network import Operations
@@ -33,16 +34,13 @@ from segnn_ase.structure.neighbors import neighbor_list
 
 LAYERS = "compiled layers"
 MODES = ("auto", "off", "require")
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # relative to the size of the terms
 TABLE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5}
-ROUNDING = 3  # times the error of plain PyTorch in float32 is still rounding
 CERTAIN = 1 - 1e-9  # of the cutoff: pairs at it may be rounded to either side
 FRAGMENT = 64  # atoms; plain PyTorch on a large structure takes gigabytes
 DISPLACED = (0.1, 0.05, 0.025, 0.0125)  # Å: so far, or less where forces there are
 WILD = 100.0  # times those of the structure itself
 THROWN = 8  # atoms
 LEEWAY = 10  # for structures that are far from all that the network has learned: its terms cancel worse there
-SMALL = 1e-3  # of the largest gradient: those of weights below it are compared with its size, not their own
 
 
 class Backend(NamedTuple):
@@ -164,7 +162,7 @@ def samples(potential: Potential, graph: Graph) -> list[Sample]:
 def _moved_along(potential: Potential, graph: Graph, moved: Tensor, limit: float) -> Graph:
     """The graph moved along so far that its forces are others, but not where they explode, as far from all training
     data they may: there, rounding decides."""
-    exact = PlainEvaluator(_in_float64(potential)).without_core()
+    exact = PlainEvaluator(in_float64(potential)).without_core()
 
     def pushed(graph: Graph) -> float:
         forces = exact(graph).forces
@@ -207,13 +205,6 @@ def _thrown(potential: Potential, rng: np.random.Generator) -> Graph:
     return graph_from_arrays(numbers, places, np.zeros((3, 3)), neighbors).to(potential.device)
 
 
-class Quantity(NamedTuple):
-    """Something to compare, and the size of the terms it is a sum of: their rounding errors are what may differ."""
-
-    value: Tensor
-    size: float
-
-
 def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, graph: Graph) -> str | None:
     """What an evaluator of a backend gets wrong, or None."""
     other = None
@@ -222,20 +213,20 @@ def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, gr
             other = sample.potential
             tried = evaluator if other is potential else backend.make(other, False)
             # in float32 plain PyTorch is not exact either: both are held against float64
-            exact = PlainEvaluator(other if potential.dtype is torch.float64 else _in_float64(other))
+            exact = PlainEvaluator(other if potential.dtype is torch.float64 else in_float64(other))
         found, right = (_quantities_of(e, sample) for e in (tried, exact))
         usual = partial(_quantities_in_plain_pytorch, sample)
-        problem = _difference(found, usual, right, sample.leeway * backend.tolerance[potential.dtype])
+        problem = difference(found, usual, right, sample.leeway * backend.tolerance[potential.dtype])
         if problem is not None:
             return problem if other is potential else f"with random weights {problem}"
     return None
 
 
-def _quantities_of(evaluator: Evaluator, sample: Sample) -> dict[str, "Quantity"]:
+def _quantities_of(evaluator: Evaluator, sample: Sample) -> dict[str, Quantity]:
     return _quantities(evaluator.without_core()(sample.graph), evaluator, sample)
 
 
-def _quantities_in_plain_pytorch(sample: Sample) -> dict[str, "Quantity"]:
+def _quantities_in_plain_pytorch(sample: Sample) -> dict[str, Quantity]:
     return _quantities_of(PlainEvaluator(sample.potential), sample)
 
 
@@ -261,13 +252,13 @@ def _training_problem(make: Callable[[Potential], LossGradient], potential: Pote
         compared[2:2] = 2 * compared[:1]  # what is run the second time is recorded, and then replayed
     made: dict[Potential, LossGradient] = {}
     for sample in compared:
-        twin, exact = sample.potential, _in_float64(sample.potential)
+        twin, exact = sample.potential, in_float64(sample.potential)
         if twin not in made:
             made[twin] = make(twin)
         pairs = ((made[twin], twin), (PlainLossGradient(exact), exact))
         found, right = (_gradients(one, owner, sample.graph) for one, owner in pairs)
         usual = partial(_gradients, PlainLossGradient(twin), twin, sample.graph)
-        problem = _difference(found, usual, right, sample.leeway * TOLERANCE[potential.dtype])
+        problem = difference(found, usual, right, sample.leeway * TOLERANCE[potential.dtype])
         if problem is not None:
             return problem
     return None
@@ -287,12 +278,7 @@ def _gradients(gradient: LossGradient, potential: Potential, graph: Graph) -> di
 
     potential.zero_grad(set_to_none=True)
     gradient(graph, loss, forces=True, stress=False)
-    trained = {name: w.grad for name, w in potential.named_parameters() if w.requires_grad}
-    largest = max((float(g.abs().max()) for g in trained.values() if g is not None and g.numel()), default=0.0)
-    for name, g in trained.items():
-        value = torch.zeros(1) if g is None or not g.numel() else g.double()
-        size = 10 * max(float(value.abs().max()), SMALL * largest)
-        seen[f"gradients of {name}"] = Quantity(value, size)
+    seen |= gradients_of_weights(potential)
     potential.zero_grad(set_to_none=True)
     return seen
 
@@ -302,36 +288,3 @@ def _twin(potential: Potential) -> Potential:
     twin = copy.deepcopy(potential)
     twin.config = potential.config.model_copy(update={"core_repulsion": False})
     return twin
-
-
-def _in_float64(potential: Potential) -> Potential:
-    trained = [p.requires_grad for p in potential.parameters()]
-    twin = copy.deepcopy(potential).double()
-    for parameter, on in zip(twin.parameters(), trained, strict=True):
-        parameter.requires_grad_(on)
-    return twin
-
-
-def _difference(
-    found: dict[str, Quantity],
-    plain: Callable[[], dict[str, Quantity]],
-    exact: dict[str, Quantity],
-    tolerance: float,
-) -> str | None:
-    """What is wrong by more than the tolerance and by more than plain PyTorch is, in words, or None.
-
-    plain: evaluated only where something is wrong by more than the tolerance.
-    """
-    usual = cache(plain)
-    for name, (right, size) in exact.items():
-        if name in found and right.numel():
-            if found[name].value.shape != right.shape:
-                return f"{name} are missing"
-            error = _error_of(found[name].value, right, size)
-            if not error <= tolerance and not error <= ROUNDING * _error_of(usual()[name].value, right, size):
-                return f"{name} differ by {error:.1e} of their size, more than {tolerance:.0e}"
-    return None
-
-
-def _error_of(value: Tensor, right: Tensor, size: float) -> float:
-    return float((value - right).detach().abs().max()) / max(size, 1e-300)

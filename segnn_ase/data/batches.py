@@ -55,6 +55,11 @@ def edges_of(items: list[Item]) -> list[int]:
     return [len(item.graph.edge_src) for item in items]
 
 
+def cheapest(items: list[Item]) -> Item:
+    """The structure with the fewest pairs, but some: on which compiled code is tried."""
+    return min(items, key=lambda item: len(item.graph.edge_src) or math.inf)
+
+
 def pack(order: list[int], edges: list[int], most: int, budget: int) -> list[list[int]]:
     """Batches of at most `most` structures and `budget` edges, in order; a structure with more is one of its own."""
     batches: list[list[int]] = []

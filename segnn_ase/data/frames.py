@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -30,6 +30,15 @@ class Frame(NamedTuple):
     source: str  # file and index, for messages
     origins: tuple[str | None, str | None, str | None]  # where each label was found
     reading: Reading = Reading()
+
+
+class Sourced(Protocol):
+    """A structure and where it was read, whatever is known of it."""
+
+    @property
+    def atoms(self) -> Atoms: ...
+    @property
+    def source(self) -> str: ...
 
 
 def read_frames(paths: "str | Path | list", keys: LabelKeys | None = None) -> list[Frame]:
@@ -72,21 +81,26 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     Raises DataError for what is no structure, and for labels that cannot be used.
     """
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
+    bare = structure_alone(atoms, source)
+    found = find_labels(atoms, keys or LabelKeys(), source)
+    return Frame(bare, found.energy, found.forces, found.stress, source, found.origins, found.reading)
+
+
+def structure_alone(atoms: Atoms, source: str) -> Atoms:
+    """Elements, positions, cell and pbc, without what stands beside them. Raises DataError for what is no structure."""
     if not len(atoms) or not (atoms.numbers > 0).all():
         what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
         raise DataError(f"{source} is no structure: {what}")
     if atoms.numbers.max() >= len(chemical_symbols):
         atom = int(atoms.numbers.argmax())
         raise DataError(f"{source} is no structure: atom {atom} has the atomic number {atoms.numbers[atom]}")
-    found = find_labels(atoms, keys or LabelKeys(), source)
     lost = [axis for axis, pbc, vector in zip("abc", atoms.pbc, atoms.cell, strict=True) if pbc and not vector.any()]
     if lost:
         raise DataError(
             f"{source}: cell is {atoms.cell.tolist()}, of which {', '.join(lost)} span no volume, but pbc is "
             f'{atoms.pbc.tolist()}: in extended XYZ write Lattice="ax ay az bx by bz cx cy cz", or pbc="F F F"'
         )
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-    return Frame(bare, found.energy, found.forces, found.stress, source, found.origins, found.reading)
+    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
 
 
 def _names(images: list[tuple[str, Atoms]]) -> str:
@@ -172,7 +186,7 @@ def check_labels(frames: list[Frame]) -> None:
             raise DataError(f"{name} is zero in every frame ({len(labelled)} frames): the labels were lost on the way")
 
 
-def check_geometries(frames: list[Frame]) -> None:
+def check_geometries(frames: Sequence[Sourced]) -> None:
     """Raise DataError, with the frame, for positions and cells that have no neighbours to search."""
     for frame in frames:
         try:
@@ -181,7 +195,7 @@ def check_geometries(frames: list[Frame]) -> None:
             raise DataError(f"{frame.source}: {error}") from error
 
 
-def check_species(frames: list[Frame], species: list[int], name: str) -> None:
+def check_species(frames: Sequence[Sourced], species: list[int], name: str) -> None:
     """Raise DataError when frames hold an element that the potential was not trained for."""
     for frame in frames:
         extra = set(frame.atoms.numbers.tolist()) - set(species)
@@ -194,20 +208,24 @@ def check_species(frames: list[Frame], species: list[int], name: str) -> None:
             )
 
 
-def species_of(frames: list[Frame]) -> list[int]:
+def species_of(frames: Sequence[Sourced]) -> list[int]:
     return sorted({int(z) for f in frames for z in f.atoms.numbers})
 
 
 def split_frames(
     frames: list[Frame], fraction: float, seed: int, families: Sequence[int] | None = None
 ) -> tuple[list[Frame], list[Frame]]:
-    """Draw a validation set at random from frames with labels; isolated atoms stay in training.
-
-    families: a number for each frame; those with the same stay together, as long as others can be drawn. Returns
-    training and validation frames.
-    """
+    """Draw a validation set at random from frames with labels; isolated atoms stay in training. See `drawn_from`."""
     labelled = [n for n, f in enumerate(frames) if f.energy is not None or f.forces is not None]
-    candidates = [n for n in labelled if not is_isolated_atom(frames[n])]
+    drawn = drawn_from([n for n in labelled if not is_isolated_atom(frames[n])], fraction, seed, families)
+    return [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
+
+
+def drawn_from(candidates: list[int], fraction: float, seed: int, families: Sequence[int] | None) -> set[int]:
+    """A part of some numbers of frames, drawn at random.
+
+    families: a number for each frame; those with the same stay together, as long as others can be drawn.
+    """
     count = round(fraction * len(candidates))
     if fraction > 0 and len(candidates) > 1:
         count = min(max(count, 1), len(candidates) - 1)
@@ -219,8 +237,7 @@ def split_frames(
         chosen += members[k] if len(chosen) + len(members[k]) <= count else []
     if not chosen and count:
         chosen = min(members, key=len)[:count]
-    drawn = set(chosen)
-    return [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
+    return set(chosen)
 
 
 def is_isolated_atom(frame: Frame) -> bool:

@@ -1,6 +1,5 @@
 """What a training works on, what it is for, what it changes, and the files that it writes."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from segnn_ase.base.errors import ConfigError
-from segnn_ase.data.batches import Item
+from segnn_ase.data.batches import Item, cheapest
 from segnn_ase.data.frames import Frame
 from segnn_ase.data.references import ReferenceEnergies
 from segnn_ase.model.potential import Potential
@@ -84,7 +83,7 @@ class TrainingData(NamedTuple):
     @property
     def smallest(self) -> Item:
         """The cheapest structure with pairs, on which compiled code is tried."""
-        return min(self.train, key=lambda item: len(item.graph.edge_src) or math.inf)
+        return cheapest(self.train)
 
 
 class Training(NamedTuple):

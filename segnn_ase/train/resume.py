@@ -40,10 +40,10 @@ ONLY_LOGGED = {  # and these unless `select` is "stability"
     "rollout_temperature": "how hot they are",
 }
 OF_FRAMES = (
-    *("train", "valid", "valid_fraction", "teacher", "taught"),
+    *("train", "valid", "valid_fraction", "teacher", "taught", "target"),
     *("energy_key", "forces_key", "stress_key", "virial_key", "forces_mask_key", "dispersion"),
 )
-OF_START = ("isolated_atoms", "reference_energies")
+OF_START = ("isolated_atoms", "reference_energies", "irreps", "pooling")
 
 
 @dataclass

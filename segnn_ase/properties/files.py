@@ -1,0 +1,91 @@
+"""Files of models of properties: plain content, as those of potentials."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from ase.data import chemical_symbols
+
+from segnn_ase.base.errors import ConfigError, ModelFileError
+from segnn_ase.model.elements import parse_species
+from segnn_ase.model.irreps import CONVENTION
+from segnn_ase.model.settings import ModelConfig
+from segnn_ase.properties.model import Constants, PropertyModel
+from segnn_ase.properties.targets import POOLINGS, Target, checked_irreps
+from segnn_ase.store.model_file import WRONG
+from segnn_ase.store.shipped import find_model
+from segnn_ase.store.tensors import load_tensors, save_tensors
+
+PROPERTIES, LAYOUT = "segnn_ase properties", 1  # format and its version
+
+
+def save_properties(path: "str | Path", model: PropertyModel, *, metadata: dict | None = None) -> None:
+    """Write a model of properties with its provenance; metadata holds plain values."""
+    content = {
+        "format": PROPERTIES,
+        "version": LAYOUT,
+        "convention": CONVENTION,
+        "config": model.config.model_dump(mode="json"),
+        "species": [chemical_symbols[z] for z in model.species],
+        "targets": [{**t._asdict(), "shape": list(t.shape)} for t in model.targets],
+        "constants": [c._asdict() for c in model.constants],
+        "weights": model.state_dict(),
+        "metadata": metadata or {},
+    }
+    save_tensors(path, content)
+
+
+def holds_properties(model: Any) -> bool:
+    """Whether a file is a model of properties. Raises FileNotFoundError and ModelFileError."""
+    return load_tensors(find_model(model)).get("format") == PROPERTIES
+
+
+def load_properties(path: "str | Path", *, device: "str | torch.device" = "cpu") -> PropertyModel:
+    """Load a model of properties, ready for evaluation. Raises FileNotFoundError, ModelFileError for other files."""
+    return read_properties(path)[0].to(device)
+
+
+def read_properties(path: "str | Path") -> tuple[PropertyModel, dict]:
+    """The model on the CPU, and its metadata."""
+    content = load_tensors(find_model(path))
+    if (content.get("format"), content.get("version")) != (PROPERTIES, LAYOUT):
+        found = f"a {content.get('format')!r} of version {content.get('version')!r}"
+        raise ModelFileError(f"{path} is {found}; expected a {PROPERTIES!r} of version {LAYOUT}")
+    try:
+        if content["convention"] != CONVENTION:
+            raise ValueError(f"its convention is {content['convention']!r}; expected {CONVENTION!r}")
+        return _built(content), dict(content["metadata"])
+    except (*WRONG, ConfigError) as error:
+        raise ModelFileError(
+            f"{path} is no usable model of properties: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _built(content: dict) -> PropertyModel:
+    weights = content["weights"]
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
+        raise ValueError("its weights are not finite")
+    species = parse_species(content["species"])
+    targets = [_checked_target(values) for values in content["targets"]]
+    constants = [Constants(**values) for values in content["constants"]]
+    for target, (references, scales, size) in zip(targets, constants, strict=True):
+        numbers = [size, *scales, *(value for row in references for value in row)]
+        shapes = (len(references), {len(row) for row in references}, len(scales))
+        if (
+            shapes != (len(species), {len(target.scalars)}, target.dim)
+            or not all(map(math.isfinite, numbers))
+            or size <= 0
+        ):
+            raise ValueError(f"the constants of {target.name!r} are not as many finite numbers as it needs")
+    config = ModelConfig.parse(content["config"], section="model")
+    model = PropertyModel(config, species, targets, constants=constants)
+    model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    return model.eval()
+
+
+def _checked_target(values: dict) -> Target:
+    target = Target(**{**values, "shape": tuple(values["shape"])})
+    if target.pooling not in POOLINGS[target.per] or (target.pooling == "zero" and target.shape):
+        raise ValueError(f"the pooling of {target.name!r} is {target.pooling!r}")
+    return target._replace(irreps=checked_irreps(target.name, target.shape, target.irreps))

@@ -1,0 +1,135 @@
+"""Training of properties, by the loop of all trainings."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.base.errors import DataError, StructureError, expect
+from segnn_ase.base.locks import only_writer
+from segnn_ase.check.families import families
+from segnn_ase.data.batches import Item
+from segnn_ase.data.frames import Frame, check_geometries, check_species, drawn_from, species_of
+from segnn_ase.model.settings import model_config
+from segnn_ase.properties.goal import PROPERTY
+from segnn_ase.properties.labels import Labelled, compositions, read_labelled, table_of, targets_of
+from segnn_ase.properties.model import Constants, PropertyModel
+from segnn_ase.properties.settings import PropertyTraining
+from segnn_ase.properties.targets import Target, refuse_unreachable
+from segnn_ase.store.tensors import checksum
+from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
+from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
+from segnn_ase.train.loop import run_training
+from segnn_ase.train.report import printer
+from segnn_ase.train.resume import checksum_of_items, decisive_settings
+from segnn_ase.train.start import deadline_of
+
+CALIBRATION = 64  # structures
+
+
+class Values(tuple[Tensor, ...]):
+    """Labels as components of irreps, one tensor for each target: (B, dim), or of atoms (N, dim); NaN is unknown."""
+
+    def __new__(cls, *tensors: Tensor) -> "Values":
+        return super().__new__(cls, tensors)
+
+
+def train_properties(config: PropertyTraining, *, progress: bool = True) -> dict:
+    """Train a model of properties and write it to config.out. Returns errors, {"valid": {"dipole_rmse": …}, …}.
+
+    Errors are those of components, in the unit of the labels. Raises DataError, ConfigError and FileNotFoundError for
+    what cannot be trained on, OutOfTime when `max_minutes` are over; the same call goes on.
+    """
+    expect(isinstance(config, PropertyTraining), "config", config, "a PropertyTraining")
+    report = printer(progress)
+    with only_writer([config.out, *output_files(config.out).values()]):
+        refuse_overwriting(config.out)
+        resolve_device(config.training.device)  # refuse before reading
+        model, data = prepared(config, report)
+        metadata = {"training": config.model_dump(mode="json")}
+        start = [model.config.model_dump(mode="json"), *([*t[:2], list(t.shape), *t[3:]] for t in model.targets)]
+        same = {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
+        size = sum(p.numel() for p in model.parameters())
+        report(f"{len(data.train)} frames to learn from, {len(data.valid)} for validation; {size} parameters")
+        job = Training(model, data, PROPERTY, metadata, same)
+        return run_training(config, job, deadline_of(config.training), progress=progress)
+
+
+def prepared(config: PropertyTraining, report) -> tuple[PropertyModel, TrainingData]:
+    """The data, and a model with random weights, but with what elements and compositions say."""
+    data, settings = config.data, model_config(**config.model)
+    frames = read_labelled(data.train, data.target)
+    valid = read_labelled(data.valid, data.target, every=False) if data.valid else []
+    tests = {path: read_labelled([path], data.target, every=False) for path in data.test}
+    for some in (frames, valid, *tests.values()):
+        check_geometries(some)
+    targets = targets_of([*frames, *valid, *(f for some in tests.values() for f in some)], *table_settings(config))
+    refuse_unreachable(targets, settings)
+    if not valid:
+        frames, valid = split(frames, data.valid_fraction, config.training.seed)
+    report(table_of(frames, targets))
+    species = species_of(frames)
+    for name, others in (("validation", valid), *((f"test {path}", some) for path, some in tests.items())):
+        check_species(others, species, name)
+    sets = [[item_of(frame, targets, settings.cutoff) for frame in some] for some in (frames, valid, *tests.values())]
+    constants = [constants_of(target, frames, species) for target in targets]
+    model = PropertyModel(settings, species, targets, constants=constants, seed=config.training.seed)
+    model.to(resolve_dtype(config.training.dtype))
+    every = -(-len(sets[0]) // CALIBRATION)  # from the whole set: frames often come sorted by kind
+    model.calibrate(collate([item.graph for item in sets[0][::every]]))
+    test = dict(zip(tests, sets[2:], strict=True))
+    return model, TrainingData(sets[0], sets[1], test, checksum_of_items(sets[:2]), [], {})
+
+
+def table_settings(config: PropertyTraining) -> tuple:
+    return config.data.target, config.data.irreps, config.data.pooling
+
+
+def split(frames: list[Labelled], fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
+    """For training and validation, where alike frames stay together."""
+    bare = [Frame(f.atoms, None, None, None, f.source, (None, None, None)) for f in frames]
+    together = families(bare, round(fraction * len(frames))) if fraction else None
+    drawn = drawn_from(list(range(len(frames))), fraction, seed, together)
+    return [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
+
+
+def item_of(frame: Labelled, targets: list[Target], cutoff: float) -> Item:
+    """A frame as tensors. Raises DataError where it has no neighbours to search."""
+    labels = []
+    for target in targets:
+        rows = len(frame.atoms) if target.per == "atom" else 1
+        known = frame.labels.get(target.name)
+        values = np.full((rows, *target.shape), np.nan) if known is None else known.value
+        labels.append(target.components(torch.as_tensor(values, dtype=torch.float64)))
+    try:
+        return Item(with_pairs(graph_from_atoms(frame.atoms, cutoff)), Values(*labels), frame.atoms)
+    except StructureError as error:
+        raise DataError(f"{frame.source}: {error}") from error
+
+
+def constants_of(target: Target, frames: list[Labelled], species: list[int]) -> Constants:
+    """References by least squares on the compositions, and the root mean square of what they leave.
+
+    Raises DataError for labels that are all the same, which teach nothing.
+    """
+    known = [(f.atoms, f.labels[target.name].value) for f in frames if target.name in f.labels]
+    y = target.components(torch.as_tensor(np.concatenate([value for _, value in known]))).numpy()
+    if target.per == "atom":
+        x = np.concatenate([atoms.numbers[:, None] == species for atoms, _ in known]).astype(float)
+    else:
+        x = compositions([atoms for atoms, _ in known], species)
+    atoms = x.sum(axis=1, keepdims=True)
+    x = x / atoms if target.pooling == "mean" else x
+    there = np.isfinite(y).all(axis=1)
+    x, y = x[there], y[there].copy()
+    fitted = np.linalg.lstsq(x, y[:, target.scalars], rcond=None)[0]
+    y[:, target.scalars] -= x @ fitted
+    squares = np.array([np.mean(y[:, np.equal(target.kind_of_component, k)] ** 2) for k in target.kind_of_component])
+    size = float(np.sqrt(np.mean(y**2)))
+    if not size > 1e-12 * max(1.0, float(np.abs(fitted).max(initial=0.0))):
+        raise DataError(
+            f"target {target.name!r} is what the elements alone say in all {len(y)} labels: there is nothing to learn"
+        )
+    per_atom = float(np.sqrt(atoms[there].mean())) if target.pooling == "sum" else 1.0
+    scales = np.maximum(np.sqrt(squares), 1e-3 * size) / per_atom
+    return Constants(fitted.tolist(), scales.tolist(), size)
