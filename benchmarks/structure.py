@@ -26,7 +26,7 @@ FLOORS = (
     "calculator",
     "train verify",
     "dynamics properties",
-    "prediction",
+    "prediction drawing",
     "cli",
     "__main__",
 )

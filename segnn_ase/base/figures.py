@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -17,6 +18,7 @@ from segnn_ase.base.files import write_atomically
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FORMATS = (".png", ".pdf", ".svg")
 RATIOS = (1e-8, 1e4)  # shown of measured / tolerance
+VIEW = 75.0  # degrees above the plane of x and y, from which structures are looked at
 MANY = 3000  # points; more are drawn as a density
 ERRORS = {  # column of the history: label, unit, factor
     "valid_energy_rmse": ("energy", "meV/atom", 1e3),
@@ -204,6 +206,45 @@ def plot_dataset(
         x, y = (1e3 * np.asarray(values) for values in agreement)
         axes.plot(x, y, ".", ms=3, color=COLORS[0])
         axes.axline((0, 0), slope=1, color="0.3", lw=0.8)
+    _save(figure, path)
+
+
+class Glyphs(NamedTuple):
+    """Functions on the sphere around atoms."""
+
+    positions: np.ndarray  # (N, 3) Å
+    symbols: Sequence[str]  # (N,)
+    bonds: Sequence[tuple[int, int]]  # pairs of atoms
+    directions: np.ndarray  # (n, m, 3) from pole to pole and around
+    values: np.ndarray  # (N, n, m)
+
+
+def plot_glyphs(path: "str | Path", glyphs: Glyphs, *, size: float = 0.75) -> None:
+    """Draw functions on the sphere: the distance from the atom is |F|, blue where it is positive, else red.
+
+    size: Å, of the largest.
+    """
+    from mpl_toolkits.mplot3d.proj3d import proj_transform
+
+    largest = float(np.abs(glyphs.values).max()) or 1.0
+    figure = _figure(6.4, 4.8)
+    axes: Any = figure.add_subplot(projection="3d", proj_type="ortho")
+    for a, b in glyphs.bonds:
+        axes.plot(*glyphs.positions[[a, b]].T, color="0.6", lw=1.6, zorder=0)
+    for place, values in zip(glyphs.positions, glyphs.values, strict=True):
+        surface = place + (size / largest * np.abs(values))[:, :, None] * glyphs.directions
+        colors = np.where(values > 0, COLORS[0], COLORS[1])
+        axes.plot_surface(*surface.transpose(2, 0, 1), facecolors=colors, rstride=1, cstride=1, lw=0, alpha=0.85)
+    low, high = glyphs.positions.min(axis=0) - size, glyphs.positions.max(axis=0) + size
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+    axes.set_box_aspect(high - low, zoom=1.25)
+    axes.view_init(elev=VIEW, azim=-90)
+    axes.set_axis_off()
+    figure.set_layout_engine("none")
+    axes.set_position((0.0, 0.0, 1.0, 1.0))
+    for place, symbol in zip(glyphs.positions, glyphs.symbols, strict=True):  # on the paper: surfaces would hide them
+        x, y, _ = proj_transform(*place, axes.get_proj())
+        axes.annotate(symbol, (x, y), fontsize=8, weight="bold", color="white", ha="center", va="center", zorder=1e6)
     _save(figure, path)
 
 

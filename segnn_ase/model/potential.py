@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segnn_ase.base.errors import expect
 from segnn_ase.model.elements import Elements, species_index
+from segnn_ase.model.irreps import Features
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
 from segnn_ase.model.repulsion import CORE_MARGIN, core_of, seen_by_network, with_repulsion
 from segnn_ase.model.settings import ModelConfig
@@ -109,9 +110,16 @@ class Potential(nn.Module):
 
     def calibrate(self, graph: Graph) -> list[float]:
         """Set the messages' norms from a batch of training structures; see `SEGNN.calibrate`."""
-        vectors = edge_vectors(graph).to(self.dtype)
+        return self.segnn.calibrate(*self._inputs(graph))
+
+    def features(self, graph: Graph) -> list[Features]:
+        """The steerable features of atoms after each interaction, one (N, 2l + 1, channels) per irrep."""
+        return self.segnn(*self._inputs(graph))[0]
+
+    def _inputs(self, graph: Graph) -> tuple[Tensor, ...]:
+        """What the network takes."""
         one_hot = self._one_hot(self.species_index[graph.numbers])
-        return self.segnn.calibrate(one_hot, vectors, graph.edge_src, graph.edge_dst)
+        return one_hot, edge_vectors(graph).to(self.dtype), graph.edge_src, graph.edge_dst
 
     def _one_hot(self, kind: Tensor) -> Tensor:
         """Unit-variance species features (N, n_species)."""

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from segnn_ase.base.figures import plot_certificate, plot_energy_drift, plot_learning_curve, plot_parity, plot_rdf
+from segnn_ase.base.figures import (
+    Glyphs,
+    plot_certificate,
+    plot_energy_drift,
+    plot_glyphs,
+    plot_learning_curve,
+    plot_parity,
+    plot_rdf,
+)
 
 RNG = np.random.default_rng(0)
 HISTORY = [
@@ -74,8 +82,14 @@ def certificate_without_a_run(path):
     plot_certificate(path, {"lost": float("nan")}, [0.0], [float("nan")])
 
 
+def glyphs(path):
+    directions = np.random.default_rng(0).normal(size=(5, 6, 3))
+    values = np.random.default_rng(1).normal(size=(2, 5, 6))
+    plot_glyphs(path, Glyphs(np.array([[0.0, 0, 0], [1.0, 0, 0]]), ["C", "O"], [(0, 1)], directions, values))
+
+
 FIGURES = [parity, density, one_point, learning_curve, short_learning_curve, energy_drift, drift_without_slope]
-FIGURES += [rdf, rdf_with_reference, certificate, certificate_without_a_run]
+FIGURES += [rdf, rdf_with_reference, glyphs, certificate, certificate_without_a_run]
 
 
 @pytest.mark.parametrize("draw", FIGURES)
