@@ -46,7 +46,8 @@ def draw_features(
     expect(max(features) > 0, "model", potential.config.hidden_irreps, "hidden_irreps with 1o, 2e, ...")
     channels = min(x.shape[2] for x in features.values())
     if channel is None:
-        channel = int(sum(x.square().sum((0, 1))[:channels] for l, x in features.items() if l).argmax())
+        powers = [x.square().sum((0, 1))[:channels] for l, x in features.items() if l]
+        channel = int(torch.stack(powers).sum(0).argmax())
     expect(channel in range(channels), "channel", channel, f"0 to {channels - 1}")
     directions = sphere()
     values = functions_of({l: x[:, :, channel] for l, x in features.items()}, directions)

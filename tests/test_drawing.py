@@ -8,7 +8,7 @@ from ase.build import molecule
 from helpers.systems import rotation
 
 from segnn_ase.base.errors import ConfigError, StructureError
-from segnn_ase.drawing import draw_features, steerable_features, functions_of, sphere
+from segnn_ase.drawing import draw_features, functions_of, sphere, steerable_features
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 

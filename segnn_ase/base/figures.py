@@ -224,7 +224,7 @@ def plot_glyphs(path: "str | Path", glyphs: Glyphs, *, size: float = 0.75) -> No
 
     size: Å, of the largest.
     """
-    from mpl_toolkits.mplot3d.proj3d import proj_transform
+    from mpl_toolkits.mplot3d.proj3d import proj_transform  # type: ignore[import-untyped]
 
     largest = float(np.abs(glyphs.values).max()) or 1.0
     figure = _figure(6.4, 4.8)

@@ -24,8 +24,8 @@ WEIGHT = {"weight": True}
 
 
 def supported(potential: nn.Module) -> bool:
-    """Whether `make_steps` knows this network: all but the published message."""
-    return potential.config.message != "published"
+    """Whether `make_steps` knows this network: all but the published message and weights of senders."""
+    return potential.config.message != "published" and not potential.config.density_weighting
 
 
 def make_steps(potential: nn.Module, tables: RadialTables | None = None) -> NetworkSteps:

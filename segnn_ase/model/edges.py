@@ -118,3 +118,8 @@ def node_attributes(edges: Any, *, smooth: bool) -> Tensor:
     steered = edges.sum_neighbors(weight * edges.harmonics[:, 1:])
     normalised = steered / (1.0 + total) if smooth else steered / total.clamp_min(1.0)
     return torch.cat([torch.ones_like(total), normalised], dim=1)
+
+
+def inverse_density(edges: Any) -> Tensor:
+    """1 / (1 + sum_j u(d_ij)), (N, 1): PointConv's weights (Wu et al., CVPR 2019, eq. 4), their kernel the envelope."""
+    return 1.0 / (1.0 + edges.sum_neighbors(edges.envelope))

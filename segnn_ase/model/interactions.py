@@ -46,11 +46,23 @@ class Message(nn.Module):
                 fan_in[k] += paths * self.blocks.width(b)
         self.out = nn.ModuleList(Dense(f, m) for f, m in zip(fan_in, mul, strict=True))
 
-    def forward(self, f: Features, edges: Any, received: "Received | None" = None) -> Features:
-        """f as irreps; edges as `received`, which does the work of `received_by_steps`, takes them."""
+    def forward(
+        self, f: Features, edges: Any, received: "Received | None" = None, senders: Tensor | None = None
+    ) -> Features:
+        """f as irreps; edges as `received`, which does the work of `received_by_steps`, takes them; senders (N, 1):
+        what is multiplied with all that an atom sends."""
         pair = tuple(dense(x) for dense, x in zip(self.pair, f, strict=True))
+        if senders is not None:
+            pair = tuple(self._weighted(x, senders[:, :, None]) for x in pair)
         joined = self.blocks.join((received or received_by_steps)(self, pair, edges))
         return tuple(dense(x) for dense, x in zip(self.out, joined, strict=True))
+
+    def _weighted(self, x: Tensor, senders: Tensor) -> Tensor:
+        """W^s f_j times a weight of j; W^r f_i is left as it is."""
+        if self.linear:
+            return x * senders
+        receiver, sender = x.chunk(2, dim=2)
+        return torch.cat([receiver, sender * senders], dim=2)
 
     def factors(self, radial: Tensor) -> tuple[Tensor, ...]:
         """rho for each block, (n, paths * channels), from radial functions (n, n_radial)."""

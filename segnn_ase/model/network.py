@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segnn_ase.model.edges import Edges, make_edges, node_attributes
+from segnn_ase.model.edges import Edges, inverse_density, make_edges, node_attributes
 from segnn_ase.model.interactions import (
     Message,
     Powers,
@@ -110,7 +110,8 @@ class SEGNN(nn.Module):
             a = a + node_attr
         if edge_scalars is not None:
             edge_scalars = edges.to_slots(edge_scalars)
-        given = (edge_scalars, operations.product) if published else (operations.message,)
+        sparse = inverse_density(edges) if self.config.density_weighting else None
+        given = (edge_scalars, operations.product) if published else (operations.message, sparse)
         f = self.embedding(self.layout_in.split(features), a, operations.product)
         history = []
         for t in self._interactions:

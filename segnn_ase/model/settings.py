@@ -29,6 +29,9 @@ class ModelConfig(Settings):
         (64, 64), max_length=8, description="widths of the hidden layers of the radial networks"
     )
     body_order: int = Field(3, ge=1, le=3, description="highest power of the node's own message in self-products")
+    density_weighting: bool = Field(
+        False, description="what an atom sends is divided by how dense its surroundings are, as in PointConv"
+    )
     readout_hidden: int = Field(16, ge=1, le=4096, description="width of the hidden layer of the last readout")
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
 
@@ -51,6 +54,8 @@ class ModelConfig(Settings):
     def _variants(self):
         if self.message != "published" and not self.smooth:
             raise ValueError("smooth = false is only meaningful with message = 'published'")
+        if self.message == "published" and self.density_weighting:
+            raise ValueError("density_weighting = true is none of message = 'published'; leave it out")
         if self.message == "published" and self.body_order != 1:
             raise ValueError("message = 'published' has no self-products: set body_order = 1")
         return self

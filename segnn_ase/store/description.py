@@ -37,7 +37,8 @@ def _of_network(potential: Potential) -> list[str]:
     references = ", ".join(
         f"{chemical_symbols[z]} {e:.4f}" for z, e in zip(potential.species, potential.reference_energies, strict=True)
     )
-    hops = config.interactions + (config.lmax_attr > 0)  # the node attributes of the neighbours reach one further
+    further = config.lmax_attr > 0 or config.density_weighting  # attributes and densities of the neighbours
+    hops = config.interactions + further
     return [
         f"elements    {' '.join(potential.symbols)}",
         f"E0          {references} eV",

@@ -42,6 +42,7 @@ COMMITTEE = "segnn_ase committee"
 VERSION = 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
 WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # from content of any kind
+SINCE = {"density_weighting": False}  # settings that came later, as the networks before had them
 # functions that turn the content of version n into that of version n + 1; add one with each new version
 UPGRADES: dict[int, Callable[[dict], dict]] = {}
 
@@ -202,11 +203,12 @@ def _checked_version(path: Path, content: dict) -> int:
 
 
 def _build(content: dict) -> Potential:
-    config, weights = ModelConfig.parse(content["config"], section="model"), content["weights"]
+    settings = {**SINCE, **content["config"]}
+    config, weights = ModelConfig.parse(settings, section="model"), content["weights"]
     if content["units"] != UNITS:
         raise ConfigError(f"units are {content['units']}; expected {UNITS}")
     _check_weights(weights, config)
-    if missing := ModelConfig.model_fields.keys() - content["config"].keys():
+    if missing := ModelConfig.model_fields.keys() - settings.keys():
         raise ConfigError(f"config lacks {', '.join(sorted(missing))}")
     for name in ("reference_energies", "scales"):
         if not isinstance(content[name], list):

@@ -18,6 +18,8 @@ VARIANTS = {  # name: (preset, replaced settings)
     "schnet": ("schnet", {"hidden_irreps": "16x0e"}),
     "uneven": ("segnn", {"hidden_irreps": "12x0e+6x1o+3x2e", "lmax_attr": 2}),
     "parities": ("segnn", {"hidden_irreps": "8x0e+4x0o+4x1e+4x1o", "lmax_attr": 2}),
+    "sparse": ("fast", {"hidden_irreps": "8x0e+8x1o", "density_weighting": True}),
+    "pointconv": ("tfn", {**STEERABLE, "density_weighting": True}),
     "coreless": ("segnn", {**STEERABLE, "core_repulsion": False}),
     "segnn2022": ("segnn2022", STEERABLE),
     "default": ("segnn", {}),

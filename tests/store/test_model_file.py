@@ -16,11 +16,13 @@ from helpers.potentials import uncalibrated_potential as tiny_potential
 from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.base.files import write_atomically
 from segnn_ase.model.predict import predict
+from segnn_ase.model.settings import ModelConfig
 from segnn_ase.store import model_file, shipped
 from segnn_ase.store.description import describe_model
 from segnn_ase.store.model_file import (
     COMMITTEE,
     FORMAT,
+    SINCE,
     VERSION,
     load_committee,
     load_potential,
@@ -95,6 +97,14 @@ def parts_of(file: Path) -> tuple[dict, bytes]:
     data = file.read_bytes()
     n = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:n]), data[n:]
+
+
+def test_files_of_before_a_setting_came_are_as_they_were(tmp_path, file):
+    content = load_tensors(file)
+    for name, value in SINCE.items():
+        assert content["config"].pop(name) == value == ModelConfig.model_fields[name].default
+    save_tensors(tmp_path / "old.pt", content)
+    assert load_potential(tmp_path / "old.pt").config == load_potential(file).config
 
 
 def test_any_name_will_do(tmp_path, file):
