@@ -2,6 +2,7 @@
 
 python benchmarks/nbody.py --system charged --models segnn egnn tfn --epochs 200 --seeds 3
 python benchmarks/nbody.py --system gravity --models segnn --epochs 60
+python benchmarks/nbody.py --models segnn segnn,weight_decay=0.1 segnn,steps=4,backwards=true --seeds 1      # a study
 
 All models learn from the same file of trajectories, which is computed once (7,000: 1 minute of charges, 20 of stars)
 and whose sha256 is told: 3,000 to learn from, 2,000 to choose the model by and 2,000 to measure it. Published errors
@@ -13,6 +14,7 @@ import argparse
 import hashlib
 import json
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from report import plot_lines, print_table, save
 
 from segnn_ase.dynamics import StepperTraining, load_stepper, simulate, train_stepper, write_motion
 from segnn_ase.dynamics.motion import read_motion
-from segnn_ase.dynamics.settings import STEPPERS
+from segnn_ase.dynamics.settings import MotionConfig, StepperConfig
 
 SIZES = {"train": 3000, "valid": 2000, "test": 2000}
 SEED = 43
@@ -49,8 +51,11 @@ def motion_of(system: str, sizes: dict[str, int], work: Path) -> Path:
 
 
 def settings(a: argparse.Namespace, model: str, seed: int, motion: Path) -> StepperTraining:
-    folder = Path(a.out) / a.system / f"{model}-{a.epochs}-{seed}"
-    neighbors = {"neighbors": a.neighbors or NEAREST[a.system]}
+    folder, (preset, *others) = Path(a.out) / a.system / f"{model}-{a.epochs}-{seed}", model.split(",")
+    given = tomllib.loads("\n".join(others))
+    data, network = (
+        {k: given.pop(k) for k in kind.model_fields.keys() & given} for kind in (MotionConfig, StepperConfig)
+    )
     training = {
         "epochs": a.epochs,
         "patience": a.epochs,
@@ -59,12 +64,13 @@ def settings(a: argparse.Namespace, model: str, seed: int, motion: Path) -> Step
         "max_edges": 100_000,
         "learning_rate": a.learning_rate,
         "validate_every": 5,
+        **given,
     }
     return StepperTraining.parse(
         {
             "out": str(folder / "stepper.pt"),
-            "data": {"motion": str(motion), **a.sizes},
-            "model": {"preset": model, **neighbors},
+            "data": {"motion": str(motion), **a.sizes, **data},
+            "model": {"preset": preset, "neighbors": a.neighbors or NEAREST[a.system], **network},
             "training": training,
         }
     )
@@ -100,7 +106,7 @@ def measure(a: argparse.Namespace, model: str, seed: int, motion: Path) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--system", default="charged", choices=PUBLISHED)
-    parser.add_argument("--models", nargs="+", default=["segnn"], choices=STEPPERS)
+    parser.add_argument("--models", nargs="+", default=["segnn"], metavar="PRESET[,SETTING=VALUE]")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=0.01)

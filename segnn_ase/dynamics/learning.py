@@ -71,9 +71,10 @@ def read_sets_of_motion(config: StepperTraining) -> TrainingData:
         asked = f"{data.train} + {data.valid} + {data.test} (data.train, data.valid, data.test)"
         raise DataError(f"{data.motion} has {len(motion.charges)} systems; expected {asked}")
     motion = Motion(*(x[: ends[-1]] for x in motion))
-    train, valid, test = (
-        items_of(Motion(*part), neighbors) for part in zip(*(np.split(x, ends[:-1]) for x in motion), strict=True)
-    )
+    parts = [Motion(*part) for part in zip(*(np.split(x, ends[:-1]) for x in motion), strict=True)]
+    train, valid, test = (items_of(part, neighbors) for part in parts)
+    if data.backwards:
+        train += items_of(backwards(parts[0]), neighbors)
     learned = checksum([[*item.graph[:-1], *item.labels] for items in (train, valid) for item in items] + [data.train])
     return TrainingData(train, valid, {"test": test}, learned, [], {})
 
@@ -83,6 +84,11 @@ def items_of(motion: Motion, neighbors: int | None) -> list[Item]:
         Item(bodies(x, v, q, neighbors), After(torch.from_numpy(later), torch.from_numpy(w)))
         for x, v, q, later, w in zip(*motion, strict=True)
     ]
+
+
+def backwards(motion: Motion) -> Motion:
+    """From where the bodies are later to where they were."""
+    return Motion(motion.later, -motion.later_velocities, motion.charges, motion.positions, -motion.velocities)
 
 
 def fresh_stepper(config: StepperTraining, data: TrainingData) -> TimeStepper:

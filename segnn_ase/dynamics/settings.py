@@ -14,7 +14,7 @@ FAR = 10.0  # times the scale of positions: a cutoff that hardly any pair reache
 
 
 VECTOR = Kind(1, -1)
-OF_SEGNN = ("lmax_attr", "message", "velocity_attribute", "velocities", "equivariant")
+OF_SEGNN = ("lmax_attr", "message", "velocity_attribute", "velocities", "steps", "equivariant")
 
 
 class StepperConfig(Settings):
@@ -42,8 +42,16 @@ class StepperConfig(Settings):
     velocities: bool = Field(
         False, description="whether velocities are predicted, too, so that it can go on from there"
     )
+    steps: int = Field(
+        1, ge=1, le=100, description="times that the network is applied, each over an equal part of the time"
+    )
     equivariant: bool = Field(True, description="false: components of vectors enter as scalars (message passing)")
     neighbors: int | None = Field(None, ge=1, description="nearest bodies that send messages; none: all")
+
+    @property
+    def moves_velocities(self) -> bool:
+        """Whether the network says velocities, too: to be told, or to go on from."""
+        return self.velocities or self.steps > 1
 
     @model_validator(mode="after")
     def _consistent(self):
@@ -58,8 +66,9 @@ class StepperConfig(Settings):
             raise ValueError(f"equivariant is false and lmax_attr is {self.lmax_attr}; expected 0")
         if self.equivariant and not (self.lmax_attr and VECTOR in kinds(parse_irreps(backbone.hidden_irreps))):
             raise ValueError("equivariant is true: expected lmax_attr above 0 and some 1o in hidden_irreps")
-        if self.velocities and not self.equivariant:
-            raise ValueError("velocities is true: expected equivariant = true")
+        for name, asked in (("velocities", self.velocities), ("steps", self.steps > 1)):
+            if asked and not self.equivariant:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected equivariant = true")
         if self.message == "linear" and self.pair_functions == "many":
             raise ValueError("message is 'linear' and pair_functions is 'many': a linear message has radial networks")
         return self
@@ -110,6 +119,11 @@ class MotionConfig(Settings):
     motion: str = Field(description="file of charges, and of positions and velocities at one time and another")
     train: int = Field(3000, ge=1, description="systems to learn from")
     valid: int = Field(2000, ge=1, description="systems that choose the model")
+    backwards: bool = Field(
+        False,
+        description="learn every system backwards, too, with velocities turned round: right where forces do not depend "
+        "on velocities",
+    )
     test: int = Field(2000, ge=1, description="systems on which the finished model is measured")
 
 

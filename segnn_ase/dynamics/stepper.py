@@ -71,7 +71,8 @@ UNIT = Scales(1.0, 1.0, 1.0)
 class TimeStepper(nn.Module):
     """x(t + dt) = x(t) + network(x - mean x, v, q), in units of `scales`; Brandstetter et al., ICLR 2022, section 5.1.
 
-    Positions enter relative to the mean of their system, so that the result moves and turns with the bodies.
+    With `steps` in the settings it goes a part of the way so many times, with the same weights. Positions enter
+    relative to the mean of their system, so that the result moves and turns with the bodies.
     """
 
     def __init__(self, config: StepperConfig, *, scales: Scales = UNIT, seed: int = 0):
@@ -89,7 +90,7 @@ class TimeStepper(nn.Module):
             linear = config.message == "linear"  # which has no scalars of pairs: charges are features of bodies
             given = f"{given}+1x0e" if linear else given
             self.segnn = SEGNN(backbone, given, n_edge_scalars=0 if linear else pairs)
-            self.head = SteerableHead(backbone, f"{out}+{out}" if config.velocities else out)
+            self.head = SteerableHead(backbone, f"{out}+{out}" if config.moves_velocities else out)
 
     @property
     def device(self) -> torch.device:
@@ -101,15 +102,21 @@ class TimeStepper(nn.Module):
 
     def forward(self, graph: Bodies) -> Tensor:
         """Positions later, (N, 3), float64; with `velocities` in the settings these beside them, (N, 6)."""
+        part = self.scales.displacement / self.config.steps
+        for _ in range(self.config.steps):
+            moved = self._moved(graph)
+            state = torch.cat([graph.positions, graph.velocities], dim=1)[:, : moved.shape[1]] + part * moved.double()
+            graph = graph._replace(positions=state[:, :3], velocities=state[:, 3:])
+        return state if self.config.velocities else state[:, :3]
+
+    def _moved(self, graph: Bodies) -> Tensor:
+        """How far bodies and their velocities move, (N, 3) or (N, 6)."""
         if self.config.network == "egnn":
             x, v, q = self._centred(graph)
             scalars = self.pair_scalars(x[graph.edge_src] - x[graph.edge_dst], q, graph)
-            moved = self.egnn(length(v), x, v, graph.edge_src, graph.edge_dst, scalars) - x
-        else:
-            history, a = self.segnn(**self._inputs(graph))
-            moved = self.head(history[-1], a)
-        start = torch.cat([graph.positions, graph.velocities], dim=1)[:, : moved.shape[1]]
-        return start + self.scales.displacement * moved.double()
+            return self.egnn(length(v), x, v, graph.edge_src, graph.edge_dst, scalars) - x
+        history, a = self.segnn(**self._inputs(graph))
+        return self.head(history[-1], a)
 
     @torch.no_grad()
     def calibrate(self, graph: Bodies) -> None:

@@ -10,9 +10,11 @@ from helpers.systems import rotation
 from segnn_ase.base.errors import ConfigError, DataError, ModelFileError, OutOfTime, StructureError
 from segnn_ase.dynamics import StepperTraining, load_stepper, simulate, train_stepper, write_motion
 from segnn_ase.dynamics.files import save_stepper
+from segnn_ase.dynamics.learning import read_sets_of_motion
 from segnn_ase.dynamics.motion import Motion
 from segnn_ase.dynamics.settings import STEPPERS, stepper_config
 from segnn_ase.dynamics.stepper import Scales, TimeStepper, bodies
+from segnn_ase.dynamics.systems import SYSTEMS, leapfrog
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum, load_tensors, save_tensors
 from segnn_ase.structure.graph import collate
@@ -94,6 +96,33 @@ def test_velocities_turn_with_the_bodies_and_not_with_their_place():
     np.testing.assert_allclose(after[:, 3:], before[:, 3:] @ matrix.T, atol=1e-10)
 
 
+def test_many_steps_are_one_after_the_other():
+    x, v, q = system()
+    made, matrix = stepper("segnn", steps=3), rotation(3)
+    one = stepper("segnn", velocities=True)
+    one.scales = made.scales._replace(displacement=made.scales.displacement / 3)
+    one.load_state_dict(made.state_dict())
+    state = np.hstack([x, v])
+    for _ in range(3):
+        state = one.step(state[:, :3], state[:, 3:], q)
+    np.testing.assert_allclose(made.step(x, v, q), state[:, :3], atol=1e-12)
+    turned = made.step(x @ matrix.T + 3.0, v @ matrix.T, q)
+    np.testing.assert_allclose(turned, state[:, :3] @ matrix.T + 3.0, atol=1e-10)
+
+
+def test_backwards_bodies_are_where_they_came_from(tmp_path):
+    config = configured(tmp_path)
+    data = config.data.model_copy(update={"backwards": True})
+    found = read_sets_of_motion(config.model_copy(update={"data": data}))
+    assert (len(found.train), len(found.valid)) == (80, 10)
+    there, back = found.train[3], found.train[43]
+    np.testing.assert_array_equal(back.graph.positions, there.labels.positions)
+    np.testing.assert_array_equal(back.labels.positions, there.graph.positions)
+    state = [values.numpy()[None] for values in back.graph[:3]]
+    x, _ = leapfrog(SYSTEMS["charged"], *state, 1000)
+    np.testing.assert_allclose(x[0], there.graph.positions, atol=5e-3)
+
+
 def test_nearest_bodies_only():
     x, v, q = system(n=12)
     graph = bodies(x, v, q, neighbors=3)
@@ -123,7 +152,9 @@ def test_what_is_no_system_is_refused():
         ("egnn", {"equivariant": False}, "equivariant is False, but network is 'egnn'"),
         ("egnn", {"velocity_attribute": False}, "velocity_attribute is False, but"),
         ("egnn", {"hidden_irreps": "8x0e+8x1o"}, "expected 0e only"),
-        ("message-passing", {"velocities": True}, "velocities is true"),
+        ("message-passing", {"velocities": True}, "velocities is True"),
+        ("message-passing", {"steps": 2}, "steps is 2"),
+        ("egnn", {"steps": 2}, "steps is 2, but network is 'egnn'"),
         ("tfn", {"pair_functions": "many"}, "a linear message has radial networks"),
     ],
 )
