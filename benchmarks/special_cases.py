@@ -4,7 +4,8 @@ python benchmarks/special_cases.py DATA --sets acac mlearn-Si --minutes 10 --see
 
 SchNet, EGNN and tensor field networks, the last also as in PointConv, whose neighbours send less where they are dense
 (equivariant here, as its weights are functions of the distance times harmonics), the SEGNN of this package and the one
-as published. All have the same channels, radial functions, optimiser, time and frames. jump: the largest, and missing:
+as published, all with their presets' channels (64 scalars without directions, 32 of each kind with them), the same
+optimiser, time and frames. jump: the largest, and missing:
 the sum of all jumps of the energy while all atoms of the first test structure move by 0.3 Å in a thousand steps, beside
 the work of the forces; meV. Every run is one of accuracy.py, with a folder of its own below OUT, and goes on likewise.
 """

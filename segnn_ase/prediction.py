@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -20,14 +20,23 @@ from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import PER_ATOM
 
 OF_POTENTIALS = ("energy", "forces", "stress")
-OLD = "REF_"  # before the names of results that the file had
+WITH_ENERGY = {"energies", "energy", "forces", "free_energy", "stress", "stresses"}  # of one calculation
+OUTSIDE = "outside"  # entry of structures outside of what a potential was trained on
+BEFORE = "before_"  # names of what is there already as REF_
+
+
+class Said(NamedTuple):
+    """What a model says of structures."""
+
+    values: list[dict[str, Any]]  # by name, of each
+    per_atom: set[str]  # names of what is said of each atom
 
 
 def predict_files(model: str, paths: "str | Path | list", out: "str | Path", *, device: str = "auto") -> list[str]:
     """Write every structure with what a model says, as results where ASE has that property; returns what was done.
 
-    What the file itself had by these names is kept as REF_energy and so on, all else as it was; "outside"
-    says in which ways a structure is outside of what a potential was trained on. Raises FileNotFoundError, DataError,
+    What the file itself has by these names is kept, as REF_energy and so on, all else is as it was; "outside" says in
+    which ways a structure is outside of what a potential was trained on. Raises FileNotFoundError, DataError,
     ConfigError for a name that is no extended XYZ, ModelFileError, and StructureError for what cannot be evaluated.
     """
     out, paths = home_expanded(out, "out"), as_paths(paths)
@@ -37,40 +46,50 @@ def predict_files(model: str, paths: "str | Path | list", out: "str | Path", *, 
     refuse_as_output(out, paths)
     images = [image for path in paths for image in read_images(path)]
     bare = [structure_alone(atoms, source) for source, atoms in images]
-    found, per_atom = _said_of(model, bare, device)
-    marked = (_with(atoms, values, per_atom) for (_, atoms), values in zip(images, found, strict=True))
-    left = write_labelled(out, marked)
+    said, renamed = _said_of(model, bare, device), dict[str, str]()
+    pairs = zip(images, said.values, strict=True)
+    left = write_labelled(out, [_marked(atoms, values, said.per_atom, renamed) for (_, atoms), values in pairs])
+    kept = [f"what the frames had as {old} is now {new}" for old, new in renamed.items()]
     lost = [f"left out, as extended XYZ cannot hold it: {', '.join(left)}"] if left else []
-    return [*lost, f"wrote {len(images)} frames to {out}"]
+    return [*kept, *lost, f"wrote {len(images)} frames to {out}"]
 
 
-def _said_of(model: str, structures: Sequence[Atoms], device: str) -> tuple[list[dict[str, Any]], set[str]]:
-    """What is said of each structure, and the names of what is said of each atom."""
+def _said_of(model: str, structures: Sequence[Atoms], device: str) -> Said:
     if holds_properties(model):
         loaded = load_properties(model, device=resolve_device(device))
-        return loaded.predict_all(structures), {target.name for target in loaded.targets if target.per == "atom"}
-    calculator, found = SEGNNCalculator(model, device=device, domain="ignore"), []
-    for results in calculator.evaluate(structures, ["energy", "forces", "stress"]):
+        return Said(loaded.predict_all(structures), {target.name for target in loaded.targets if target.per == "atom"})
+    calculator, found = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True), []
+    for results in calculator.evaluate(structures, OF_POTENTIALS):
         ways = ", ".join(dict.fromkeys(way.kind for way in results.get("outside_domain", ())))
         known = {name: results[name] for name in OF_POTENTIALS if name in results}
-        found.append(known | ({"outside": ways} if ways else {}))
-    return found, PER_ATOM
+        found.append(known | ({OUTSIDE: ways} if ways else {}))
+    return Said(found, PER_ATOM)
 
 
-def _with(atoms: Atoms, values: dict[str, Any], per_atom: set[str]) -> Atoms:
-    """The structure with these values beside all that it had."""
-    marked, old = atoms.copy(), {} if atoms.calc is None else atoms.calc.results
-    for name, value in old.items():
-        _put(marked, f"{OLD}{name}", value, name in PER_ATOM)
-    for store in (marked.info, marked.arrays):
-        for name in set(store) & set(values):
-            store[f"{OLD}{name}"] = store.pop(name)
-    results = {name: value for name, value in values.items() if name in all_properties and np.ndim(value) < 2}
-    results |= {name: value for name, value in values.items() if name == "forces"}
-    for name in set(values) - set(results):
+def _marked(atoms: Atoms, values: dict[str, Any], per_atom: set[str], renamed: dict[str, str]) -> Atoms:
+    """The structure with these values beside all that it had; renamed: takes the new names of what is kept."""
+    marked = atoms.copy()
+    marked.info.pop(OUTSIDE, None)
+    old = {} if atoms.calc is None else dict(atoms.calc.results)
+    for name in values.keys() | (WITH_ENERGY if "energy" in values else set()):
+        for store, of_atoms in ((old, name in PER_ATOM), (marked.info, False), (marked.arrays, True)):
+            if name in store:
+                new = _free_name(name, marked)
+                _put(marked, new, store.pop(name), of_atoms)
+                renamed.setdefault(name, new)
+    own = {name for name in values if name in all_properties and (name in PER_ATOM) == (name in per_atom)}
+    for name in values.keys() - own:
         _put(marked, name, values[name], name in per_atom)
-    marked.calc = SinglePointCalculator(marked, **results)
+    marked.calc = SinglePointCalculator(marked, **old, **{name: values[name] for name in own})
     return marked
+
+
+def _free_name(name: str, atoms: Atoms) -> str:
+    """REF_ before a name, or where that is taken "before_", as often as it takes."""
+    new = f"REF_{name}"
+    while new in atoms.info or new in atoms.arrays:
+        new = f"{BEFORE}{name}" if new.startswith("REF_") else f"{BEFORE}{new}"
+    return new
 
 
 def _put(atoms: Atoms, name: str, value: Any, per_atom: bool) -> None:

@@ -1,19 +1,17 @@
 """Models of properties on labelled files, and what they are, in words."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from ase.data import chemical_symbols
 
 from segnn_ase.base.devices import resolve_device
-from segnn_ase.base.errors import DataError, expect
+from segnn_ase.base.errors import expect
 from segnn_ase.data.batches import cheapest
 from segnn_ase.data.frames import as_paths, check_geometries, check_species
 from segnn_ase.properties.files import load_properties, read_properties
-from segnn_ase.properties.goal import errors_of_properties, layers_for, property_residuals
-from segnn_ase.properties.labels import Labelled, read_labelled
+from segnn_ase.properties.goal import errors_of_properties, layers_for, property_residuals, without_loss
+from segnn_ase.properties.labels import check_forms, read_labelled
 from segnn_ase.properties.learning import item_of
-from segnn_ase.properties.targets import Target
 from segnn_ase.train.settings import LoopConfig
 
 
@@ -26,27 +24,15 @@ def evaluate_properties(model: "str | Path", paths: "str | Path | list", *, devi
     expect(bool(paths), "paths", paths, "at least one")
     loaded, errors = load_properties(model, device=resolve_device(device)), {}
     for path in paths:
-        frames = read_labelled([path], [target.name for target in loaded.targets], every=False)
+        irreps = {target.name: target.irreps for target in loaded.targets}
+        frames = read_labelled([path], list(irreps), irreps, every=False)
         check_geometries(frames)
         check_species(frames, loaded.species, path)
         check_forms(frames, loaded.targets)
         items = [item_of(frame, loaded.targets, loaded.cutoff) for frame in frames]
         operations = layers_for(loaded, cheapest(items))
-        found = errors_of_properties(property_residuals(loaded, items, LoopConfig(), operations))
-        errors[path] = {name: value for name, value in found.items() if name != "loss"}
+        errors[path] = without_loss(errors_of_properties(property_residuals(loaded, items, LoopConfig(), operations)))
     return errors
-
-
-def check_forms(frames: Sequence[Labelled], targets: Sequence[Target]) -> None:
-    """Raise DataError for a label of another form than the one that was learned."""
-    for frame in frames:
-        for target in targets:
-            label = frame.labels.get(target.name)
-            if label is not None and (label.per, label.value.shape[1:]) != (target.per, target.shape):
-                raise DataError(
-                    f"{target.name} of {frame.source} has shape {label.value.shape[1:]} for each {label.per}; expected "
-                    f"{target.shape} for each {target.per}, as the model learned it"
-                )
 
 
 def describe_properties(path: "str | Path") -> str:
@@ -55,7 +41,9 @@ def describe_properties(path: "str | Path") -> str:
     config = model.config
     lines = [f"elements    {' '.join(chemical_symbols[z] for z in model.species)}"]
     for target in model.targets:
-        of = {"": "of atoms", "zero": "of atoms, with a sum of 0"}.get(target.pooling, f"{target.pooling} over atoms")
+        of = {"free": "of atoms", "zero": "of atoms, with a sum of 0"}.get(
+            target.pooling, f"{target.pooling} over atoms"
+        )
         lines.append(f"property    {target.name}: {target.irreps}, {of}, in the unit of the labels")
     lines += [
         f"irreps      {config.hidden_irreps}, attributes to l = {config.lmax_attr}, {config.interactions} interactions",

@@ -12,8 +12,9 @@ from segnn_ase.model.elements import parse_species
 from segnn_ase.model.irreps import CONVENTION
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.properties.model import Constants, PropertyModel
-from segnn_ase.properties.targets import POOLINGS, Target, checked_irreps
-from segnn_ase.store.model_file import WRONG
+from segnn_ase.properties.settings import check_name
+from segnn_ase.properties.targets import POOLINGS, Target, checked_irreps, is_of_matrix
+from segnn_ase.store.model_file import WRONG, check_weights, checked_metadata
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_tensors, save_tensors
 
@@ -55,17 +56,18 @@ def read_properties(path: "str | Path") -> tuple[PropertyModel, dict]:
     try:
         if content["convention"] != CONVENTION:
             raise ValueError(f"its convention is {content['convention']!r}; expected {CONVENTION!r}")
-        return _built(content), dict(content["metadata"])
-    except (*WRONG, ConfigError) as error:
+        return _built(content), checked_metadata(content["metadata"])
+    except (*WRONG, ConfigError, StopIteration) as error:
         raise ModelFileError(
             f"{path} is no usable model of properties: {' '.join(str(error).split())[:200]}"
         ) from error
 
 
 def _built(content: dict) -> PropertyModel:
-    weights = content["weights"]
-    if not all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
-        raise ValueError("its weights are not finite")
+    config, weights = ModelConfig.parse(content["config"], section="model"), content["weights"]
+    check_weights(weights, config, next(iter(content["weights"].values())).dtype)
+    if not bool((weights["segnn.norms"] > 0).all()):
+        raise ValueError("its norms are not all above zero")
     species = parse_species(content["species"])
     targets = [_checked_target(values) for values in content["targets"]]
     constants = [Constants(**values) for values in content["constants"]]
@@ -78,7 +80,6 @@ def _built(content: dict) -> PropertyModel:
             or size <= 0
         ):
             raise ValueError(f"the constants of {target.name!r} are not as many finite numbers as it needs")
-    config = ModelConfig.parse(content["config"], section="model")
     model = PropertyModel(config, species, targets, constants=constants)
     model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
     return model.eval()
@@ -86,6 +87,11 @@ def _built(content: dict) -> PropertyModel:
 
 def _checked_target(values: dict) -> Target:
     target = Target(**{**values, "shape": tuple(values["shape"])})
+    check_name(target.name)
+    if target.shape not in ((), (3,), (3, 3)) and not (len(target.shape) == 1 and target.shape[0] > 0):
+        raise ValueError(f"the shape of {target.name!r} is {target.shape}")
+    if target.shape == (3, 3) and not is_of_matrix(target.irreps):
+        raise ValueError(f"the irreps of {target.name!r} are {target.irreps!r}, which are not of a matrix")
     if target.pooling not in POOLINGS[target.per] or (target.pooling == "zero" and target.shape):
         raise ValueError(f"the pooling of {target.name!r} is {target.pooling!r}")
     return target._replace(irreps=checked_irreps(target.name, target.shape, target.irreps))

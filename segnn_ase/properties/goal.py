@@ -1,11 +1,12 @@
 """Properties as what is to be learned: the loss, what is measured, what the end of a training tells."""
 
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.figures import plot_learning_curve, plot_parity
@@ -22,9 +23,18 @@ from segnn_ase.train.settings import LoopConfig
 
 
 def layers_for(model: PropertyModel, example: Item) -> Operations | None:
-    """Compiled layers, where they are right on an example."""
+    """Compiled layers, where they are right on an example, with its atoms displaced: symmetry hides what is wrong."""
     graph = example.graph.to(model.device)
-    return choose_layers(model, lambda twin, operations: twin(graph, operations))
+    moved = DISPLACED * np.random.default_rng(0).normal(size=tuple(graph.positions.shape))
+    graph = graph._replace(positions=graph.positions + torch.as_tensor(moved).to(graph.positions))
+
+    def outputs(twin: nn.Module, operations: Operations | None) -> list[Tensor]:
+        return cast(PropertyModel, twin).of_atoms(graph, operations)
+
+    return choose_layers(model, outputs)
+
+
+DISPLACED = 0.1  # Å
 
 
 class Errors(NamedTuple):
@@ -111,6 +121,10 @@ def errors_of_properties(found: dict[str, np.ndarray]) -> dict:
     return errors
 
 
+def without_loss(errors: dict) -> dict:
+    return {name: value for name, value in errors.items() if name != "loss"}
+
+
 def told_in_a_line(row: dict) -> str:
     errors = {k.removeprefix("valid_").removesuffix("_rmse"): v for k, v in row.items() if k.endswith("_rmse")}
     parts = [f"{name} {value:.3g}" for name, value in errors.items() if value is not None]
@@ -128,16 +142,15 @@ def finish_properties(config: PropertyTraining, job: Training, history: list[dic
     operations = layers_for(model, job.data.smallest)
     sets = {name: items for name, items in {"train": job.data.train, "valid": job.data.valid}.items() if items}
     sets |= job.data.test
-    errors = {}
-    for name, items in sets.items():
-        found = property_residuals(model, items, config.training, operations)
-        errors[name] = {key: value for key, value in errors_of_properties(found).items() if key != "loss"}
-        if name != "train":
-            draw(config.out, short_name(name, list(sets)), model.targets, found)
+    found = {name: property_residuals(model, items, config.training, operations) for name, items in sets.items()}
+    errors = {name: without_loss(errors_of_properties(values)) for name, values in found.items()}
     metadata = {**job.metadata, **{name: kept[name] for name in OF_RUN}, "errors": errors}
     save_properties(config.out, model.cpu(), metadata=metadata)
+    for name in sets.keys() - {"train"}:
+        draw(config.out, short_name(name, list(sets)), model.targets, found[name])
     if len(history) > 1:
-        plot_learning_curve(output_files(config.out)["curve"], history)
+        losses = [{key: row[key] for key in ("epoch", "train_loss", "valid_loss", "lr")} for row in history]
+        plot_learning_curve(output_files(config.out)["curve"], losses)
     told = f"kept is epoch {kept['epoch']} of {history[-1]['epoch']}\nwrote {config.out}"
     printer(progress)(f"{table_of_errors(errors)}\n{told}")
     return errors
@@ -147,7 +160,8 @@ def draw(out: str, name: str, targets: list[Target], found: dict[str, np.ndarray
     for target in targets:
         reference, predicted = (found[f"{target.name}_{kind}"] for kind in ("reference", "predicted"))
         if len(reference):
-            path = Path(out).with_suffix(f".parity_{target.name}_{name}.png")
+            short = re.sub(r"[^\w-]+", "_", target.name)
+            path = Path(out).with_suffix(f".parity_{short}_{name}.png")
             plot_parity(path, reference, predicted, label=target.name, unit="unit of the labels")
 
 

@@ -12,7 +12,7 @@ from segnn_ase.data.batches import Item
 from segnn_ase.data.frames import Frame, check_geometries, check_species, drawn_from, species_of
 from segnn_ase.model.settings import model_config
 from segnn_ase.properties.goal import PROPERTY
-from segnn_ase.properties.labels import Labelled, compositions, read_labelled, table_of, targets_of
+from segnn_ase.properties.labels import Labelled, check_forms, compositions, read_labelled, table_of, targets_of
 from segnn_ase.properties.model import Constants, PropertyModel
 from segnn_ase.properties.settings import PropertyTraining
 from segnn_ase.properties.targets import Target, refuse_unreachable
@@ -21,7 +21,7 @@ from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.report import printer
-from segnn_ase.train.resume import checksum_of_items, decisive_settings
+from segnn_ase.train.resume import checksum_of_items, decisive_settings, settings_of
 from segnn_ase.train.start import deadline_of
 
 CALIBRATION = 64  # structures
@@ -47,7 +47,7 @@ def train_properties(config: PropertyTraining, *, progress: bool = True) -> dict
         resolve_device(config.training.device)  # refuse before reading
         model, data = prepared(config, report)
         metadata = {"training": config.model_dump(mode="json")}
-        start = [model.config.model_dump(mode="json"), *([*t[:2], list(t.shape), *t[3:]] for t in model.targets)]
+        start = [settings_of(model.config), *([*t[:2], list(t.shape), *t[3:]] for t in model.targets)]
         same = {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
         size = sum(p.numel() for p in model.parameters())
         report(f"{len(data.train)} frames to learn from, {len(data.valid)} for validation; {size} parameters")
@@ -58,16 +58,18 @@ def train_properties(config: PropertyTraining, *, progress: bool = True) -> dict
 def prepared(config: PropertyTraining, report) -> tuple[PropertyModel, TrainingData]:
     """The data, and a model with random weights, but with what elements and compositions say."""
     data, settings = config.data, model_config(**config.model)
-    frames = read_labelled(data.train, data.target)
-    valid = read_labelled(data.valid, data.target, every=False) if data.valid else []
-    tests = {path: read_labelled([path], data.target, every=False) for path in data.test}
+    frames = read_labelled(data.train, data.target, data.irreps)
+    valid = read_labelled(data.valid, data.target, data.irreps) if data.valid else []
+    tests = {path: read_labelled([path], data.target, data.irreps, every=False) for path in data.test}
     for some in (frames, valid, *tests.values()):
         check_geometries(some)
-    targets = targets_of([*frames, *valid, *(f for some in tests.values() for f in some)], *table_settings(config))
+    targets = targets_of([*frames, *valid], data.target, data.irreps, data.pooling)
     refuse_unreachable(targets, settings)
-    if not valid:
-        frames, valid = split(frames, data.valid_fraction, config.training.seed)
+    for some in tests.values():
+        check_forms(some, targets)
     report(table_of(frames, targets))
+    if not valid:
+        frames, valid = split(frames, targets, data.valid_fraction, config.training.seed)
     species = species_of(frames)
     for name, others in (("validation", valid), *((f"test {path}", some) for path, some in tests.items())):
         check_species(others, species, name)
@@ -81,16 +83,25 @@ def prepared(config: PropertyTraining, report) -> tuple[PropertyModel, TrainingD
     return model, TrainingData(sets[0], sets[1], test, checksum_of_items(sets[:2]), [], {})
 
 
-def table_settings(config: PropertyTraining) -> tuple:
-    return config.data.target, config.data.irreps, config.data.pooling
-
-
-def split(frames: list[Labelled], fraction: float, seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """For training and validation, where alike frames stay together."""
+def split(
+    frames: list[Labelled], targets: list[Target], fraction: float, seed: int
+) -> tuple[list[Labelled], list[Labelled]]:
+    """For training and validation, where alike frames stay together; lone atoms, what has no label and the only frames
+    of an element are learned. Raises DataError where one side has no label of a target."""
     bare = [Frame(f.atoms, None, None, None, f.source, (None, None, None)) for f in frames]
     together = families(bare, round(fraction * len(frames))) if fraction else None
-    drawn = drawn_from(list(range(len(frames))), fraction, seed, together)
-    return [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
+    drawn = drawn_from([n for n, f in enumerate(frames) if f.labels and len(f.atoms) > 1], fraction, seed, together)
+    learned = set(species_of([f for n, f in enumerate(frames) if n not in drawn]))
+    drawn = {n for n in drawn if learned.issuperset(frames[n].atoms.numbers.tolist())}
+    train, valid = [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
+    for target in targets:
+        counts = [sum(target.name in f.labels for f in some) for some in (train, valid)]
+        if not counts[0] or (valid and not counts[1]):
+            raise DataError(
+                f"target {target.name!r}: {sum(counts)} of {len(frames)} frames have it, of which {counts[1]} were "
+                "drawn for validation; give a set for validation as data.valid, or another valid_fraction or seed"
+            )
+    return train, valid
 
 
 def item_of(frame: Labelled, targets: list[Target], cutoff: float) -> Item:
@@ -118,7 +129,7 @@ def constants_of(target: Target, frames: list[Labelled], species: list[int]) -> 
         x = np.concatenate([atoms.numbers[:, None] == species for atoms, _ in known]).astype(float)
     else:
         x = compositions([atoms for atoms, _ in known], species)
-    atoms = x.sum(axis=1, keepdims=True)
+    atoms = x.sum(axis=1, keepdims=True)  # one where rows are atoms
     x = x / atoms if target.pooling == "mean" else x
     there = np.isfinite(y).all(axis=1)
     x, y = x[there], y[there].copy()

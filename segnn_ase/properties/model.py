@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from torch import Tensor, nn
 
 from segnn_ase.base.errors import expect
+from segnn_ase.data.batches import pack
 from segnn_ase.model.elements import check_elements, species_index
 from segnn_ase.model.network import SEGNN, Operations
 from segnn_ase.model.published import SteerableHead
@@ -17,7 +18,7 @@ from segnn_ase.model.settings import ModelConfig
 from segnn_ase.properties.targets import Target, refuse_unreachable
 from segnn_ase.structure.graph import Graph, collate, edge_vectors, graph_from_atoms, sum_over_atoms, with_pairs
 
-AT_ONCE = 32  # structures
+AT_ONCE, EDGES_AT_ONCE = 32, 100_000  # structures, unless one has more pairs
 
 
 class Constants(NamedTuple):
@@ -52,6 +53,8 @@ class PropertyModel(nn.Module):
         expect(isinstance(config, ModelConfig), "config", config, "a ModelConfig")
         expect(bool(targets), "targets", targets, "at least one")
         refuse_unreachable(list(targets), config)
+        known = len(set(species)) == len(species) > 0 and all(0 < z <= 118 for z in species)
+        expect(known, "species", species, "different atomic numbers from 1 to 118, at least one")
         self.config, self.species, self.targets = config, list(species), list(targets)
         none = [Constants([[0.0] * len(t.scalars) for _ in species], [1.0] * t.dim, 1.0) for t in targets]
         self.constants = none if constants is None else list(constants)
@@ -75,6 +78,11 @@ class PropertyModel(nn.Module):
 
     def forward(self, graph: Graph, operations: Operations | None = None) -> list[Tensor]:
         """Components of irreps of each target, (B, dim) or of atoms (N, dim), float64, in the unit of the labels."""
+        parts = zip(self.of_atoms(graph, operations), self.targets, strict=True)
+        return [self._pooled(y, target, graph) for y, target in parts]
+
+    def of_atoms(self, graph: Graph, operations: Operations | None = None) -> list[Tensor]:
+        """The same of every atom, (N, dim), before anything is added up."""
         kind = self.species_index[graph.numbers]
         history, a = self.segnn(**self._inputs(graph, kind), operations=operations)
         found = []
@@ -84,11 +92,11 @@ class PropertyModel(nn.Module):
             if target.scalars:
                 known = y.new_tensor(references)[kind]
                 y = y.index_add(1, torch.tensor(target.scalars, device=y.device), known)
-            found.append(self._pooled(y, target, graph))
+            found.append(y)
         return found
 
     def _pooled(self, y: Tensor, target: Target, graph: Graph) -> Tensor:
-        if target.pooling == "":
+        if target.pooling == "free":
             return y
         total = sum_over_atoms(y, graph)
         if target.pooling == "sum":
@@ -130,14 +138,14 @@ class PropertyModel(nn.Module):
         for atoms in structures:
             expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
             check_elements([chemical_symbols[z] for z in self.species], self.species, atoms.numbers)
-        parts = [structures[n : n + AT_ONCE] for n in range(0, len(structures), AT_ONCE)]
-        return [found for part in parts for found in self._predict_some(part)]
+        graphs = [with_pairs(graph_from_atoms(atoms, self.cutoff)) for atoms in structures]
+        batches = pack(list(range(len(graphs))), [len(g.edge_src) for g in graphs], AT_ONCE, EDGES_AT_ONCE)
+        return [found for numbers in batches for found in self._predict_some([graphs[n] for n in numbers])]
 
     @torch.no_grad()
-    def _predict_some(self, structures: Sequence[Atoms]) -> list[dict[str, np.ndarray]]:
-        graph = collate([with_pairs(graph_from_atoms(atoms, self.cutoff)) for atoms in structures])
-        sizes = [len(atoms) for atoms in structures]
-        found: list[dict[str, np.ndarray]] = [{} for _ in structures]
+    def _predict_some(self, graphs: list[Graph]) -> list[dict[str, np.ndarray]]:
+        graph, sizes = collate(graphs), [len(g.numbers) for g in graphs]
+        found: list[dict[str, np.ndarray]] = [{} for _ in graphs]
         for target, components in zip(self.targets, self(graph.to(self.device)), strict=True):
             values = target.labels(components.cpu())
             parts = values.split(sizes) if target.per == "atom" else values

@@ -9,6 +9,17 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.train.settings import LoopConfig
 
 
+def check_name(name: str) -> None:
+    """Raise ValueError for what cannot be the name of a target."""
+    from segnn_ase.base.label_names import usual_name  # which imports NumPy
+
+    good = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 100
+    if not good or name in ("numbers", "positions"):
+        raise ValueError(f"target is {name!r}; expected a name of at most 100 letters")
+    if usual_name(name) is not None:
+        raise ValueError(f"target is {name!r}, which a potential learns: leave --target out")
+
+
 class PropertyData(Settings):
     """Where the frames are, and which of their properties are learned; paths may carry ASE's index."""
 
@@ -25,10 +36,14 @@ class PropertyData(Settings):
         "dipole, polarizability, charges, ...; may be repeated",
     )
     irreps: dict[str, str] = Field(
-        {}, description="how a property turns, as quadrupole=1x2e; none: 0e of a number, 1o of a vector, 0e+2e of a 3x3"
+        {},
+        description="how a property turns, as quadrupole=1x2e; none: 0e of a number, 1o of a vector, 0e+2e of a "
+        "symmetric matrix",
     )
-    pooling: dict[str, Literal["sum", "mean"]] = Field(
-        {}, description="what a structure has of its atoms, as gap=mean; none: what the compositions say, else the sum"
+    pooling: dict[str, Literal["sum", "mean", "free", "zero"]] = Field(
+        {},
+        description="what a structure has of its atoms, as gap=mean; none: what the compositions say, else the sum; of "
+        "atoms' numbers zero or free: whether they always add up to nothing; none: as charges do in all frames",
     )
 
     @field_validator("train", "valid", "test", "target", mode="before")
@@ -38,6 +53,8 @@ class PropertyData(Settings):
 
     @model_validator(mode="after")
     def _of_targets(self):
+        for name in self.target:
+            check_name(name)
         if len(set(self.target)) < len(self.target):
             raise ValueError(f"target is {list(self.target)}; expected each once")
         for name, table in (("irreps", self.irreps), ("pooling", self.pooling)):
@@ -46,6 +63,7 @@ class PropertyData(Settings):
         return self
 
 
+OF_ENERGY = {"core_repulsion", "readout_hidden"}
 OF_TARGETS = ("target", "irreps", "pooling")
 
 
@@ -60,4 +78,6 @@ class PropertyTraining(Settings):
     @model_validator(mode="after")
     def _consistent(self):
         model_config(**self.model)
+        for name in OF_ENERGY & self.model.keys():
+            raise ValueError(f"setting 'model.{name}' is {self.model[name]!r}: it is of potentials only; leave it out")
         return self

@@ -10,8 +10,11 @@ from segnn_ase.base.errors import ConfigError
 from segnn_ase.model.irreps import SCALAR, Irreps, Kind, clebsch_gordan, kinds, parse_irreps, spherical_kinds
 from segnn_ase.model.settings import ModelConfig
 
-POOLINGS = {"structure": ("sum", "mean"), "atom": ("", "zero")}
-AXIAL = {"magmom", "magmoms", "magnetic_moment", "magnetic_moments", "angular_momentum"}  # vectors that mirrors keep
+POOLINGS = {"structure": ("sum", "mean"), "atom": ("free", "zero")}
+AXIAL = {  # vectors that mirrors keep
+    *("magmom", "magmoms", "magnetic_moment", "magnetic_moments", "magnetic_dipole", "magnetization"),
+    *("angular_momentum", "torque", "torques", "spin", "spins"),
+}
 SYMMETRIC, GENERAL = "1x0e+1x2e", "1x0e+1x1e+1x2e"
 
 
@@ -22,7 +25,7 @@ class Target(NamedTuple):
     per: str  # "structure" or "atom"
     shape: tuple[int, ...]  # of a label: () a number, (3,) a vector, (3, 3) a matrix, (n,) components of irreps
     irreps: str  # in e3nn's notation and order
-    pooling: str  # of structures, the "sum" or the "mean" over atoms; of atoms "zero" where they add up to nothing
+    pooling: str  # of structures "sum" or "mean" over atoms; of atoms "free", or "zero" where they add up to nothing
 
     @property
     def dim(self) -> int:
@@ -68,6 +71,12 @@ def matrices_of(l: int) -> Tensor:
     return table / table.norm(dim=0)
 
 
+def is_of_matrix(irreps: str) -> bool:
+    """Whether these irreps are of a 3 x 3 matrix, or of a part of one: degrees 0, 1 and 2, each once or not at all."""
+    degrees = [ir.l for mul, ir in Irreps(irreps) for _ in range(mul)]
+    return bool(degrees) and max(degrees) <= 2 and len(set(degrees)) == len(degrees)
+
+
 def irreps_of(name: str, per: str, shape: tuple[int, ...], symmetric: bool, given: str | None) -> str:
     """How a property turns: as given, else by its shape. Raises ConfigError where neither is enough."""
     if given is not None:
@@ -80,29 +89,33 @@ def irreps_of(name: str, per: str, shape: tuple[int, ...], symmetric: bool, give
         return "1x0e"
     raise ConfigError(
         f"target {name!r} has {shape[0]} numbers {'an atom' if per == 'atom' else 'a structure'}, which can turn in "
-        f"more than one way; give irreps.{name}, as {shape[0]}x0e for invariants, or write a matrix as nine numbers"
+        f"more than one way; give irreps.{name}, as {shape[0]}x0e for invariants"
     )
 
 
 def checked_irreps(name: str, shape: tuple[int, ...], given: str) -> str:
     """The irreps as they are written. Raises ConfigError where they do not fit the shape of the labels."""
+    written = given_irreps(name, given)
+    if shape == (3, 3):
+        return written  # of a matrix, or it would not have been taken for one
+    size = shape[0] if shape else 1
+    if Irreps(written).dim != size:
+        raise ConfigError(
+            f"setting 'data.irreps.{name}' is {given!r}, of {Irreps(written).dim} components; labels have {size}"
+        )
+    return written
+
+
+def given_irreps(name: str, given: str) -> str:
+    """The irreps as they are written, without those of which there are none. Raises ConfigError for what is none."""
     try:
         parse_irreps(given)
     except ValueError as error:
         raise ConfigError(f"setting 'data.irreps.{name}': {error}") from None
-    irreps = Irreps(given)
-    if shape == (3, 3):
-        singles = [ir for mul, ir in irreps for _ in range(mul)]
-        if len({ir.l for ir in singles}) == len(singles) and all(ir.l <= 2 for ir in singles):
-            return str(irreps)
-        raise ConfigError(
-            f"setting 'data.irreps.{name}' is {given!r}, but its labels are 3 x 3 matrices; expected degrees 0, 1 and "
-            f"2, each once or not at all, as {GENERAL}"
-        )
-    size = shape[0] if shape else 1
-    if irreps.dim != size:
-        raise ConfigError(f"setting 'data.irreps.{name}' is {given!r}, of {irreps.dim} components; labels have {size}")
-    return str(irreps)
+    written = Irreps((mul, ir) for mul, ir in Irreps(given) if mul)
+    if not written:
+        raise ConfigError(f"setting 'data.irreps.{name}' is {given!r}; expected some, such as 1x1o")
+    return str(written)
 
 
 def refuse_unreachable(targets: list[Target], config: ModelConfig) -> None:

@@ -39,6 +39,10 @@ from segnn_ase.trust.uncertainty import parse_uncertainty
 
 FORMAT = "segnn_ase potential"
 COMMITTEE = "segnn_ase committee"
+OTHERS = {  # that are no potentials, and what takes them
+    "segnn_ase properties": ": segnn predict and segnn_ase.properties.PropertyCalculator take it",
+    "segnn_ase time-stepper": ": segnn_ase.dynamics.load_stepper takes it",
+}
 VERSION = 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
 WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # from content of any kind
@@ -172,12 +176,13 @@ def _read_committee(path: Path, content: dict) -> Committee:
 
 def _read_potential(path: Path, content: dict) -> tuple[Potential, dict]:
     if content.get("format") != FORMAT:
-        raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}")
+        hint = OTHERS.get(str(content.get("format")), "")
+        raise ModelFileError(f"{path} is a {content.get('format')!r}, not a {FORMAT!r}{hint}")
     content = _upgraded(path, content)
     if content.get("convention") != CONVENTION:
         raise ModelFileError(f"{path} has the convention {content.get('convention')!r}; expected {CONVENTION!r}")
     try:
-        return _build(content), _checked_metadata(content["metadata"])
+        return _build(content), checked_metadata(content["metadata"])
     except WRONG as error:
         raise ModelFileError(f"{path} does not describe a model: {' '.join(str(error).split())}") from error
 
@@ -207,7 +212,7 @@ def _build(content: dict) -> Potential:
     config, weights = ModelConfig.parse(settings, section="model"), content["weights"]
     if content["units"] != UNITS:
         raise ConfigError(f"units are {content['units']}; expected {UNITS}")
-    _check_weights(weights, config)
+    check_weights(weights, config, weights["readout.last.last.weight"].dtype)
     if missing := ModelConfig.model_fields.keys() - settings.keys():
         raise ConfigError(f"config lacks {', '.join(sorted(missing))}")
     for name in ("reference_energies", "scales"):
@@ -239,19 +244,19 @@ def _with_tuples(values: dict | None, name: str) -> dict | None:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _check_weights(weights: dict[str, torch.Tensor], config: ModelConfig) -> None:
+def check_weights(weights: dict[str, torch.Tensor], config: ModelConfig, dtype: torch.dtype) -> None:
     """Before a network is made of them: are they numbers, and as many as one linear layer of it needs at least?"""
     wrong = [name for name, value in weights.items() if not bool(torch.isfinite(value).all())]
     if wrong:
         raise ConfigError(f"weights {', '.join(wrong[:3])} have NaN or infinite values")
-    if weights["readout.last.last.weight"].dtype not in (torch.float32, torch.float64):
-        raise ConfigError(f"weights are {weights['readout.last.last.weight'].dtype}; expected float32 or float64")
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"weights are {dtype}; expected float32 or float64")
     needed = sum(n * n for n in multiplicities(parse_irreps(config.hidden_irreps)))
     if needed > sum(value.numel() for value in weights.values()):
         raise ConfigError(f"there are fewer weights than hidden_irreps {config.hidden_irreps!r} needs")
 
 
-def _checked_metadata(metadata: dict) -> dict:
+def checked_metadata(metadata: dict) -> dict:
     """Metadata may hold any plain values, but what is printed must be what it seems."""
     for name in ("errors", "verified", "training"):
         if not isinstance(metadata.get(name, {}), dict):

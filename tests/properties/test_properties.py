@@ -15,12 +15,24 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.command_line import segnn
 from helpers.systems import rotation
 
+from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationWarning, ConfigError, DataError, ModelFileError, StructureError
 from segnn_ase.compiled import guard
 from segnn_ase.model.settings import model_config
 from segnn_ase.properties import PropertyCalculator, PropertyModel, PropertyTraining, load_properties, train_properties
 from segnn_ase.properties.files import save_properties
-from segnn_ase.properties.labels import Labelled, label_of, read_labelled, targets_of, usual_pooling
+from segnn_ase.properties.goal import layers_for
+from segnn_ase.properties.labels import (
+    Label,
+    Labelled,
+    adds_up_to_nothing,
+    label_of,
+    read_labelled,
+    table_of,
+    targets_of,
+    usual_pooling,
+)
+from segnn_ase.properties.learning import item_of, split
 from segnn_ase.properties.targets import Target, irreps_of, matrices_of
 from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.structure.graph import graph_from_atoms
@@ -28,9 +40,9 @@ from segnn_ase.structure.graph import graph_from_atoms
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 DIPOLE = Target("dipole", "structure", (3,), "1x1o", "sum")
 TENSOR = Target("polarizability", "structure", (3, 3), "1x0e+1x2e", "sum")
-SHIELDING = Target("shielding", "atom", (3, 3), "1x0e+1x1e+1x2e", "")
+SHIELDING = Target("shielding", "atom", (3, 3), "1x0e+1x1e+1x2e", "free")
 GAP = Target("gap", "structure", (), "1x0e", "mean")
-CHARGES = Target("charges", "atom", (), "1x0e", "")
+CHARGES = Target("charges", "atom", (), "1x0e", "free")
 MOMENT = Target("moment", "structure", (3,), "1x1e", "sum")
 ALL = [DIPOLE, TENSOR, SHIELDING, GAP, CHARGES, MOMENT]
 
@@ -129,7 +141,7 @@ def test_matrices_of_a_degree_are_what_they_are_called():
         ("magmom", (3,), None, "1x1e"),
         ("gap", (), None, "1x0e"),
         ("x", (3, 3), None, "1x0e+1x1e+1x2e"),
-        ("x", (3, 3), "2e", "1x2e"),
+        ("x", (3, 3), "2e+0x1o", "1x2e"),
         ("x", (5,), "2e", "1x2e"),
         ("x", (8,), "2x1o+2x0e", "2x1o+2x0e"),
         ("x", (3,), "3x0e", "3x0e"),
@@ -144,7 +156,8 @@ def test_how_a_property_turns(name, shape, given, expected):
     [
         ((5,), None, "5 numbers a structure.*give irreps.x"),
         ((5,), "1x1o", "of 3 components; labels have 5"),
-        ((3, 3), "2x0e", "degrees 0, 1 and 2"),
+        ((3,), "0x1o", "expected some"),
+        ((3,), "", "expected some|e3nn notation"),
         ((3,), "vector", "e3nn notation"),
     ],
 )
@@ -170,12 +183,17 @@ def test_what_a_network_cannot_give_is_refused():
 def test_labels_are_found_where_they_are():
     atoms = molecule("H2O")
     assert label_of(atoms, "dipole", "here") is None
-    atoms.info["dft_dipole"] = [0.0, 0.0, 1.0]
-    assert label_of(atoms, "dipole", "here").origin == "info dft_dipole"
     atoms.calc = SinglePointCalculator(atoms, dipole=np.array([0.0, 0.0, 2.0]), charges=np.array([-1.0, 0.5, 0.5]))
     found = label_of(atoms, "dipole", "here")  # three numbers, and three atoms
     assert (found.per, found.origin, found.value.tolist()) == ("structure", "calculator dipole", [[0.0, 0.0, 2.0]])
     assert label_of(atoms, "charges", "here").per == "atom"
+    atoms.info["dft_dipole"] = [0.0, 0.0, 1.0]  # what a calculation gave, whatever the calculator's are
+    found = label_of(atoms, "dipole", "here")
+    assert (found.origin, found.rival) == ("info dft_dipole", "calculator dipole")
+    atoms.info["dft_dipole"] = [0.0, 0.0, 2.0]
+    assert not label_of(atoms, "dipole", "here").rival
+    atoms.info["charges"] = atoms.calc.results.pop("charges")
+    assert label_of(atoms, "charges", "here").value.shape == (3,)
     atoms.arrays["born"] = np.arange(27.0).reshape(3, 9)
     assert label_of(atoms, "born", "here").value.shape == (3, 3, 3)
     atoms.arrays["born"][1, 4] = math.nan
@@ -184,8 +202,27 @@ def test_labels_are_found_where_they_are():
     assert label_of(atoms, "gap", "here") is None
 
 
+def test_six_numbers_are_a_matrix_unless_it_is_said_otherwise():
+    atoms = molecule("H2O")
+    atoms.info["polarizability"] = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    found = label_of(atoms, "polarizability", "here", "0e+2e")
+    assert found.value.tolist() == [[[1, 6, 5], [6, 2, 4], [5, 4, 3]]] and "Voigt" in found.origin
+    assert label_of(atoms, "polarizability", "here").value.shape == (1, 3, 3)
+    assert label_of(atoms, "polarizability", "here", "6x0e").value.shape == (1, 6)
+    atoms.info["levels"] = np.arange(9.0)
+    assert label_of(atoms, "levels", "here", "9x0e").value.shape == (1, 9)
+    assert label_of(atoms, "levels", "here", "4e").value.shape == (1, 9)
+
+
 @pytest.mark.parametrize(
-    "value, reason", [("large", "expected numbers"), (math.inf, "infinite"), ([], "expected numbers for 1 rows")]
+    "value, reason",
+    [
+        ("large", "expected real numbers"),
+        (True, "expected real numbers"),
+        (1j, "expected real numbers"),
+        (math.inf, "infinite"),
+        ([], "expected numbers for each of 1 structures"),
+    ],
 )
 def test_what_is_no_label_is_refused(value, reason):
     atoms = molecule("H2O")
@@ -200,7 +237,7 @@ def test_frames_must_agree_on_the_form_of_a_label():
         atoms = molecule("H2O")
         atoms.info["x"] = value
         frames.append(Labelled(atoms, {"x": label_of(atoms, "x", f"frame {value}")}, f"frame {value}"))
-    with pytest.raises(DataError, match="expected the same in all frames"):
+    with pytest.raises(DataError, match="as in the other frames"):
         targets_of(frames, ["x"], {}, {})
 
 
@@ -214,9 +251,13 @@ def test_whether_a_number_grows_is_found_in_the_compositions():
         return found
 
     volume = {1: 5.0, 6: 20.0, 8: 15.0}
-    assert usual_pooling(frames(lambda a: sum(volume[z] for z in a.numbers)), "x", ()) == "sum"
-    assert usual_pooling(frames(lambda a: np.mean([volume[z] for z in a.numbers])), "x", ()) == "mean"
-    assert usual_pooling(frames(lambda a: [0.0, 0.0, 1.0]), "x", (3,)) == "sum"
+    total, mean = (lambda a: sum(volume[z] for z in a.numbers)), (lambda a: np.mean([volume[z] for z in a.numbers]))
+    assert usual_pooling(frames(total), "x") == "sum" and usual_pooling(frames(mean), "x") == "mean"
+    assert usual_pooling(frames(lambda a: mean(a) * np.eye(3)), "x") == "mean"  # a dielectric tensor
+    assert usual_pooling(frames(lambda a: [0.0, 0.0, 1.0]), "x") == "sum"
+    few = [frames(mean)[n] for n in (0, 3, 4)]  # as many as they have elements tell nothing
+    (target,) = targets_of(few, ["x"], {}, {})
+    assert target.pooling == "sum" and "do not tell whether it grows" in table_of(few, [target])
 
 
 def test_charges_that_add_up_to_nothing_always_do():
@@ -229,8 +270,16 @@ def test_charges_that_add_up_to_nothing_always_do():
     assert target.pooling == "zero"
     found = made([target]).predict(molecule("CH3CHO"))["charges"]
     assert np.abs(found).max() > 1e-3 and abs(found.sum()) < 1e-12
+    assert targets_of(frames, ["charges"], {}, {"charges": "free"})[0].pooling == "free"
     frames[0].labels["charges"].value[0] = 0.4
-    assert targets_of(frames, ["charges"], {}, {})[0].pooling == ""
+    assert targets_of(frames, ["charges"], {}, {})[0].pooling == "free"
+    with pytest.raises(ConfigError, match="of atoms expected free or zero"):
+        targets_of(frames, ["charges"], {}, {"charges": "mean"})
+
+
+def test_an_ion_among_many_molecules_is_no_rounding():
+    values = np.tile([-0.834, 0.417, 0.417], 1000)
+    assert adds_up_to_nothing(np.round(values + 2e-5, 5)) and not adds_up_to_nothing(np.append(values, 1.0))
 
 
 def bond_dipole(atoms):
@@ -327,8 +376,41 @@ def test_predictions_are_written_beside_what_the_file_had(trained, files, tmp_pa
         np.testing.assert_allclose(new.info["REF_gyration"], before.info["gyration"], atol=1e-8)
         np.testing.assert_allclose(new.arrays["crowd"], said["crowd"], atol=1e-7)
         np.testing.assert_allclose(new.arrays["REF_crowd"], before.arrays["crowd"], atol=1e-7)
-    again = run("evaluate", path, tmp_path / "out.xyz").stdout  # against what it said itself
-    assert "e-" in again or " 0 " in again
+    assert (
+        run("evaluate", path, tmp_path / "out.xyz").stdout.split()[-6:]
+        == (run("evaluate", path, files / "test.xyz").stdout.split()[-6:])
+    )  # what it said itself is no label
+    told = run("predict", path, tmp_path / "out.xyz", tmp_path / "again.xyz").stdout
+    assert "what the frames had as dipole is now before_dipole" in told
+    last = ase.io.read(tmp_path / "again.xyz", 0)
+    np.testing.assert_allclose(last.info["REF_dipole"], old[0].calc.results["dipole"], atol=1e-8)
+    np.testing.assert_allclose(last.info["before_gyration"], expected[0]["gyration"], atol=1e-8)
+
+
+def test_a_potential_writes_energies_beside_what_the_file_had(tmp_path):
+    frames = [bulk("Si"), bulk("Si", cubic=True)]
+    for n, atoms in enumerate(frames):
+        atoms.rattle(0.05, seed=n)
+        atoms.calc = SinglePointCalculator(atoms, energy=1.0, free_energy=2.0, dipole=np.array([0.0, 0.0, 3.0]))
+        atoms.info |= {"REF_energy": 4.0, "outside": "of an older model"}
+    ase.io.write(tmp_path / "in.xyz", frames)
+    told = run("predict", "silicon-pbe", tmp_path / "in.xyz", tmp_path / "out.xyz").stdout
+    assert "what the frames had as energy is now before_energy" in told
+    for new, atoms in zip(ase.io.read(tmp_path / "out.xyz", ":"), frames, strict=True):
+        atoms.calc = SEGNNCalculator("silicon-pbe", device="cpu")
+        assert new.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        np.testing.assert_allclose(new.get_forces(), atoms.get_forces(), atol=1e-5)
+        np.testing.assert_allclose(new.get_stress(), atoms.get_stress(), atol=1e-7)
+        kept = {name: new.info[name] for name in ("REF_energy", "before_energy", "REF_free_energy")}
+        assert kept == {"REF_energy": 4.0, "before_energy": 1.0, "REF_free_energy": 2.0}
+        assert new.calc.results["dipole"][2] == 3.0 and "free_energy" not in new.calc.results
+        assert "outside" not in new.info
+    far = Atoms("Si2", [(0, 0, 0), (0, 0, 1.2)])
+    ase.io.write(tmp_path / "far.xyz", far)
+    run("predict", "silicon-pbe", tmp_path / "far.xyz", tmp_path / "out2.xyz")
+    assert ase.io.read(tmp_path / "out2.xyz").info["outside"]
+    refused = run("predict", "silicon-pbe", tmp_path / "in.xyz", tmp_path / "in.xyz", check=False)
+    assert refused.exit_code == 1 and "would overwrite" in refused.stderr
 
 
 def test_a_training_is_learned_by_the_command_and_goes_on(files, tmp_path):
@@ -346,7 +428,7 @@ def test_a_training_is_learned_by_the_command_and_goes_on(files, tmp_path):
 
 def test_unknown_names_say_what_there_is(files, tmp_path):
     with pytest.raises(DataError, match="has the target gap; frames have crowd, dipole, gyration"):
-        read_labelled([str(files / "train.xyz")], ["gap"])
+        read_labelled([str(files / "train.xyz")], ["gap"], {})
     result = run("train", "--train", files / "train.xyz", "--target", "gap", "--out", tmp_path / "m.pt", check=False)
     assert result.exit_code == 1 and "frames have" in result.stderr and not list(tmp_path.iterdir())
 
@@ -391,21 +473,45 @@ def test_damaged_and_foreign_files_are_refused(trained, tmp_path):
         "species": ["H", "C", "Xx"],
         "targets": [{**content["targets"][0], "pooling": "median"}, *content["targets"][1:]],
         "constants": content["constants"][:1],
+        "weights": {},
+        "metadata": {"errors": "none"},
     }
+    strange = [{"name": "a\x1b[31m"}, {"name": 3}, {"shape": [3, 1]}, {"name": "numbers"}, {"irreps": "2x1o"}]
+    for values in strange:
+        save_tensors(tmp_path / "m.pt", {**content, "targets": [{**content["targets"][0], **values}]})
+        with pytest.raises(ModelFileError):
+            load_properties(tmp_path / "m.pt")
+    for change in (torch.zeros_like, lambda x: x.half(), lambda x: x * math.nan):
+        weights = {name: change(x) for name, x in content["weights"].items()}
+        save_tensors(tmp_path / "m.pt", {**content, "weights": weights})
+        with pytest.raises(ModelFileError):
+            load_properties(tmp_path / "m.pt")
+    data, rng = trained[0].read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(data), 20):
+        (tmp_path / "m.pt").write_bytes(data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :])
+        with pytest.raises(ModelFileError):
+            load_properties(tmp_path / "m.pt")
     for name, value in changes.items():
         save_tensors(tmp_path / "m.pt", {**content, name: value})
         with pytest.raises(ModelFileError):
             load_properties(tmp_path / "m.pt")
     with pytest.raises(ModelFileError, match="expected a 'segnn_ase properties'"):
         load_properties("silicon-pbe")
-    refused = run("md", "x.xyz", "--model", trained[0], check=False)
-    assert refused.exit_code == 1
+    with pytest.raises(ModelFileError, match=r"segnn predict and segnn_ase\.properties\.PropertyCalculator take it"):
+        SEGNNCalculator(trained[0])
 
 
 def test_settings_name_what_is_wrong():
     data = {"train": "x.xyz", "target": ["a", "a"]}
     with pytest.raises(ConfigError, match="expected each once"):
         PropertyTraining.parse({"data": data})
+    for name in ("energy", "REF_forces", "stress"):
+        with pytest.raises(ConfigError, match="which a potential learns"):
+            PropertyTraining.parse({"data": {"train": "x.xyz", "target": name}})
+    with pytest.raises(ConfigError, match="at most 100 letters"):
+        PropertyTraining.parse({"data": {"train": "x.xyz", "target": "a\x1b[31m"}})
+    with pytest.raises(ConfigError, match=r"model\.core_repulsion.*potentials only"):
+        PropertyTraining.parse({"data": {"train": "x.xyz", "target": "a"}, "model": {"core_repulsion": False}})
     with pytest.raises(ConfigError, match="irreps has b, which is no target"):
         PropertyTraining.parse({"data": {"train": "x.xyz", "target": "a", "irreps": {"b": "1o"}}})
     with pytest.raises(ConfigError, match=r"data\.target"):
@@ -414,14 +520,76 @@ def test_settings_name_what_is_wrong():
 
 def test_layers_that_are_wrong_are_not_used(monkeypatch):
     model = made([DIPOLE, CHARGES])
-    graph = graph_from_atoms(molecule("CH3CH2OH"), model.cutoff)
-    outputs = lambda twin, operations: twin(graph, operations)  # noqa: E731
-    assert guard.choose_layers(model, outputs) is guard.FUSED
+    item = item_of(Labelled(molecule("CH3CH2OH"), {}, "here"), model.targets, model.cutoff)
+    assert layers_for(model, item) is guard.FUSED
     right = guard.FUSED.message
     wrong = guard.FUSED._replace(message=lambda *a: [tuple(1.0001 * x for x in block) for block in right(*a)])
     monkeypatch.setattr(guard, "FUSED", wrong)
     with pytest.warns(AccelerationWarning, match="compiled layers: not used, as output 0 differ"):
-        assert guard.choose_layers(model, outputs) is None
+        assert layers_for(model, item) is None
+
+
+@pytest.mark.parametrize("name", ["CH4", "N2", "CO2", "C6H6"])
+def test_symmetry_is_no_reason_against_compiled_layers(name):
+    """A dipole that is zero is rounding alone."""
+    atoms = molecule(name)
+    for seed in range(3):
+        model = PropertyModel(model_config("fast"), sorted(set(atoms.numbers.tolist())), [DIPOLE, TENSOR], seed=seed)
+        item = item_of(Labelled(atoms, {}, "here"), model.targets, model.cutoff)
+        model.calibrate(item.graph)
+        assert layers_for(model, item) is guard.FUSED
+
+
+def with_labels(count, labelled_ones, elements=()):
+    frames = labelled(count)
+    for n, atoms in enumerate(frames):
+        if n not in labelled_ones:
+            del atoms.info["dipole"]
+    for n, symbol in elements:
+        frames[n].symbols[0] = symbol
+    names = [f"frame {n}" for n in range(count)]
+    labels = [label_of(a, "dipole", where) for a, where in zip(frames, names, strict=True)]
+    return [
+        Labelled(a, {} if label is None else {"dipole": label}, where)
+        for a, label, where in zip(frames, labels, names, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_split_has_labels_on_both_sides_and_all_elements_in_training(seed):
+    train, valid = split(with_labels(20, {3, 7}), [DIPOLE], 0.1, seed)
+    assert [sum("dipole" in f.labels for f in some) for some in (train, valid)] == [1, 1]
+    train, valid = split(with_labels(20, range(20), [(4, "Si"), (9, "Cl")]), [DIPOLE], 0.5, seed)
+    assert {14, 17} <= {int(z) for f in train for z in f.atoms.numbers} and valid
+    train, valid = split(with_labels(3, {1}), [DIPOLE], 0.4, seed)
+    assert len(train) == 3 and not valid
+    lone = [Labelled(Atoms("O"), {"dipole": Label(np.zeros((1, 3)), "structure", "info")}, "alone")]
+    train, valid = split([*lone, *with_labels(4, range(4))], [DIPOLE], 0.5, seed)
+    assert all(len(f.atoms) > 1 for f in valid) and len(valid) == 2
+
+
+def test_tests_do_not_decide_what_is_learned(files, tmp_path):
+    frames = labelled(6, seed=4)
+    for atoms in frames:
+        atoms.info["gyration"] = atoms.info["gyration"] + [[0, 1, 0], [0, 0, 0], [0, 0, 0]]
+    ase.io.write(tmp_path / "odd.xyz", frames)
+    config = configured(files, tmp_path / "m.pt").model_dump(mode="json")
+    config["data"]["test"] = [str(tmp_path / "odd.xyz")]
+    with pytest.raises(DataError, match=r"gyration of .*odd\.xyz.* no symmetric matrix"):
+        train_properties(PropertyTraining.parse(config), progress=False)
+
+
+def test_a_name_need_not_be_one_of_a_file(tmp_path):
+    frames = labelled(8)
+    for atoms in frames:
+        atoms.info = {"mu/D": atoms.info["dipole"]}
+        atoms.arrays.pop("crowd")
+    ase.io.write(tmp_path / "train.xyz", frames)
+    data = {"train": str(tmp_path / "train.xyz"), "target": "mu/D"}
+    training = {"epochs": 1, "learning_rate": 0.01, "device": "cpu"}
+    config = {"out": str(tmp_path / "m.pt"), "data": data, "model": {"preset": "fast"}, "training": training}
+    assert "mu/D_rmse" in train_properties(PropertyTraining.parse(config), progress=False)["valid"]
+    assert (tmp_path / "m.parity_mu_D_valid.png").exists()
 
 
 def test_files_keep_the_precision_and_bits(tmp_path):
