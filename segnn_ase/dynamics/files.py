@@ -10,7 +10,7 @@ from segnn_ase.dynamics.settings import StepperConfig
 from segnn_ase.dynamics.stepper import Scales, TimeStepper
 from segnn_ase.model.irreps import CONVENTION
 from segnn_ase.store.model_file import WRONG
-from segnn_ase.store.tensors import load_tensors, save_tensors
+from segnn_ase.store.tensors import load_form, save_tensors
 
 FORMAT, VERSION = "segnn_ase time-stepper", 1
 
@@ -31,10 +31,7 @@ def save_stepper(path: "str | Path", stepper: TimeStepper, *, metadata: dict | N
 
 def load_stepper(path: "str | Path") -> tuple[TimeStepper, dict]:
     """Load a time-stepper on the CPU, and its metadata. Raises FileNotFoundError, ModelFileError for others."""
-    content = load_tensors(path)
-    if (content.get("format"), content.get("version")) != (FORMAT, VERSION):
-        found = f"a {content.get('format')!r} of version {content.get('version')!r}"
-        raise ModelFileError(f"{path} is {found}; expected a {FORMAT!r} of version {VERSION}")
+    content = load_form(path, FORMAT, VERSION)
     try:
         if content["convention"] != CONVENTION:
             raise ValueError(f"its convention is {content['convention']!r}; expected {CONVENTION!r}")

@@ -16,7 +16,7 @@ from segnn_ase.properties.settings import check_name
 from segnn_ase.properties.targets import POOLINGS, Target, checked_irreps, is_of_matrix
 from segnn_ase.store.model_file import WRONG, check_weights, checked_metadata
 from segnn_ase.store.shipped import find_model
-from segnn_ase.store.tensors import load_tensors, save_tensors
+from segnn_ase.store.tensors import load_form, load_tensors, save_tensors
 
 PROPERTIES, LAYOUT = "segnn_ase properties", 1  # format and its version
 
@@ -49,10 +49,7 @@ def load_properties(path: "str | Path", *, device: "str | torch.device" = "cpu")
 
 def read_properties(path: "str | Path") -> tuple[PropertyModel, dict]:
     """The model on the CPU, and its metadata."""
-    content = load_tensors(find_model(path))
-    if (content.get("format"), content.get("version")) != (PROPERTIES, LAYOUT):
-        found = f"a {content.get('format')!r} of version {content.get('version')!r}"
-        raise ModelFileError(f"{path} is {found}; expected a {PROPERTIES!r} of version {LAYOUT}")
+    content = load_form(find_model(path), PROPERTIES, LAYOUT)
     try:
         if content["convention"] != CONVENTION:
             raise ValueError(f"its convention is {content['convention']!r}; expected {CONVENTION!r}")

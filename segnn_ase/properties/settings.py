@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segnn_ase.base.settings import Settings
 from segnn_ase.model.settings import model_config
-from segnn_ase.train.settings import LoopConfig
+from segnn_ase.train.settings import FilesConfig, LoopConfig
 
 
 def check_name(name: str) -> None:
@@ -20,15 +20,9 @@ def check_name(name: str) -> None:
         raise ValueError(f"target is {name!r}, which a potential learns: leave --target out")
 
 
-class PropertyData(Settings):
-    """Where the frames are, and which of their properties are learned; paths may carry ASE's index."""
+class PropertyData(FilesConfig):
+    """Where the frames are, and which of their properties are learned."""
 
-    train: tuple[str, ...] = Field(min_length=1, description="files of frames to learn from, of any format of ASE")
-    valid: tuple[str, ...] = Field((), description="files of frames that choose the model; none: drawn from train")
-    test: tuple[str, ...] = Field((), description="files of frames on which the finished model is measured")
-    valid_fraction: float = Field(
-        0.1, ge=0, lt=1, description="part of train that is drawn for valid, where that is empty"
-    )
     target: tuple[str, ...] = Field(
         (),
         min_length=1,
@@ -46,9 +40,9 @@ class PropertyData(Settings):
         "atoms' numbers zero or free: whether they always add up to nothing; none: as charges do in all frames",
     )
 
-    @field_validator("train", "valid", "test", "target", mode="before")
+    @field_validator("target", mode="before")
     @classmethod
-    def _one_or_many(cls, value):
+    def _one_or_many_targets(cls, value):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")

@@ -51,6 +51,15 @@ def load_tensors(path: "str | Path", argument: str = "model") -> dict:
     return content
 
 
+def load_form(path: str | Path, form: str, version: int) -> dict:
+    """The same of a file that is no potential. Raises ModelFileError for another form or version."""
+    content = load_tensors(path)
+    if (content.get("format"), content.get("version")) != (form, version):
+        found = f"a {content.get('format')!r} of version {content.get('version')!r}"
+        raise ModelFileError(f"{path} is {found}; expected a {form!r} of version {version}")
+    return content
+
+
 def _read(path: Path) -> bytes:
     """The bytes of a file that begins like one of safetensors; what begins otherwise may be large."""
     try:

@@ -10,8 +10,8 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.train.tuning_settings import FinetuneConfig
 
 
-class DataConfig(Settings):
-    """Where the frames are and what their labels are called; paths may carry ASE's index, "run.xyz@:100"."""
+class FilesConfig(Settings):
+    """Where the frames are; paths may carry ASE's index, "run.xyz@:100"."""
 
     train: tuple[str, ...] = Field(min_length=1, description="files of frames to learn from, of any format of ASE")
     valid: tuple[str, ...] = Field((), description="files of frames that choose the model; none: drawn from train")
@@ -19,6 +19,16 @@ class DataConfig(Settings):
     valid_fraction: float = Field(
         0.1, ge=0, lt=1, description="part of train that is drawn for valid, where that is empty"
     )
+
+    @field_validator("train", "valid", "test", mode="before")
+    @classmethod
+    def _one_or_many(cls, value):
+        return (value,) if isinstance(value, str) else value
+
+
+class DataConfig(FilesConfig):
+    """Where the frames are and what their labels are called."""
+
     isolated_atoms: str | None = Field(None, description="file with one frame per element, for E0")
     reference_energies: dict[str, float] | None = Field(None, description="E0 of each element by symbol, eV")
     energy_key: str | None = Field(None, description="name of the energies, eV; none: the usual names are tried")
@@ -41,11 +51,6 @@ class DataConfig(Settings):
         None, description="D3 that the labels contain, as d3bj:pbe: taken off before training, added by the calculator"
     )
     refuse_flaws: bool = Field(True, description="refuse what `segnn check` calls an error; false only tells")
-
-    @field_validator("train", "valid", "test", mode="before")
-    @classmethod
-    def _one_or_many(cls, value):
-        return (value,) if isinstance(value, str) else value
 
     @field_validator("dispersion")
     @classmethod
