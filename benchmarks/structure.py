@@ -26,7 +26,7 @@ FLOORS = (
     "calculator",
     "train verify",
     "dynamics properties",
-    "prediction drawing",
+    "prediction drawing spectrum",
     "cli",
     "__main__",
 )

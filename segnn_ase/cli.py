@@ -278,6 +278,29 @@ def md(
         typer.echo(f"wrote {', '.join(map(str, written))}")
 
 
+@app.command("spectrum", epilog="Example: segnn spectrum md.xyz --model dipole.pt --timestep 2 --out infrared")
+def spectrum_command(
+    trajectory: Annotated[str, typer.Argument(help="frames of dynamics, of any format of ASE")],
+    timestep: Annotated[float, typer.Option(help="fs between frames; at most 4 for bonds of hydrogen")],
+    model: Annotated[
+        str | None, typer.Option(help="of dipole, polarizability or both; default: what the frames carry")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="K; default: that of the velocities")] = None,
+    resolution: Annotated[float, typer.Option(help="cm^-1")] = 10.0,
+    laser: Annotated[float, typer.Option(help="wavelength for Raman, nm")] = 532.0,
+    out: Annotated[str, typer.Option(help="prefix of every file that is written")] = "spectrum",
+    device: Device = "auto",
+    threads: Threads = None,
+):
+    """Infrared and Raman spectra of dynamics, from dipoles and polarizabilities along the way."""
+    with reported_errors():
+        from segnn_ase.spectrum import spectrum as run
+
+        _prepare_process(threads)
+        how: dict[str, Any] = {"temperature": temperature, "resolution": resolution, "laser": laser, "device": device}
+        typer.echo("\n".join(run(trajectory, out, timestep=timestep, model=model, **how)))
+
+
 def read_structure(path: str):
     """Read the last frame of a file. Raises FileNotFoundError, or ConfigError for what ASE cannot read."""
     import ase.io

@@ -282,7 +282,18 @@ def test_every_help_has_an_example_that_parses():
         program, called, *arguments = example.removeprefix("Example: ").split()
         assert (program, called) == ("segnn", name)
         command.make_context(name, arguments)
-    assert {"train", "finetune", "evaluate", "predict", "check", "convert", "info", "verify", "md"} == commands.keys()
+    assert {
+        "train",
+        "finetune",
+        "evaluate",
+        "predict",
+        "check",
+        "convert",
+        "info",
+        "verify",
+        "md",
+        "spectrum",
+    } == commands.keys()
 
 
 def test_names_that_clash_between_settings_are_refused_when_the_command_is_made():

@@ -209,6 +209,18 @@ def plot_dataset(
     _save(figure, path)
 
 
+def plot_spectra(path: "str | Path", spectra: Mapping[str, tuple]) -> None:
+    """Draw intensities against wavenumbers, cm^-1, one panel each. spectra: {label of the axis: (wavenumbers,
+    intensities)}."""
+    figure = _figure(6.4, 0.6 + 2.4 * len(spectra))
+    for row, (label, (x, y)) in enumerate(spectra.items()):
+        below = "wavenumber / cm⁻¹" if row == len(spectra) - 1 else ""
+        axes = _panel(figure, (len(spectra), 1, row + 1), below, label)
+        axes.plot(_numbers(x), _numbers(y), color=COLORS[row % len(COLORS)], lw=1.2)
+        axes.set_xlim(0, min(4500.0, float(np.max(x))))
+    _save(figure, path)
+
+
 class Glyphs(NamedTuple):
     """Functions on the sphere around atoms."""
 

@@ -1,0 +1,132 @@
+"""Spectra of motions that are known: places, areas and polarisations of bands, units, quanta."""
+
+import math
+
+import ase.io
+import numpy as np
+import pytest
+import scipy.constants as si
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from helpers.command_line import segnn
+from scipy.integrate import trapezoid
+
+from segnn_ase.base.errors import ConfigError
+from segnn_ase.md.spectra import infrared, raman, unfolded
+
+KM_PER_MOL = 42.2561  # of (D/Å)^2/amu, as textbooks have it
+DEBYE = 0.2081943  # e Å
+KELVIN = 300.0
+
+
+def oscillator(wavenumber, timestep=1.0, frames=200_000, seed=0):
+    """Q, Å amu^(1/2), of a harmonic oscillator with the energy kT, whose phase is lost now and then."""
+    rng = np.random.default_rng(seed)
+    omega = 2 * np.pi * 100 * si.c * wavenumber
+    rate = math.sqrt(si.k * KELVIN / si.atomic_mass)  # of dQ/dt, m/s amu^(1/2)
+    lost, phase, amplitude = rng.random(frames) < 2e-3, np.zeros(frames), np.zeros(frames)
+    kicks = np.cumsum(lost)
+    phase = rng.uniform(0, 2 * np.pi, kicks[-1] + 1)[kicks]
+    amplitude = np.sqrt(rng.exponential(2.0, kicks[-1] + 1))[kicks]  # <v^2> = kT on average
+    return 1e10 * rate / omega * amplitude * np.cos(omega * 1e-15 * timestep * np.arange(frames) + phase)
+
+
+def area(one, low, high):
+    inside = (one.wavenumbers >= low) & (one.wavenumbers <= high)
+    return trapezoid(one.intensities[inside], one.wavenumbers[inside])
+
+
+@pytest.mark.parametrize("wavenumber, timestep", [(1600, 1.0), (3000, 2.0), (400, 4.0)])
+def test_a_band_has_its_place_and_its_area(wavenumber, timestep):
+    slope = np.array([0.5, -0.3, 0.2])  # D/Å/amu^(1/2)
+    dipoles = oscillator(wavenumber, timestep)[:, None] * slope * DEBYE + [1.0, 2.0, 3.0]
+    found = infrared(dipoles, timestep, KELVIN, resolution=20.0)
+    assert found.wavenumbers[found.intensities.argmax()] == pytest.approx(wavenumber, abs=found.resolution)
+    expected = KM_PER_MOL * (slope**2).sum()
+    assert area(found, wavenumber - 300, wavenumber + 300) == pytest.approx(expected, rel=0.1)
+    assert found.resolution == pytest.approx(20.0, rel=0.1)
+
+
+def test_dipoles_that_rest_absorb_nothing():
+    assert not infrared(np.ones((100, 3)), 1.0, 300.0).intensities.any()
+
+
+def test_a_finer_resolution_tells_two_bands_apart():
+    dipoles = np.zeros((100_000, 3))
+    for wavenumber in (1600, 1640):
+        dipoles[:, 0] += np.cos(2 * np.pi * 100 * si.c * wavenumber * 1e-15 * np.arange(len(dipoles)))
+    fine, coarse = (infrared(dipoles, 1.0, 300.0, resolution=r) for r in (5.0, 200.0))
+    for one, apart in ((fine, True), (coarse, False)):
+        between, band = (np.interp(x, one.wavenumbers, one.intensities) for x in (1620, 1600))
+        assert (between < 0.1 * band) == apart
+
+
+def test_scattering_of_a_sphere_is_not_depolarised_and_weighs_more():
+    """45 a'^2 against 7 gamma'^2, at equal wavenumbers; the largest is 1."""
+    q = oscillator(1000, frames=50_000)[:, None, None]
+    p = oscillator(2000, frames=50_000, seed=1)[:, None, None]
+    sphere, ellipsoid = np.eye(3), np.diag([2.0, -1.0, -1.0]) / 3  # a' = 1, gamma' = 1
+    found = raman(q * sphere + p * ellipsoid, 1.0, KELVIN, resolution=20.0)
+    heights = [area(found, w - 200, w + 200) for w in (1000, 2000)]
+    laser, kt = 1e7 / 532, KELVIN * si.k / (100 * si.h * si.c)
+    weights = [(laser - w) ** 4 / w / (1 - math.exp(-w / kt)) for w in (1000, 2000)]
+    assert heights[1] / heights[0] == pytest.approx(7 / 45 * weights[1] / weights[0], rel=0.15)
+    assert found.intensities.max() == 1.0 and found.intensities[0] == 0.0
+
+
+def test_a_rotation_changes_no_spectrum():
+    rng = np.random.default_rng(0)
+    matrix, _ = np.linalg.qr(rng.normal(size=(3, 3)))
+    dipoles, alpha = rng.normal(size=(500, 3)), rng.normal(size=(500, 3, 3))
+    alpha = alpha + alpha.swapaxes(1, 2)
+    pairs = (infrared, dipoles, dipoles @ matrix.T), (raman, alpha, matrix @ alpha @ matrix.T)
+    for of, before, after in pairs:
+        one, other = (of(x, 1.0, 300.0) for x in (before, after))
+        np.testing.assert_allclose(one.intensities, other.intensities, rtol=1e-9, atol=1e-12)
+
+
+def test_quanta_are_taken_out():
+    rng = np.random.default_rng(0)
+    cell = np.array([[5.0, 0, 0], [1.0, 6.0, 0], [0.5, 0.5, 7.0]])
+    smooth = np.cumsum(0.1 * rng.normal(size=(200, 3)), axis=0)
+    folded = smooth + rng.integers(-3, 4, size=(200, 3)) @ cell
+    np.testing.assert_allclose(np.diff(unfolded(folded, cell), axis=0), np.diff(smooth, axis=0), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "values, timestep, temperature, reason",
+    [
+        (np.zeros((10, 3)), 1.0, 300.0, "10 frames; expected at least 64"),
+        (np.zeros((100, 2)), 1.0, 300.0, r"finite numbers \(T, 3\)"),
+        (np.full((100, 3), np.nan), 1.0, 300.0, "finite numbers"),
+        (np.zeros((100, 3)), 0.0, 300.0, "timestep is 0.0"),
+        (np.zeros((100, 3)), 1.0, -1.0, "temperature is -1.0"),
+    ],
+)
+def test_what_gives_no_spectrum_is_refused(values, timestep, temperature, reason):
+    with pytest.raises(ConfigError, match=reason):
+        infrared(values, timestep, temperature)
+
+
+def test_the_command_takes_what_frames_carry(tmp_path):
+    q = oscillator(1500, timestep=2.0, frames=400)
+    frames = []
+    for x in q:
+        atoms = Atoms("CO", [(0, 0, 0), (0, 0, 1.1 + x)])
+        atoms.info["polarizability"] = (2.0 + x) * np.eye(3)
+        atoms.calc = SinglePointCalculator(atoms, dipole=np.array([0.0, 0.0, 0.1 + x]))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "md.xyz", frames)
+    refused = segnn("spectrum", tmp_path / "md.xyz", "--timestep", 2, "--out", tmp_path / "s")
+    assert refused.exit_code == 1 and "have no velocities; give it" in refused.stderr
+    result = segnn("spectrum", tmp_path / "md.xyz", "--timestep", 2, "--temperature", 300, "--out", tmp_path / "s")
+    assert result.exit_code == 0, result.output
+    for name in ("infrared", "raman"):
+        rows = np.genfromtxt(tmp_path / f"s.{name}.csv", delimiter=",", names=True)
+        wavenumbers, intensities = (rows[column] for column in rows.dtype.names)
+        assert wavenumbers[intensities.argmax()] == pytest.approx(1500, abs=60)
+    assert (tmp_path / "s.png").stat().st_size > 1000
+    bare = [Atoms("CO", atoms.positions) for atoms in frames]
+    ase.io.write(tmp_path / "bare.xyz", bare)
+    refused = segnn("spectrum", tmp_path / "bare.xyz", "--timestep", 2, "--out", tmp_path / "t")
+    assert refused.exit_code == 1 and "give a model that knows them" in refused.stderr
