@@ -1,7 +1,7 @@
 """The infrared spectrum of acetylacetone from dynamics: forces by a shipped potential, dipoles by a model made here.
 
 Some frames of the dynamics are labelled with dipoles (GFN2-xTB, `pip install tblite`; any code does), `segnn train
---target dipole` learns them in a minute, and the dipoles of all frames give the spectrum, absorption in km/mol/cm^-1.
+--target dipole` learns them in a minute, and the dipoles of all frames give the spectrum, absorption in km cm/mol.
 The strong bands are the C=O and C=C stretches of the enol ring near 1600 cm^-1; the hydrogen bond smears out the O-H
 stretch. Nuclei are classical.
 
@@ -40,6 +40,7 @@ def main():
             trajectory="infrared_md.xyz",
             save_every=EVERY,
         ),
+        overwrite=True,
     )
     frames = ase.io.read("infrared_md.xyz", ":")
     labelled = []
@@ -54,7 +55,7 @@ def main():
     config = {"out": "dipole.pt", "data": data, "model": {"preset": "fast"}, "training": training}
     errors = train_properties(PropertyTraining.parse(config))
     print(f"dipole, RMSE of a component on frames that were not learned: {errors['valid']['dipole_rmse']:.4f} e Å")
-    told = spectrum("infrared_md.xyz", "infrared", timestep=EVERY * TIMESTEP, model="dipole.pt", device="cpu")
+    told = spectrum("infrared_md.xyz", "infrared", model="dipole.pt", device="cpu", overwrite=True)
     print("\n".join(told))
     table = np.genfromtxt("infrared.infrared.csv", delimiter=",", skip_header=1)
     for low, high, what in ((1500, 1750, "C=O, C=C"), (2800, 3200, "C-H")):

@@ -281,14 +281,17 @@ def md(
 @app.command("spectrum", epilog="Example: segnn spectrum md.xyz --model dipole.pt --timestep 2 --out infrared")
 def spectrum_command(
     trajectory: Annotated[str, typer.Argument(help="frames of dynamics, of any format of ASE")],
-    timestep: Annotated[float, typer.Option(help="fs between frames; at most 4 for bonds of hydrogen")],
+    timestep: Annotated[
+        float | None, typer.Option(help="fs between frames, at most 3 for bonds of hydrogen; default: as they say")
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="of dipole, polarizability or both; default: what the frames carry")
+        str | None, typer.Option(help="of dipole (e Å), polarizability or both; default: what the frames carry")
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="K; default: that of the velocities")] = None,
     resolution: Annotated[float, typer.Option(help="cm^-1")] = 10.0,
     laser: Annotated[float, typer.Option(help="wavelength for Raman, nm")] = 532.0,
     out: Annotated[str, typer.Option(help="prefix of every file that is written")] = "spectrum",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that are there")] = False,
     device: Device = "auto",
     threads: Threads = None,
 ):
@@ -298,6 +301,7 @@ def spectrum_command(
 
         _prepare_process(threads)
         how: dict[str, Any] = {"temperature": temperature, "resolution": resolution, "laser": laser, "device": device}
+        how["overwrite"] = overwrite
         typer.echo("\n".join(run(trajectory, out, timestep=timestep, model=model, **how)))
 
 

@@ -20,8 +20,8 @@ from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import PER_ATOM
 
 OF_POTENTIALS = ("energy", "forces", "stress")
-WITH_ENERGY = {"energies", "energy", "forces", "free_energy", "stress", "stresses"}  # of one calculation
 OUTSIDE = "outside"  # entry of structures outside of what a potential was trained on
+OF_ENERGY = {"energies", "energy", "forces", "free_energy", "stress", "stresses", OUTSIDE}  # of one calculation
 BEFORE = "before_"  # names of what is there already as REF_
 
 
@@ -30,6 +30,7 @@ class Said(NamedTuple):
 
     values: list[dict[str, Any]]  # by name, of each
     per_atom: set[str]  # names of what is said of each atom
+    of_potential: bool
 
 
 def predict_files(model: str, paths: "str | Path | list", out: "str | Path", *, device: str = "auto") -> list[str]:
@@ -46,7 +47,9 @@ def predict_files(model: str, paths: "str | Path | list", out: "str | Path", *, 
     refuse_as_output(out, paths)
     images = [image for path in paths for image in read_images(path)]
     bare = [structure_alone(atoms, source) for source, atoms in images]
-    said, renamed = _said_of(model, bare, device), dict[str, str]()
+    said = _said_of(model, bare, device)
+    claimed = {name for values in said.values for name in values} | (OF_ENERGY if said.of_potential else set())
+    renamed = _free_names(claimed, [atoms for _, atoms in images])
     pairs = zip(images, said.values, strict=True)
     left = write_labelled(out, [_marked(atoms, values, said.per_atom, renamed) for (_, atoms), values in pairs])
     kept = [f"what the frames had as {old} is now {new}" for old, new in renamed.items()]
@@ -57,39 +60,45 @@ def predict_files(model: str, paths: "str | Path | list", out: "str | Path", *, 
 def _said_of(model: str, structures: Sequence[Atoms], device: str) -> Said:
     if holds_properties(model):
         loaded = load_properties(model, device=resolve_device(device))
-        return Said(loaded.predict_all(structures), {target.name for target in loaded.targets if target.per == "atom"})
+        return Said(
+            loaded.predict_all(structures), {target.name for target in loaded.targets if target.per == "atom"}, False
+        )
     calculator, found = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True), []
     for results in calculator.evaluate(structures, OF_POTENTIALS):
         ways = ", ".join(dict.fromkeys(way.kind for way in results.get("outside_domain", ())))
         known = {name: results[name] for name in OF_POTENTIALS if name in results}
         found.append(known | ({OUTSIDE: ways} if ways else {}))
-    return Said(found, PER_ATOM)
+    return Said(found, PER_ATOM, True)
+
+
+def _free_names(claimed: set[str], frames: Sequence[Atoms]) -> dict[str, str]:
+    """New names for what frames have by the names that a model claims: REF_ before it, or what is free in all."""
+    there: set[str] = set()
+    for atoms in frames:
+        there |= {*atoms.info, *atoms.arrays, *({} if atoms.calc is None else atoms.calc.results)}
+    renamed = {}
+    for name in sorted(claimed & there):
+        new = f"{BEFORE}{name}" if name == OUTSIDE else f"REF_{name}"
+        while new in there or new in claimed:
+            new = f"{BEFORE}{name}" if new.startswith("REF_") else f"{BEFORE}{new}"
+        renamed[name] = new
+    return renamed
 
 
 def _marked(atoms: Atoms, values: dict[str, Any], per_atom: set[str], renamed: dict[str, str]) -> Atoms:
-    """The structure with these values beside all that it had; renamed: takes the new names of what is kept."""
-    marked = atoms.copy()
-    marked.info.pop(OUTSIDE, None)
-    old = {} if atoms.calc is None else dict(atoms.calc.results)
-    for name in values.keys() | (WITH_ENERGY if "energy" in values else set()):
+    """The structure with these values beside all that it had, of which some is renamed."""
+    marked, old = atoms.copy(), {} if atoms.calc is None else dict(atoms.calc.results)
+    for name, new in renamed.items():
         for store, of_atoms in ((old, name in PER_ATOM), (marked.info, False), (marked.arrays, True)):
             if name in store:
-                new = _free_name(name, marked)
                 _put(marked, new, store.pop(name), of_atoms)
-                renamed.setdefault(name, new)
     own = {name for name in values if name in all_properties and (name in PER_ATOM) == (name in per_atom)}
-    for name in values.keys() - own:
-        _put(marked, name, values[name], name in per_atom)
-    marked.calc = SinglePointCalculator(marked, **old, **{name: values[name] for name in own})
+    results = {**old, **{name: values[name] for name in own}}
+    tensors = {name for name in results if name in PER_ATOM and np.ndim(results[name]) > 2}  # ASE's file has no place
+    for name in values.keys() - own | tensors:
+        _put(marked, name, results.get(name, values.get(name)), name in per_atom or name in tensors)
+    marked.calc = SinglePointCalculator(marked, **{k: v for k, v in results.items() if k not in tensors})
     return marked
-
-
-def _free_name(name: str, atoms: Atoms) -> str:
-    """REF_ before a name, or where that is taken "before_", as often as it takes."""
-    new = f"REF_{name}"
-    while new in atoms.info or new in atoms.arrays:
-        new = f"{BEFORE}{name}" if new.startswith("REF_") else f"{BEFORE}{new}"
-    return new
 
 
 def _put(atoms: Atoms, name: str, value: Any, per_atom: bool) -> None:

@@ -34,6 +34,7 @@ from segnn_ase.train.settings import LoopConfig
 from segnn_ase.train.start import deadline_of
 
 CALIBRATION = 64  # systems
+SINCE = {"steps": 1}  # settings that came later, as the networks before had them
 
 
 class After(NamedTuple):
@@ -107,7 +108,9 @@ def scales_of(items: list[Item]) -> Scales:
 
 def known_of(config: StepperTraining, data: TrainingData) -> tuple[dict, dict]:
     """What the model file tells of its training, and what must be the same for it to go on."""
-    start = stepper_config(**config.model).model_dump(mode="json")
+    settings = stepper_config(**config.model)
+    came_later = {name for name, value in SINCE.items() if getattr(settings, name) == value}
+    start = settings.model_dump(mode="json", exclude=came_later)
     same = {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
     return {"training": config.model_dump(mode="json")}, same
 

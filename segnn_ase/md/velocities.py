@@ -42,6 +42,11 @@ def degrees_of_freedom(atoms: Atoms, *, centre_moves: bool) -> int:
     return max(int(count), 1)
 
 
+def kinetic_temperature(atoms: Atoms) -> float:
+    """K, of the velocities; what is conserved and zero, as the momentum in most ensembles, holds no heat."""
+    return 2 * atoms.get_kinetic_energy() / (degrees_of_freedom(atoms, centre_moves=False) * units.kB)
+
+
 def _inertia(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
     """Return positions from the centre of mass (N, 3) Å and the tensor of inertia (3, 3) amu Å^2."""
     arms = atoms.positions - atoms.get_center_of_mass()

@@ -94,7 +94,11 @@ def label_of(atoms: Atoms, name: str, source: str, irreps: str | None = None) ->
 
 
 def _label_at(place: LabelPlace, atoms: Atoms, name: str, source: str, irreps: str | None) -> Label | None:
-    array, where = np.asarray(place.value), f"{name} of {source} ({place.words})"
+    where = f"{name} of {source} ({place.words})"
+    try:
+        array = np.asarray(place.value)
+    except ValueError:  # rows of different lengths
+        array = np.asarray("")
     if array.dtype.kind not in "iuf":
         raise DataError(f"{where} is {place.value!r}; expected real numbers")
     per = "atom" if name.lower() in PER_ATOM else place.per

@@ -138,9 +138,12 @@ class PropertyModel(nn.Module):
         for atoms in structures:
             expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
             check_elements([chemical_symbols[z] for z in self.species], self.species, atoms.numbers)
-        graphs = [with_pairs(graph_from_atoms(atoms, self.cutoff)) for atoms in structures]
-        batches = pack(list(range(len(graphs))), [len(g.edge_src) for g in graphs], AT_ONCE, EDGES_AT_ONCE)
-        return [found for numbers in batches for found in self._predict_some([graphs[n] for n in numbers])]
+        found = []
+        for first in range(0, len(structures), AT_ONCE):  # graphs of all would fill the memory
+            graphs = [with_pairs(graph_from_atoms(a, self.cutoff)) for a in structures[first : first + AT_ONCE]]
+            for numbers in pack(list(range(len(graphs))), [len(g.edge_src) for g in graphs], AT_ONCE, EDGES_AT_ONCE):
+                found += self._predict_some([graphs[n] for n in numbers])
+        return found
 
     @torch.no_grad()
     def _predict_some(self, graphs: list[Graph]) -> list[dict[str, np.ndarray]]:

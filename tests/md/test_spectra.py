@@ -7,12 +7,20 @@ import numpy as np
 import pytest
 import scipy.constants as si
 from ase import Atoms
+from ase.build import molecule
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.command_line import segnn
 from scipy.integrate import trapezoid
 
 from segnn_ase.base.errors import ConfigError
+from segnn_ase.md import MDConfig, run_md
 from segnn_ase.md.spectra import infrared, raman, unfolded
+from segnn_ase.md.velocities import kinetic_temperature
+from segnn_ase.model.settings import model_config
+from segnn_ase.properties.files import save_properties
+from segnn_ase.properties.model import PropertyModel
+from segnn_ase.properties.targets import Target
 
 KM_PER_MOL = 42.2561  # of (D/Å)^2/amu, as textbooks have it
 DEBYE = 0.2081943  # e Å
@@ -108,25 +116,114 @@ def test_what_gives_no_spectrum_is_refused(values, timestep, temperature, reason
         infrared(values, timestep, temperature)
 
 
-def test_the_command_takes_what_frames_carry(tmp_path):
-    q = oscillator(1500, timestep=2.0, frames=400)
-    frames = []
-    for x in q:
-        atoms = Atoms("CO", [(0, 0, 0), (0, 0, 1.1 + x)])
+def vibrating(frames=400, timestep=2.0, **info):
+    """CO that vibrates, with its dipole and polarizability."""
+    found = []
+    for n, x in enumerate(oscillator(1500, timestep=timestep, frames=frames)):
+        atoms = Atoms("CO", [(0, 0, 0), (0, 0, 1.1 + x)], info={key: of(n) for key, of in info.items()})
         atoms.info["polarizability"] = (2.0 + x) * np.eye(3)
         atoms.calc = SinglePointCalculator(atoms, dipole=np.array([0.0, 0.0, 0.1 + x]))
-        frames.append(atoms)
-    ase.io.write(tmp_path / "md.xyz", frames)
-    refused = segnn("spectrum", tmp_path / "md.xyz", "--timestep", 2, "--out", tmp_path / "s")
-    assert refused.exit_code == 1 and "have no velocities; give it" in refused.stderr
-    result = segnn("spectrum", tmp_path / "md.xyz", "--timestep", 2, "--temperature", 300, "--out", tmp_path / "s")
-    assert result.exit_code == 0, result.output
+        found.append(atoms)
+    return found
+
+
+def made(folder, frames, *options):
+    ase.io.write(folder / "md.xyz", frames)
+    return segnn("spectrum", folder / "md.xyz", "--out", folder / "s", *options)
+
+
+def test_the_command_takes_what_frames_carry(tmp_path):
+    result = made(tmp_path, vibrating(), "--timestep", 2, "--temperature", 300)
+    assert result.exit_code == 0 and "calculator dipole, taken to be in e Å" in result.stdout, result.output
     for name in ("infrared", "raman"):
         rows = np.genfromtxt(tmp_path / f"s.{name}.csv", delimiter=",", names=True)
         wavenumbers, intensities = (rows[column] for column in rows.dtype.names)
         assert wavenumbers[intensities.argmax()] == pytest.approx(1500, abs=60)
     assert (tmp_path / "s.png").stat().st_size > 1000
-    bare = [Atoms("CO", atoms.positions) for atoms in frames]
-    ase.io.write(tmp_path / "bare.xyz", bare)
-    refused = segnn("spectrum", tmp_path / "bare.xyz", "--timestep", 2, "--out", tmp_path / "t")
-    assert refused.exit_code == 1 and "give a model that knows them" in refused.stderr
+    before = (tmp_path / "s.infrared.csv").read_bytes()
+    again = made(tmp_path, vibrating(), "--timestep", 2, "--temperature", 200)
+    assert again.exit_code == 1 and "overwrite it" in again.stderr
+    assert (tmp_path / "s.infrared.csv").read_bytes() == before
+    assert made(tmp_path, vibrating(), "--timestep", 2, "--temperature", 200, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "frames, options, reason",
+    [
+        (lambda: vibrating(100), (), "do not say when they are"),
+        (lambda: vibrating(100, time_fs=lambda n: 2.0 * n), (), "have no velocities; give it"),
+        (lambda: vibrating(100, time_fs=lambda n: 2.0 * n), ("--timestep", 1), "but frames are 2 fs apart"),
+        (lambda: vibrating(100, time_fs=lambda n: 2.0 * n + (n > 50)), (), "frames are 2 to 3 fs apart"),
+        (lambda: vibrating(20), ("--timestep", 2), "20 frames; expected at least 64"),
+        (lambda: [*vibrating(70), Atoms("CO2")], ("--timestep", 2), "other atoms than the first frame"),
+        (lambda: [Atoms("CO", [(0, 0, 0), (0, 0, 1.1)])] * 70, ("--timestep", 2, "--temperature", 9), "give a model"),
+        (lambda: vibrating(70), ("--timestep", 2, "--temperature", 9, "--resolution", 0), "resolution is 0.0"),
+        (lambda: vibrating(70), ("--timestep", 2, "--temperature", 9, "--laser", 3), "laser is 3.0"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path, frames, options, reason):
+    result = made(tmp_path, frames(), *options)
+    assert result.exit_code == 1 and reason in result.stderr, result.output
+    assert not list(tmp_path.glob("s.*"))
+
+
+def test_dipoles_of_two_kinds_are_no_series(tmp_path):
+    frames = vibrating(80)
+    for atoms in frames[::20]:
+        atoms.info["REF_dipole"] = [0.0, 0.0, 9.0]
+    result = made(tmp_path, frames, "--timestep", 2, "--temperature", 300)
+    assert result.exit_code == 1 and "in some frames here, in others there" in result.stderr
+
+
+def test_frames_that_are_too_far_apart_are_told_of(tmp_path):
+    frames = vibrating(80)
+    for atoms in frames:
+        atoms.symbols[0] = "H"
+    told = {}
+    for timestep in (2, 10):
+        folder = tmp_path / str(timestep)
+        folder.mkdir()
+        told[timestep] = made(folder, frames, "--timestep", timestep, "--temperature", 300).stdout
+    assert "nothing is seen above 1501 cm^-1" in told[10] and "nothing is seen" not in told[2]
+
+
+def test_quanta_of_a_slab_are_those_of_its_periodic_directions():
+    smooth = np.cumsum(np.full((50, 3), 0.4), axis=0)
+    cell = np.diag([5.0, 6.0, 1.0])
+    folded = smooth - np.floor(smooth @ np.linalg.inv(cell)) @ np.diag([5.0, 6.0, 0.0])
+    found = unfolded(folded, cell, (True, True, False))
+    np.testing.assert_allclose(np.diff(found, axis=0), np.diff(smooth, axis=0), atol=1e-10)
+
+
+@pytest.mark.parametrize("ensemble", ["nve", "langevin"])
+def test_the_temperature_is_that_of_the_run(tmp_path, ensemble):
+    """A molecule that neither moves nor turns as a whole has its heat in fewer degrees of freedom."""
+    atoms = molecule("CH3CH2OH")
+    atoms.calc = EMT()
+    settings = {"ensemble": ensemble, "steps": 400, "timestep": 0.5, "temperature": 300, "save_every": 4, "seed": 1}
+    run_md(
+        atoms, MDConfig(trajectory=str(tmp_path / "md.xyz"), log=str(tmp_path / "md.csv"), **settings), progress=False
+    )
+    frames = ase.io.read(tmp_path / "md.xyz", ":")
+    log = np.genfromtxt(tmp_path / "md.csv", delimiter=",", names=True)
+    mean = np.mean([kinetic_temperature(frame) for frame in frames])
+    assert mean == pytest.approx(log["temperature"].mean(), rel=0.08)
+    assert frames[1].info["time_fs"] == 2.0
+
+
+def test_a_model_says_the_dipoles_of_a_run(tmp_path):
+    target = Target("dipole", "structure", (3,), "1x1o", "sum")
+    model = PropertyModel(model_config("fast", hidden_irreps="4x0e+4x1o"), [6, 8], [target])
+    save_properties(tmp_path / "dipole.pt", model)
+    frames = vibrating(80, time_fs=lambda n: 2.0 * n)
+    result = made(tmp_path, frames, "--model", tmp_path / "dipole.pt", "--temperature", 300)
+    assert result.exit_code == 0 and f"dipole: {tmp_path / 'dipole.pt'}" in result.stdout, result.output
+    dipoles = np.array([one["dipole"] for one in model.predict_all(frames)])
+    rows = np.genfromtxt(tmp_path / "s.infrared.csv", delimiter=",", names=True)
+    expected = infrared(dipoles, 2.0, 300.0).intensities
+    np.testing.assert_allclose(rows["absorption_km_cm_per_mol"], expected, rtol=1e-3, atol=1e-6 * expected.max())
+    gap = target._replace(name="gap", shape=(), irreps="1x0e")
+    gaps = PropertyModel(model_config("fast", hidden_irreps="4x0e"), [6, 8], [gap])
+    save_properties(tmp_path / "gap.pt", gaps)
+    refused = made(tmp_path, frames, "--model", tmp_path / "gap.pt", "--temperature", 300, "--overwrite")
+    assert refused.exit_code == 1 and "which knows gap; expected dipole or polarizability" in refused.stderr
