@@ -263,7 +263,7 @@ def activation(channels: int, silu: float) -> Operation:
 
 
 @cache
-def self_product(couplings, channels: int, scales) -> Operation:
+def self_product(couplings, channels: int, scales, bound: float = 0.0) -> Operation:
     """Powers 2 ... of m with a weight per path: inputs m (n, 2l+1, channels) for each kind, weights (paths, channels)
     for each power; outputs for each power and kind (n, 2l+1, channels)."""
     kinds_ = couplings[0].left
@@ -285,7 +285,7 @@ def self_product(couplings, channels: int, scales) -> Operation:
         outputs += of_kinds(f"power{q}_", q * n, "row")
 
     def build(f: Formula, x: dict) -> dict:
-        m = [x[f"m{k}"] for k in range(n)]
+        m = _bounded(f, [x[f"m{k}"] for k in range(n)], bound)
         flat = [v for row in m for v in row]
         current, out = m, {}
         for q, (coupling, scale) in enumerate(zip(couplings, scales, strict=True)):
@@ -305,6 +305,16 @@ def self_product(couplings, channels: int, scales) -> Operation:
         return out
 
     return Operation(channels, tuple(inputs), tuple(outputs), build, edges=False)
+
+
+def _bounded(f: Formula, m: list[list[Expr]], bound: float) -> list[list[Expr]]:
+    """`interactions.bounded` of one channel."""
+    if not bound:
+        return m
+    squares = [f.mul(v, v) for kind in m for v in kind]
+    mean = f.mul(f.const(1 / (len(squares) * bound**2)), f.add(*squares))
+    factor = f.function("reciprocal", f.function("sqrt", f.add(f.const(1.0), mean)))
+    return [[f.mul(factor, v) for v in kind] for kind in m]
 
 
 def _ordered(a: Expr, b: Expr) -> tuple[Expr, Expr]:

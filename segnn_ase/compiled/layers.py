@@ -58,7 +58,7 @@ def fused_product(coupling: Coupling, f: Features, a: Tensor) -> Features:
 def fused_powers(product: SelfProduct, m: Features) -> list[Features]:
     results = []
     for b, block in enumerate(product.blocks.split(m)):
-        operation = formulas.self_product(product.couplings(b), product.blocks.width(b), product.scales)
+        operation = formulas.self_product(product.couplings(b), product.blocks.width(b), product.scales, product.bound)
         rows = kernel(operation)(Topology(len(m[0])), *block, *(w[b][0] for w in product.weights))
         results.append(_by_component(rows, product.blocks.kinds_of(b) * (product.order - 1)))
     powers = []

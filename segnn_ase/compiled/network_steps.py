@@ -169,7 +169,7 @@ class _Network:
                 for q in range(layer.order - 1):
                     changes[f"w{q}"] = WEIGHT
                     changes[f"power{q}_{position}"] = _within(dim, stride, (q + 1) * self.mul[k] + low)
-            operation = relaid(formulas.self_product(layer.couplings(b), width, layer.scales), **changes)
+            operation = relaid(formulas.self_product(layer.couplings(b), width, layer.scales, layer.bound), **changes)
             arrays = tuple(powers[k] for k in members)
             weights = tuple(Weight(power[b]) for power in layer.weights)
             self.now.append(RowOperation(operation, (*arrays, *weights), arrays * (layer.order - 1)))

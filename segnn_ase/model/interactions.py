@@ -130,12 +130,13 @@ def message_couplings(blocks: ChannelBlocks, lmax: int) -> list[Coupling]:
 class SelfProduct(nn.Module):
     """V_1 m + V_2 (m (x) m) + V_3 ((m (x) m) (x) m), channel by channel with a weight per path.
 
-    The message steers itself: the body order grows at the cost of an operation on nodes (MACE's idea).
+    The message steers itself: the body order grows at the cost of an operation on nodes (MACE's idea). In the powers, m
+    is `bounded`.
     """
 
-    def __init__(self, irreps: Irreps, order: int):
+    def __init__(self, irreps: Irreps, order: int, bound: float = 0.0):
         super().__init__()
-        self.order = order
+        self.order, self.bound = order, bound
         # E[z^4] = 3 and E[z^6] = 15 for z ~ N(0, 1): the scales keep every power at unit variance
         self.scales = (3**-0.5, 5**-0.5)[: order - 1]
         self.blocks = ChannelBlocks(irreps)
@@ -168,7 +169,7 @@ Powers = Callable[[SelfProduct, Features], list[Features]]  # `powers_by_steps`,
 def powers_by_steps(product: SelfProduct, m: Features) -> list[Features]:
     """Powers 2 ... of m with a weight per path."""
     powers = []
-    current = blocks = product.blocks.split(m)
+    current = blocks = [bounded(x, product.bound) for x in product.blocks.split(m)]
     vectors = [torch.cat(x, dim=1) for x in blocks]
     for couplings, weights, scale in zip([product.square, product.cube], product.weights, product.scales, strict=False):
         current = [
@@ -177,6 +178,17 @@ def powers_by_steps(product: SelfProduct, m: Features) -> list[Features]:
         ]
         powers.append(product.blocks.join(current))
     return powers
+
+
+def bounded(m: Features, bound: float) -> Features:
+    """m / sqrt(1 + mean(m^2) / bound^2) for each channel, the mean over the components of all kinds; m, if bound is 0.
+
+    So powers cannot explode where messages are larger than any in training.
+    """
+    if not bound:
+        return m
+    mean = torch.cat([x.square() for x in m], dim=1).mean(dim=1, keepdim=True)
+    return tuple(x * (1.0 + mean / bound**2).rsqrt() for x in m)
 
 
 class Update(nn.Module):

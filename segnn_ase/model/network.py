@@ -72,7 +72,7 @@ class SEGNN(nn.Module):
         self.messages = nn.ModuleList(layers)
         self.register_buffer("norms", torch.tensor([[4.0, 1.0]]).repeat(config.interactions, 1))
         powers = self._interactions if config.body_order > 1 else ()
-        self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order) for _ in powers)
+        self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order, config.bound) for _ in powers)
         self.updates = nn.ModuleList(Update(self.irreps, lmax) for _ in self._interactions)
         self._calibrating = False
 

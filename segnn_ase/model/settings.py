@@ -32,6 +32,11 @@ class ModelConfig(Settings):
     density_weighting: bool = Field(
         False, description="what an atom sends is divided by how dense its surroundings are, as in PointConv"
     )
+    bound: float = Field(
+        4.0,
+        ge=0,
+        description="what a channel of messages does not exceed in self-products, in its usual sizes; 0: unbounded",
+    )
     readout_hidden: int = Field(16, ge=1, le=4096, description="width of the hidden layer of the last readout")
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
 

@@ -84,13 +84,14 @@ def test_message_first_and_second_derivatives():
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-def test_self_product_first_and_second_derivatives():
+@pytest.mark.parametrize("bound", [0.0, 0.7])
+def test_self_product_first_and_second_derivatives(bound):
     torch.manual_seed(0)
-    layer = SelfProduct(parse_irreps("2x0e+2x1o"), 3).double()
+    layer = SelfProduct(parse_irreps("2x0e+2x1o"), 3, bound).double()
     couplings = (layer.square[0], layer.cube[0])
     shapes = [(2, 1, 2), (2, 3, 2), *((len(c.paths), 2) for c in couplings)]
     inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
-    run = kernel(self_product(couplings, 2, layer.scales))
+    run = kernel(self_product(couplings, 2, layer.scales, bound))
 
     def function(*tensors):
         return run(Topology(2), *tensors)

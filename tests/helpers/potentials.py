@@ -20,6 +20,8 @@ VARIANTS = {  # name: (preset, replaced settings)
     "parities": ("segnn", {"hidden_irreps": "8x0e+4x0o+4x1e+4x1o", "lmax_attr": 2}),
     "sparse": ("fast", {"hidden_irreps": "8x0e+8x1o", "density_weighting": True}),
     "pointconv": ("tfn", {**STEERABLE, "density_weighting": True}),
+    "bounded": ("segnn", {**STEERABLE, "bound": 0.5}),
+    "unbounded": ("segnn", {**STEERABLE, "bound": 0.0}),
     "coreless": ("segnn", {**STEERABLE, "core_repulsion": False}),
     "segnn2022": ("segnn2022", STEERABLE),
     "default": ("segnn", {}),

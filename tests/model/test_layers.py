@@ -11,7 +11,7 @@ from e3nn.o3 import Irreps
 from helpers.systems import CUTOFF, NAMED, float64_default, join_irreps, rotation, split_irreps, wigner
 
 from segnn_ase.model.edges import bessel, envelope, make_edges, neighbor_table, node_attributes
-from segnn_ase.model.interactions import Message, SelfProduct, Update
+from segnn_ase.model.interactions import Message, SelfProduct, Update, powers_by_steps
 from segnn_ase.model.irreps import SCALAR, Kind, kinds, parse_irreps, spherical_kinds
 from segnn_ase.model.layers import ChannelBlocks, Gate, SteerableLinear
 from segnn_ase.model.published import PublishedMessage
@@ -394,10 +394,10 @@ def test_published_message_is_equivariant(irreps, matrix):
 
 
 @all_rotations
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order, bound", [(2, 0.0), (3, 0.0), (3, 0.7)])
 @pytest.mark.parametrize("irreps", IRREPS)
-def test_self_product_is_equivariant(irreps, order, matrix):
-    product, k = double(SelfProduct(parse_irreps(irreps), order)), kinds(parse_irreps(irreps))
+def test_self_product_is_equivariant(irreps, order, bound, matrix):
+    product, k = double(SelfProduct(parse_irreps(irreps), order, bound)), kinds(parse_irreps(irreps))
     m = random_features(irreps)
     assert_features_close(product(rotated(m, k, matrix)), rotated(product(m), k, matrix))
 
@@ -422,6 +422,22 @@ def test_self_product_of_scalars_is_an_ordinary_polynomial():
     cube = square * m * product.weights[1][0] / math.sqrt(5)
     weight = product.linear[0].weight / math.sqrt(12)
     assert_features_close(product((m,)), (torch.cat([m, square, cube], dim=2) @ weight,), atol=1e-12)
+
+
+def test_bounded_powers_are_those_of_small_messages_and_do_not_grow_with_large_ones():
+    torch.manual_seed(0)
+    free, bounded = (double(SelfProduct(parse_irreps("4x0e+4x1o"), 3, bound)) for bound in (0.0, 2.0))
+    bounded.load_state_dict(free.state_dict())
+    m = random_features("4x0e+4x1o")
+
+    def powers(product, size):
+        return [torch.cat(power, dim=1) for power in powers_by_steps(product, tuple(size * x for x in m))]
+
+    for one, other in zip(powers(free, 1e-3), powers(bounded, 1e-3), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=0)
+    for large, larger in zip(powers(bounded, 1e3), powers(bounded, 1e4), strict=True):
+        torch.testing.assert_close(large, larger, rtol=1e-4, atol=1e-4)
+        assert float(large.detach().abs().max()) < 2.0**3 * 20
 
 
 @all_rotations
