@@ -81,19 +81,26 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     Raises DataError for what is no structure, and for labels that cannot be used.
     """
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
-    bare = structure_alone(atoms, source)
+    check_atoms(atoms, source)
     found = find_labels(atoms, keys or LabelKeys(), source)
-    return Frame(bare, found.energy, found.forces, found.stress, source, found.origins, found.reading)
+    return Frame(
+        structure_alone(atoms, source), found.energy, found.forces, found.stress, source, found.origins, found.reading
+    )
 
 
-def structure_alone(atoms: Atoms, source: str) -> Atoms:
-    """Elements, positions, cell and pbc, without what stands beside them. Raises DataError for what is no structure."""
+def check_atoms(atoms: Atoms, source: str) -> None:
+    """Raise DataError where there are no atoms, or some without an element."""
     if not len(atoms) or not (atoms.numbers > 0).all():
         what = f"atom {int(np.argmin(atoms.numbers))} has no element" if len(atoms) else "it has no atoms"
         raise DataError(f"{source} is no structure: {what}")
     if atoms.numbers.max() >= len(chemical_symbols):
         atom = int(atoms.numbers.argmax())
         raise DataError(f"{source} is no structure: atom {atom} has the atomic number {atoms.numbers[atom]}")
+
+
+def structure_alone(atoms: Atoms, source: str) -> Atoms:
+    """Elements, positions, cell and pbc, without what stands beside them. Raises DataError for what is no structure."""
+    check_atoms(atoms, source)
     lost = [axis for axis, pbc, vector in zip("abc", atoms.pbc, atoms.cell, strict=True) if pbc and not vector.any()]
     if lost:
         raise DataError(

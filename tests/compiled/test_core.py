@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.potentials import VARIANTS
+from helpers.potentials import LAYERS_ONLY, VARIANTS
 from helpers.systems import CUTOFF, squeezed
 
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
@@ -11,7 +11,7 @@ from segnn_ase.compiled.layers import FUSED
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
-KNOWN = [v for v in VARIANTS if v != "segnn2022"]
+KNOWN = [v for v in VARIANTS if v not in LAYERS_ONLY]
 
 
 def assert_close(found, expected, tolerance: float) -> None:

@@ -16,7 +16,7 @@ from ase import units
 from ase.build import bulk
 from ase.md.verlet import VelocityVerlet
 from helpers.kernels import TOLERANCE, tabulated_twin
-from helpers.potentials import ODD_CASES, VARIANTS, everything_at_once, in_two_precisions, odd_potential
+from helpers.potentials import LAYERS_ONLY, ODD_CASES, VARIANTS, everything_at_once, in_two_precisions, odd_potential
 from helpers.systems import CUTOFF, NAMED, SPECIES
 
 from segnn_ase import SEGNNCalculator
@@ -30,7 +30,7 @@ from segnn_ase.compiled.steps import MatrixProduct
 from segnn_ase.store.shipped import find_model
 from segnn_ase.structure.graph import collate, graph_from_atoms
 
-KNOWN = [v for v in VARIANTS if v != "segnn2022"]
+KNOWN = [v for v in VARIANTS if v not in LAYERS_ONLY]
 
 
 def assert_equal(potential, graph, tolerance: float) -> None:
@@ -72,8 +72,9 @@ def test_T16_compiled_network_equals_plain_torch_on_each_structure(name, new_pot
     assert_equal(new_potential("fast"), graph_from_atoms(NAMED[name](), CUTOFF), 1e-10)
 
 
-def test_what_it_does_not_know_goes_layer_by_layer(new_potential):
-    potential = new_potential("segnn2022")
+@pytest.mark.parametrize("variant", LAYERS_ONLY)
+def test_what_it_does_not_know_goes_layer_by_layer(variant, new_potential):
+    potential = new_potential(variant)
     assert not supported(potential)
     evaluate = choose_evaluator(potential, graph_from_atoms(NAMED["ethanol"](), CUTOFF), "require")
     assert evaluate.name == "compiled layers"

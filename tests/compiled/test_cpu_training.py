@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.potentials import ODD_CASES, VARIANTS, in_two_precisions, odd_potential
+from helpers.potentials import LAYERS_ONLY, ODD_CASES, VARIANTS, in_two_precisions, odd_potential
 from helpers.systems import CUTOFF, NAMED, squeezed
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
@@ -15,7 +15,7 @@ from segnn_ase.model.predict import PlainLossGradient
 from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
-KNOWN = [v for v in VARIANTS if v != "segnn2022"]
+KNOWN = [v for v in VARIANTS if v not in LAYERS_ONLY]
 
 
 def batch(names=NAMED):
@@ -100,8 +100,9 @@ def test_frozen_weights_get_no_gradient(new_potential):
     assert found and not [name for name in found if name.startswith("segnn.embedding")]
 
 
-def test_the_published_network_is_trained_layer_by_layer(new_potential):
-    potential = new_potential("segnn2022").requires_grad_(True)
+@pytest.mark.parametrize("variant", LAYERS_ONLY)
+def test_other_networks_are_trained_layer_by_layer(variant, new_potential):
+    potential = new_potential(variant).requires_grad_(True)
     assert choose_loss_gradient(potential, batch(["ethanol"]), "require").name == "compiled layers"
 
 

@@ -28,6 +28,8 @@ VARIANTS = {  # name: (preset, replaced settings)
 }
 assert set(PRESETS) <= set(VARIANTS)
 
+LAYERS_ONLY = ("segnn2022", "sparse", "pointconv")  # which the compiled network does not know
+
 ODD = {  # settings that the presets do not reach
     "odd_channels": {"hidden_irreps": "5x0e+5x1o"},
     "high_degree": {"hidden_irreps": "9x0e+9x1o+9x3o", "interactions": 1},
