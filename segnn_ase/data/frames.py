@@ -202,16 +202,20 @@ def check_geometries(frames: Sequence[Sourced]) -> None:
             raise DataError(f"{frame.source}: {error}") from error
 
 
-def check_species(frames: Sequence[Sourced], species: list[int], name: str) -> None:
-    """Raise DataError when frames hold an element that the potential was not trained for."""
+OTHER_ELEMENTS = "Train one on frames of all these elements, or fine-tune one on frames of those that it lacks"
+
+
+def check_species(
+    frames: Sequence[Sourced], species: list[int], name: str, *, model: str = "potential", then: str = OTHER_ELEMENTS
+) -> None:
+    """Raise DataError when frames hold an element that the potential, or another model, was not trained for."""
     for frame in frames:
         extra = set(frame.atoms.numbers.tolist()) - set(species)
         if extra:
             symbols = ", ".join(chemical_symbols[z] for z in sorted(extra))
             known = ", ".join(chemical_symbols[z] for z in species)
             raise DataError(
-                f"{name} set has {symbols} ({frame.source}); the potential knows {known} from training. Train one on "
-                "frames of all these elements, or fine-tune one on frames of those that it lacks"
+                f"{name} set has {symbols} ({frame.source}); the {model} knows {known} from training. {then}"
             )
 
 

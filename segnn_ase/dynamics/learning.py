@@ -24,6 +24,7 @@ from segnn_ase.train.job import (
     Measure,
     Training,
     TrainingData,
+    nothing_more,
     output_files,
     refuse_overwriting,
 )
@@ -154,10 +155,6 @@ def means_of(found: dict[str, np.ndarray]) -> dict:
 
 def losses_told(row: dict) -> str:
     return f"loss {row['train_loss']:.3g}/{row['valid_loss']:.3g}"
-
-
-def nothing_more(*_, **__) -> dict:
-    return {}
 
 
 def finish_stepper(config: StepperTraining, job: Training, history: list[dict], *, progress: bool) -> dict:

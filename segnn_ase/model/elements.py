@@ -37,16 +37,21 @@ class Elements(NamedTuple):
         return self.reference[kind] + self.scale[kind] * (epsilon - self.isolated[kind]).double()
 
 
-def check_elements(symbols: list[str], species: list[int], numbers: np.ndarray) -> None:
-    """Raise StructureError naming the first atom whose element the potential does not know."""
+MORE_ELEMENTS = "Train one, or fine-tune this one, on data that have that element."
+
+
+def check_elements(
+    symbols: list[str], species: list[int], numbers: np.ndarray, *, model: str = "potential", then: str = MORE_ELEMENTS
+) -> None:
+    """Raise StructureError naming the first atom whose element the potential, or another model, does not know."""
     if set(species).issuperset(numbers.tolist()):
         return
     atom = int(np.flatnonzero(~np.isin(numbers, species))[0])
     if not 0 <= numbers[atom] < len(chemical_symbols):
         raise StructureError(f"atom {atom} has the atomic number {numbers[atom]}; expected an element")
     raise StructureError(
-        f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this potential does not know; "
-        f"it was trained for {', '.join(symbols)}. Train one, or fine-tune this one, on data that have that element."
+        f"atom {atom} is {chemical_symbols[numbers[atom]]}, which this {model} does not know; "
+        f"it was trained for {', '.join(symbols)}. {then}"
     )
 
 

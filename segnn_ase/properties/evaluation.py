@@ -12,6 +12,7 @@ from segnn_ase.properties.files import load_properties, read_properties
 from segnn_ase.properties.goal import errors_of_properties, layers_for, property_residuals, without_loss
 from segnn_ase.properties.labels import check_forms, read_labelled
 from segnn_ase.properties.learning import item_of
+from segnn_ase.properties.targets import UNKNOWN
 from segnn_ase.train.settings import LoopConfig
 
 
@@ -27,7 +28,7 @@ def evaluate_properties(model: "str | Path", paths: "str | Path | list", *, devi
         irreps = {target.name: target.irreps for target in loaded.targets}
         frames = read_labelled([path], list(irreps), irreps, every=False)
         check_geometries(frames)
-        check_species(frames, loaded.species, path)
+        check_species(frames, loaded.species, path, **UNKNOWN)
         check_forms(frames, loaded.targets)
         items = [item_of(frame, loaded.targets, loaded.cutoff) for frame in frames]
         operations = layers_for(loaded, cheapest(items))

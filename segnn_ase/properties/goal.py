@@ -17,9 +17,11 @@ from segnn_ase.properties.files import read_properties, save_properties
 from segnn_ase.properties.model import PropertyModel
 from segnn_ase.properties.settings import PropertyTraining
 from segnn_ase.properties.targets import Target
-from segnn_ase.train.job import OF_RUN, Goal, Gradient, Measure, Training, output_files
+from segnn_ase.train.job import OF_RUN, Goal, Gradient, Measure, Training, nothing_more, output_files
 from segnn_ase.train.report import printer, short_name
 from segnn_ase.train.settings import LoopConfig
+
+DISPLACED = 0.1  # Å
 
 
 def layers_for(model: PropertyModel, example: Item) -> Operations | None:
@@ -32,9 +34,6 @@ def layers_for(model: PropertyModel, example: Item) -> Operations | None:
         return cast(PropertyModel, twin).of_atoms(graph, operations)
 
     return choose_layers(model, outputs)
-
-
-DISPLACED = 0.1  # Å
 
 
 class Errors(NamedTuple):
@@ -131,10 +130,6 @@ def told_in_a_line(row: dict) -> str:
     return " ".join([f"loss {row['train_loss']:.3g}/{row['valid_loss']:.3g}", *parts])
 
 
-def nothing_else(*_, **__) -> dict:
-    return {}
-
-
 def finish_properties(config: PropertyTraining, job: Training, history: list[dict], *, progress: bool) -> dict:
     """Measure the kept model on every set, store its errors in the file, draw them, print the table."""
     model, kept = read_properties(config.out)
@@ -185,7 +180,7 @@ PROPERTY = Goal(
     measure_of_errors,
     errors_of_properties,
     told_in_a_line,
-    nothing_else,
+    nothing_more,
     save_properties,
     finish_properties,
 )

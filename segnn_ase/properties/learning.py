@@ -15,7 +15,7 @@ from segnn_ase.properties.goal import PROPERTY
 from segnn_ase.properties.labels import Labelled, check_forms, compositions, read_labelled, table_of, targets_of
 from segnn_ase.properties.model import Constants, PropertyModel
 from segnn_ase.properties.settings import PropertyTraining
-from segnn_ase.properties.targets import Target, refuse_unreachable
+from segnn_ase.properties.targets import UNKNOWN, Target, refuse_unreachable
 from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
 from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
@@ -72,7 +72,7 @@ def prepared(config: PropertyTraining, report) -> tuple[PropertyModel, TrainingD
         frames, valid = split(frames, targets, data.valid_fraction, config.training.seed)
     species = species_of(frames)
     for name, others in (("validation", valid), *((f"test {path}", some) for path, some in tests.items())):
-        check_species(others, species, name)
+        check_species(others, species, name, **UNKNOWN)
     sets = [[item_of(frame, targets, settings.cutoff) for frame in some] for some in (frames, valid, *tests.values())]
     constants = [constants_of(target, frames, species) for target in targets]
     model = PropertyModel(settings, species, targets, constants=constants, seed=config.training.seed)

@@ -15,7 +15,7 @@ from segnn_ase.model.elements import check_elements, species_index
 from segnn_ase.model.network import SEGNN, Operations
 from segnn_ase.model.published import SteerableHead
 from segnn_ase.model.settings import ModelConfig
-from segnn_ase.properties.targets import Target, refuse_unreachable
+from segnn_ase.properties.targets import UNKNOWN, Target, refuse_unreachable
 from segnn_ase.structure.graph import Graph, collate, edge_vectors, graph_from_atoms, sum_over_atoms, with_pairs
 
 AT_ONCE, EDGES_AT_ONCE = 32, 100_000  # structures, unless one has more pairs
@@ -137,7 +137,7 @@ class PropertyModel(nn.Module):
         """The same of many structures, some of them at once."""
         for atoms in structures:
             expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
-            check_elements([chemical_symbols[z] for z in self.species], self.species, atoms.numbers)
+            check_elements([chemical_symbols[z] for z in self.species], self.species, atoms.numbers, **UNKNOWN)
         found = []
         for first in range(0, len(structures), AT_ONCE):  # graphs of all would fill the memory
             graphs = [with_pairs(graph_from_atoms(a, self.cutoff)) for a in structures[first : first + AT_ONCE]]

@@ -15,6 +15,7 @@ AXIAL = {  # vectors that mirrors keep
     *("magmom", "magmoms", "magnetic_moment", "magnetic_moments", "magnetic_dipole", "magnetization"),
     *("angular_momentum", "torque", "torques", "spin", "spins"),
 }
+UNKNOWN = {"model": "model", "then": "Train one on frames of all these elements"}  # for messages about elements
 SYMMETRIC, GENERAL = "1x0e+1x2e", "1x0e+1x1e+1x2e"
 
 

@@ -44,6 +44,11 @@ class Goal(NamedTuple):
     finish: Callable[..., dict]  # (config, training, history, progress=): measures the kept model; its errors
 
 
+def nothing_more(*_, **__) -> dict:
+    """The log of a goal that has nothing to add."""
+    return {}
+
+
 class TrainingData(NamedTuple):
     """Labelled structures: read, checked and turned into graphs once, for all members of a committee."""
 

@@ -462,8 +462,8 @@ def test_frames_without_some_labels_teach_the_others(files, tmp_path):
 
 def test_structures_that_cannot_be_evaluated_are_refused(trained):
     model = load_properties(trained[0])
-    with pytest.raises(StructureError, match="Si"):
-        model.predict(Atoms("Si"))
+    with pytest.raises(StructureError, match=r"this model does not know.*\. Train one on frames of all"):
+        model.predict(Atoms("Si"))  # and no word of fine-tuning, which there is not
     with pytest.raises(ConfigError, match="expected Atoms"):
         model.predict("H2O")
 
