@@ -40,6 +40,7 @@ Dispersion = Annotated[
     str | None, typer.Option(help="D3 to add where the labels had none, as d3bj:pbe; default: what they had")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that are there")]
 Out = Annotated[str | None, typer.Option(help="model file that is written; default: model.pt")]
 
 
@@ -72,7 +73,11 @@ def train_command(
         _prepare_process(threads)
         model = model if preset is None else {"preset": preset, **model}
         values = _merged(config, out, data={**data, **properties}, model=model, training=training)
-        if isinstance(values.get("data"), dict) and set(OF_TARGETS) & set(values["data"]):
+        given = values.get("data")
+        of_targets = [name for name in OF_TARGETS if isinstance(given, dict) and name in given]
+        if of_targets:
+            if "target" not in of_targets:
+                raise ConfigError(f"{of_targets[0]} is of a property that is learned: name that by --target, too")
             from segnn_ase.properties.learning import train_properties
 
             train_properties(PropertyTraining.parse(values))
@@ -139,6 +144,7 @@ def predict_command(
     frames: Annotated[list[str], typer.Argument(help="structures of any format of ASE")],
     out: Annotated[str, typer.Argument(help="new file, .xyz or .extxyz")],
     device: Device = "auto",
+    overwrite: Overwrite = False,
     threads: Threads = None,
 ):
     """Write structures with what a model says of them: energy, forces and stress, or the properties that it learned."""
@@ -146,7 +152,7 @@ def predict_command(
         from segnn_ase.prediction import predict_files
 
         _prepare_process(threads)
-        typer.echo("\n".join(predict_files(model, frames, out, device=device)))
+        typer.echo("\n".join(predict_files(model, frames, out, device=device, overwrite=overwrite)))
 
 
 @app.command("check", epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")
@@ -157,19 +163,25 @@ def check_command(
     keys: dict,
     out: Annotated[Path | None, typer.Option(help="report in Markdown, with a figure beside it")] = None,
     fix: Annotated[str | None, typer.Option(help="new file for the frames, repaired where that is safe")] = None,
+    overwrite: Overwrite = False,
 ):
     """Find what would spoil a training: labels, units, signs, copies, outliers. Exit status 1 if there is an error."""
     with reported_errors():
         from segnn_ase.check.doctor import check as run
         from segnn_ase.check.repair import repair
         from segnn_ase.check.report import write_report
+        from segnn_ase.data.convert import refuse_as_output
 
+        if out is not None:
+            refuse_suffix("out", out, ".md")
+        if fix is not None:
+            refuse_as_output(fix, frames, overwrite=overwrite)
         report = run(frames, **data, keys=_label_keys(keys))
         typer.echo(report.markdown())
         if out is not None:
             typer.echo(f"wrote {', '.join(write_report(report, out))}")
         if fix is not None:
-            typer.echo("\n".join(repair(report, fix, _label_keys(keys))))
+            typer.echo("\n".join(repair(report, fix, _label_keys(keys), overwrite=overwrite)))
         sys.exit(1 if report.errors else 0)
 
 
@@ -179,12 +191,13 @@ def convert_command(
     frames: Annotated[list[str], typer.Argument(help="labelled frames of any format that training reads")],
     out: Annotated[str, typer.Argument(help="new file, .xyz or .extxyz")],
     keys: dict,
+    overwrite: Overwrite = False,
 ):
     """Write labelled frames as extended XYZ, in eV and Å, after the checks that reading for a training makes."""
     with reported_errors():
         from segnn_ase.data.convert import convert as run
 
-        typer.echo("\n".join(run(frames, out, keys=_label_keys(keys))))
+        typer.echo("\n".join(run(frames, out, keys=_label_keys(keys), overwrite=overwrite)))
 
 
 @app.command(epilog="Example: segnn info silicon-pbe")
@@ -224,6 +237,9 @@ def verify_command(
         from segnn_ase.verify.run import verify as run
 
         _prepare_process(threads)
+        for name, path in (("json", json), ("png", png)):
+            if path is not None:
+                refuse_suffix(name, path, f".{name}")
         if store:
             load_with_metadata(model)  # refuses what cannot keep it, before all the work
         how: dict[str, Any] = {"device": device, "dtype": dtype, "accelerate": accelerate}
@@ -266,6 +282,9 @@ def md(
         _prepare_process(threads)
         files = {name: f"{out}{suffix}" for name, suffix in FILES.items()}
         config = MDConfig.parse({**files, **dynamics})
+        for name, path in files.items():
+            if Path(path).resolve() in {Path(read).resolve() for read in (structure, *model)}:
+                raise ConfigError(f"{name} would be {path!r}, which is read: choose another prefix than --out {out}")
         atoms = read_structure(structure)
         if rdf:
             check_pairs(rdf, atoms)
@@ -291,7 +310,7 @@ def spectrum_command(
     resolution: Annotated[float, typer.Option(help="cm^-1")] = 10.0,
     laser: Annotated[float, typer.Option(help="wavelength for Raman, nm")] = 532.0,
     out: Annotated[str, typer.Option(help="prefix of every file that is written")] = "spectrum",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that are there")] = False,
+    overwrite: Overwrite = False,
     device: Device = "auto",
     threads: Threads = None,
 ):
@@ -303,6 +322,12 @@ def spectrum_command(
         how: dict[str, Any] = {"temperature": temperature, "resolution": resolution, "laser": laser, "device": device}
         how["overwrite"] = overwrite
         typer.echo("\n".join(run(trajectory, out, timestep=timestep, model=model, **how)))
+
+
+def refuse_suffix(name: str, path: Path, suffix: str) -> None:
+    """Raise ConfigError before the work for a name that does not end so: it may be that of another file."""
+    if path.suffix != suffix:
+        raise ConfigError(f"{name} is {str(path)!r}; expected a name that ends in {suffix}")
 
 
 def read_structure(path: str):

@@ -33,18 +33,21 @@ class Said(NamedTuple):
     of_potential: bool
 
 
-def predict_files(model: str, paths: "str | Path | list", out: "str | Path", *, device: str = "auto") -> list[str]:
+def predict_files(
+    model: str, paths: "str | Path | list", out: "str | Path", *, device: str = "auto", overwrite: bool = False
+) -> list[str]:
     """Write every structure with what a model says, as results where ASE has that property; returns what was done.
 
     What the file itself has by these names is kept, as REF_energy and so on, all else is as it was; "outside" says in
     which ways a structure is outside of what a potential was trained on. Raises FileNotFoundError, DataError,
-    ConfigError for a name that is no extended XYZ, ModelFileError, and StructureError for what cannot be evaluated.
+    ConfigError for a name that is no extended XYZ or of a file that is there, unless `overwrite`, ModelFileError, and
+    StructureError for what cannot be evaluated.
     """
     out, paths = home_expanded(out, "out"), as_paths(paths)
     expect(bool(paths), "paths", paths, "at least one")
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"out is {str(out)!r}; expected a name that ends in .xyz or .extxyz")
-    refuse_as_output(out, paths)
+    refuse_as_output(out, paths, overwrite=overwrite)
     images = [image for path in paths for image in read_images(path)]
     bare = [structure_alone(atoms, source) for source, atoms in images]
     said = _said_of(model, bare, device)
@@ -54,6 +57,10 @@ def predict_files(model: str, paths: "str | Path | list", out: "str | Path", *, 
     left = write_labelled(out, [_marked(atoms, values, said.per_atom, renamed) for (_, atoms), values in pairs])
     kept = [f"what the frames had as {old} is now {new}" for old, new in renamed.items()]
     lost = [f"left out, as extended XYZ cannot hold it: {', '.join(left)}"] if left else []
+    outside = sum(OUTSIDE in values for values in said.values)
+    kept += [f"{outside} of {len(images)} are outside of what the potential was trained on ({OUTSIDE!r} says how)"] * (
+        outside > 0 and said.of_potential
+    )
     return [*kept, *lost, f"wrote {len(images)} frames to {out}"]
 
 

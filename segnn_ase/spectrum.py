@@ -21,7 +21,7 @@ from segnn_ase.properties.labels import label_of
 SHAPES = {"dipole": (3,), "polarizability": (3, 3)}
 AXES = {"infrared": "absorption / km cm mol⁻¹", "raman": "Raman intensity"}
 COLUMNS = {"infrared": "absorption_km_cm_per_mol", "raman": "intensity"}
-HIGHEST = 4200.0  # cm^-1, above the stretches of hydrogen
+HIGHEST, HIGHEST_WITHOUT_H = 4200.0, 2400.0  # cm^-1, above all stretches
 
 
 class Series(NamedTuple):
@@ -154,7 +154,7 @@ def _notes(frames: Sequence[Atoms], step: float, series: Series) -> list[str]:
     units = {"dipole": ", taken to be in e Å", "polarizability": ""}
     notes = [f"{name}: {origin}{units[name]}" for name, origin in series.origins.items()]
     highest = highest_wavenumber(step)
-    if highest < HIGHEST and 1 in frames[0].numbers:
+    if highest < (HIGHEST if 1 in frames[0].numbers else HIGHEST_WITHOUT_H):
         notes.append(f"frames are far apart: nothing is seen above {highest:.0f} cm^-1, and what is there comes below")
     return notes
 

@@ -377,3 +377,29 @@ def test_the_installed_command_trains(work, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "wrote model.pt" in result.stderr and not result.stdout
     assert {"model.pt", "model.last.pt", "model.csv", "model.parity_forces_valid.png"} <= set(os.listdir(tmp_path))
+
+
+def test_no_command_replaces_what_is_there_or_what_it_reads(work, tmp_path):
+    """An output that was forgotten makes the last input one, as with `segnn predict model.pt a.xyz b.xyz`."""
+    model, frames, kept = Path("model.pt").resolve(), Path("train.xyz").resolve(), tmp_path / "kept.xyz"
+    kept.write_text("mine")
+    before = frames.read_bytes()
+    for arguments in (
+        ("predict", model, frames, kept),
+        ("convert", frames, kept),
+        ("check", frames, "--fix", kept),
+    ):
+        assert_one_line_error(segnn(*map(str, arguments)), "exists")
+        assert kept.read_text() == "mine"
+    assert_one_line_error(segnn("check", str(frames), "--out", str(frames)), "ends in .md")
+    assert_one_line_error(segnn("verify", str(model), str(frames), "--json", str(model)), "ends in .json")
+    assert_one_line_error(segnn("verify", str(model), str(frames), "--png", "a.txt"), "ends in .png")
+    run = segnn("md", str(frames), "--model", str(model), "--out", str(frames.with_suffix("")), "--overwrite")
+    assert_one_line_error(run, "which is read")
+    assert frames.read_bytes() == before
+    done = segnn("convert", str(frames), str(kept), "--overwrite")
+    assert done.exit_code == 0 and len(ase.io.read(kept, ":")) == 8
+
+
+def test_settings_of_a_property_need_one(work):
+    assert_one_line_error(segnn("train", "--train", "train.xyz", "--irreps", "dipole=1o"), "--target")

@@ -67,7 +67,7 @@ def _unread(kind: str, name: str, sources: list[str], without: set[str], count: 
         "unread labels",
         "error" if none_read else "warning",
         f"{text}, though {len(lost)} of {count} frames have no other {kind}",
-        () if none_read else tuple(sources),
+        tuple(sources),
         f"Name it with --{kind}-key {name}, or rename it",
         ("key", kind, name) if alone and none_read else (),
     )
@@ -82,9 +82,10 @@ def missing(frames: list[Frame], kind: str) -> list[Finding]:
 
 def find_absent_labels(sets: Sets) -> list[Finding]:
     findings = []
-    for frames in (sets.train, sets.valid, sets.test):
+    for name, frames in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
         if frames and all(f.energy is None and f.forces is None for f in frames):
-            findings.append(Finding("no labels", "error", "no frame has an energy or forces"))
+            text = f"no frame of the {name} set has an energy or forces"
+            findings.append(Finding("no labels", "error", text, tuple(f.source for f in frames)))
     many = [f for f in sets.train if len(f.atoms) > 1]
     if many and not findings and all(f.forces is None for f in many):
         text = "no frame has forces: energies alone teach little"

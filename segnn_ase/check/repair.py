@@ -12,14 +12,14 @@ from segnn_ase.data.frames import frame_from_atoms
 from segnn_ase.data.labels import LabelKeys
 
 
-def repair(report: Report, out: "str | Path", keys: LabelKeys | None = None) -> list[str]:
+def repair(report: Report, out: "str | Path", keys: LabelKeys | None = None, *, overwrite: bool = False) -> list[str]:
     """Write the training frames with what can be repaired safely; returns what was done, line by line.
 
     Frames that cannot be read and repeated ones are left out, a stress of known unit and sign is converted, labels
     get the names that ASE reads, a constant pressure too much is taken off. Raises ConfigError if `out` is
-    one of the files that were read.
+    one of the files that were read, or there already, unless `overwrite`.
     """
-    refuse_as_output(out, {source.rpartition(", frame ")[0] for source in report.images})
+    refuse_as_output(out, {source.rpartition(", frame ")[0] for source in report.images}, overwrite=overwrite)
     keys, done = keys or LabelKeys(), []
     drop = {source for f in report.findings if f.repair[:1] == ("drop",) for source in f.frames}
     renamed = {f.repair[1]: f.repair[2] for f in report.findings if f.repair[:1] == ("key",)}

@@ -27,16 +27,18 @@ from segnn_ase.data.units import unit_names
 SUFFIXES = (".xyz", ".extxyz")
 
 
-def convert(paths: "str | Path | list", out: "str | Path", *, keys: LabelKeys | None = None) -> list[str]:
+def convert(
+    paths: "str | Path | list", out: "str | Path", *, keys: LabelKeys | None = None, overwrite: bool = False
+) -> list[str]:
     """Read frames as a training does, with its checks, and write them to a new file; returns what was found and done.
 
-    Raises what `read_frames` and `check_labels` raise, and ConfigError for a file that is none of extended XYZ or one
-    of those that are read. Nothing is written then.
+    Raises what `read_frames` and `check_labels` raise, and ConfigError for a file that is none of extended XYZ, one of
+    those that are read, or there already, unless `overwrite`. Nothing is written then.
     """
     out, paths = home_expanded(out, "out"), as_paths(paths)
     if out.suffix not in SUFFIXES:
         raise ConfigError(f"out is {str(out)!r}; expected a name that ends in .xyz or .extxyz")
-    refuse_as_output(out, paths)
+    refuse_as_output(out, paths, overwrite=overwrite)
     images = [image for path in paths for image in read_images(path)]
     frames = frames_from_images(images, LabelKeys() if keys is None else keys)
     check_geometries(frames)
@@ -46,10 +48,12 @@ def convert(paths: "str | Path | list", out: "str | Path", *, keys: LabelKeys | 
     return [label_table(frames), *lost, f"wrote {len(frames)} frames to {out}"]
 
 
-def refuse_as_output(out: "str | Path", paths: Iterable[str]) -> None:
-    """Raise ConfigError for a file that is also read."""
+def refuse_as_output(out: "str | Path", paths: Iterable[str], *, overwrite: bool = False) -> None:
+    """Raise ConfigError for a file that is also read, and for one that is there, unless `overwrite`."""
     if Path(out).expanduser().resolve() in {Path(split_index(path)[0]).resolve() for path in paths}:
         raise ConfigError(f"frames would overwrite {str(out)!r}, from which they are read; give another name")
+    if Path(out).expanduser().exists() and not overwrite:
+        raise ConfigError(f"out is {str(out)!r}, which exists: rename or remove it, or overwrite it (--overwrite)")
 
 
 def write_labelled(out: "str | Path", images: Iterable[Atoms]) -> list[str]:

@@ -226,19 +226,28 @@ def species_of(frames: Sequence[Sourced]) -> list[int]:
 def split_frames(
     frames: list[Frame], fraction: float, seed: int, families: Sequence[int] | None = None
 ) -> tuple[list[Frame], list[Frame]]:
-    """Draw a validation set at random from frames with labels; isolated atoms stay in training. See `drawn_from`."""
+    """Draw a validation set at random from frames with labels; isolated atoms and the only frames of an element stay
+    in training. See `drawn_from`."""
     labelled = [n for n, f in enumerate(frames) if f.energy is not None or f.forces is not None]
     drawn = drawn_from([n for n in labelled if not is_isolated_atom(frames[n])], fraction, seed, families)
+    drawn = but_only_ones(drawn, frames)
     return [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
+
+
+def but_only_ones(drawn: set[int], frames: Sequence[Sourced]) -> set[int]:
+    """The numbers of those frames whose elements are all in frames that are not drawn."""
+    learned = set(species_of([f for n, f in enumerate(frames) if n not in drawn]))
+    return {n for n in drawn if learned.issuperset(frames[n].atoms.numbers.tolist())}
 
 
 def drawn_from(candidates: list[int], fraction: float, seed: int, families: Sequence[int] | None) -> set[int]:
     """A part of some numbers of frames, drawn at random.
 
-    families: a number for each frame; those with the same stay together, as long as others can be drawn.
+    families: a number for each frame; those with the same stay together. Where none is as small as that part, the
+    smallest is drawn, and nothing where all are of one.
     """
     count = round(fraction * len(candidates))
-    if fraction > 0 and len(candidates) > 1:
+    if fraction > 0:
         count = min(max(count, 1), len(candidates) - 1)
     groups: dict[int, list[int]] = {}
     for n in candidates:
@@ -246,8 +255,8 @@ def drawn_from(candidates: list[int], fraction: float, seed: int, families: Sequ
     chosen, members = [], list(groups.values())
     for k in np.random.default_rng(seed).permutation(len(members)):
         chosen += members[k] if len(chosen) + len(members[k]) <= count else []
-    if not chosen and count:
-        chosen = min(members, key=len)[:count]
+    if not chosen and count > 0 and len(members) > 1:
+        chosen = min(members, key=len)
     return set(chosen)
 
 

@@ -10,6 +10,8 @@ from segnn_ase.base.errors import DataError
 from segnn_ase.data.frames import Frame, is_isolated_atom
 
 SAME = 1e-6  # eV, between calculations of one isolated atom
+ALIKE = 1e-8  # compositions that differ by less, relatively, are the same
+LEAST = 1e-4  # eV/atom, spread of energies that is no rounding
 AS_TYPED = 1e-3  # eV, between such a calculation and a table
 
 
@@ -38,9 +40,8 @@ def reference_energies(
     *,
     table: dict[int, float] | None = None,
     isolated: "list[Frame] | None" = None,
-    ridge: float = 1e-8,
 ) -> ReferenceEnergies:
-    """E0 from a table, else from isolated atoms, else by ridge least squares on the total energies.
+    """E0 from a table, else from isolated atoms, else by least squares on the total energies.
 
     isolated: frames read for this purpose only; those among the frames are used, too.
     Raises DataError when the table or `isolated` lacks an element, or where two of them contradict one another.
@@ -54,7 +55,7 @@ def reference_energies(
         raise DataError(f"reference energies lack {missing}; give one for every element or none at all")
     if isolated is not None:
         raise DataError(f"isolated atoms lack an energy of {missing}; add one frame of one atom for each")
-    return fitted_energies([f for f in frames if f.energy is not None], species, ridge)
+    return fitted_energies([f for f in frames if f.energy is not None], species)
 
 
 def energies_of_isolated_atoms(frames: list[Frame], table: dict[int, float] | None = None) -> dict[int, float]:
@@ -75,7 +76,7 @@ def energies_of_isolated_atoms(frames: list[Frame], table: dict[int, float] | No
     return {z: energy for z, (energy, *_) in found.items()}
 
 
-def fitted_energies(frames: list[Frame], species: list[int], ridge: float) -> ReferenceEnergies:
+def fitted_energies(frames: list[Frame], species: list[int]) -> ReferenceEnergies:
     """E0 by least squares on frames with energies, shrunk towards one value where their compositions say nothing."""
     if not frames:
         return ReferenceEnergies(dict.fromkeys(species, 0.0), "zero: no frame has an energy", None, None)
@@ -83,8 +84,7 @@ def fitted_energies(frames: list[Frame], species: list[int], ridge: float) -> Re
     counts = np.array([[np.sum(f.atoms.numbers == z) for z in species] for f in frames]) / sizes[:, None]
     energies = np.array([f.energy for f in frames]) / sizes
     centre = energies.mean()  # the least surprising of all values
-    gram = counts.T @ counts
-    shift = np.linalg.solve(gram + ridge * np.trace(gram) * np.eye(len(species)), counts.T @ (energies - centre))
+    shift = np.linalg.lstsq(counts, energies - centre, rcond=ALIKE)[0]
     residual = math.sqrt(np.mean((counts @ (shift + centre) - energies) ** 2))
     values = {z: float(centre + s) for z, s in zip(species, shift, strict=True)}
     return ReferenceEnergies(values, "least squares", int(np.linalg.matrix_rank(counts, tol=1e-6)), residual)
@@ -100,4 +100,5 @@ def energy_scale(frames: list[Frame], references: dict[int, float]) -> float:
         for f in frames
         if f.energy is not None
     ]
-    return float(np.std(per_atom)) or 1.0 if per_atom else 1.0
+    spread = float(np.std(per_atom)) if per_atom else 0.0
+    return spread if spread > LEAST else 1.0

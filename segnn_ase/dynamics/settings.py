@@ -36,7 +36,7 @@ class StepperConfig(Settings):
     pair_functions: Literal["published", "many"] = Field(
         "published",
         description="invariants of a pair: its squared distance and product of charges, or Bessel functions, inverse "
-        "distance and Coulomb energy besides",
+        "distance, Coulomb energy, and how fast the two move against each other besides",
     )
     features: bool = Field(True, description="of EGNN: features beside the coordinates; false is the radial field")
     velocities: bool = Field(
@@ -99,7 +99,7 @@ class StepperConfig(Settings):
 STEPPERS: dict[str, dict] = {
     "segnn": {},
     "segnn-geometry": {"velocity_attribute": False},
-    "segnn-large": {"hidden_irreps": "64x0e+64x1o", "pair_functions": "many"},
+    "segnn-pairs": {"hidden_irreps": "14x0e+14x1o", "pair_functions": "many"},
     "tfn": {"message": "linear", "velocity_attribute": False},
     "egnn": {"network": "egnn", "hidden_irreps": "64x0e"},
     "radial-field": {"network": "egnn", "hidden_irreps": "64x0e", "features": False},

@@ -18,7 +18,7 @@ from segnn_ase.structure.graph import Per, sum_over_atoms
 
 NEAR = 0.05  # keeps inverse distances finite; of the scale of positions
 FIRST = 0.1  # of the scale of displacements, which the network says before it is trained
-MANY = 8  # Bessel functions of `pair_functions` = "many"
+BESSEL, MORE = 8, 5  # functions of the distance and other invariants of a pair, with `pair_functions` = "many"
 EQUIVARIANT, COMPONENTS = ("2x1o+1x0e", "1x1o"), ("7x0e", "3x0e")  # position, velocity and speed; what is said of it
 STEERING = 0.5  # of harmonics of the velocity beside those of neighbours: with all of them layers amplify each other
 
@@ -79,7 +79,7 @@ class TimeStepper(nn.Module):
         super().__init__()
         expect(isinstance(config, StepperConfig), "config", config, "a StepperConfig")
         self.config, self.scales = config, Scales(*map(float, scales))
-        backbone, pairs = config.backbone(), 3 + MANY if config.pair_functions == "many" else 1
+        backbone, pairs = config.backbone(), MORE + BESSEL if config.pair_functions == "many" else 1
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             if config.network == "egnn":
@@ -113,7 +113,7 @@ class TimeStepper(nn.Module):
         """How far bodies and their velocities move, (N, 3) or (N, 6)."""
         if self.config.network == "egnn":
             x, v, q = self._centred(graph)
-            scalars = self.pair_scalars(x[graph.edge_src] - x[graph.edge_dst], q, graph)
+            scalars = self.pair_scalars(x[graph.edge_src] - x[graph.edge_dst], v, q, graph)
             return self.egnn(length(v), x, v, graph.edge_src, graph.edge_dst, scalars) - x
         history, a = self.segnn(**self._inputs(graph))
         return self.head(history[-1], a)
@@ -127,7 +127,7 @@ class TimeStepper(nn.Module):
             history, a = self.segnn(**inputs)
             size = float(self.head(history[-1], a).square().mean().sqrt())
             for weight in self.head.second.weights:
-                weight.mul_(FIRST / size)
+                weight.mul_(FIRST / size if size else 1.0)
 
     def step(self, positions: np.ndarray, velocities: np.ndarray, charges: np.ndarray) -> np.ndarray:
         """Positions of one system later, (n, 3); with `velocities` in the settings these beside them, (n, 6).
@@ -152,7 +152,7 @@ class TimeStepper(nn.Module):
             "edge_src": graph.edge_src,
             "edge_dst": graph.edge_dst,
             "node_attr": steered,
-            "edge_scalars": None if linear else self.pair_scalars(vectors, q, graph),
+            "edge_scalars": None if linear else self.pair_scalars(vectors, v, q, graph),
         }
 
     def _centred(self, graph: Bodies) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,14 +162,17 @@ class TimeStepper(nn.Module):
         x, v, q = (value.to(self.dtype) for value in values)
         return x, v, q
 
-    def pair_scalars(self, vectors: Tensor, q: Tensor, graph: Bodies) -> Tensor:
+    def pair_scalars(self, vectors: Tensor, v: Tensor, q: Tensor, graph: Bodies) -> Tensor:
         """Invariants of each pair, (E, n), beside the squared distance."""
         product = (q[graph.edge_src] * q[graph.edge_dst])[:, None]
         if self.config.pair_functions == "published":
             return product
         d = length(vectors)
         inverse = 1 / (d + NEAR)
-        return torch.cat([product, product * inverse, inverse, bessel(d.clamp_max(FAR), MANY, FAR)], dim=1)
+        relative = v[graph.edge_src] - v[graph.edge_dst]
+        receding = (vectors * relative).sum(1, keepdim=True) / d
+        more = receding, length(relative), product, product * inverse, inverse
+        return torch.cat([*more, bessel(d.clamp_max(FAR), BESSEL, FAR)], dim=1)
 
 
 def length(vectors: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 from ase import Atoms, units
-from ase.data import atomic_masses
 from ase.md.md import MolecularDynamics
 
 from segnn_ase.base.constraints import without_idle_constraints
@@ -21,6 +20,7 @@ from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, 
 from segnn_ase.base.extxyz import extxyz
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.base.locks import only_writer
+from segnn_ase.md.able import check_run, has_barostat, implements
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
 from segnn_ase.md.growing import Growing
@@ -110,51 +110,12 @@ def prepare_files(paths: dict[str, Path], overwrite: bool) -> bool:
     return resumed
 
 
-def check_run(atoms: Atoms, config: MDConfig) -> None:
-    """Raise ConfigError where structure, calculator and settings do not fit together."""
-    expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
-    if atoms.calc is None or not len(atoms):
-        raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")
-    unknown = (atoms.numbers < 0) | (atoms.numbers >= len(atomic_masses))
-    if unknown.any():
-        atom = int(np.flatnonzero(unknown)[0])
-        raise ConfigError(f"atom {atom} has the atomic number {atoms.numbers[atom]}; expected up to 118")
-    if not (atoms.get_masses() > 0).all():
-        raise ConfigError(f"masses of atoms {np.flatnonzero(atoms.get_masses() <= 0).tolist()} are zero; set_masses")
-    if not np.isfinite(atoms.get_momenta()).all():
-        atom = int(np.flatnonzero(~np.isfinite(atoms.get_momenta()).all(axis=1))[0])
-        raise ConfigError(f"momenta of atom {atom} are {atoms.get_momenta()[atom].tolist()}; expected finite numbers")
-    check_ensemble(atoms, config)
-    if config.max_energy_drift is not None and not implements(atoms, "free_energy"):
-        raise ConfigError(f"max_energy_drift needs the free_energy; {type(atoms.calc).__name__} does not implement it")
-
-
-def check_ensemble(atoms: Atoms, config: MDConfig) -> None:
-    """Raise ConfigError where the structure or its calculator has not what the ensemble needs."""
-    name = f"ensemble {config.ensemble!r}"
-    if atoms.constraints and not ENSEMBLES[config.ensemble].constraints:
-        others = " or ".join(repr(other) for other, row in ENSEMBLES.items() if row.constraints)
-        raise ConfigError(f"{name} cannot hold constraints: remove them, or use {others}")
-    if has_barostat(config) and not atoms.pbc.all():
-        raise ConfigError(f"{name} needs pbc in three directions, not {atoms.pbc.tolist()}: use one without pressure")
-    if has_barostat(config) and not implements(atoms, "stress"):
-        raise ConfigError(f"{name} needs the stress, which {type(atoms.calc).__name__} does not implement")
-
-
-def has_barostat(config: MDConfig) -> bool:
-    return "pressure" in ENSEMBLES[config.ensemble].reads
-
-
-def implements(atoms: Atoms, name: str) -> bool:
-    return name in atoms.calc.implemented_properties
-
-
 def refuse_existing(paths: dict[str, Path]) -> None:
     for name, path in paths.items():
         if path.exists():
             raise ConfigError(
                 f"{name} is {str(path)!r}, which exists, and there is no restart file to go on from: "
-                "rename or remove it, or pass overwrite=True"
+                "rename or remove it, or overwrite it (--overwrite, overwrite=True)"
             )
 
 

@@ -6,6 +6,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from segnn_ase.base.devices import resolve_device
+from segnn_ase.base.errors import ConfigError
 from segnn_ase.properties.files import load_properties
 from segnn_ase.properties.model import PropertyModel
 
@@ -18,7 +19,9 @@ class PropertyCalculator(Calculator):
     construction, StructureError for structures that cannot be evaluated.
     """
 
-    def __init__(self, model: "str | Path | PropertyModel", *, device: str = "auto"):
+    def __init__(self, model: "str | Path | PropertyModel", *, device: str = "auto", **unknown):
+        if unknown:
+            raise ConfigError(f"unknown keyword {next(iter(unknown))!r} of PropertyCalculator; expected model, device")
         super().__init__()
         loaded = model if isinstance(model, PropertyModel) else load_properties(model)
         self.model = loaded.to(resolve_device(device)).eval()

@@ -9,7 +9,7 @@ from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.locks import only_writer
 from segnn_ase.check.families import families
 from segnn_ase.data.batches import Item
-from segnn_ase.data.frames import Frame, check_geometries, check_species, drawn_from, species_of
+from segnn_ase.data.frames import Frame, but_only_ones, check_geometries, check_species, drawn_from, species_of
 from segnn_ase.model.settings import model_config
 from segnn_ase.properties.goal import PROPERTY
 from segnn_ase.properties.labels import Labelled, check_forms, compositions, read_labelled, table_of, targets_of
@@ -91,8 +91,7 @@ def split(
     bare = [Frame(f.atoms, None, None, None, f.source, (None, None, None)) for f in frames]
     together = families(bare, round(fraction * len(frames))) if fraction else None
     drawn = drawn_from([n for n, f in enumerate(frames) if f.labels and len(f.atoms) > 1], fraction, seed, together)
-    learned = set(species_of([f for n, f in enumerate(frames) if n not in drawn]))
-    drawn = {n for n in drawn if learned.issuperset(frames[n].atoms.numbers.tolist())}
+    drawn = but_only_ones(drawn, frames)
     train, valid = [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
     for target in targets:
         counts = [sum(target.name in f.labels for f in some) for some in (train, valid)]
@@ -133,11 +132,14 @@ def constants_of(target: Target, frames: list[Labelled], species: list[int]) -> 
     x = x / atoms if target.pooling == "mean" else x
     there = np.isfinite(y).all(axis=1)
     x, y = x[there], y[there].copy()
+    given = float(np.sqrt(np.mean(y**2)))
     fitted = np.linalg.lstsq(x, y[:, target.scalars], rcond=None)[0]
     y[:, target.scalars] -= x @ fitted
     squares = np.array([np.mean(y[:, np.equal(target.kind_of_component, k)] ** 2) for k in target.kind_of_component])
     size = float(np.sqrt(np.mean(y**2)))
-    if not size > 1e-12 * max(1.0, float(np.abs(fitted).max(initial=0.0))):
+    if not np.isfinite(size):
+        raise DataError(f"target {target.name!r} has labels up to {np.abs(y).max():.1e}, whose squares are no numbers")
+    if not size > 1e-12 * given:
         raise DataError(
             f"target {target.name!r} is what the elements alone say in all {len(y)} labels: there is nothing to learn"
         )

@@ -83,16 +83,21 @@ def finish_committee(config: TrainConfig, members: list[TrainConfig], jobs: list
     settings, data = config.training, jobs[0].data
     potentials = [load_with_metadata(member.out)[0] for member in members]
     evaluators = evaluators_of(potentials, data, settings)
-    values = committee_residuals(evaluators, data.held_out, settings)
-    factors = {name: spread_factor(values, name) for name in QUANTITIES}
-    sets = {"valid": data.valid, **data.test, **{some.name: some.held for some in data.beside if some.name != DRIFT}}
+    report, factors = printer(progress), dict.fromkeys(QUANTITIES, 1.0)
+    if data.valid:
+        values = committee_residuals(evaluators, data.valid, settings)
+        factors = {name: spread_factor(values, name) for name in QUANTITIES}
+    else:  # on frames that all have learned the errors are far too small
+        report("no validation set: the spread of the members is told as it is, which is too small as a rule")
+    sets = {"valid": data.valid} if data.valid or data.test else {"train": data.train}
+    sets |= {**data.test, **{some.name: some.held for some in data.beside if some.name != DRIFT}}
     errors = measure_sets(config.out, sets, lambda items: committee_residuals(evaluators, items, settings, factors))
     if jobs[0].began is not None:
         starts = evaluators_of([job.began for job in jobs], data, settings)
         errors = errors_before(errors, sets, lambda items: errors_of(committee_residuals(starts, items, settings)))
     metadata = {"training": config.model_dump(mode="json"), "errors": errors}
     save_committee(config.out, Committee(potentials, factors, metadata))
-    printer(progress)(f"{error_table(errors)}\nwrote {config.out}")
+    report(f"{error_table(errors)}\nwrote {config.out}")
     return errors
 
 

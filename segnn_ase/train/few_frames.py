@@ -18,6 +18,7 @@ from segnn_ase.data.batches import edges_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_committee
+from segnn_ase.store.tensors import load_tensors
 from segnn_ase.train.committee import train_committee
 from segnn_ase.train.job import TrainingData, output_files
 from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig, TrainConfig
@@ -57,11 +58,13 @@ def number_of_teachers(config: TrainConfig, data: TrainingData) -> int:
 
 
 def teachers_that_are_there(config: TrainConfig) -> int | None:
-    """How many the training has that was begun; None where none was."""
-    if not output_files(config.out)["resume"].is_file():
+    """How many the training has that was begun, as its resume file says; None where none was."""
+    resume, own = output_files(config.out)["resume"], Path(file_of_teachers(config))
+    if not resume.is_file():
         return None
-    own = Path(file_of_teachers(config))
-    return len(load_committee(own).potentials) if own.is_file() else 0
+    begun = load_tensors(resume, "resume file").get("config", {})
+    taught = Path(begun.get("data", {}).get("teacher") or "").parts[-2:] == own.parts[-2:]
+    return len(load_committee(own).potentials) if taught and own.is_file() else 0
 
 
 def file_of_teachers(config: TrainConfig) -> str:

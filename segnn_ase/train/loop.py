@@ -6,6 +6,7 @@ one CPU thread, ends with the same bits.
 
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -79,6 +80,11 @@ def run_training(config: Looped, job: Training, deadline: float, *, progress: bo
         if stopped:  # in the last validation
             raise KeyboardInterrupt(f"stopped; {GO_ON} {files['resume']}")
     job.goal.save(files["last"], learner.averaged, metadata=metadata_of(job, done))
+    if not Path(config.out).exists():
+        report(
+            f"{config.out} is not there: it was moved, or no validation loss was a number; the last weights are kept"
+        )
+        job.goal.save(config.out, learner.averaged, metadata=metadata_of(job, done))
     return job.goal.finish(config, job, done.history, progress=progress)
 
 

@@ -7,12 +7,23 @@ itself, given ones or those that its file has stored, and how far it has moved o
 from collections.abc import Callable
 
 import numpy as np
+from ase import Atoms
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.batches import Item, Labels, make_item
 from segnn_ase.data.dispersed import without_dispersion
-from segnn_ase.data.frames import Frame, check_geometries, check_labels, check_species, read_frames, with_isolated_atoms
+from segnn_ase.data.frames import (
+    Frame,
+    as_paths,
+    check_geometries,
+    check_labels,
+    check_species,
+    read_frames,
+    structure_alone,
+    with_isolated_atoms,
+)
+from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.stored import evenly
@@ -46,12 +57,10 @@ def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential,
 def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -> list[Item]:
     """Structures without labels: those given, else those that the potential has stored, unless frames are given."""
     if settings.structures:
-        frames = [_bare(frame) for frame in read_frames(list(settings.structures))]
+        images = [image for path in as_paths(list(settings.structures)) for image in read_images(path)]
+        frames = [_bare(structure_alone(atoms, source), source) for source, atoms in images]
     elif start.examples is not None and not settings.replay:
-        frames = [
-            Frame(atoms, None, None, None, f"stored structure {n}", (None, None, None))
-            for n, atoms in enumerate(start.examples.atoms())
-        ]
+        frames = [_bare(atoms, f"stored structure {n}") for n, atoms in enumerate(start.examples.atoms())]
     else:
         return []
     frames = evenly(frames, most)
@@ -61,12 +70,12 @@ def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -
     return [item for item in items if len(item.graph.edge_src)]
 
 
-def _bare(frame: Frame) -> Frame:
-    return frame._replace(energy=None, forces=None, stress=None)
+def _bare(atoms: Atoms, source: str) -> Frame:
+    return Frame(atoms, None, None, None, source, (None, None, None))
 
 
-def labelled_by(potential: Potential, items: list[Item], accelerate: str) -> list[Item]:
-    """The structures with what the potential itself says of them."""
+def labelled_by(potential: Potential, items: list[Item], accelerate: str, *, energies: bool = True) -> list[Item]:
+    """The structures with what the potential itself says of them, or of their forces and stresses alone."""
     if not items:
         return []
     evaluate = evaluator_of(potential, items, accelerate)
@@ -74,19 +83,26 @@ def labelled_by(potential: Potential, items: list[Item], accelerate: str) -> lis
     for item in items:
         p = evaluate(item.graph, forces=True, stress=bool(item.atoms.pbc.all()))
         stress = item.labels.stress if p.stress is None else p.stress.detach().double()
-        labelled.append(item._replace(labels=Labels(p.energy.detach().double(), p.forces.detach().double(), stress)))
+        energy = p.energy.detach().double() if energies else item.labels.energy
+        labelled.append(item._replace(labels=Labels(energy, p.forces.detach().double(), stress)))
     return labelled
 
 
 def labelled_set(
-    began: Potential, structures: list[Item], learned: int, settings: FinetuneConfig, accelerate: str
+    began: Potential,
+    structures: list[Item],
+    learned: int,
+    settings: FinetuneConfig,
+    accelerate: str,
+    *,
+    energies: bool,
 ) -> Beside:
     """The same of structures that the potential labels itself as it begins; those to learn come with copies."""
     of_files = "structures that were given" if settings.structures else "structures of its own training"
     old = beside(DRIFT, structures, learned, f"{len(structures)} {of_files}")
     cutoff = began.cutoff
     pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _copies_of(item, n, settings, cutoff))]
-    labelled = labelled_by(began, [*pool, *old.held], accelerate)
+    labelled = labelled_by(began, [*pool, *old.held], accelerate, energies=energies)
     replayed, held = labelled[: len(pool)], labelled[len(pool) :]
     return old._replace(replayed=replayed, each_epoch=min(learned, len(pool)), held=held, copies=settings.rattled)
 
@@ -97,14 +113,14 @@ def _copies_of(item: Item, n: int, settings: FinetuneConfig, cutoff: float) -> l
     for k in range(settings.rattled):
         atoms = item.atoms.copy()
         atoms.rattle(RATTLE, rng=np.random.default_rng([n, k]))
-        copies.append(make_item(Frame(atoms, None, None, None, f"copy of structure {n}", (None, None, None)), cutoff))
+        copies.append(make_item(_bare(atoms, f"copy of structure {n}"), cutoff))
     return copies
 
 
 def contradiction(start: Potential, items: list[Item], settings: OptimConfig) -> float | None:
-    """How many times as large as the potential expects its errors of forces are on new frames within its domain.
+    """How many times as large as the potential expects its errors of forces are on a typical new frame in its domain.
 
-    None where no frame is within, or nothing is expected.
+    The median over frames: a few bad ones are what it is to learn. None where none is within, or nothing is expected.
     """
     if start.domain is None or start.uncertainty is None:
         return None
@@ -115,9 +131,10 @@ def contradiction(start: Potential, items: list[Item], settings: OptimConfig) ->
     if not inside:
         return None
     evaluate = evaluator_of(start, inside, settings.accelerate)
-    errors = errors_of(residuals(evaluate, inside, settings, start.uncertainty))
-    rmse, expected = errors["forces_rmse"], errors.get("forces_std")
-    return rmse / expected if rmse is not None and expected else None
+    each = [errors_of(residuals(evaluate, [item], settings, start.uncertainty)) for item in inside]
+    found = [(errors["forces_rmse"], errors.get("forces_std")) for errors in each]
+    sizes = [rmse / expected for rmse, expected in found if rmse is not None and expected]
+    return float(np.median(sizes)) if sizes else None
 
 
 def told_of_drift(old: Beside, errors: dict[str, dict]) -> str:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
+from segnn_ase.base.errors import DataError
 from segnn_ase.check.doctor import seconds_of_check, warn_or_refuse
 from segnn_ase.check.families import families
 from segnn_ase.check.findings import Sets
@@ -68,6 +69,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         report(taken_off(as_read[0], frames, dispersion))
     train, held_out = ([make_item(frame, cutoff) for frame in some] for some in (frames, valid))
     test = {path: [make_item(frame, cutoff) for frame in some] for path, some in tests.items()}
+    for name, some in (("training", frames), ("validation", valid)):
+        refuse_labels_without_weight(name, some, config.training)
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
     sets = as_files_have_them(*as_read, for_e0=config.data.reference_energies is None)
     sets = sets if known is None else sets._replace(known=known.species)
@@ -83,6 +86,18 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])
     found = TrainingData(train, held_out, test, checksum, frames, closest, isolated, references, scale)
     return with_teacher(found, config, cutoff, report)
+
+
+def refuse_labels_without_weight(name: str, frames: list[Frame], settings: OptimConfig) -> None:
+    """Raise DataError where nothing that has a weight is known of any frame: the loss would be zero from the start."""
+    kinds = ("energy", "forces", "stress")
+    weights = {kind: getattr(settings, f"{kind}_weight") for kind in kinds}
+    if frames and not any(weights[kind] and getattr(f, kind) is not None for f in frames for kind in kinds):
+        told = ", ".join(f"training.{kind}_weight = {weight:g}" for kind, weight in weights.items())
+        there = " and ".join(kind for kind in kinds if any(getattr(f, kind) is not None for f in frames)) or "no labels"
+        raise DataError(
+            f"{name} set has {there}, and weights are {told}: there is nothing to learn; raise one of what is there"
+        )
 
 
 def learned_part(frames, valid, tests: dict[str, list[Frame]], isolated, dispersion: str) -> tuple:

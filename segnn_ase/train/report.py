@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from segnn_ase.base import figures
+from segnn_ase.base.errors import MissingExtraError
 from segnn_ase.base.files import write_atomically
 from segnn_ase.data.batches import Item
 from segnn_ase.train.evaluation import errors_of
@@ -49,7 +51,7 @@ def tensorboard(folder: Path, wanted: bool) -> Iterator[Callable[[dict], None]]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError("tensorboard = true needs tensorboard: pip install 'segnn-ase[tensorboard]'") from error
+        raise MissingExtraError("tensorboard = true needs tensorboard: pip install 'segnn-ase[tensorboard]'") from error
 
     def log(row: dict) -> None:
         for name, value in row.items():
@@ -74,10 +76,12 @@ def measure_sets(out: str, sets: dict[str, list[Item]], residuals: Callable[[lis
 
 
 def short_name(name: str, names: list[str]) -> str:
-    """The name of a set in that of a file: its own without the folder, with it where two have the same."""
-    stem = Path(name).stem
-    alone = sum(Path(other).stem == stem for other in names) == 1
-    return stem if alone else "_".join(Path(name).parts[-2:])
+    """The name of a set in that of a file: the last parts of its own, as many as tell it from the others."""
+    for parts in range(1, len(Path(name).parts) + 1):
+        mine, *others = (Path(other).with_suffix("").parts[-parts:] for other in (name, *names))
+        if others.count(mine) == 1:
+            break
+    return re.sub(r"[^\w.-]+", "_", "_".join(mine)).strip("_")
 
 
 def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:

@@ -130,7 +130,7 @@ def load_state(path: Path, job: Training, learner: Learner) -> Progress:
             raise
         raise ModelFileError(
             f"{path} is damaged or was written by another version: {' '.join(str(error).split())}. "
-            "Delete it to start again."
+            f"Delete it and {job.metadata['training']['out']} to start again."
         ) from error
 
 
@@ -148,8 +148,8 @@ def refuse_another_training(path: Path, state: dict, job: Training) -> None:
     """Raise ConfigError that names what is different."""
     if state["fingerprint"] != job.fingerprint:
         raise ConfigError(
-            f"{path} belongs to a training with {what_differs(state, job)}: choose another out, or delete that file to "
-            "start again"
+            f"{path} belongs to a training with {what_differs(state, job)}: choose another out, or delete that file "
+            f"and {job.metadata['training']['out']} to start again"
         )
 
 

@@ -8,7 +8,7 @@ from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import Frame, species_of
-from segnn_ase.data.references import ReferenceEnergies, energy_scale, reference_energies
+from segnn_ase.data.references import ALIKE, ReferenceEnergies, energy_scale, reference_energies
 from segnn_ase.model.more_elements import named, nearest_element, with_more_elements
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
@@ -32,7 +32,6 @@ from segnn_ase.train.settings import TrainConfig
 from segnn_ase.trust.more_elements import domain_of_more
 
 FAINT = 1e-3  # how much the E0 of a known element moves where that of a new one could as well
-ALIKE = 1e-8  # compositions that differ by less, relatively, are the same
 NOTHING_OLD = "nothing is known of the old data: give --replay or --structures to see, and to keep, what it knew"
 OF_FILES = {"replay", "structures"}  # settings of which the frames count, not the names
 
@@ -51,9 +50,11 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     set_cores(potential, smallest_distances([*data.train, *given]), added)
     lone_atoms = before.domain is not None and before.domain.lone_atoms
     labelled = [*data.frames, *frames], [*data.train, *given]
-    lone_atoms &= shift_references(potential, added, *labelled, structures, report)
+    shift = shift_references(potential, added, *labelled, structures, report)
+    became_lone = shift is not None and shift.of_atoms and not lone_atoms
+    lone_atoms &= not added or (shift is not None and shift.of_atoms)
     began = copy.deepcopy(potential).requires_grad_(False)
-    old = old_sets(config, learned, given, structures, began)
+    old = old_sets(config, learned, given, structures, began, energies=not became_lone)
     report("\n".join(one.told() for one in old) or NOTHING_OLD)
     if config.finetune.keep == "old" and not any(one.replayed for one in old):
         raise ConfigError(
@@ -86,7 +87,7 @@ def with_elements_of(frames: list[Frame], start: Potential, config: TrainConfig,
     begin = config.finetune.new_elements
     like = ", ".join(f"{named([z])} begins like {named([nearest_element(z, start.species)])}" for z in added)
     report(f"new elements: {named(added)}; {like if begin == 'nearest' else 'they begin with random weights'}")
-    scale = energy_scale(frames, dict.fromkeys(species_of(frames), 0.0))
+    scale = energy_scale(frames, reference_energies(frames, species_of(frames)).values)
     grown = with_more_elements(start, added, begin=begin, scale=scale, seed=config.training.seed)
     grown.domain = start.domain and domain_of_more(start.domain, len(grown.species))
     grown.uncertainty, grown.examples = start.uncertainty, start.examples
@@ -119,14 +120,14 @@ def set_cores(potential: Potential, closest: dict[tuple[int, int], float], added
 
 def shift_references(
     potential: Potential, added: list[int], frames: list[Frame], items: list[Item], old: list[Item], report
-) -> bool:
-    """Move E0 by what labels and potential differ; returns whether none became a fit that was no fit before.
+) -> ReferenceEnergies | None:
+    """Move E0 by what labels and potential differ, which is returned; None where no frame has an energy.
 
     old: structures of before, whose energies are left as they are where the labels allow that.
     """
     differences = differences_of(potential, frames, items)
     if not differences:
-        return not added
+        return None
     species = species_of(differences)
     shift = reference_energies(differences, species)
     if not shift.of_atoms and (old or set(added) & set(species)):
@@ -134,7 +135,7 @@ def shift_references(
     report(f"shift of {shift.report()}")
     pairs = zip(potential.species, potential.reference_energies, strict=True)
     potential.reference_energies = [e + shift.values.get(z, 0.0) for z, e in pairs]
-    return shift.of_atoms or not added
+    return shift
 
 
 def differences_of(potential: Potential, frames: list[Frame], items: list[Item]) -> list[Frame]:
@@ -173,10 +174,21 @@ def shift_beside(frames: list[Frame], old: list[np.ndarray], added: list[int]) -
 
 
 def old_sets(
-    config: TrainConfig, learned: int, frames: list[Item], structures: list[Item], began: Potential
+    config: TrainConfig,
+    learned: int,
+    frames: list[Item],
+    structures: list[Item],
+    began: Potential,
+    *,
+    energies: bool,
 ) -> tuple[Beside, ...]:
-    """What is learned, so many, and measured of the old; began: the potential as it starts, which labels structures."""
+    """What is learned, so many, and measured of the old; began: the potential as it starts, which labels structures.
+
+    energies: whether it knows their energies. With E0 of lone atoms in place of a fit it does not: the network's part
+    was learned beside that fit.
+    """
     settings, training = config.finetune, config.training
-    own = labelled_set(began.to(resolve_device(training.device)), structures, learned, settings, training.accelerate)
+    began = began.to(resolve_device(training.device))
+    own = labelled_set(began, structures, learned, settings, training.accelerate, energies=energies)
     found = [beside(OLD, frames, learned, f"{len(frames)} old frames"), own]
     return tuple(old for old in found if old.held)

@@ -117,7 +117,7 @@ def _surroundings(potential: Potential, graphs: list[Graph], before: Domain | No
 
 
 def merged(new: Domain, old: Domain) -> Domain:
-    """What both cover, for a potential that was fine-tuned; the new one's surroundings hold the old one's."""
+    """What both cover, for a potential that was fine-tuned; the new one knows the old one's surroundings and E0."""
 
     def both(a, b):
         return a or b if a is None or b is None else (min(a[0], b[0]), max(a[1], b[1]))
@@ -128,7 +128,7 @@ def merged(new: Domain, old: Domain) -> Domain:
     most = most.masked_fill(unseen, -1).amax(0)
     gone = unseen.all(0)
     return Domain(
-        lone_atoms=old.lone_atoms,
+        lone_atoms=new.lone_atoms,
         frames=new.frames + old.frames,
         closest=torch.minimum(new.closest, old.closest),
         neighbors=torch.stack([lowest.masked_fill(gone, 1), most.masked_fill(gone, 0)], 1),

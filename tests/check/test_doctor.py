@@ -981,7 +981,7 @@ def without_label(name: str):
         (with_nan, "there are no usable frames"),
         (without_label("energy"), "80/80"),
         (without_label("forces"), "no frame has forces"),
-        (lambda a: Atoms("H"), "no frame has an energy or forces"),
+        (lambda a: Atoms("H"), "no frame of the training set has an energy or forces"),
     ],
     ids=["bad", "forces", "energies", "atoms"],
 )

@@ -100,7 +100,7 @@ def test_sets_of_nothing_but_copies_can_be_split(count):
     equal = framed([bulk("Cu", cubic=True)] * 10)
     others = framed(emt_atoms(2, lambda: bulk("Cu", cubic=True)), [1.0, 2.0])
     train, valid = split_frames(equal, count / 10, 0, families(equal, count))
-    assert len(valid) == count and len(train) == 10 - count
+    assert not valid and len(train) == 10  # a copy says nothing that is not learned
     train, valid = split_frames(equal + others, count / 12, 0, families(equal + others, count))
     assert {f.energy for f in valid} <= {1.0, 2.0} and len(valid) == min(count, 2)
 
@@ -108,3 +108,19 @@ def test_sets_of_nothing_but_copies_can_be_split(count):
 def test_isolated_atoms_and_empty_sets_have_families():
     assert families([], 0) == []
     assert len(set(families(framed([Atoms("H"), Atoms("H"), Atoms("O")]), 1))) == 3
+
+
+def test_the_only_frames_of_an_element_are_learned():
+    frames = framed([molecule("H2O"), molecule("CO2")], [0.0, 1.0])
+    assert split_frames(frames, 0.5, 0)[1] == []
+    frames = framed([*emt_atoms(9, lambda: bulk("Cu", cubic=True)), bulk("Au", cubic=True)], np.arange(10))
+    for seed in range(10):
+        train, valid = split_frames(frames, 0.3, seed)
+        assert len(valid) in (2, 3) and any("Au" in f.atoms.symbols for f in train)
+
+
+def test_what_is_alike_is_drawn_together_where_nothing_is_as_few():
+    frames = framed(emt_atoms(8, lambda: bulk("Cu", cubic=True)), np.arange(8))
+    train, valid = split_frames(frames, 0.2, 0, [0, 0, 0, 0, 0, 1, 1, 1])
+    assert [f.energy for f in valid] == [5, 6, 7] and len(train) == 5
+    assert len(split_frames(frames[:1], 0.9, 0)[0]) == 1

@@ -96,7 +96,9 @@ def test_nothing_is_written_where_a_check_fails(tmp_path):
         (["good.xyz", "flat.traj"], "frame 1: cell"),
     ):
         with pytest.raises(DataError, match=message):
-            convert([tmp_path / name for name in names], tmp_path / "out.xyz")
+            convert([tmp_path / name for name in names], tmp_path / "out.xyz", overwrite=True)
+    with pytest.raises(ConfigError, match=r"out.xyz.*exists.*--overwrite"):
+        convert(tmp_path / "good.xyz", tmp_path / "out.xyz")
     assert (tmp_path / "out.xyz").read_text() == "mine" and len(list(tmp_path.iterdir())) == 5
 
 

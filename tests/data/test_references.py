@@ -7,7 +7,7 @@ from ase.build import molecule
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.data.frames import Frame
-from segnn_ase.data.references import energies_of_isolated_atoms, reference_energies
+from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies
 
 WATER = [1, 8]
 
@@ -60,3 +60,27 @@ def test_energies_of_isolated_atoms_leave_out_what_is_none():
     in_crystal = frame(Atoms("H", cell=[2, 2, 2], pbc=True), -3.0, "train.xyz, frame 3")
     assert energies_of_isolated_atoms([*FRAMES, in_crystal]) == {1: -1.5, 8: -2.5}
     assert energies_of_isolated_atoms(FRAMES[:1]) == {}
+
+
+def of_formula(symbols: str, energy: float) -> Frame:
+    return Frame(Atoms(symbols, np.eye(len(Atoms(symbols)), 3) * 3.0), energy, None, None, "f", (None, None, None))
+
+
+def test_a_rare_element_with_a_huge_energy_is_found():
+    """A ridge that is small beside all frames is not small beside ten: E0(Br) was 17 eV off."""
+    rng = np.random.default_rng(0)
+    values = {"H": -13.6, "C": -1035.0, "O": -2043.0, "Br": -70045.0}
+    formulas = [f"C{rng.integers(1, 6)}H{rng.integers(1, 9)}O{rng.integers(1, 3)}" for _ in range(500)]
+    formulas += [f"{f}Br" for f in formulas[:5]]
+    frames = [of_formula(f, sum(values[s] for s in Atoms(f).symbols)) for f in formulas]
+    found = reference_energies(frames, [1, 6, 8, 35])
+    assert found.rank == 4 and found.residual < 1e-6
+    assert np.allclose(list(found.values.values()), list(values.values()), atol=1e-4)
+
+
+def test_a_scale_of_energies_is_none_of_rounding():
+    frames = [of_formula("ArNe", -2.0), of_formula("Ar2", -3.0)]
+    E0 = reference_energies(frames, [10, 18]).values
+    assert energy_scale(frames, E0) == 1.0
+    frames += [of_formula("Ar2", -3.4)]
+    assert 0.05 < energy_scale(frames, reference_energies(frames, [10, 18]).values) < 0.2

@@ -326,10 +326,19 @@ def test_spread_of_a_committee_stops():
         run(crystal(), config(steps=1, max_forces_std=0.1))
 
 
+def test_what_cannot_move_or_stay_as_cold_is_refused():
+    atoms = crystal()
+    atoms.set_constraint(FixAtoms(range(len(atoms))))
+    with pytest.raises(ConfigError, match="hold all 32 atoms: free at least one"):
+        run(atoms, config(steps=1))
+    with pytest.raises(ConfigError, match=r"temperature is 2000 K, but max_temperature.*is 1000 K: raise"):
+        run(crystal(), config(steps=1, temperature=2000, max_temperature=1000))
+
+
 def test_outputs_of_other_runs_are_not_overwritten(tmp_path):
     settings = config(tmp_path, steps=3, restart=None)
     run(crystal(), settings)
-    with pytest.raises(ConfigError, match=r"log is .*md.csv.*overwrite=True"):
+    with pytest.raises(ConfigError, match=r"log is .*md.csv.*--overwrite, overwrite=True"):
         run(crystal(), settings)
     before = contents(settings)
     run(crystal(), settings, overwrite=True)

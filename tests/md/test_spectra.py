@@ -175,6 +175,17 @@ def test_dipoles_of_two_kinds_are_no_series(tmp_path):
     assert result.exit_code == 1 and "in some frames here, in others there" in result.stderr
 
 
+def test_a_stretch_of_carbon_monoxide_that_comes_below_is_told_of(tmp_path):
+    frames = [Atoms("CO", [[0, 0, 0], [0, 0, 1.13 + 0.01 * math.cos(n)]]) for n in range(64)]
+    for n, atoms in enumerate(frames):
+        atoms.info["dipole"] = [0.0, 0.0, math.cos(n)]
+    ase.io.write(tmp_path / "co.xyz", frames)
+    options = ("--temperature", "300", "--out", str(tmp_path / "s"))
+    for timestep, told in ((10, True), (1, False)):
+        done = segnn("spectrum", str(tmp_path / "co.xyz"), "--timestep", str(timestep), "--overwrite", *options)
+        assert done.exit_code == 0 and ("far apart" in done.stdout) is told, done.output
+
+
 def test_frames_that_are_too_far_apart_are_told_of(tmp_path):
     frames = vibrating(80)
     for atoms in frames:

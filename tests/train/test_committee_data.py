@@ -73,4 +73,4 @@ def test_test_sets_of_one_name_have_figures_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "plot_parity", lambda path, *_, **__: seen.append(path.name))
     start.train(configured(tmp_path, water_frames(8), data={"test": paths}, epochs=1, committee=2), progress=False)
     of_committee = [name for name in seen if name.startswith("model.parity_forces")]
-    assert of_committee == [f"model.parity_forces_{name}.png" for name in ("valid", "a_test.xyz", "b_test.xyz")]
+    assert of_committee == [f"model.parity_forces_{name}.png" for name in ("valid", "a_test", "b_test")]

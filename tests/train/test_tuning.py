@@ -18,11 +18,12 @@ from segnn_ase.store.model_file import load_committee, load_with_metadata, save_
 from segnn_ase.store.tensors import checksum, load_tensors
 from segnn_ase.train import loop
 from segnn_ase.train.evaluation import evaluate_files
+from segnn_ase.train.prepare import read_data
 from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import finetune, train
-from segnn_ase.train.tuning import shift_beside
-from segnn_ase.trust.domain import DomainCheck
+from segnn_ase.train.tuning import from_trained, shift_beside
+from segnn_ase.trust.domain import DomainCheck, merged
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -319,3 +320,37 @@ def test_a_committee_is_fine_tuned_member_by_member(tmp_path, capfd):
     other = tuning(tmp_path / "second", None, finetune=settings, committee=3)
     with pytest.raises(ConfigError, match=r"'training.committee' is 3, but .* has 2 potentials, each of which"):
         finetune(first.out, other, progress=False)
+
+
+def test_a_lone_atom_beside_the_frames_spoils_no_energies(tmp_path, water, capfd):
+    """E0 was a fit: with that of atoms in its place the potential does not know energies of its structures."""
+    frames = water_frames(8, seed=5)
+    alone = [Atoms(symbol) for symbol in "HO"]
+    for atoms, energy in zip(alone, (-20.0, -40.0), strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=energy)
+    job = from_trained(
+        config := tuning(tmp_path, [*frames, *alone], data={"refuse_flaws": False}),
+        read_data(config, lambda text: None, load_with_metadata(water)[0]),
+        *load_with_metadata(water),
+        lambda text: None,
+    )
+    (own,) = [some for some in job.data.beside if some.name == "drift"]
+    assert own.replayed and all(not torch.isfinite(item.labels.energy).any() for item in own.replayed)
+    assert all(torch.isfinite(item.labels.forces).all() for item in own.replayed)
+
+
+def test_a_new_element_without_isolated_atom_is_no_lone_atom(tmp_path, water):
+    potential = load_with_metadata(water)[0]
+    assert (
+        merged(potential.domain._replace(lone_atoms=False), potential.domain._replace(lone_atoms=True)).lone_atoms
+        is False
+    )
+
+
+def test_structures_may_carry_labels_that_nobody_reads(tmp_path, water):
+    old = water_frames(4, seed=3)
+    for atoms in old:
+        atoms.info["energy_unit"], atoms.calc.results["energy"] = "cm^-1", np.nan
+    ase.io.write(tmp_path / "old.extxyz", old)
+    finetune(water, tuning(tmp_path, water_frames(4, seed=5), finetune={"structures": str(tmp_path / "old.extxyz")}))
+    assert (tmp_path / "tuned.pt").exists() or list(tmp_path.glob("*.pt"))

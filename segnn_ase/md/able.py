@@ -1,0 +1,53 @@
+"""What a structure, its calculator and the settings of a run need of each other."""
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_masses
+
+from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.md.ensembles import ENSEMBLES
+from segnn_ase.md.settings import MDConfig
+
+
+def check_run(atoms: Atoms, config: MDConfig) -> None:
+    """Raise ConfigError where structure, calculator and settings do not fit together."""
+    expect(isinstance(config, MDConfig), "config", config, "an MDConfig")
+    if atoms.calc is None or not len(atoms):
+        raise ConfigError("atoms has no calculator: set atoms.calc" if len(atoms) else "atoms is empty")
+    unknown = (atoms.numbers < 0) | (atoms.numbers >= len(atomic_masses))
+    if unknown.any():
+        atom = int(np.flatnonzero(unknown)[0])
+        raise ConfigError(f"atom {atom} has the atomic number {atoms.numbers[atom]}; expected up to 118")
+    if not (atoms.get_masses() > 0).all():
+        raise ConfigError(f"masses of atoms {np.flatnonzero(atoms.get_masses() <= 0).tolist()} are zero; set_masses")
+    if not np.isfinite(atoms.get_momenta()).all():
+        atom = int(np.flatnonzero(~np.isfinite(atoms.get_momenta()).all(axis=1))[0])
+        raise ConfigError(f"momenta of atom {atom} are {atoms.get_momenta()[atom].tolist()}; expected finite numbers")
+    if atoms.get_number_of_degrees_of_freedom() <= 0:
+        raise ConfigError(f"constraints hold all {len(atoms)} atoms: free at least one")
+    if config.max_temperature is not None and config.temperature > config.max_temperature:
+        limit = f"max_temperature, which stops a run, is {config.max_temperature:g} K"
+        raise ConfigError(f"temperature is {config.temperature:g} K, but {limit}: raise that, too")
+    check_ensemble(atoms, config)
+    if config.max_energy_drift is not None and not implements(atoms, "free_energy"):
+        raise ConfigError(f"max_energy_drift needs the free_energy; {type(atoms.calc).__name__} does not implement it")
+
+
+def check_ensemble(atoms: Atoms, config: MDConfig) -> None:
+    """Raise ConfigError where the structure or its calculator has not what the ensemble needs."""
+    name = f"ensemble {config.ensemble!r}"
+    if atoms.constraints and not ENSEMBLES[config.ensemble].constraints:
+        others = " or ".join(repr(other) for other, row in ENSEMBLES.items() if row.constraints)
+        raise ConfigError(f"{name} cannot hold constraints: remove them, or use {others}")
+    if has_barostat(config) and not atoms.pbc.all():
+        raise ConfigError(f"{name} needs pbc in three directions, not {atoms.pbc.tolist()}: use one without pressure")
+    if has_barostat(config) and not implements(atoms, "stress"):
+        raise ConfigError(f"{name} needs the stress, which {type(atoms.calc).__name__} does not implement")
+
+
+def has_barostat(config: MDConfig) -> bool:
+    return "pressure" in ENSEMBLES[config.ensemble].reads
+
+
+def implements(atoms: Atoms, name: str) -> bool:
+    return name in atoms.calc.implemented_properties
