@@ -282,9 +282,10 @@ def md(
         _prepare_process(threads)
         files = {name: f"{out}{suffix}" for name, suffix in FILES.items()}
         config = MDConfig.parse({**files, **dynamics})
-        for name, path in files.items():
-            if Path(path).resolve() in {Path(read).resolve() for read in (structure, *model)}:
-                raise ConfigError(f"{name} would be {path!r}, which is read: choose another prefix than --out {out}")
+        for name in files:
+            path = getattr(config, name)
+            if path is not None and Path(path).resolve() in {Path(read).resolve() for read in (structure, *model)}:
+                raise ConfigError(f"{name} is {path!r}, which is read: choose another --{name}, or another --out")
         atoms = read_structure(structure)
         if rdf:
             check_pairs(rdf, atoms)

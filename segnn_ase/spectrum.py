@@ -155,7 +155,9 @@ def _notes(frames: Sequence[Atoms], step: float, series: Series) -> list[str]:
     notes = [f"{name}: {origin}{units[name]}" for name, origin in series.origins.items()]
     highest = highest_wavenumber(step)
     if highest < (HIGHEST if 1 in frames[0].numbers else HIGHEST_WITHOUT_H):
-        notes.append(f"frames are far apart: nothing is seen above {highest:.0f} cm^-1, and what is there comes below")
+        notes.append(
+            f"frames are far apart: nothing is seen above {highest:.0f} cm^-1, and bands from there would come below"
+        )
     return notes
 
 

@@ -396,6 +396,8 @@ def test_no_command_replaces_what_is_there_or_what_it_reads(work, tmp_path):
     assert_one_line_error(segnn("verify", str(model), str(frames), "--png", "a.txt"), "ends in .png")
     run = segnn("md", str(frames), "--model", str(model), "--out", str(frames.with_suffix("")), "--overwrite")
     assert_one_line_error(run, "which is read")
+    run = segnn("md", str(frames), "--model", str(model), "--trajectory", str(frames), "--overwrite")
+    assert_one_line_error(run, "trajectory is")
     assert frames.read_bytes() == before
     done = segnn("convert", str(frames), str(kept), "--overwrite")
     assert done.exit_code == 0 and len(ase.io.read(kept, ":")) == 8

@@ -1212,7 +1212,7 @@ def test_dynamics_whose_restart_file_cannot_be_written(tmp_path, monkeypatch, wh
 
 
 def test_a_guard_that_cannot_save_the_last_good_frame_still_gives_its_reason(tmp_path, monkeypatch):
-    settings = config(tmp_path, steps=50, max_temperature=1.0, timestep=0.5)
+    settings = config(tmp_path, ensemble="nve", steps=50, max_temperature=1.0, timestep=0.5)
     monkeypatch.setattr("segnn_ase.md.run.write_atomically", lambda path, _: write_or_fail(path, _))
 
     def write_or_fail(path, content):

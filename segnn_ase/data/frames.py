@@ -229,14 +229,15 @@ def split_frames(
     """Draw a validation set at random from frames with labels; isolated atoms and the only frames of an element stay
     in training. See `drawn_from`."""
     labelled = [n for n, f in enumerate(frames) if f.energy is not None or f.forces is not None]
-    drawn = drawn_from([n for n in labelled if not is_isolated_atom(frames[n])], fraction, seed, families)
-    drawn = but_only_ones(drawn, frames)
+    lone = {n for n, f in enumerate(frames) if is_isolated_atom(f)}
+    drawn = drawn_from([n for n in labelled if n not in lone], fraction, seed, families)
+    drawn = but_only_ones(drawn, frames, lone)
     return [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
 
 
-def but_only_ones(drawn: set[int], frames: Sequence[Sourced]) -> set[int]:
-    """The numbers of those frames whose elements are all in frames that are not drawn."""
-    learned = set(species_of([f for n, f in enumerate(frames) if n not in drawn]))
+def but_only_ones(drawn: set[int], frames: Sequence[Sourced], lone: set[int]) -> set[int]:
+    """The numbers of those frames whose elements are all in frames that are neither drawn nor lone atoms."""
+    learned = set(species_of([f for n, f in enumerate(frames) if n not in drawn | lone]))
     return {n for n in drawn if learned.issuperset(frames[n].atoms.numbers.tolist())}
 
 

@@ -23,9 +23,11 @@ def check_run(atoms: Atoms, config: MDConfig) -> None:
     if not np.isfinite(atoms.get_momenta()).all():
         atom = int(np.flatnonzero(~np.isfinite(atoms.get_momenta()).all(axis=1))[0])
         raise ConfigError(f"momenta of atom {atom} are {atoms.get_momenta()[atom].tolist()}; expected finite numbers")
-    if atoms.get_number_of_degrees_of_freedom() <= 0:
-        raise ConfigError(f"constraints hold all {len(atoms)} atoms: free at least one")
-    if config.max_temperature is not None and config.temperature > config.max_temperature:
+    if (left := atoms.get_number_of_degrees_of_freedom()) <= 0:
+        counted = f"of {3 * len(atoms)} degrees of freedom constraints leave {left}"
+        raise ConfigError(f"{counted}: free an atom, or hold none by two constraints, which counts it twice")
+    heated = bool(ENSEMBLES[config.ensemble].reads)  # at constant energy the temperature is that of velocities at most
+    if heated and config.max_temperature is not None and config.temperature > config.max_temperature:
         limit = f"max_temperature, which stops a run, is {config.max_temperature:g} K"
         raise ConfigError(f"temperature is {config.temperature:g} K, but {limit}: raise that, too")
     check_ensemble(atoms, config)

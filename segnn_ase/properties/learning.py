@@ -90,8 +90,9 @@ def split(
     of an element are learned. Raises DataError where one side has no label of a target."""
     bare = [Frame(f.atoms, None, None, None, f.source, (None, None, None)) for f in frames]
     together = families(bare, round(fraction * len(frames))) if fraction else None
-    drawn = drawn_from([n for n, f in enumerate(frames) if f.labels and len(f.atoms) > 1], fraction, seed, together)
-    drawn = but_only_ones(drawn, frames)
+    lone = {n for n, f in enumerate(frames) if len(f.atoms) == 1}
+    drawn = drawn_from([n for n, f in enumerate(frames) if f.labels and n not in lone], fraction, seed, together)
+    drawn = but_only_ones(drawn, frames, lone)
     train, valid = [f for n, f in enumerate(frames) if n not in drawn], [frames[n] for n in sorted(drawn)]
     for target in targets:
         counts = [sum(target.name in f.labels for f in some) for some in (train, valid)]

@@ -63,7 +63,8 @@ def teachers_that_are_there(config: TrainConfig) -> int | None:
     if not resume.is_file():
         return None
     begun = load_tensors(resume, "resume file").get("config", {})
-    taught = Path(begun.get("data", {}).get("teacher") or "").parts[-2:] == own.parts[-2:]
+    teacher = Path(begun.get("data", {}).get("teacher") or "")
+    taught = teacher.name == own.name and teacher.parent.suffix == own.parent.suffix  # whatever it was called then
     return len(load_committee(own).potentials) if taught and own.is_file() else 0
 
 

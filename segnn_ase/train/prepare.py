@@ -60,6 +60,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     report(f"training set: {len(frames)} frames\n{label_table(frames)}")
     if valid:
         report(f"validation set: {len(valid)} frames")
+    elif config.data.valid_fraction:
+        report("validation set: none, as every frame is a copy of others or the only one of an element")
     species = species_of(frames) + ([] if known is None else known.species)  # those of the frames are added
     for name, others in (("training", frames), ("validation", valid), *((f"test {p}", t) for p, t in tests.items())):
         check_species(others, species, name)

@@ -76,11 +76,21 @@ def measure_sets(out: str, sets: dict[str, list[Item]], residuals: Callable[[lis
 
 
 def short_name(name: str, names: list[str]) -> str:
-    """The name of a set in that of a file: the last parts of its own, as many as tell it from the others."""
+    """The name of a set in that of a file: see `_slug`; numbered where those of others are the same."""
+    slugs = [_slug(other, names) for other in names]
+    place = names.index(name)
+    same = slugs[:place].count(slugs[place])
+    return f"{slugs[place]}_{same + 1}" if same else slugs[place]
+
+
+def _slug(name: str, names: list[str]) -> str:
+    """The last parts of a path, as many as tell it from the others, in letters that every file system takes."""
     for parts in range(1, len(Path(name).parts) + 1):
         mine, *others = (Path(other).with_suffix("").parts[-parts:] for other in (name, *names))
         if others.count(mine) == 1:
             break
+    else:
+        mine = Path(name).parts
     return re.sub(r"[^\w.-]+", "_", "_".join(mine)).strip("_")
 
 

@@ -51,8 +51,10 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     lone_atoms = before.domain is not None and before.domain.lone_atoms
     labelled = [*data.frames, *frames], [*data.train, *given]
     shift = shift_references(potential, added, *labelled, structures, report)
-    became_lone = shift is not None and shift.of_atoms and not lone_atoms
+    became_lone = before.domain is not None and not lone_atoms and shift is not None and shift.of_atoms
     lone_atoms &= not added or (shift is not None and shift.of_atoms)
+    if became_lone:
+        report("E0 become those of lone atoms: of structures that the potential labels itself energies are not learned")
     began = copy.deepcopy(potential).requires_grad_(False)
     old = old_sets(config, learned, given, structures, began, energies=not became_lone)
     report("\n".join(one.told() for one in old) or NOTHING_OLD)

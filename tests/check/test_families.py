@@ -117,6 +117,8 @@ def test_the_only_frames_of_an_element_are_learned():
     for seed in range(10):
         train, valid = split_frames(frames, 0.3, seed)
         assert len(valid) in (2, 3) and any("Au" in f.atoms.symbols for f in train)
+        lone = framed([Atoms("Au"), Atoms("Cu")], [0.0, 0.0])
+        assert "Au" not in {s for f in split_frames(frames + lone, 0.3, seed)[1] for s in f.atoms.symbols}
 
 
 def test_what_is_alike_is_drawn_together_where_nothing_is_as_few():

@@ -329,10 +329,10 @@ def test_spread_of_a_committee_stops():
 def test_what_cannot_move_or_stay_as_cold_is_refused():
     atoms = crystal()
     atoms.set_constraint(FixAtoms(range(len(atoms))))
-    with pytest.raises(ConfigError, match="hold all 32 atoms: free at least one"):
+    with pytest.raises(ConfigError, match="of 96 degrees of freedom constraints leave 0: free an atom"):
         run(atoms, config(steps=1))
     with pytest.raises(ConfigError, match=r"temperature is 2000 K, but max_temperature.*is 1000 K: raise"):
-        run(crystal(), config(steps=1, temperature=2000, max_temperature=1000))
+        run(crystal(), config(ensemble="langevin", steps=1, temperature=2000, max_temperature=1000))
 
 
 def test_outputs_of_other_runs_are_not_overwritten(tmp_path):

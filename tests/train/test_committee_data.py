@@ -1,6 +1,7 @@
 """The data of a committee: read, checked and turned into graphs once, whatever the number of members."""
 
 from collections import Counter
+from pathlib import Path
 
 import ase.io
 import pytest
@@ -9,9 +10,11 @@ from helpers.frames import water_frames
 from helpers.trainings import configured, leave_out_plots
 
 from segnn_ase.base import figures
+from segnn_ase.base.errors import DataError
 from segnn_ase.store.model_file import load_committee, load_with_metadata
 from segnn_ase.structure import graph
 from segnn_ase.train import prepare, start
+from segnn_ase.train.report import short_name
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +77,35 @@ def test_test_sets_of_one_name_have_figures_of_their_own(tmp_path, monkeypatch):
     start.train(configured(tmp_path, water_frames(8), data={"test": paths}, epochs=1, committee=2), progress=False)
     of_committee = [name for name in seen if name.startswith("model.parity_forces")]
     assert of_committee == [f"model.parity_forces_{name}.png" for name in ("valid", "a_test", "b_test")]
+
+
+@pytest.mark.parametrize(
+    ("names", "files"),
+    [
+        (["valid", "a/test.xyz", "b/test.xyz"], ["valid", "a_test", "b_test"]),
+        (["valid", "run.xyz@:100", "run.xyz@100:"], ["valid", "run.xyz_100", "run.xyz_100_2"]),
+        (["valid", "a.xyz", "a.traj"], ["valid", "a.xyz", "a.traj"]),
+        (["valid", "/valid.xyz"], ["valid", "valid_2"]),
+    ],
+)
+def test_names_of_figures(names, files):
+    assert [short_name(name, names) for name in names] == files
+
+
+def test_a_committee_without_validation_is_not_calibrated_on_what_it_learned(tmp_path):
+    config = configured(tmp_path, water_frames(8), data={"valid_fraction": 0}, epochs=2, committee=2)
+    assert set(start.train(config, progress=False)) == {"train"}
+    assert set(load_committee(config.out).factors.values()) == {1.0}
+
+
+def test_labels_of_which_none_has_a_weight_are_refused(tmp_path):
+    config = configured(tmp_path, water_frames(8), energy_weight=0, forces_weight=0)
+    with pytest.raises(DataError, match=r"training set has energy and forces, and weights.*forces_weight = 0.*raise"):
+        start.train(config, progress=False)
+
+
+def test_a_model_that_was_moved_away_is_written_again_from_the_last_weights(tmp_path):
+    config = configured(tmp_path, water_frames(8), epochs=2)
+    start.train(config, progress=False)
+    Path(config.out).unlink()
+    assert "valid" in start.train(config, progress=False) and Path(config.out).exists()
