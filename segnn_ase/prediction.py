@@ -57,10 +57,9 @@ def predict_files(
     left = write_labelled(out, [_marked(atoms, values, said.per_atom, renamed) for (_, atoms), values in pairs])
     kept = [f"what the frames had as {old} is now {new}" for old, new in renamed.items()]
     lost = [f"left out, as extended XYZ cannot hold it: {', '.join(left)}"] if left else []
-    outside = sum(OUTSIDE in values for values in said.values)
-    kept += [f"{outside} of {len(images)} are outside of what the potential was trained on ({OUTSIDE!r} says how)"] * (
-        outside > 0 and said.of_potential
-    )
+    outside = sum(OUTSIDE in values for values in said.values) if said.of_potential else 0
+    if outside:
+        kept.append(f"{outside} of {len(images)} are outside of what it was trained on ({OUTSIDE!r} says how)")
     return [*kept, *lost, f"wrote {len(images)} frames to {out}"]
 
 

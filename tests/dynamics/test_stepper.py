@@ -77,10 +77,11 @@ def test_charges_and_velocities_are_felt(preset):
     assert np.abs(made.step(x, 1.1 * v, q) - before).max() > 1e-5
 
 
-def test_bodies_at_rest_have_finite_gradients():
-    """Harmonics of a velocity that is zero have none."""
+@pytest.mark.parametrize("preset", ["segnn", "segnn-pairs"])
+def test_bodies_at_rest_have_finite_gradients(preset):
+    """Harmonics of a velocity that is zero have none, and neither have lengths of relative ones."""
     x, _, q = system()
-    made = stepper("segnn")
+    made = stepper(preset)
     loss = made(bodies(x, np.zeros_like(x), q)).square().sum()
     loss.backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in made.parameters() if p.grad is not None)

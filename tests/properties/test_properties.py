@@ -396,7 +396,7 @@ def test_a_potential_writes_energies_beside_what_the_file_had(tmp_path):
         atoms.info |= {"REF_energy": 4.0, "outside": "of an older model"} if n == 0 else {}
     ase.io.write(tmp_path / "in.xyz", frames)
     told = run("predict", "silicon-pbe", tmp_path / "in.xyz", tmp_path / "out.xyz").stdout
-    assert "what the frames had as energy is now before_energy" in told
+    assert "what the frames had as energy is now before_energy" in told and "are outside" not in told
     for new, atoms in zip(ase.io.read(tmp_path / "out.xyz", ":"), frames, strict=True):
         atoms.calc = SEGNNCalculator("silicon-pbe", device="cpu")
         assert new.get_potential_energy() == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
@@ -410,7 +410,8 @@ def test_a_potential_writes_energies_beside_what_the_file_had(tmp_path):
         assert "outside" not in new.info
     far = Atoms("Si2", [(0, 0, 0), (0, 0, 1.2)])
     ase.io.write(tmp_path / "far.xyz", far)
-    run("predict", "silicon-pbe", tmp_path / "far.xyz", tmp_path / "out2.xyz")
+    told = run("predict", "silicon-pbe", tmp_path / "far.xyz", tmp_path / "out2.xyz").stdout
+    assert "1 of 1 are outside of what it was trained on" in told
     assert ase.io.read(tmp_path / "out2.xyz").info["outside"]
     refused = run("predict", "silicon-pbe", tmp_path / "in.xyz", tmp_path / "in.xyz", check=False)
     assert refused.exit_code == 1 and "would overwrite" in refused.stderr
