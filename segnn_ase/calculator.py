@@ -29,6 +29,7 @@ from segnn_ase.base.errors import (
 from segnn_ase.base.threads import one_at_a_time
 from segnn_ase.compiled.choose import MODES, choose_evaluator
 from segnn_ase.inspection import InspectedCalculator, as_numpy, dispersion_to_add, with_dispersion
+from segnn_ase.model.cues import names_of_responses, responses_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, by_structure
 from segnn_ase.model.structures import graph_of
@@ -37,6 +38,7 @@ from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.graph import Graph, collate, within
 from segnn_ase.structure.neighbors import BACKENDS
 from segnn_ase.structure.skin import SkinGraphs
+from segnn_ase.structure.told import same_told, told_in
 from segnn_ase.trust.monitor import Monitor
 from segnn_ase.trust.unused import unused_input
 
@@ -125,6 +127,12 @@ class SEGNNCalculator(InspectedCalculator):
                 f"the members of the committee know different elements: {sorted(elements)}; expected the same, for "
                 "their mean makes sense only for potentials of one system and level of theory"
             )
+        self._cues = self._potentials[0].config.cues
+        responses = names_of_responses(self._cues)
+        self.implemented_properties = [*type(self).implemented_properties, *responses]
+        self._derivatives = (*DERIVATIVES, *responses)
+        if any(p.config.cues != self._cues for p in self._potentials):
+            raise ConfigError("the members of the committee are told different cues; expected the same of all")
         backend = _resolve_backend(neighbor_backend, self.device)
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
         self._cutoffs = [p.cutoff for p in self._potentials]
@@ -149,8 +157,15 @@ class SEGNNCalculator(InspectedCalculator):
             raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")
         return super().set()
 
+    def check_state(self, atoms, tol=1e-15):
+        found = super().check_state(atoms, tol)
+        names = [cue.name for cue in self._cues]
+        if names and self.atoms is not None and not same_told(told_in(self.atoms, names), told_in(atoms, names), tol):
+            found += [name for name in names if name not in found]
+        return found
+
     def get_property(self, name, atoms=None, allow_calculation=True):
-        self._asked |= allow_calculation and name in DERIVATIVES
+        self._asked |= allow_calculation and name in self._derivatives
         return super().get_property(name, atoms, allow_calculation)
 
     @one_at_a_time
@@ -163,8 +178,8 @@ class SEGNNCalculator(InspectedCalculator):
             )
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         if system_changes:  # a new structure: were forces of the one before asked for?
-            self._forces_follow, self._asked = self._asked, any(map(properties.__contains__, DERIVATIVES))
-        derivatives = self._forces_follow or any(map(properties.__contains__, DERIVATIVES))
+            self._forces_follow, self._asked = self._asked, any(map(properties.__contains__, self._derivatives))
+        derivatives = self._forces_follow or any(map(properties.__contains__, self._derivatives))
         members = [
             evaluator(graphs[cutoff], forces=derivatives, stress=derivatives and periodic)
             for evaluator, cutoff in zip(self._chosen(graphs), self._cutoffs, strict=True)
@@ -175,7 +190,8 @@ class SEGNNCalculator(InspectedCalculator):
 
     def export_properties(self) -> Properties:
         """ASE's own properties; the deviations and what is outside are in `results` only."""
-        return Properties({name: self.results[name] for name in self.implemented_properties if name in self.results})
+        names = type(self).implemented_properties
+        return Properties({name: self.results[name] for name in names if name in self.results})
 
     @one_at_a_time
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
@@ -185,12 +201,12 @@ class SEGNNCalculator(InspectedCalculator):
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with
         the number of a structure that cannot be evaluated.
         """
-        structures, properties = _checked_request(structures, properties)
+        structures, properties = _checked_request(structures, properties, self.implemented_properties)
         results = []
         for first, batch in _batches(structures):
             alone = {cutoff: _alone(batch, first, cutoff, skin, self._graph) for cutoff, skin in self._graphs.items()}
             graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
-            derivatives = any(map(properties.__contains__, DERIVATIVES))
+            derivatives = any(map(properties.__contains__, self._derivatives))
             members = [
                 evaluator(graphs[cutoff], forces=derivatives, stress=derivatives)
                 for evaluator, cutoff in zip(self._chosen(graphs), self._cutoffs, strict=True)
@@ -207,6 +223,8 @@ class SEGNNCalculator(InspectedCalculator):
     ) -> dict:
         """Results of one structure; deviations are those of the committee, where there is one."""
         results = _results(members, self._factors)
+        if self._cues and members[0].cue_gradients is not None:
+            results |= self._responses(atoms, members)
         if "stresses" in properties:
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
         if self._dispersion is not None:
@@ -214,6 +232,11 @@ class SEGNNCalculator(InspectedCalculator):
         volume = self._volume(atoms) if all(atoms.pbc.tolist()) else None
         evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._cutoffs[0]]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
+
+    def _responses(self, atoms: Atoms, members: Sequence[Prediction]) -> dict:
+        """Mean over the committee of what `model.cues` names."""
+        found = [responses_of(atoms, as_numpy(p.cue_gradients), self._cues) for p in members]
+        return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
 
     def _volume(self, atoms: Atoms) -> float:
         cell = atoms.cell.array.tobytes()
@@ -243,7 +266,7 @@ class SEGNNCalculator(InspectedCalculator):
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
         graph = graph_of(atoms, graphs, self._potentials[0])  # the other potentials know the same elements
-        _report_unused(atoms, self._warned)
+        _report_unused(atoms, self._warned, {cue.name for cue in self._cues})
         return graph
 
 
@@ -271,8 +294,8 @@ def _report(results: dict, domain: str, warned: set[str], where: str = "") -> No
             warnings.warn(f"{text}. Said once of its kind.", DomainWarning, stacklevel=level_of_caller())
 
 
-def _report_unused(atoms: Atoms, warned: set[str]) -> None:
-    if "unused" not in warned and (unused := unused_input(atoms)):
+def _report_unused(atoms: Atoms, warned: set[str], used: set[str]) -> None:
+    if "unused" not in warned and (unused := unused_input(atoms, used)):
         warned.add("unused")
         text = (
             f"the structure has {', '.join(unused)}: this potential knows nothing of that, and no number depends on it"
@@ -327,10 +350,9 @@ def _resolve_backend(name: str, device: torch.device) -> str:
     return name
 
 
-def _checked_request(structures, properties) -> tuple[Iterable[Atoms], Sequence[str]]:
+def _checked_request(structures, properties, names: Sequence[str]) -> tuple[Iterable[Atoms], Sequence[str]]:
     """Arguments of `evaluate`. Raises ConfigError."""
     properties = [properties] if isinstance(properties, str) else properties
-    names = SEGNNCalculator.implemented_properties
     known = f"of {', '.join(names)}"
     expect(isinstance(properties, Iterable), "properties", properties, known)
     structures = [structures] if isinstance(structures, Atoms) else structures

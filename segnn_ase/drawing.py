@@ -14,6 +14,7 @@ from segnn_ase.base.figures import Glyphs, plot_glyphs
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.irreps import kinds, parse_irreps, spherical_harmonics
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.structures import told
 from segnn_ase.store.model_file import load_potential
 from segnn_ase.structure.graph import graph_from_atoms
 
@@ -60,7 +61,7 @@ def draw_features(
 @torch.no_grad()
 def steerable_features(potential: Potential, atoms: Atoms, interaction: int) -> dict[int, Tensor]:
     """Features after an interaction by degree, (N, 2l + 1, channels), of the irreps that are spherical harmonics."""
-    graph = graph_from_atoms(atoms, potential.cutoff).to(potential.device)
+    graph = told(graph_from_atoms(atoms, potential.cutoff).to(potential.device), atoms, potential.config.cues)
     irreps = kinds(parse_irreps(potential.config.hidden_irreps))
     found = zip(irreps, potential.features(graph)[interaction - 1], strict=True)
     return {ir.l: x.cpu().double() for ir, x in found if ir.p == (-1) ** ir.l}

@@ -100,6 +100,8 @@ def _kind(annotation: Any) -> Any:
         return types.GenericAlias(list, (_kind(inner[0]),))
     if origin is dict:
         return list[str]
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return str  # which it makes itself of
     return str if origin is Literal else annotation
 
 
@@ -107,6 +109,9 @@ def _metavar(annotation: Any) -> str | None:
     annotation = _without_none(annotation)
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
+    inner = get_args(annotation)
+    if inner and isinstance(inner[0], type) and issubclass(inner[0], Settings):
+        return "NAME[,SETTING=VALUE]"
     return "NAME=VALUE" if _is_table(annotation) else None
 
 

@@ -3,7 +3,7 @@
 import difflib
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,8 +40,8 @@ def _explain(cls: Any, item: Any, section: str) -> str:
     if item["type"] == "missing":
         return f"setting {name!r} is missing"
     if item["type"] == "extra_forbidden":
-        for part in item["loc"][:-1]:
-            cls = cls.model_fields[part].annotation
+        for part in item["loc"][:-1]:  # a number: of one of several settings
+            cls = get_args(cls)[0] if isinstance(part, int) else cls.model_fields[part].annotation
         known = list(cls.model_fields)
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"

@@ -10,10 +10,12 @@ import numpy as np
 from ase import Atoms
 
 from segnn_ase.check.pairs import CUTOFF, Pairs
+from segnn_ase.structure.told import Told, same_told
 
 NEAR = 0.05  # Å, rms of the components of the atoms' displacements
 SAME = 1e-3  # Å, likewise, of structures that count as equal
 SAME_ENERGY = 2e-5  # eV/atom
+SAME_TOLD = 1e-4  # of charges, moments and fields, relative and in their units
 CANDIDATES = 3  # nearest fingerprints that are looked at
 RELATIVES = 8  # likewise, where all copies of a set are wanted
 BLOCK = 1000  # rows of a distance matrix at a time
@@ -143,6 +145,7 @@ class Described(NamedTuple):
     structures: list[Atoms]
     prints: list[np.ndarray]
     energies: np.ndarray  # eV/atom, NaN where unknown
+    told: list[Told] | None = None  # charges, moments, fields: with others it is not the same structure
 
 
 def matches(first: Described, second: Described) -> list[Match]:
@@ -170,6 +173,8 @@ def matches(first: Described, second: Described) -> list[Match]:
 
 
 def _match_kind(first: Described, n: int, second: Described, m: int, distance: float) -> str:
+    if first.told and second.told and not same_told(first.told[n], second.told[m], SAME_TOLD):
+        return ""
     same_energy = not abs(first.energies[n] - second.energies[m]) > SAME_ENERGY
     return compare(first.structures[n], second.structures[m], distance, same_energy)
 

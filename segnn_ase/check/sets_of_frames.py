@@ -19,7 +19,7 @@ from segnn_ase.check.matching import (
     trajectories,
     turn_onto,
 )
-from segnn_ase.data.frames import Frame, is_isolated_atom, species_of
+from segnn_ase.data.frames import Frame, is_isolated_atom, species_of, told_inputs
 from segnn_ase.data.references import reference_energies
 
 TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one structure
@@ -141,7 +141,8 @@ def find_copies(sets: Sets) -> list[Finding]:
     described, around = {}, iter(sets.around)
     for name, frames in (("training", sets.train), ("validation", sets.valid), ("test", sets.test)):
         prints = [next(around).fingerprint for _ in frames]
-        described[name] = frames, Described([f.atoms for f in frames], prints, energies_per_atom(frames))
+        told = [told_inputs(f) for f in frames]
+        described[name] = frames, Described([f.atoms for f in frames], prints, energies_per_atom(frames), told)
     findings = [f for name, (frames, own) in described.items() for f in copies_within(name, frames, matches(own, own))]
     for name in ("validation", "test"):
         frames, own = described[name]

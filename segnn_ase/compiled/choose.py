@@ -26,6 +26,7 @@ from segnn_ase.compiled.gpu_training import GpuLossGradient
 from segnn_ase.compiled.guard import TOLERANCE, Quantity, difference, gradients_of_weights, in_float64
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.network_steps import supported
+from segnn_ase.model.cues import width_of
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, LossGradient, PlainEvaluator, PlainLossGradient, Prediction
@@ -53,7 +54,7 @@ class Backend(NamedTuple):
 
 BACKENDS = (  # the fastest first
     Backend(
-        lambda p, tables: tables and p.device.type == "cuda" and supported(p),
+        lambda p, tables: tables and p.device.type == "cuda" and supported(p) and not p.config.cues,
         lambda p, require: RecordingEvaluator(p, require=require),
         TABLE_TOLERANCE,
     ),
@@ -109,9 +110,10 @@ def choose_loss_gradient(potential: Potential, graph: Graph, mode: str = "auto")
     if mode == "off" or potential.device.type not in ("cpu", "cuda"):
         return plain
     by_passes: Callable[[Potential], LossGradient] = CpuLossGradient
+    passes_fit = supported(potential) and not (potential.device.type == "cuda" and potential.config.cues)
     if potential.device.type == "cuda":
         by_passes = partial(GpuLossGradient, require=mode == "require")
-    for make in (by_passes, _by_layers) if supported(potential) else (_by_layers,):
+    for make in (by_passes, _by_layers) if passes_fit else (_by_layers,):
         try:
             problem = _training_problem(make, potential, graph)
         except (RuntimeError, ValueError) as error:  # also CUDA's
@@ -200,9 +202,11 @@ def _thrown(potential: Potential, rng: np.random.Generator) -> Graph:
         apart = np.linalg.norm(tried[:, None] - places, axis=2).min(axis=1, initial=np.inf)
         places = np.vstack([places, tried[np.argmax(apart)]])
     places *= 0.49 * potential.cutoff
-    numbers = np.resize(potential.species, n)
+    numbers, width = np.resize(potential.species, n), width_of(potential.config.cues)
     neighbors = neighbor_list(places, np.zeros((3, 3)), False, potential.cutoff)
-    return graph_from_arrays(numbers, places, np.zeros((3, 3)), neighbors).to(potential.device)
+    graph = graph_from_arrays(numbers, places, np.zeros((3, 3)), neighbors)
+    told = torch.from_numpy(rng.normal(size=(n, width))) if width else None
+    return graph._replace(cues=told).to(potential.device)
 
 
 def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, graph: Graph) -> str | None:
@@ -239,6 +243,8 @@ def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str
     push = max(scale, push)
     found = {"energies": Quantity(p.energies, max(scale, float(network.abs().max())))}  # E0 of thousands hide nothing
     found["forces"] = Quantity(p.forces, push)
+    if p.cue_gradients is not None:
+        found["gradients of the cues"] = Quantity(p.cue_gradients, max(scale, float(p.cue_gradients.abs().max())))
     if p.edge_gradients is not None and len(p.edge_gradients):  # of either direction of a pair: their sum is defined
         r, g = edge_vectors(sample.graph), p.edge_gradients.detach()
         virial = sum_over_structure_edges(r[:, :, None] * g[:, None], sample.graph)
@@ -270,11 +276,12 @@ def _gradients(gradient: LossGradient, potential: Potential, graph: Graph) -> di
     scale = max(potential.scales)
 
     def loss(p: Prediction) -> Tensor:
+        told = 0.0 if p.cue_gradients is None else p.cue_gradients.square().mean()
         energies = p.energies - potential.elements(torch.zeros(1)).reference[potential.species_index[graph.numbers]]
         seen["energies"] = Quantity(p.energies.detach(), max(scale, float(energies.detach().abs().max())))
         push = p.edge_gradients.detach().abs().max() if len(graph.edge_src) else torch.zeros(())
         seen["forces"] = Quantity(p.forces.detach(), max(scale, float(push)))
-        return energies.square().mean() + p.forces.square().mean()
+        return energies.square().mean() + p.forces.square().mean() + told
 
     potential.zero_grad(set_to_none=True)
     gradient(graph, loss, forces=True, stress=False)

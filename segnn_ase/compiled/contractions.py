@@ -11,6 +11,7 @@ the foot, CG(k, 1, k). T_k has parts of L up to l + l' - 2k, so that every path 
 and is a combination of that one and those with higher feet.
 """
 
+import itertools
 import math
 from functools import cache
 from typing import NamedTuple
@@ -19,7 +20,14 @@ import torch
 from torch import Tensor
 
 from segnn_ase.compiled.expressions import Expr, Formula
-from segnn_ase.model.irreps import Coupling, Path, clebsch_gordan, raise_degree, spherical_harmonics
+from segnn_ase.model.irreps import (
+    Coupling,
+    Path,
+    clebsch_gordan,
+    raise_degree,
+    spherical_harmonics,
+    spherical_kinds,
+)
 
 EXACT = 1e-13  # of the largest coefficient
 Vector = list["Expr | None"]
@@ -32,8 +40,21 @@ class Foot(NamedTuple):
     turns: bool
 
 
+def harmonic_kinds(coupling: Coupling) -> int:
+    """How many of the right kinds are harmonics of the edge's direction; behind them are attributes by cues."""
+    alike = (kind == own for kind, own in zip(coupling.right, spherical_kinds(len(coupling.right) - 1), strict=True))
+    return sum(1 for _ in itertools.takewhile(bool, alike))
+
+
+def harmonics_in(coupling: Coupling) -> int:
+    """Their components."""
+    return harmonic_kinds(coupling) ** 2
+
+
 def foot_of(coupling: Coupling, path: Path) -> Foot:
-    """The foot of the ladder that goes with a path."""
+    """The foot of the ladder that goes with a path: with one that another attribute steers, its head."""
+    if path.right >= harmonic_kinds(coupling):
+        return Foot(coupling.out[path.out].l, False)
     l, right, out = coupling.left[path.left].l, coupling.right[path.right].l, coupling.out[path.out].l
     turns = bool((l + right + out) % 2)
     return Foot((l + out - right + turns) // 2, turns)
@@ -45,6 +66,9 @@ def mixture(coupling: Coupling) -> Tensor:
     found = torch.zeros(len(coupling.paths), len(coupling.paths), dtype=torch.float64)
     for p, path in enumerate(coupling.paths):
         l, right, out = coupling.left[path.left].l, coupling.right[path.right].l, coupling.out[path.out].l
+        if path.right >= harmonic_kinds(coupling):
+            found[p, p] = coupling.scale(path.out)
+            continue
         for foot, c in _multiples(l, right, out).items():
             (q,) = (q for q in _alike(coupling, path) if foot_of(coupling, coupling.paths[q]) == foot)
             found[p, q] = c * coupling.scale(path.out)
@@ -52,7 +76,10 @@ def mixture(coupling: Coupling) -> Tensor:
 
 
 def _alike(coupling: Coupling, path: Path) -> list[int]:
-    return [q for q, other in enumerate(coupling.paths) if (other.left, other.out) == (path.left, path.out)]
+    def alike(other: Path) -> bool:
+        return (other.left, other.out) == (path.left, path.out) and other.right < harmonic_kinds(coupling)
+
+    return [q for q, other in enumerate(coupling.paths) if alike(other)]
 
 
 @cache
@@ -93,16 +120,39 @@ def _turn(k: int) -> Tensor:
 
 
 class Ladders:
-    """The ladders of a coupling along the direction of one edge, as formulas; harmonics: of that edge."""
+    """The ladders of a coupling along the direction of one edge, as formulas; harmonics: of that edge; beside: further
+    attributes, with which products are taken one by one."""
 
-    def __init__(self, f: Formula, coupling: Coupling, harmonics: list[Expr]):
-        self.f, self.coupling, self.harmonics = f, coupling, harmonics
+    def __init__(self, f: Formula, coupling: Coupling, harmonics: list[Expr], beside: "list[Expr] | None" = None):
+        self.f, self.coupling, self.harmonics, self.beside = f, coupling, harmonics, beside or []
         self.feet = [foot_of(coupling, path) for path in coupling.paths]
+        self._directed = harmonic_kinds(coupling)
 
     def down(self, x: list[Vector]) -> list[Vector]:
         """Every path's left kind at the foot of its ladder."""
         at = [self._feet(k, v) for k, v in enumerate(x)]
-        return [at[path.left][foot] for path, foot in zip(self.coupling.paths, self.feet, strict=True)]
+        return [
+            at[path.left][foot] if path.right < self._directed else self._coupled(path, x[path.left])
+            for path, foot in zip(self.coupling.paths, self.feet, strict=True)
+        ]
+
+    def _coupled(self, path: Path, x: Vector) -> Vector:
+        """The product with an attribute that is not of the direction."""
+        f, right = self.f, self.coupling.right
+        first = sum(kind.dim for kind in right[self._directed : path.right])
+        a, out = self.beside[first : first + right[path.right].dim], self.coupling.out[path.out]
+        table = clebsch_gordan(self.coupling.left[path.left].l, right[path.right].l, out.l)
+        return [
+            f.add(
+                *(
+                    f.mul(f.mul(f.const(c), a[r]), v)
+                    for row, v in zip(table[:, :, m].tolist(), x, strict=True)
+                    for r, c in enumerate(row)
+                    if abs(c) > EXACT
+                )
+            )
+            for m in range(out.dim)
+        ]
 
     def up(self, out: int, at_feet: list[tuple[int, Vector]]) -> Vector:
         """The sum of what stands at the feet of some paths into one kind, which are given by their numbers."""
@@ -121,7 +171,8 @@ class Ladders:
     def _feet(self, left: int, x: Vector) -> dict[Foot, Vector]:
         """One kind at all feet that its paths have."""
         paths, l = self.coupling.paths, self.coupling.left[left].l
-        wanted = {foot for path, foot in zip(paths, self.feet, strict=True) if path.left == left}
+        both = zip(paths, self.feet, strict=True)
+        wanted = {foot for path, foot in both if path.left == left and path.right < self._directed}
         lowest = min((foot.k for foot in wanted if foot.k), default=l)
         at = {Foot(l, False): x}
         for k in reversed(range(lowest, l)):

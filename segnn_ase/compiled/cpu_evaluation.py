@@ -111,9 +111,15 @@ class CpuEvaluator(Evaluator):
         """Epsilon of one atom of each species without neighbours."""
         self._make_room(n, 0, 1)
         self._links.first.zero_()
+        self._tell(None, n)
         nodes = pointers([self._links.first, self._links.src, self._links.src, torch.arange(n)])
         self._passes.run("energies", {"node": n, "pair": 0, "edge": 0}, [0, n], self._links.addresses, nodes)
         return self._passes.at(self._plan.epsilon)[:n, 0].clone()
+
+    def _tell(self, cues: Tensor | None, n: int) -> None:
+        """Cues of n atoms; None: nothing is told of them."""
+        if self._plan.cues is not None:
+            self._passes.at(self._plan.cues)[:n] = 0 if cues is None else cues
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
         kind = self._kinds(graph.numbers)
@@ -143,6 +149,7 @@ class CpuEvaluator(Evaluator):
         """wanted: whether derivatives are. None for pairs that are not sorted by receiver."""
         held, segments = self._hold(graph, kind), self._passes.in_c["all" if wanted else "energies"]
         c, (energy, energies, features, forces, gradients, s) = held.c, self._room_for_results(held.c, wanted, stress)
+        self._tell(graph.cues, c.n)
         if self._runtime.evaluate(held.address, *segments):
             self._passes.holds = held
         elif c.n_edges < 0:
@@ -153,7 +160,10 @@ class CpuEvaluator(Evaluator):
             self._evaluate_apart(held, segments)
         s = None if s is None else stress_of(s, graph)
         gradients = None if gradients is None else gradients[: c.n_edges]
-        return Prediction(energy, energies, forces, s, gradients, features, close=c.close > 0)
+        found = Prediction(energy, energies, forces, s, gradients, features, close=c.close > 0)
+        if self._plan.cue_gradient is None or not wanted:
+            return found
+        return found._replace(cue_gradients=self._passes.at(self._plan.cue_gradient)[: c.n].double())
 
     def _hold(self, graph: Graph, kind: Tensor) -> Held:
         """A graph for C, with what there is of room for its pairs, which are still to be found."""

@@ -5,11 +5,17 @@ from functools import cache
 
 from torch import Tensor
 
-from segnn_ase.compiled.contractions import Ladders, mixture
+from segnn_ase.compiled.contractions import Ladders, harmonics_in, mixture
 from segnn_ase.compiled.derivatives import Operand, Operation
 from segnn_ase.compiled.expressions import Expr, Formula
 from segnn_ase.compiled.splines import DEGREE, spline_pieces
+from segnn_ase.model.cues import Term, reach_of
 from segnn_ase.model.irreps import SCALAR
+
+
+def paths_to(coupling, k: int) -> list[int]:
+    """The paths into a kind."""
+    return [p for p, path in enumerate(coupling.paths) if path.out == k]
 
 
 def path_columns(coupling) -> list[list[int]]:
@@ -72,30 +78,65 @@ def strided(count: int, channels: int) -> tuple[int, ...]:
     return tuple(q * channels for q in range(count))
 
 
-def _message_inputs(coupling, channels: int, tabulated: bool) -> tuple[Operand, ...]:
+def _told(terms: tuple[Term, ...], tensor: int) -> list[Operand]:
+    """Cues of both ends of an edge, where messages are steered by them."""
+    width = reach_of(terms)
+    ends = ("receiver", "sender") if terms else ()
+    return [Operand(f"cues_{end}", tensor, "S", end, width, tuple(range(width)), geometry=True) for end in ends]
+
+
+def _steering(f: Formula, x: dict, terms: tuple[Term, ...]) -> list[Expr]:
+    """Attributes of an edge by its cues, as those by its direction."""
+    return [v for term in terms for v in term_of(f, term, x["cues_receiver"], x["cues_sender"])]
+
+
+def term_of(f: Formula, term: Term, own: list[Expr], other: list[Expr]) -> list[Expr]:
+    """`model.cues.steering` by one term."""
+    own, other = own[term.columns], other[term.columns]
+    if not term.squared:
+        return own
+    return [
+        f.add(
+            *(
+                f.mul(f.const(c), f.mul(*_ordered(own[a], other[b])))
+                for a, row in enumerate(entry)
+                for b, c in enumerate(row)
+                if abs(c) > 1e-12
+            )
+        )
+        for entry in term.table.permute(2, 0, 1).tolist()
+    ]
+
+
+def _message_inputs(coupling, channels: int, tabulated: bool, terms: tuple[Term, ...]) -> tuple[Operand, ...]:
     inputs, n = [], len(coupling.left)
     for k, kind in enumerate(coupling.left):
         for half, where in enumerate(("receiver", "sender")):
             offsets = tuple((2 * m + half) * channels for m in range(kind.dim))
             inputs.append(Operand(f"{where}{k}", k, "V", where, 2 * kind.dim * channels, offsets))
     inputs += _radial(n, len(coupling.paths), channels, tabulated)
-    used, dim = n + 1 + tabulated, sum(kind.dim for kind in coupling.right)
-    mixed = n * coupling.paths_into(coupling.left.index(SCALAR))
+    used, dim = n + 1 + tabulated, harmonics_in(coupling)
+    scalar = coupling.left.index(SCALAR)
+    mixed = n * sum(row[scalar] > 0 for row in coupling.n_paths)
     return (
         *inputs,
         Operand("harmonics", used, "S", "row", dim, tuple(range(dim))),
         Operand("envelope", used + 1, "S", "row", 1, (0,)),
         Operand("mix", used + 2, "V", "shared", 0, strided(mixed, channels), constant=tabulated),
         Operand("bias", used + 3, "V", "shared", 0, strided(n, channels), constant=tabulated),
+        *_told(terms, used + 4),
     )
 
 
 @cache
-def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: bool = False) -> Operation:
+def message(
+    coupling, channels: int, silu: float, sigmoid: float, *, tabulated: bool = False, terms: tuple[Term, ...] = ()
+) -> Operation:
     """The steerable message of `Message` on one block of channels, envelope and sum over neighbours included.
 
     Inputs: for each kind (N, 2l+1, 2 channels), receiver's part first; rho (pairs, paths, channels); harmonics
-    (E, (lmax+1)^2); envelope (E, 1); mix (outputs, scalars, channels); bias (outputs, channels).
+    (E, (lmax+1)^2); envelope (E, 1); mix (outputs, scalars, channels); bias (outputs, channels); with terms, cues (N,
+    width), which steer the message besides.
     With `tabulated`, for evaluation only, rho is a table of spline coefficients (rows, ladders, channels), of what
     `radial_mixture` makes of rho, and the fraction of the way to the next knot (E, 1), and there are no gradients of
     table, mix and bias. Outputs: for each kind (N, 2l+1, ladders, channels), to be `recombined`.
@@ -103,14 +144,14 @@ def message(coupling, channels: int, silu: float, sigmoid: float, *, tabulated: 
     n = len(coupling.left)
 
     def build(f: Formula, x: dict) -> dict:
-        ladders = Ladders(f, coupling, x["harmonics"])
+        ladders = Ladders(f, coupling, x["harmonics"], _steering(f, x, terms))
         rho = _rho(f, x, radial_mixture(coupling), tabulated=tabulated)
         both = [[*map(f.add, x[f"receiver{k}"], x[f"sender{k}"])] for k in range(n)]
         # rho weighs what is at the feet: what climbs from them then adds up to the kind's sum at once
         feet = _weighed(f, rho, ladders.down(both))
         return _sent_out(coupling, ladders, _gated(f, ladders, x, feet, silu, sigmoid))
 
-    inputs = _message_inputs(coupling, channels, tabulated)
+    inputs = _message_inputs(coupling, channels, tabulated, terms)
     return Operation(channels, inputs, paths_out("out", coupling, channels, "receiver"), build, edges=True)
 
 
@@ -125,16 +166,11 @@ def _weighed(f: Formula, rho: list[Expr], feet: list[list]) -> list[list]:
     return [[f.mul(r, v) for v in foot] for r, foot in zip(rho, feet, strict=True)]
 
 
-def _numbered(coupling, k: int) -> list[int]:
-    """The paths into a kind."""
-    return [p for p, path in enumerate(coupling.paths) if path.out == k]
-
-
 def _gated(f: Formula, ladders: Ladders, x: dict, feet: list[list], silu: float, sigmoid: float) -> list:
     """u h of each kind: silu on 0e, the others times a sigmoid, of mixtures of the scalar paths; u: envelope."""
     kinds, (u,) = ladders.coupling.left, x["envelope"]
     scalar = kinds.index(SCALAR)
-    scalars = [feet[p][0] for p in _numbered(ladders.coupling, scalar)]
+    scalars = _by_left(f, ladders.coupling, scalar, feet)
     mixed = [
         f.add(x["bias"][o], *(f.mul(x["mix"][o * len(scalars) + s], t) for s, t in enumerate(scalars)))
         for o in range(len(kinds))
@@ -145,23 +181,31 @@ def _gated(f: Formula, ladders: Ladders, x: dict, feet: list[list], silu: float,
             h.append([f.mul(f.mul(f.const(silu), u), mixed[0], f.sigmoid(mixed[0]))])
             continue
         gate = f.mul(f.mul(f.const(sigmoid), u), f.sigmoid(next(gates)))
-        sums = ladders.up(k, [(p, feet[p]) for p in _numbered(ladders.coupling, k)])
+        sums = ladders.up(k, [(p, feet[p]) for p in paths_to(ladders.coupling, k)])
         h.append([f.mul(gate, v) for v in sums])
     return h
+
+
+def _by_left(f: Formula, coupling, scalar: int, feet: list[list]) -> list[Expr]:
+    """The paths from each left kind into scalars, added up."""
+    groups: dict[int, list[Expr]] = {}
+    for p in paths_to(coupling, scalar):
+        groups.setdefault(coupling.paths[p].left, []).append(feet[p][0])
+    return [f.add(*group) for group in groups.values()]
 
 
 def _sent_out(coupling, ladders: Ladders, h: list) -> dict:
     """Every ladder apart, for each out kind."""
     feet, out = ladders.down(h), {}
     for k in range(len(coupling.out)):
-        climbed = [ladders.up(k, [(p, feet[p])]) for p in _numbered(coupling, k)]
+        climbed = [ladders.up(k, [(p, feet[p])]) for p in paths_to(coupling, k)]
         out[f"out{k}"] = [v for component in zip(*climbed, strict=True) for v in component]
     return out
 
 
 def recombination(coupling, k: int) -> Tensor:
     """(paths, ladders) into a kind: what `recombined` multiplies with."""
-    into = _numbered(coupling, k)
+    into = paths_to(coupling, k)
     return mixture(coupling)[into][:, into]
 
 
@@ -183,11 +227,11 @@ def recombined(coupling, channels: int) -> Operation:
 
 
 @cache
-def linear_message(coupling, channels: int, *, tabulated: bool = False) -> Operation:
+def linear_message(coupling, channels: int, *, tabulated: bool = False, terms: tuple[Term, ...] = ()) -> Operation:
     """The linear message of `Message` on one block: inputs (N, 2l+1, channels) of senders for each kind, rho,
-    harmonics and envelope as in `message`; outputs (N, 2l+1, channels) for each kind."""
+    harmonics, envelope and cues as in `message`; outputs (N, 2l+1, channels) for each kind."""
     n, n_paths = len(coupling.left), len(coupling.paths)
-    dim = sum(kind.dim for kind in coupling.right)
+    dim = harmonics_in(coupling)
 
     def of_kinds(name, where):
         return [
@@ -200,13 +244,14 @@ def linear_message(coupling, channels: int, *, tabulated: bool = False) -> Opera
         *_radial(n, n_paths, channels, tabulated),
         Operand("harmonics", n + 1 + tabulated, "S", "row", dim, tuple(range(dim))),
         Operand("envelope", n + 2 + tabulated, "S", "row", 1, (0,)),
+        *_told(terms, n + 3 + tabulated),
     ]
 
     def build(f: Formula, x: dict) -> dict:
-        ladders, (u,) = Ladders(f, coupling, x["harmonics"]), x["envelope"]
+        ladders, (u,) = Ladders(f, coupling, x["harmonics"], _steering(f, x, terms)), x["envelope"]
         rho = _rho(f, x, radial_mixture(coupling, linear=True), tabulated=tabulated)
         feet = _weighed(f, rho, ladders.down([x[f"sender{k}"] for k in range(n)]))
-        sums = [ladders.up(k, [(p, feet[p]) for p in _numbered(coupling, k)]) for k in range(len(coupling.out))]
+        sums = [ladders.up(k, [(p, feet[p]) for p in paths_to(coupling, k)]) for k in range(len(coupling.out))]
         return {f"out{k}": [f.mul(u, v) for v in sums[k]] for k in range(len(sums))}
 
     return Operation(channels, tuple(inputs), tuple(of_kinds("out", "receiver")), build, edges=True)

@@ -10,8 +10,10 @@ import torch
 
 from segnn_ase.compiled.derivatives import Operand, Operation
 from segnn_ase.compiled.expressions import Expr, Formula
+from segnn_ase.compiled.formulas import term_of
 from segnn_ase.compiled.splines import RadialTables
 from segnn_ase.compiled.steps import Array, RowOperation, Segment, Weight
+from segnn_ase.model.cues import Term, node_terms, width_of
 from segnn_ase.model.edges import CLOSEST
 from segnn_ase.model.irreps import raise_degree
 from segnn_ase.model.settings import ModelConfig
@@ -117,16 +119,20 @@ def neighbor_sums(lmax: int) -> Operation:
 
 
 @cache
-def attributes(lmax: int) -> Operation:
-    """What `model.edges.node_attributes` makes of `neighbor_sums`, smooth: inputs and outputs (N, (lmax + 1)^2)."""
+def attributes(lmax: int, terms: tuple[Term, ...] = (), width: int = 0) -> Operation:
+    """What `model.edges.node_attributes` makes of `neighbor_sums`, smooth: inputs and outputs (N, (lmax + 1)^2); with
+    cues (N, width) there are the terms' attributes behind them."""
     n = (lmax + 1) ** 2
 
     def build(f: Formula, x: dict) -> dict:
         total, *steered = x["sums"]
         inverse = f.function("reciprocal", f.add(f.const(1.0), total))
-        return {"attributes": [f.const(1.0), *(f.mul(s, inverse) for s in steered)]}
+        told = [v for term in terms for v in term_of(f, term, x["cues"], x["cues"])]
+        return {"attributes": [f.const(1.0), *(f.mul(s, inverse) for s in steered), *told]}
 
-    return Operation(0, (_row("sums", 0, n),), (_row("attributes", 0, n),), build, edges=False)
+    inputs = (_row("sums", 0, n), *([_row("cues", 1, width)] if width else ()))
+    size = n + sum(term.out.dim for term in terms)
+    return Operation(0, inputs, (_row("attributes", 0, size),), build, edges=False)
 
 
 class Geometry:
@@ -136,7 +142,10 @@ class Geometry:
         self._config, self._tables, n_attr = config, tables, (config.lmax_attr + 1) ** 2
         self.vectors, self.harmonics, self.envelope, self.fraction = (_array("edge", n) for n in (3, n_attr, 1, 1))
         self.pair_vectors, self.radial = _array("pair", 3), _array("pair", config.n_radial)
-        self._sums, self.attributes = _array("node", n_attr), _array("node", n_attr)
+        self._terms, width = node_terms(config.cues), width_of(config.cues)
+        told = sum(term.out.dim for term in self._terms)
+        self._sums, self.attributes = _array("node", n_attr), _array("node", n_attr + told)
+        self.cues = _array("node", width) if width else None
 
     def segments(self) -> list[Segment]:
         lmax, cutoff = self._config.lmax_attr, self._config.cutoff
@@ -151,7 +160,9 @@ class Geometry:
 
     def normalised(self) -> RowOperation:
         """The attributes of the nodes, from their sums over neighbours."""
-        return RowOperation(attributes(self._config.lmax_attr), (self._sums,), (self.attributes,))
+        operation = attributes(self._config.lmax_attr, self._terms, self.cues.size if self.cues else 0)
+        told = () if self.cues is None else (self.cues,)
+        return RowOperation(operation, (self._sums, *told), (self.attributes,))
 
     def radial_functions(self) -> RowOperation:
         """Bessel functions of the pairs."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from segnn_ase.compiled import formulas, steered_formulas
 from segnn_ase.compiled.kernels import Topology, kernel
 from segnn_ase.compiled.sorted_edges import SortedEdges, sorted_edges
+from segnn_ase.model.cues import reach_of
 from segnn_ase.model.interactions import Message, SelfProduct
 from segnn_ase.model.irreps import Coupling, Features, Kind
 from segnn_ase.model.layers import steered
@@ -15,22 +16,33 @@ from segnn_ase.model.scalars import SIGMOID_SCALE, SILU_SCALE
 
 
 def fused_edges(
-    network: SEGNN, vectors: Tensor, edge_src: Tensor, edge_dst: Tensor, n_atoms: int, edge_pair: Tensor | None
+    network: SEGNN,
+    vectors: Tensor,
+    edge_src: Tensor,
+    edge_dst: Tensor,
+    n_atoms: int,
+    edge_pair: Tensor | None,
+    cues: Tensor | None = None,
 ) -> SortedEdges:
     c = network.config
     basis = {"cutoff": c.cutoff, "lmax": c.lmax_attr, "n_radial": c.n_radial}
-    return sorted_edges(vectors, edge_src, edge_dst, n_atoms, edge_pair=edge_pair, **basis)
+    edges = sorted_edges(vectors, edge_src, edge_dst, n_atoms, edge_pair=edge_pair, **basis)
+    if not network.pair_terms:
+        return edges
+    return edges._replace(cues=cues[:, : reach_of(network.pair_terms)], terms=network.pair_terms)
 
 
 def fused_message(message: Message, pair: Features, edges: SortedEdges) -> list[Features]:
     radial, received = message.factors(edges.radial), []
     for b, coupling in enumerate(message.couplings):
         tensors = [*_pair_block(message, pair, b), radial[b], edges.harmonics, edges.envelope]
+        given: dict = {"terms": edges.terms}
         if message.linear:
-            operation = formulas.linear_message(coupling, message.blocks.width(b))
+            operation = formulas.linear_message(coupling, message.blocks.width(b), **given)
         else:
-            operation = formulas.message(coupling, message.blocks.width(b), SILU_SCALE, SIGMOID_SCALE)
+            operation = formulas.message(coupling, message.blocks.width(b), SILU_SCALE, SIGMOID_SCALE, **given)
             tensors += [message.mix[b], message.bias[b]]
+        tensors += [] if edges.cues is None else [edges.cues]
         rows = kernel(operation)(edges.topology, *tensors)
         if not message.linear:
             rows = kernel(formulas.recombined(coupling, message.blocks.width(b)))(Topology(edges.topology.n), *rows)

@@ -49,6 +49,7 @@ class _Network:
             pair_vectors=self.geometry.pair_vectors,
             epsilon=Array("node", 1),
             features=View(Array("node", width), 1, width),
+            cues=self.geometry.cues,
             segments=self.geometry.segments(),
         )
         self.now: list[Step] = [self.geometry.normalised()]
@@ -137,11 +138,20 @@ class _Network:
     ) -> RowOperation:
         coupling, channels, members = message.couplings[b], message.blocks.width(b), message.blocks.members[b]
         tabulated, low = isinstance(factors, Tensor), message.blocks.ranges[b][0]
+        given: dict = {"tabulated": tabulated, "terms": self.segnn.pair_terms}
         if message.linear:
-            operation = formulas.linear_message(coupling, channels, tabulated=tabulated)
+            operation = formulas.linear_message(coupling, channels, **given)
         else:
-            operation = formulas.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE, tabulated=tabulated)
-        changes = {"harmonics": GEOMETRY, "envelope": GEOMETRY, "fraction": GEOMETRY, "mix": WEIGHT, "bias": WEIGHT}
+            operation = formulas.message(coupling, channels, SILU_SCALE, SIGMOID_SCALE, **given)
+        changes: dict = {
+            "harmonics": GEOMETRY,
+            "envelope": GEOMETRY,
+            "fraction": GEOMETRY,
+            "mix": WEIGHT,
+            "bias": WEIGHT,
+        }
+        if self.geometry.cues:
+            changes |= {f"cues_{end}": {"size": self.geometry.cues.size} for end in ("receiver", "sender")}
         first, width = sum(message.n_factors[:b]), sum(message.n_factors)
         changes["rho"] = _moved(operation, "rho", first, width)
         changes["table"] = _moved(operation, "table", first, width, rows=message.n_factors[b])
@@ -152,7 +162,8 @@ class _Network:
             changes[f"out{position}"] = _sent_by(message, b, position, self.dims[k], sent[k].size // self.dims[k])
         rho = (Weight(_for_ladders(message, factors)), self.geometry.fraction) if tabulated else (factors,)
         weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
-        inputs = (*(pair[k] for k in members), *rho, self.geometry.harmonics, self.geometry.envelope, *weights)
+        told = (self.geometry.cues,) if self.segnn.pair_terms else ()
+        inputs = (*(pair[k] for k in members), *rho, self.geometry.harmonics, self.geometry.envelope, *weights, *told)
         return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
 
     def multiply(self, t: int, powers: list[Array], both: list[Array]) -> None:

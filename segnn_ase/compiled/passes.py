@@ -176,9 +176,12 @@ class Evaluation(NamedTuple):
     epsilon: Place
     weight: Place  # of each atom's epsilon in the sum whose gradient is taken
     features: Place
+    cues: Place | None
+    cue_gradient: Place | None
 
     def storage(self) -> "dict[Place, Storage]":
-        return shared(self.everything, {self.vectors, self.gradient, self.epsilon, self.weight, self.features})
+        outside = {self.vectors, self.gradient, self.epsilon, self.weight, self.features, self.cues, self.cue_gradient}
+        return shared(self.everything, outside - {None})
 
 
 def evaluation(network: NetworkSteps) -> Evaluation:
@@ -186,8 +189,9 @@ def evaluation(network: NetworkSteps) -> Evaluation:
     vectors, gradient = (Place(role, network.vectors) for role in ("value", "gradient"))
     epsilon, weight = (Place(role, network.epsilon) for role in ("value", "gradient"))
     features = Place("value", network.features.array)
-    everything = joined(forward, gradient_pass(network))
-    return Evaluation(forward, everything, vectors, gradient, epsilon, weight, features)
+    everything, told = joined(forward, gradient_pass(network)), network.cues
+    cues = (None, None) if told is None else (Place("value", told), Place("gradient", told))
+    return Evaluation(forward, everything, vectors, gradient, epsilon, weight, features, *cues)
 
 
 @dataclass(eq=False)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from segnn_ase.compiled.kernels import Topology
+from segnn_ase.model.cues import Term
 from segnn_ase.model.edges import bessel, distance_of, envelope
 from segnn_ase.model.irreps import spherical_harmonics
 
@@ -19,6 +20,8 @@ class SortedEdges(NamedTuple):
     radial: Tensor  # (pairs, n_radial)
     envelope: Tensor  # (E, 1)
     receiver: Tensor  # (E,)
+    cues: Tensor | None = None  # (N, width), where messages are steered by them
+    terms: tuple[Term, ...] = ()  # what of them
 
     def sum_neighbors(self, values: Tensor) -> Tensor:
         """(E, ...) -> (N, ...)."""

@@ -22,9 +22,12 @@ def first_features(
 ) -> list[Step]:
     """First features of the kinds that are wanted, (channels in, channels) `maps` of them."""
     coupling, steps = layer.coupling, []
-    weights = [Weight(w) if maps is None else Weight(_exact(w) @ maps[k]) for k, w in enumerate(layer.weights)]
+
+    def weight(k: int, rows: slice) -> Weight:
+        return _weight(layer, k, rows) if maps is None else Weight(_of_path(layer, k, rows) @ maps[k])
+
     bias = Weight(layer.bias if maps is None else _exact(layer.bias) @ maps[coupling.out.index(SCALAR)])
-    widths = {k: weights[k].parameter.shape[1] for k in out}
+    widths = {k: layer.weights[k].shape[1] if maps is None else maps[k].shape[1] for k in out}
     for width in dict.fromkeys(widths.values()):
         group = [k for k in out if widths[k] == width]
         part = Coupling(coupling.left, coupling.right, [coupling.out[k] for k in group])
@@ -32,7 +35,7 @@ def first_features(
         names = {o.name: WEIGHT for o in operation.inputs if o.name != "a"}
         places = {f"out{p}": components(out[k]) for p, k in enumerate(group)}
         operation = relaid(operation, a=GEOMETRY, **names, **places)
-        inputs = (*(weights[k] for k in group if len(weights[k].parameter)), bias, a)
+        inputs = (*(weight(k, rows) for k in group for rows in _paths(layer, k)), bias, a)
         steps.append(RowOperation(operation, inputs, tuple(out[k].array for k in group)))
     return steps
 
@@ -54,16 +57,34 @@ def product_of_embedded(layer: SteerableLinear, linear: SteeredMap, a: Array, ou
 def _of_paths(layer: SteerableLinear, linear: SteeredMap, outs: list[int]) -> tuple[Tensor, Tensor]:
     """What the paths into some kinds make of the numbers of each species, (species, paths * channels), and of the
     bias, for the paths that begin at scalars."""
-    species, bias = multiplicities(layer.irreps_in)[0], _exact(layer.bias)
-    table, of_bias = [], []
+    bias, table, of_bias = _exact(layer.bias), [], []
     for path, rows in zip(linear.coupling.paths, rows_of_paths(linear), strict=True):
         if path.out not in outs:
             continue
-        mixed, w = _exact(linear.weights[path.out])[rows] * linear.scales[path.out], _exact(layer.weights[path.left])
-        table.append(w @ mixed if len(w) else mixed.new_zeros(species, mixed.shape[1]))
+        mixed = _exact(linear.weights[path.out])[rows] * linear.scales[path.out]
+        table += [_of_path(layer, path.left, own) @ mixed for own in _paths(layer, path.left)]
         if path.left == layer.scalar:
             of_bias.append(bias @ mixed)
     return torch.cat(table, 1), torch.cat(of_bias)
+
+
+def _paths(layer: SteerableLinear, k: int) -> list[slice]:
+    """Rows of the weights of each path of an embedding into a kind: those of the species."""
+    species = multiplicities(layer.irreps_in)[0]
+    return [slice(first, first + species) for first in range(0, len(layer.weights[k]), species)]
+
+
+def _scale(layer: SteerableLinear, k: int) -> float:
+    return len(_paths(layer, k)) ** -0.5
+
+
+def _weight(layer: SteerableLinear, k: int, rows: slice) -> Weight:
+    whole = layer.weights[k]
+    return Weight(whole, _scale(layer, k), None if len(_paths(layer, k)) == 1 else rows)
+
+
+def _of_path(layer: SteerableLinear, k: int, rows: slice) -> Tensor:
+    return _exact(layer.weights[k])[rows] * _scale(layer, k)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -4,8 +4,13 @@ from functools import cache
 
 from segnn_ase.compiled.derivatives import Operand, Operation
 from segnn_ase.compiled.expressions import Expr, Formula
-from segnn_ase.compiled.formulas import path_columns, paths_out, strided
+from segnn_ase.compiled.formulas import path_columns, paths_out, paths_to, strided
 from segnn_ase.model.irreps import SCALAR
+
+
+def pairs_of_paths(embedding_, coupling) -> list[tuple[int, int]]:
+    """Every path of a coupling with every one of an embedding that makes its left kind."""
+    return [(p, e) for p, path in enumerate(coupling.paths) for e in paths_to(embedding_, path.left)]
 
 
 def climbing(coupling) -> tuple[int, ...]:
@@ -101,14 +106,13 @@ def summed_product(coupling, channels: int, paths: tuple[int, ...]) -> Operation
 
 @cache
 def embedding(coupling, channels: int) -> Operation:
-    """Species features (x) a: inputs for each kind reached (species, channels) at the atom's knot, the bias of 0e, a
-    (n, dim); outputs (n, 2l+1, channels) for each kind, zero for those that no path reaches."""
-    reached = [k for k in range(len(coupling.out)) if coupling.paths_into(k)]
-    dim = sum(kind.dim for kind in coupling.right)
-    inputs = [Operand(f"w{k}", q, "V", "knot", channels, (0,), constant=True) for q, k in enumerate(reached)]
+    """Species features (x) a: inputs for each path (species, channels) at the atom's knot, the bias of 0e, a (n, dim);
+    outputs (n, 2l+1, channels) for each kind, zero for those that no path reaches."""
+    n, dim = len(coupling.paths), sum(kind.dim for kind in coupling.right)
+    inputs = [Operand(f"w{p}", p, "V", "knot", channels, (0,), constant=True) for p in range(n)]
     inputs += [
-        Operand("bias", len(reached), "V", "shared", 0, (0,), constant=True),
-        Operand("a", len(reached) + 1, "S", "row", dim, tuple(range(dim))),
+        Operand("bias", n, "V", "shared", 0, (0,), constant=True),
+        Operand("a", n + 1, "S", "row", dim, tuple(range(dim))),
     ]
     outputs = tuple(
         Operand(f"out{k}", k, "V", "row", kind.dim * channels, tuple(m * channels for m in range(kind.dim)))
@@ -117,11 +121,13 @@ def embedding(coupling, channels: int) -> Operation:
 
     def build(f: Formula, x: dict) -> dict:
         (matrix,) = _coupled(f, coupling, 0, x["a"])
-        columns = dict(zip((path.out for path in coupling.paths), path_columns(coupling), strict=True))
+        columns = path_columns(coupling)
         out: dict = {}
         for k, kind in enumerate(coupling.out):
-            out[f"out{k}"] = [f.mul(matrix[column], x[f"w{k}"][0]) for column in columns.get(k, ())]
-            out[f"out{k}"] = out[f"out{k}"] or [None] * kind.dim
+            into = paths_to(coupling, k)
+            out[f"out{k}"] = [
+                f.add(*(f.mul(matrix[columns[p][m]], x[f"w{p}"][0]) for p in into)) for m in range(kind.dim)
+            ]
             if kind == SCALAR:
                 out[f"out{k}"] = [f.add(out[f"out{k}"][0], x["bias"][0])]
         return out
@@ -131,9 +137,10 @@ def embedding(coupling, channels: int) -> Operation:
 
 @cache
 def embedded_product(embedding_, coupling, channels: int) -> Operation:
-    """Sums over paths of f (x) a, for f of an `embedding`, with what each path makes of it: inputs table (species,
-    paths, channels), bias (paths that begin at scalars, channels) and a (n, dim); outputs as there."""
-    n, left = len(coupling.paths), coupling.left
+    """Sums over paths of f (x) a, for f of an `embedding`, with what each path makes of each of its paths: inputs table
+    (species, pairs of paths, channels), bias (paths that begin at scalars, channels), a (n, dim); outputs as there."""
+    left, pairs = coupling.left, pairs_of_paths(embedding_, coupling)
+    n = len(pairs)
     scalars = [p for p, path in enumerate(coupling.paths) if left[path.left] == SCALAR]
     dim = sum(kind.dim for kind in coupling.right)
     inputs = (
@@ -148,15 +155,16 @@ def embedded_product(embedding_, coupling, channels: int) -> Operation:
 
     def build(f: Formula, x: dict) -> dict:
         (row,) = _coupled(f, embedding_, 0, x["a"])
-        found = dict(zip((path.out for path in embedding_.paths), path_columns(embedding_), strict=True))
-        features = [[row[q] for q in found[k]] if k in found else [None] * left[k].dim for k in range(len(left))]
+        features = [[row[q] for q in columns] for columns in path_columns(embedding_)]
         matrices, columns = [_coupled(f, coupling, i, x["a"]) for i in range(len(left))], path_columns(coupling)
         out: dict = {f"out{k}": [None] * kind.dim for k, kind in enumerate(coupling.out)}
         for p, (i, _, k) in enumerate(coupling.paths):
             for m, q in enumerate(columns[p]):
-                steered = f.add(*(f.mul(row[q], v) for row, v in zip(matrices[i], features[i], strict=True)))
-                beside = f.mul(matrices[i][0][q], x["bias"][scalars.index(p)]) if p in scalars else None
-                out[f"out{k}"][m] = f.add(out[f"out{k}"][m], f.mul(steered, x["table"][p]), beside)
+                terms = [f.mul(matrices[i][0][q], x["bias"][scalars.index(p)])] if p in scalars else []
+                for e in (e for own, e in pairs if own == p):
+                    steered = f.add(*(f.mul(row[q], v) for row, v in zip(matrices[i], features[e], strict=True)))
+                    terms.append(f.mul(steered, x["table"][pairs.index((p, e))]))
+                out[f"out{k}"][m] = f.add(out[f"out{k}"][m], *terms[::-1])
         return out
 
     return Operation(channels, inputs, outputs, build, edges=False)

@@ -161,6 +161,7 @@ class NetworkSteps:
     pair_vectors: Array
     epsilon: Array
     features: View
+    cues: Array | None = None  # what atoms are told besides, if anything
     segments: list[Segment] = field(default_factory=list)
 
 

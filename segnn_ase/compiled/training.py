@@ -77,6 +77,7 @@ class CompiledLossGradient(ABC):
         chosen, links = _links(graph, kind)
         self._start(links)
         self._put("value", seen_by_network(vectors, core), chosen)
+        self._tell("value", graph.cues)
         self._run("value", links)
         epsilon = self._at("value", epsilon_of)[: len(kind), 0].clone().requires_grad_()
         elements = potential.elements(epsilon[n:])
@@ -86,9 +87,13 @@ class CompiledLossGradient(ABC):
         g = self._gradient_of_vectors(len(vectors), chosen).requires_grad_()
         energies = elements.energies(kind[:n], epsilon[:n])
         energies, slopes = repelled(energies, g, vectors, core)
-        loss = loss_of(assemble(graph, vectors, energies, slopes, None, forces=forces, stress=stress))
-        slopes, direction = torch.autograd.grad(loss, [epsilon, g], materialize_grads=True)
+        told = self._gradient_of_cues(n)
+        p = assemble(graph, vectors, energies, slopes, None, forces=forces, stress=stress)
+        loss = loss_of(p._replace(cue_gradients=None if told is None else told.double()))
+        inputs = [epsilon, g, *([] if told is None else [told])]
+        slopes, direction, *turned = torch.autograd.grad(loss, inputs, materialize_grads=True)
         self._put("tangent", direction, chosen)
+        self._tell("tangent", *turned)
         self._run("tangent", links)
         dual = self._at("dual", epsilon_of)
         dual[: len(kind), 0], dual[len(kind) :] = slopes, 0
@@ -113,6 +118,16 @@ class CompiledLossGradient(ABC):
         """The pairs of atoms share vectors with an edge of each."""
         for x, values in ((self._network.vectors, vectors), (self._network.pair_vectors, vectors[chosen])):
             self._at(role, x)[: len(values)] = values
+
+    def _tell(self, role: str, cues: Tensor | None = None) -> None:
+        """Cues of the atoms, or what belongs to them in another pass; of lonely ones, and of more, nothing is told."""
+        if self._network.cues is not None and cues is not None:
+            place = self._at(role, self._network.cues)
+            place[: len(cues)], place[len(cues) :] = cues, 0
+
+    def _gradient_of_cues(self, n: int) -> Tensor | None:
+        cues = self._network.cues
+        return None if cues is None else self._at("gradient", cues)[:n].clone().requires_grad_()
 
     def _gradient_of_vectors(self, n: int, chosen: Tensor) -> Tensor:
         """Of the edges, as the pass left it: (E, 3)."""

@@ -3,13 +3,18 @@
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from ase import Atoms
 from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
+from segnn_ase.model.cue_settings import CONJUGATES, Cue
+from segnn_ase.model.cues import gradient_of
+from segnn_ase.model.structures import told
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
+from segnn_ase.structure.told import Told, with_told
 
 
 class Labels(NamedTuple):
@@ -18,6 +23,7 @@ class Labels(NamedTuple):
     energy: Tensor  # (B,) eV
     forces: Tensor  # (N, 3) eV/Å
     stress: Tensor  # (B, 3, 3) eV/Å^3
+    cue_gradients: Tensor  # (N, width) dE/dcues, eV; see `model.cues`
 
 
 class Item(NamedTuple):
@@ -28,7 +34,8 @@ class Item(NamedTuple):
     atoms: Atoms | None = None  # of one structure
 
 
-def make_item(frame: Frame, cutoff: float) -> Item:
+def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
+    """A frame for a potential with this cutoff and these cues. Raises DataError for what it cannot be told."""
     n = len(frame.atoms)
     nan = float("nan")
     labels = Labels(
@@ -37,12 +44,26 @@ def make_item(frame: Frame, cutoff: float) -> Item:
         stress=torch.full((1, 3, 3), nan, dtype=torch.float64)
         if frame.stress is None
         else torch.tensor(frame.stress)[None],
+        cue_gradients=torch.zeros(n, 0, dtype=torch.float64),
     )
-    atoms = frame.atoms
+    atoms, told_of = frame.atoms, frame.told or {}
     try:
-        return Item(with_pairs(graph_from_atoms(atoms, cutoff)), labels, atoms)
+        if cues:
+            names = {cue.name for cue in cues}
+            atoms = with_told(atoms, {key: value for key, value in told_of.items() if key[1] in names})
+            labels = labels._replace(cue_gradients=_gradients(atoms, told_of, cues))
+        return Item(told(with_pairs(graph_from_atoms(atoms, cutoff)), atoms, cues), labels, atoms)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
+
+
+def _gradients(atoms: Atoms, told_of: Told, cues: tuple[Cue, ...]) -> Tensor:
+    """Labels of the cues' conjugates, NaN where there are none."""
+    parts = []
+    for cue in cues:
+        label = told_of.get(("arrays", CONJUGATES[cue.name][0])) if cue.name in CONJUGATES else None
+        parts.append(np.full((len(atoms), cue.size), np.nan) if label is None else gradient_of(atoms, cue, label))
+    return torch.from_numpy(np.concatenate(parts, axis=1))
 
 
 def collate_items(items: list[Item]) -> Item:
@@ -87,4 +108,5 @@ def smallest_distances(items: list[Item]) -> dict[tuple[int, int], float]:
 
 
 def asked_for(labels: Labels) -> dict[str, bool]:
-    return {name: bool(torch.isfinite(getattr(labels, name)).any()) for name in ("forces", "stress")}
+    asked = {name: bool(torch.isfinite(getattr(labels, name)).any()) for name in ("forces", "stress", "cue_gradients")}
+    return {"forces": asked["forces"] or asked["cue_gradients"], "stress": asked["stress"]}

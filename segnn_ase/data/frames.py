@@ -15,7 +15,9 @@ from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys, Reading, find_labels
+from segnn_ase.model.cue_settings import CONJUGATES, INPUTS
 from segnn_ase.structure.neighbors import check_geometry
+from segnn_ase.structure.told import Told, told_in
 
 ALONE = 6.0  # Å to the next image of an isolated atom; neighbours in crystals of the elements are nearer
 
@@ -30,6 +32,13 @@ class Frame(NamedTuple):
     source: str  # file and index, for messages
     origins: tuple[str | None, str | None, str | None]  # where each label was found
     reading: Reading = Reading()
+    told: Told | None = None  # what may be an input, or the label of one
+
+
+def told_inputs(frame: Frame) -> Told:
+    """What stands beside a structure and is no label."""
+    labels = {name for name, _ in CONJUGATES.values()}
+    return {key: value for key, value in (frame.told or {}).items() if key[1] not in labels}
 
 
 class Sourced(Protocol):
@@ -65,7 +74,8 @@ def keys_not_found(keys: LabelKeys, frames: list[Frame], images: list[Atoms]) ->
     results = {name for atoms in images if atoms.calc is not None for name in atoms.calc.results}
     there = results | {name for atoms in images for name in (*atoms.info, *atoms.arrays)}
     lost = () if any(frame.stress is not None for frame in frames) else ("stress", "virial")
-    return {name: key for name, key in keys if key is not None and (key not in there or name in lost)}
+    given = ((name, key) for name, key in keys if name != "inputs" and key is not None)
+    return {name: key for name, key in given if key not in there or name in lost}
 
 
 def as_paths(paths: "str | Path | Sequence") -> list[str]:
@@ -83,9 +93,10 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     check_atoms(atoms, source)
     found = find_labels(atoms, keys or LabelKeys(), source)
-    return Frame(
-        structure_alone(atoms, source), found.energy, found.forces, found.stress, source, found.origins, found.reading
-    )
+    labels = found.energy, found.forces, found.stress
+    names = (*INPUTS, *(name for name, _ in CONJUGATES.values()), *(keys.inputs if keys else ()))
+    told = told_in(atoms, dict.fromkeys(names)) or None
+    return Frame(structure_alone(atoms, source), *labels, source, found.origins, found.reading, told)
 
 
 def check_atoms(atoms: Atoms, source: str) -> None:

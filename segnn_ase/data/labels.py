@@ -27,6 +27,7 @@ class LabelKeys(Settings):
     stress: str | None = None  # a name that says virial is one
     virial: str | None = None  # eV, minus stress times volume
     forces_mask: str | None = None  # array that is true where a force counts
+    inputs: tuple[str, ...] = ()  # what a potential is told besides, under names that are not ASE's
 
 
 class Source(NamedTuple):

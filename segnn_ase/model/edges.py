@@ -24,7 +24,7 @@ class Edges(NamedTuple):
     width: int  # K
     mask: Tensor  # (E, 1) 1 for an edge, 0 for an empty slot
     distance: Tensor  # (E, 1) Å
-    harmonics: Tensor  # (E, (lmax_attr + 1)^2)
+    harmonics: Tensor  # (E, (lmax_attr + 1)^2), and behind them the attributes of cues
     radial: Tensor  # (E, n_radial)
     envelope: Tensor  # (E, 1)
     steering: list[list[Tensor]] | None = None  # of the couplings of messages, where several messages share it
@@ -106,16 +106,16 @@ def bessel(distance: Tensor, n: int, cutoff: float) -> Tensor:
     return math.sqrt(2.0 / cutoff) * torch.sin(math.pi / cutoff * k * distance) / distance
 
 
-def node_attributes(edges: Any, *, smooth: bool) -> Tensor:
+def node_attributes(edges: Any, *, smooth: bool, lmax: int | None = None) -> Tensor:
     """a_i: 1 for l = 0, and for l > 0 the harmonics of the neighbours, averaged (N, (lmax + 1)^2).
 
     edges: `Edges`, or what has the same envelope, harmonics and `sum_neighbors`.
     smooth: sum_j u Y / (1 + sum_j u), continuous when the last neighbour leaves. Otherwise the paper's
-    mean over neighbours, which jumps when an atom crosses the cutoff.
+    mean over neighbours, which jumps when an atom crosses the cutoff. lmax: of what is averaged; None: of all there is.
     """
     weight = edges.envelope if smooth else edges.mask
     total = edges.sum_neighbors(weight)
-    steered = edges.sum_neighbors(weight * edges.harmonics[:, 1:])
+    steered = edges.sum_neighbors(weight * edges.harmonics[:, 1 : None if lmax is None else (lmax + 1) ** 2])
     normalised = steered / (1.0 + total) if smooth else steered / total.clamp_min(1.0)
     return torch.cat([torch.ones_like(total), normalised], dim=1)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from segnn_ase.model.edges import Edges
-from segnn_ase.model.irreps import SCALAR, Coupling, Features, Irreps, multiplicities, spherical_kinds
+from segnn_ase.model.irreps import SCALAR, Coupling, Features, Irreps, Kind, multiplicities
 from segnn_ase.model.layers import ChannelBlocks, Gate, Product, SteerableLinear, side_by_side
 from segnn_ase.model.scalars import MLP, Dense, sigmoid, silu
 
@@ -22,19 +22,19 @@ class Message(nn.Module):
     out: m_i = W sum_j u rho * [ (W^s f_j) (x) a_ij ] (tensor field networks, NequIP).
     """
 
-    def __init__(self, irreps: Irreps, lmax: int, *, linear: bool, n_radial: int, hidden: tuple[int, ...]):
+    def __init__(self, irreps: Irreps, attr: tuple[Kind, ...], *, linear: bool, n_radial: int, hidden: tuple[int, ...]):
         super().__init__()
         self.linear = linear
         self.blocks = ChannelBlocks(irreps)
         mul = multiplicities(irreps)
         blocks = range(len(self.blocks.ranges))
-        self.couplings = message_couplings(self.blocks, lmax)
+        self.couplings = message_couplings(self.blocks, attr)
         self.pair = nn.ModuleList(Dense(m, m if linear else 2 * m) for m in mul)
         self.n_factors = [len(c.paths) * self.blocks.width(b) for b, c in enumerate(self.couplings)]
         self.radial = MLP(n_radial, *hidden, sum(self.n_factors))
         if not linear:
-            # the paths from one left kind into 0e are one scalar: there is one path from each kind
-            scalars = [c.paths_into(c.out.index(SCALAR)) for c in self.couplings]
+            # the paths from one left kind into 0e are one scalar
+            scalars = [sum(row[c.out.index(SCALAR)] > 0 for row in c.n_paths) for c in self.couplings]
             outputs = [len(self.blocks.members[b]) for b in blocks]  # the 0e channel and a gate per other kind
             widths = [self.blocks.width(b) for b in blocks]
             self.mix = nn.ParameterList(torch.randn(o, s, w) for o, s, w in zip(outputs, scalars, widths, strict=True))
@@ -122,9 +122,9 @@ def _second_product(coupling: Coupling, steering: list[Tensor], h: Features, edg
     return side_by_side(coupling, totals)
 
 
-def message_couplings(blocks: ChannelBlocks, lmax: int) -> list[Coupling]:
+def message_couplings(blocks: ChannelBlocks, attr: tuple[Kind, ...]) -> list[Coupling]:
     members = [blocks.kinds_of(b) for b in range(len(blocks.ranges))]
-    return [Coupling(kinds, spherical_kinds(lmax), kinds, normalize=True) for kinds in members]
+    return [Coupling(kinds, attr, kinds, normalize=True) for kinds in members]
 
 
 class SelfProduct(nn.Module):
@@ -197,9 +197,8 @@ class Update(nn.Module):
     The change has about the variance of f: the factor keeps many interactions from doubling it each.
     """
 
-    def __init__(self, irreps: Irreps, lmax: int):
+    def __init__(self, irreps: Irreps, attr: tuple[Kind, ...]):
         super().__init__()
-        attr = spherical_kinds(lmax)
         self.gate = Gate(irreps)
         self.first = SteerableLinear(Irreps([(2 * mul, ir) for mul, ir in irreps]), attr, self.gate.irreps_in)
         self.second = SteerableLinear(irreps, attr, irreps)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from segnn_ase.model.cues import kinds_of, node_terms, pair_terms, steering, width_of
 from segnn_ase.model.edges import Edges, inverse_density, make_edges, node_attributes
 from segnn_ase.model.interactions import (
     Message,
@@ -54,15 +55,17 @@ class SEGNN(nn.Module):
         self.config = config
         self.n_edge_scalars = n_edge_scalars
         self.layout_in, self.irreps = Layout(irreps_in), parse_irreps(config.hidden_irreps)
-        lmax = config.lmax_attr
-        self.embedding = SteerableLinear(self.layout_in.irreps, spherical_kinds(lmax), self.irreps)
+        lmax, harmonics = config.lmax_attr, spherical_kinds(config.lmax_attr)
+        self.node_terms, self.pair_terms = node_terms(config.cues), pair_terms(config.cues)
+        attr, on_edges = (harmonics + kinds_of(terms) for terms in (self.node_terms, self.pair_terms))
+        self.embedding = SteerableLinear(self.layout_in.irreps, attr, self.irreps)
         if config.message == "published":
             layers = [PublishedMessage(self.irreps, lmax, n_edge_scalars=n_edge_scalars) for _ in self._interactions]
         else:
             layers = [
                 Message(
                     self.irreps,
-                    lmax,
+                    on_edges,
                     linear=config.message == "linear",
                     n_radial=config.n_radial,
                     hidden=config.radial_hidden,
@@ -73,7 +76,7 @@ class SEGNN(nn.Module):
         self.register_buffer("norms", torch.tensor([[4.0, 1.0]]).repeat(config.interactions, 1))
         powers = self._interactions if config.body_order > 1 else ()
         self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order, config.bound) for _ in powers)
-        self.updates = nn.ModuleList(Update(self.irreps, lmax) for _ in self._interactions)
+        self.updates = nn.ModuleList(Update(self.irreps, attr) for _ in self._interactions)
         self._calibrating = False
 
     @property
@@ -90,22 +93,28 @@ class SEGNN(nn.Module):
         node_attr: Tensor | None = None,
         edge_scalars: Tensor | None = None,
         edge_pair: Tensor | None = None,
+        cues: Tensor | None = None,
         operations: "Operations | None" = None,
     ) -> tuple[list[Features], Tensor]:
-        """Return the node features after each interaction and the node attributes (N, (lmax_attr + 1)^2).
+        """Return the node features after each interaction and the node attributes (N, (lmax_attr + 1)^2), with those of
+        the cues behind.
 
         features (N, irreps_in.dim) in e3nn's layout of irreps_in as written; vectors r_ij (E, 3); edge_src j and
         edge_dst i (E,).
         node_attr (N, (lmax_attr + 1)^2) is added to the node attributes (the harmonics of a velocity, say);
         edge_scalars (E, n_edge_scalars) enter the published message beside d^2. edge_pair (E,), of the graph, saves
-        time only. operations: what does the work; plain PyTorch if None.
+        time only. cues (N, width) are those of `model.cues`, where the settings have some. operations: what does the
+        work; plain PyTorch if None.
         """
         self._check_edge_scalars(edge_scalars, len(edge_dst))
+        self._check_cues(cues, len(features))
         operations = operations or PLAIN
         published = self.config.message == "published"  # which knows one layout of edges only
         make = plain_edges if published else operations.edges
-        edges = make(self, vectors, edge_src, edge_dst, len(features), edge_pair)
-        a = node_attributes(edges, smooth=self.config.smooth)
+        edges = make(self, vectors, edge_src, edge_dst, len(features), edge_pair, cues)
+        a = node_attributes(edges, smooth=self.config.smooth, lmax=self.config.lmax_attr)
+        if cues is not None:
+            a = torch.cat([a, steering(self.node_terms, cues, cues)], dim=1)
         if node_attr is not None:
             a = a + node_attr
         if edge_scalars is not None:
@@ -128,6 +137,12 @@ class SEGNN(nn.Module):
         if given != expected:
             raise ValueError(f"edge_scalars has shape {given}; expected {expected}, by n_edge_scalars of the model")
 
+    def _check_cues(self, cues: Tensor | None, n_nodes: int) -> None:
+        given = (n_nodes, 0) if cues is None else tuple(cues.shape)
+        expected = (n_nodes, width_of(self.config.cues))
+        if given != expected:
+            raise ValueError(f"cues have shape {given}; expected {expected}, by the cues in the settings of the model")
+
     def _scaled(self, m: Features, t: int, k: int) -> Features:
         if self._calibrating:
             # the loudest kind counts: a kind that is silent for symmetry must not amplify the others
@@ -149,20 +164,32 @@ class SEGNN(nn.Module):
 class Operations(NamedTuple):
     """What does the work of the layers: these functions, or others that give the same."""
 
-    edges: Callable  # (network, vectors, edge_src, edge_dst, n_atoms, edge_pair) -> edges, as `message` takes them
+    edges: (
+        Callable  # (network, vectors, edge_src, edge_dst, n_atoms, edge_pair, cues) -> edges, as `message` takes them
+    )
     message: Received
     product: Product
     self_product: Powers
 
 
 def plain_edges(
-    network: SEGNN, vectors: Tensor, edge_src: Tensor, edge_dst: Tensor, n_atoms: int, edge_pair: Tensor | None
+    network: SEGNN,
+    vectors: Tensor,
+    edge_src: Tensor,
+    edge_dst: Tensor,
+    n_atoms: int,
+    edge_pair: Tensor | None,
+    cues: Tensor | None = None,
 ) -> Edges:
     """Edges in a padded table; plain PyTorch evaluates the radial functions of both directions of a pair."""
     c = network.config
     edges = make_edges(vectors, edge_src, edge_dst, n_atoms, cutoff=c.cutoff, lmax=c.lmax_attr, n_radial=c.n_radial)
     if c.message == "published":
         return edges
+    if cues is not None:
+        own = torch.arange(n_atoms, device=cues.device).repeat_interleave(edges.width)
+        beside = steering(network.pair_terms, cues[own], cues[edges.src])
+        edges = edges._replace(harmonics=torch.cat([edges.harmonics, beside], dim=1))
     return edges._replace(steering=steering_of(network.messages[0].couplings, edges))  # the same in all interactions
 
 

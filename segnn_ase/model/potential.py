@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
 from segnn_ase.base.errors import expect
+from segnn_ase.model.cues import width_of
 from segnn_ase.model.elements import Elements, species_index
 from segnn_ase.model.irreps import Features
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
@@ -110,16 +112,29 @@ class Potential(nn.Module):
 
     def calibrate(self, graph: Graph) -> list[float]:
         """Set the messages' norms from a batch of training structures; see `SEGNN.calibrate`."""
-        return self.segnn.calibrate(*self._inputs(graph))
+        return self.segnn.calibrate(**self._inputs(graph))
 
     def features(self, graph: Graph) -> list[Features]:
         """The steerable features of atoms after each interaction, one (N, 2l + 1, channels) per irrep."""
-        return self.segnn(*self._inputs(graph))[0]
+        return self.segnn(**self._inputs(graph))[0]
 
-    def _inputs(self, graph: Graph) -> tuple[Tensor, ...]:
+    def _inputs(self, graph: Graph) -> dict[str, Any]:
         """What the network takes."""
-        one_hot = self._one_hot(self.species_index[graph.numbers])
-        return one_hot, edge_vectors(graph).to(self.dtype), graph.edge_src, graph.edge_dst
+        return {
+            "features": self._one_hot(self.species_index[graph.numbers]),
+            "vectors": edge_vectors(graph).to(self.dtype),
+            "edge_src": graph.edge_src,
+            "edge_dst": graph.edge_dst,
+            "cues": self.cues_in(graph),
+        }
+
+    def cues_in(self, graph: Graph) -> Tensor | None:
+        """The cues of a graph, (N, width); None for a potential without. Raises ValueError for a graph without them."""
+        if not self.config.cues:
+            return None
+        if graph.cues is None:
+            raise ValueError(f"the graph has no cues; expected those of {[cue.name for cue in self.config.cues]}")
+        return graph.cues.to(self.dtype)
 
     def _one_hot(self, kind: Tensor) -> Tensor:
         """Unit-variance species features (N, n_species)."""
@@ -139,7 +154,15 @@ class Potential(nn.Module):
         vectors = torch.zeros(0, 3, dtype=self.dtype, device=self.device)
         # one by one, as they come later: matrix products of another size round differently
         kinds = [none.new_tensor([k]) for k in range(len(self.species))]
-        return torch.cat([self.epsilon(kind, vectors, none, none, operations=operations)[0] for kind in kinds])
+        cues = self.no_cues(1)
+        return torch.cat(
+            [self.epsilon(kind, vectors, none, none, cues=cues, operations=operations)[0] for kind in kinds]
+        )
+
+    def no_cues(self, n: int) -> Tensor | None:
+        """Cues of n atoms of which nothing is told; None for a potential without."""
+        width = width_of(self.config.cues)
+        return torch.zeros(n, width, dtype=self.dtype, device=self.device) if width else None
 
     def epsilon(
         self,
@@ -149,17 +172,25 @@ class Potential(nn.Module):
         edge_dst: Tensor,
         *,
         edge_pair: Tensor | None = None,
+        cues: Tensor | None = None,
         operations: Operations | None = None,
     ) -> tuple[Tensor, Tensor]:
         """What the network says of atoms of species `kind` (N,): epsilon (N,) and the last scalars (N, channels)."""
-        one_hot = self._one_hot(kind)
-        history, _ = self.segnn(one_hot, vectors, edge_src, edge_dst, edge_pair=edge_pair, operations=operations)
+        given = {"edge_pair": edge_pair, "cues": cues, "operations": operations}
+        history, _ = self.segnn(self._one_hot(kind), vectors, edge_src, edge_dst, **given)
         return self.readout(history), history[-1][self.readout.scalar][:, 0]
 
     def atomic_energies(
-        self, graph: Graph, vectors: Tensor, *, elements: Elements | None = None, operations: Operations | None = None
+        self,
+        graph: Graph,
+        vectors: Tensor,
+        *,
+        cues: Tensor | None = None,
+        elements: Elements | None = None,
+        operations: Operations | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Atomic energies (N,) eV in float64 and the last features' scalars, from r_ij (E, 3) Å of any dtype.
+        """Atomic energies (N,) eV in float64 and the last features' scalars, from r_ij (E, 3) Å of any dtype, and the
+        cues (N, width) in the potential's own, or else of the graph.
 
         elements: constants that are known; without them one lonely atom of each species rides along, and energies
         are differentiable in all weights.
@@ -167,12 +198,15 @@ class Potential(nn.Module):
         kind, vectors = self.species_index[graph.numbers], vectors.to(self.dtype)
         core = core_of(graph, kind, vectors, self.core if elements is None else elements.core)
         n, alone = len(kind), torch.arange(len(self.species) if elements is None else 0, device=self.device)
+        cues, nothing = self.cues_in(graph) if cues is None else cues, self.no_cues(len(alone))
+        told = None if cues is None or nothing is None else torch.cat([cues, nothing])
         epsilon, features = self.epsilon(
             torch.cat([kind, alone]),
             seen_by_network(vectors, core),
             graph.edge_src,
             graph.edge_dst,
             edge_pair=graph.edge_pair,
+            cues=told,
             operations=operations,
         )
         elements = self.elements(epsilon[n:]) if elements is None else elements

@@ -34,6 +34,7 @@ class Prediction(NamedTuple):
     features: Tensor | None  # (N, d) invariant descriptors
     neighbors: Tensor | None = None  # (N,) atoms within the cutoff, where they were counted on the way
     close: "bool | Tensor | None" = None  # whether atoms are closer than their core radius, likewise; () on a GPU
+    cue_gradients: Tensor | None = None  # (N, width) dE/dcues, eV, of potentials with cues
 
 
 class Evaluator(ABC):
@@ -122,13 +123,22 @@ def predict(
     """
     wanted, training = forces or stress, potential.training
     vectors = edge_vectors(graph).detach().to(potential.dtype)
+    cues = potential.cues_in(graph)
     with torch.set_grad_enabled(wanted or training):
-        vectors.requires_grad_(wanted)
-        energies, features = potential.atomic_energies(graph, vectors, elements=elements, operations=operations)
-        g = torch.autograd.grad(energies.sum(), vectors, create_graph=training)[0] if wanted else None
+        inputs = [vectors] if cues is None else [vectors, cues.detach().clone()]
+        for x in inputs:
+            x.requires_grad_(wanted)
+        given = {"cues": None if cues is None else inputs[1], "elements": elements, "operations": operations}
+        energies, features = potential.atomic_energies(graph, vectors, **given)
+        found = (
+            torch.autograd.grad(energies.sum(), inputs, create_graph=training, materialize_grads=True)
+            if wanted
+            else [None, None]
+        )
     if not training:
         energies, features = energies.detach(), features.detach()
-    return assemble(graph, vectors, energies, g, features, forces=forces, stress=stress)
+    p = assemble(graph, vectors, energies, found[0], features, forces=forces, stress=stress)
+    return p if cues is None or not wanted else p._replace(cue_gradients=found[1].double())
 
 
 def assemble(
@@ -177,12 +187,14 @@ def by_structure(batch: Prediction, structures: list[Atoms]) -> list[Prediction]
     def split(x: Tensor | None) -> Sequence:
         return [None] * len(sizes) if x is None else x.split(sizes)
 
-    parts = zip(*map(split, (batch.energies, batch.forces, batch.features, batch.neighbors)), strict=True)
+    fields = batch.energies, batch.forces, batch.features, batch.neighbors, batch.cue_gradients
+    parts = zip(*map(split, fields), strict=True)
     out = []
-    for b, (atoms, (energies, forces, features, neighbors)) in enumerate(zip(structures, parts, strict=True)):
+    for b, (atoms, (energies, forces, features, neighbors, cues)) in enumerate(zip(structures, parts, strict=True)):
         stress = batch.stress[b : b + 1] if batch.stress is not None and atoms.pbc.all() else None
         close = False if batch.close is False else None
-        out.append(Prediction(batch.energy[b : b + 1], energies, forces, stress, None, features, neighbors, close))
+        energy = batch.energy[b : b + 1]
+        out.append(Prediction(energy, energies, forces, stress, None, features, neighbors, close, cues))
     return out
 
 

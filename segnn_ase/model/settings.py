@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segnn_ase.base.errors import expect
 from segnn_ase.base.settings import Settings
+from segnn_ase.model.cue_settings import Cue, check_cues
 
 MOST_CHANNELS = 4096  # of one irrep
 
@@ -39,6 +40,7 @@ class ModelConfig(Settings):
     )
     readout_hidden: int = Field(16, ge=1, le=4096, description="width of the hidden layer of the last readout")
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
+    cues: tuple[Cue, ...] = Field((), description="what it is told of a structure besides: charges, moments, spin")
 
     @field_validator("hidden_irreps")
     @classmethod
@@ -55,10 +57,17 @@ class ModelConfig(Settings):
             raise ValueError("expected no irrep with more channels than 0e: each channel is gated by its own scalar")
         return str(irreps)
 
+    @field_validator("cues")
+    @classmethod
+    def _cues(cls, value: tuple[Cue, ...]) -> tuple[Cue, ...]:
+        return check_cues(value)
+
     @model_validator(mode="after")
     def _variants(self):
         if self.message != "published" and not self.smooth:
             raise ValueError("smooth = false is only meaningful with message = 'published'")
+        if self.message == "published" and self.cues:
+            raise ValueError("cues are none of message = 'published'; leave them out")
         if self.message == "published" and self.density_weighting:
             raise ValueError("density_weighting = true is none of message = 'published'; leave it out")
         if self.message == "published" and self.body_order != 1:

@@ -4,6 +4,7 @@ import math
 
 from ase.data import chemical_symbols
 
+from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.potential import Potential
 from segnn_ase.trust.domain import describe_domain
 
@@ -43,9 +44,17 @@ def _of_network(potential: Potential) -> list[str]:
         f"elements    {' '.join(potential.symbols)}",
         f"E0          {references} eV",
         f"irreps      {config.hidden_irreps}, attributes to l = {config.lmax_attr}, {config.interactions} interactions",
+        *(f"told        {_of_cue(cue)}" for cue in config.cues),
         f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
         f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
     ]
+
+
+def _of_cue(cue: Cue) -> str:
+    coupled = ", coupled to space by spin-orbit interaction" if cue.spin_orbit else ""
+    place = "atoms.arrays" if cue.per == "node" else "atoms.info"
+    without = "needed" if cue.default == "error" else f"{cue.default} where it is missing"
+    return f"{cue.name} ({place}; {cue.kind}{coupled}; scale {cue.scale:g}; {without})"
 
 
 def _of_uncertainty(potential: Potential) -> list[str]:

@@ -46,7 +46,11 @@ OTHERS = {  # that are no potentials, and what takes them
 VERSION = 1
 UNITS = {"energy": "eV", "length": "Å", "forces": "eV/Å", "stress": "eV/Å^3"}
 WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)  # from content of any kind
-SINCE = {"density_weighting": False, "bound": 0.0}  # settings that came later, as the networks before had them
+SINCE = {
+    "density_weighting": False,
+    "bound": 0.0,
+    "cues": [],
+}  # settings that came later, as the networks before had them
 # functions that turn the content of version n into that of version n + 1; add one with each new version
 UPGRADES: dict[int, Callable[[dict], dict]] = {}
 

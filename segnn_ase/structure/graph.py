@@ -49,6 +49,7 @@ class Graph(NamedTuple):
     n_graphs: int
     # (E,) an edge of the same pair of atoms, the same one for both directions
     edge_pair: Annotated[Tensor | None, Per("edge", "edge")] = None
+    cues: Annotated[Tensor | None, Per("node")] = None  # (N, width) what a potential is told besides, see `model.cues`
 
     def to(self, device) -> "Graph":
         return type(self)(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))

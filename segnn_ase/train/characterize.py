@@ -35,7 +35,8 @@ def characterize(
     ]
     known = before and before.domain
     potential.domain = domain.measure_domain(potential, covered, closest, lone_atoms=lone_atoms, before=known)
-    potential.examples = stored([item.atoms for item in train], before and before.examples)
+    if not potential.config.cues:  # of which nothing is stored
+        potential.examples = stored([item.atoms for item in train], before and before.examples)
 
 
 def see(evaluate: Evaluate, items: list[Item]) -> tuple[list[Prediction], list[uncertainty.Residuals]]:

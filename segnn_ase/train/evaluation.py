@@ -74,6 +74,10 @@ def labels_and_predictions(batch: Item, prediction: Prediction, uncertainty: Unc
         found[f"{name}_predicted"] = (predicted / scale)[known] if known.any() else torch.zeros(0)
         if name in expected:
             found[f"{name}_std"] = expected[name][known]
+    if prediction.cue_gradients is not None:
+        known = torch.isfinite(batch.labels.cue_gradients)
+        pair = batch.labels.cue_gradients, prediction.cue_gradients
+        found |= {f"responses_{kind}": x[known] for kind, x in zip(("reference", "predicted"), pair, strict=True)}
     return found
 
 
@@ -102,7 +106,9 @@ def committee_residuals(
 def errors_of(collected: dict[str, np.ndarray]) -> dict:
     """Loss and errors from `residuals`: rmse and mae of energy (eV/atom), forces (eV/Å), stress (eV/Å^3)."""
     errors: dict = {"loss": float(np.mean(collected["loss"])) if len(collected["loss"]) else math.nan}
-    for name in QUANTITIES:
+    for name in (*QUANTITIES, "responses"):
+        if f"{name}_predicted" not in collected:
+            continue
         delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
         errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None
         errors[f"{name}_mae"] = float(np.mean(np.abs(delta))) if len(delta) else None
@@ -156,9 +162,11 @@ def labelled_items(
     path: str, keys: LabelKeys | None, potential: Potential, report: Callable | None = None
 ) -> list[Item]:
     """The frames of a file, for a potential that knows their elements; without the dispersion that it never saw."""
-    frames = read_frames(path, keys)
+    cues = potential.config.cues
+    inputs = [cue.name for cue in cues]
+    frames = read_frames(path, (keys or LabelKeys()).model_copy(update={"inputs": tuple(inputs)}))
     check_labels(frames)
     for line in (*rivals_of(frames), *changes_of(frames)) if report else ():
         report(f"{path}: {line}")
     check_species(frames, potential.species, path)
-    return [make_item(frame, potential.cutoff) for frame in without_dispersion(frames, potential.dispersion)]
+    return [make_item(frame, potential.cutoff, cues) for frame in without_dispersion(frames, potential.dispersion)]

@@ -18,6 +18,8 @@ def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: Opti
     if prediction.stress is not None:
         scale = volume(graph) * atoms.rsqrt()
         loss = loss + settings.stress_weight * mean_square(prediction.stress, labels.stress, scale[:, None, None])
+    if prediction.cue_gradients is not None:
+        loss = loss + settings.response_weight * mean_square(prediction.cue_gradients, labels.cue_gradients)
     return loss
 
 
@@ -26,13 +28,21 @@ def losses_of(prediction: Prediction, graph: Graph, labels: Labels, settings: Op
     atoms = torch.bincount(graph.batch, minlength=graph.n_graphs).double()
     losses = settings.energy_weight * squares(prediction.energy, labels.energy) / atoms
     if prediction.forces is not None:
-        squared, known = squares(prediction.forces, labels.forces), torch.isfinite(labels.forces).double()
-        total, count = (sum_over_atoms(x.sum(dim=1), graph) for x in (squared, known))
-        losses = losses + settings.forces_weight * total / count.clamp_min(1)
+        losses = losses + settings.forces_weight * _of_atoms(prediction.forces, labels.forces, graph)
     if prediction.stress is not None:
         squared = squares(prediction.stress, labels.stress).mean(dim=(1, 2))
         losses = losses + settings.stress_weight * squared * volume(graph).square() / atoms
+    if prediction.cue_gradients is not None:
+        told = _of_atoms(prediction.cue_gradients, labels.cue_gradients, graph)
+        losses = losses + settings.response_weight * told
     return losses
+
+
+def _of_atoms(prediction: Tensor, label: Tensor, graph: Graph) -> Tensor:
+    """Mean squared errors of the components that are known, (B,)."""
+    squared, known = squares(prediction, label), torch.isfinite(label).double()
+    total, count = (sum_over_atoms(x.sum(dim=1), graph) for x in (squared, known))
+    return total / count.clamp_min(1)
 
 
 def squares(prediction: Tensor, label: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 from ase import Atoms
+from torch import Tensor
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.calculator import SEGNNCalculator
@@ -26,7 +27,9 @@ from segnn_ase.data.frames import (
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import Prediction
 from segnn_ase.structure.stored import evenly
+from segnn_ase.structure.told import told_in, with_told
 from segnn_ase.train.beside import Beside, beside
 from segnn_ase.train.evaluation import errors_of, evaluator_of, residuals
 from segnn_ase.train.settings import OptimConfig
@@ -58,7 +61,9 @@ def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -
     """Structures without labels: those given, else those that the potential has stored, unless frames are given."""
     if settings.structures:
         images = [image for path in as_paths(list(settings.structures)) for image in read_images(path)]
-        frames = [_bare(structure_alone(atoms, source), source) for source, atoms in images]
+        names = [cue.name for cue in start.config.cues]
+        given = [(with_told(structure_alone(a, source), told_in(a, names)), source) for source, a in images]
+        frames = [_bare(*one) for one in given]
     elif start.examples is not None and not settings.replay:
         frames = [_bare(atoms, f"stored structure {n}") for n, atoms in enumerate(start.examples.atoms())]
     else:
@@ -66,7 +71,7 @@ def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -
     frames = evenly(frames, most)
     check_geometries(frames)
     check_species(frames, start.species, "structures")
-    items = [make_item(frame, start.cutoff) for frame in frames]
+    items = [make_item(frame, start.cutoff, start.config.cues) for frame in frames]
     return [item for item in items if len(item.graph.edge_src)]
 
 
@@ -84,8 +89,14 @@ def labelled_by(potential: Potential, items: list[Item], accelerate: str, *, ene
         p = evaluate(item.graph, forces=True, stress=bool(item.atoms.pbc.all()))
         stress = item.labels.stress if p.stress is None else p.stress.detach().double()
         energy = p.energy.detach().double() if energies else item.labels.energy
-        labelled.append(item._replace(labels=Labels(energy, p.forces.detach().double(), stress)))
+        labels = Labels(energy, p.forces.detach().double(), stress, gradients_of(p, item))
+        labelled.append(item._replace(labels=labels))
     return labelled
+
+
+def gradients_of(p: Prediction, item: Item) -> Tensor:
+    """dE/dcues, where there are cues."""
+    return item.labels.cue_gradients if p.cue_gradients is None else p.cue_gradients.detach().double()
 
 
 def labelled_set(
@@ -100,20 +111,20 @@ def labelled_set(
     """The same of structures that the potential labels itself as it begins; those to learn come with copies."""
     of_files = "structures that were given" if settings.structures else "structures of its own training"
     old = beside(DRIFT, structures, learned, f"{len(structures)} {of_files}")
-    cutoff = began.cutoff
-    pool = [*old.replayed, *(c for n, item in enumerate(old.replayed) for c in _copies_of(item, n, settings, cutoff))]
+    copies = (c for n, item in enumerate(old.replayed) for c in _copies_of(item, n, settings, began))
+    pool = [*old.replayed, *copies]
     labelled = labelled_by(began, [*pool, *old.held], accelerate, energies=energies)
     replayed, held = labelled[: len(pool)], labelled[len(pool) :]
     return old._replace(replayed=replayed, each_epoch=min(learned, len(pool)), held=held, copies=settings.rattled)
 
 
-def _copies_of(item: Item, n: int, settings: FinetuneConfig, cutoff: float) -> list[Item]:
+def _copies_of(item: Item, n: int, settings: FinetuneConfig, began: Potential) -> list[Item]:
     """Copies of the n-th structure with displaced atoms."""
     copies = []
     for k in range(settings.rattled):
         atoms = item.atoms.copy()
         atoms.rattle(RATTLE, rng=np.random.default_rng([n, k]))
-        copies.append(make_item(_bare(atoms, f"copy of structure {n}"), cutoff))
+        copies.append(make_item(_bare(atoms, f"copy of structure {n}"), began.cutoff, began.config.cues))
     return copies
 
 

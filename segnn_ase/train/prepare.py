@@ -24,6 +24,7 @@ from segnn_ase.data.frames import (
 )
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies
+from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
@@ -55,8 +56,9 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     dispersion = config.data.dispersion
     if dispersion is not None:
         require_dispersion(dispersion, [])
-    cutoff = model_config(**config.model).cutoff if known is None else known.cutoff
-    as_read = frames, valid, tests, isolated = read_sets(config.data, config.training.seed, cutoff)
+    model = model_config(**config.model) if known is None else known.config
+    cutoff, cues = model.cutoff, model.cues
+    as_read = frames, valid, tests, isolated = read_sets(config.data, config.training.seed, cutoff, cues)
     report(f"training set: {len(frames)} frames\n{label_table(frames)}")
     if valid:
         report(f"validation set: {len(valid)} frames")
@@ -69,8 +71,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         require_dispersion(dispersion, species)
         frames, valid, tests, isolated = learned_part(*as_read, dispersion)
         report(taken_off(as_read[0], frames, dispersion))
-    train, held_out = ([make_item(frame, cutoff) for frame in some] for some in (frames, valid))
-    test = {path: [make_item(frame, cutoff) for frame in some] for path, some in tests.items()}
+    train, held_out = ([make_item(frame, cutoff, cues) for frame in some] for some in (frames, valid))
+    test = {path: [make_item(frame, cutoff, cues) for frame in some] for path, some in tests.items()}
     for name, some in (("training", frames), ("validation", valid)):
         refuse_labels_without_weight(name, some, config.training)
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
@@ -123,15 +125,16 @@ def seconds_of_training(items: list[Item], settings: OptimConfig) -> float:
     return min(longest, settings.committee * settings.epochs * SECONDS[device] * edges)
 
 
-def label_keys(data: DataConfig) -> LabelKeys:
-    return LabelKeys(**{name: getattr(data, f"{name}_key") for name in LabelKeys.model_fields})
+def label_keys(data: DataConfig, cues: tuple[Cue, ...]) -> LabelKeys:
+    names = LabelKeys.model_fields.keys() - {"inputs"}
+    return LabelKeys(inputs=[cue.name for cue in cues], **{name: getattr(data, f"{name}_key") for name in names})
 
 
 def read_sets(
-    data: DataConfig, seed: int, cutoff: float
+    data: DataConfig, seed: int, cutoff: float, cues: tuple[Cue, ...]
 ) -> tuple[list[Frame], list[Frame], dict[str, list[Frame]], list | None]:
     """Frames for training, validation and tests, and isolated atoms where they have a file of their own."""
-    keys = label_keys(data)
+    keys = label_keys(data, cues)
 
     def read(paths: str | list[str], keys: LabelKeys = keys) -> list[Frame]:
         return with_isolated_atoms(read_frames(paths, keys), cutoff)

@@ -19,6 +19,7 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.md.velocities import set_velocities
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.neighbors import neighbor_list
+from segnn_ase.structure.told import standing
 from segnn_ase.train.job import TrainingData
 from segnn_ase.train.settings import OptimConfig
 
@@ -71,7 +72,7 @@ def stability(
         timestep = usual_timestep(atoms)
         runs = []
         for heat, friction in ((1.0, None), (HOT, FRICTION)):
-            mine = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+            mine = standing(atoms)
             mine.calc = calculator
             rng = np.random.default_rng(seed)
             dynamics = dynamics_of(mine, timestep, heat * temperature, friction, rng)

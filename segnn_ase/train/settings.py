@@ -139,6 +139,11 @@ class OptimConfig(LoopConfig):
     stress_weight: float = Field(
         0.002, ge=0, description="weight of squared errors of stress * volume / sqrt(atoms), eV^2"
     )
+    response_weight: float = Field(
+        1.0,
+        ge=0,
+        description="weight of squared errors of dE/dcue (magnetic forces, electronegativities) * scale, eV^2",
+    )
     rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")
     rollout_every: int | None = Field(None, ge=1, description="epochs between short dynamics; none: up to five in all")
     rollout_temperature: float = Field(

@@ -26,9 +26,11 @@ from segnn_ase.store.model_file import load_committee
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.stored import evenly
+from segnn_ase.structure.told import standing
 from segnn_ase.train.beside import beside
 from segnn_ase.train.evaluation import Evaluate, evaluator_of
 from segnn_ase.train.job import TrainingData, output_files
+from segnn_ase.train.old_frames import gradients_of
 from segnn_ase.train.rollouts import CONTACT, FRICTION, dynamics_of, nearest_of, usual_timestep
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 
@@ -64,7 +66,8 @@ def with_teacher(data: TrainingData, config: TrainConfig, cutoff: float, report)
     most = settings.taught or usual_number(starts)
     report(f"teacher: {most} structures are made by short dynamics from the frames")
     near = dynamics_near(starts, teachers, most, data.closest, config.training)
-    items = [make_item(frame, cutoff) for frame in agreed(near, teachers, data.scale, config)]
+    cues = teachers[0].config.cues
+    items = [make_item(frame, cutoff, cues) for frame in agreed(near, teachers, data.scale, config)]
     low, high = np.percentile([one.temperature for one in near], [10, 90]) if near else (0.0, 0.0)
     origin = f"{len(items)} structures from short dynamics at {low:.0f} to {high:.0f} K, labelled by "
     origin += f"the mean of {len(teachers)} potentials" if len(teachers) > 1 else "one potential"
@@ -149,7 +152,7 @@ def configurational_temperature(start: Atoms, calculator: SEGNNCalculator, rng: 
 
     Butler et al., J. Chem. Phys. 109, 6519 (1998); the Laplacian is the mean curvature in random directions.
     """
-    atoms = bare(start)
+    atoms = standing(start)
     atoms.calc = calculator
     squared, curvature = float(np.sum(atoms.get_forces() ** 2)), 0.0
     for _ in range(PROBES):
@@ -171,7 +174,7 @@ def visited(
     rng: np.random.Generator,
 ) -> Iterator[Atoms]:
     """So many structures of Langevin dynamics, fewer where it fails or atoms meet."""
-    atoms = bare(start)
+    atoms = standing(start)
     atoms.calc = calculator
     dynamics = dynamics_of(atoms, usual_timestep(atoms), temperature, FRICTION, rng)
     for _ in range(copies):
@@ -181,11 +184,7 @@ def visited(
             return
         if not np.isfinite(atoms.positions).all() or nearest_of(atoms, closest) < CONTACT:
             return
-        yield bare(atoms)
-
-
-def bare(atoms: Atoms) -> Atoms:
-    return Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        yield standing(atoms)
 
 
 def agreed(near: list[Visited], teachers: list[Potential], scale: float, config: TrainConfig) -> list[Frame]:
@@ -195,7 +194,8 @@ def agreed(near: list[Visited], teachers: list[Potential], scale: float, config:
     of the energy, eV. Raises ConfigError where the frames themselves have other labels.
     """
     groups = [[_unlabelled(one.start.atoms), *one.frames] for one in near]
-    items = [make_item(frame, teachers[0].cutoff) for group in groups for frame in group]
+    first = teachers[0]
+    items = [make_item(frame, first.cutoff, first.config.cues) for group in groups for frame in group]
     if not items:
         return []
     evaluators = [evaluator_of(potential, items, config.training.accelerate) for potential in teachers]
@@ -213,7 +213,7 @@ def agreed(near: list[Visited], teachers: list[Potential], scale: float, config:
 
 
 def _unlabelled(atoms: Atoms) -> Frame:
-    return Frame(bare(atoms), None, None, None, "training frame", (None, None, None))
+    return Frame(standing(atoms), None, None, None, "training frame", (None, None, None))
 
 
 def _matrix(stress: Tensor) -> np.ndarray | None:
@@ -228,7 +228,8 @@ def labelled_by_mean(item: Item, evaluators: list[Evaluate]) -> tuple[Labels, fl
     if said[0].stress is not None:
         stress = torch.stack([p.stress.detach().double() for p in said]).mean(dim=0)
     spread = float(forces.var(dim=0, unbiased=False).mean().sqrt())
-    return Labels(energy.mean(dim=0), forces.mean(dim=0), stress), spread
+    gradients = torch.stack([gradients_of(p, item) for p in said]).mean(dim=0)
+    return Labels(energy.mean(dim=0), forces.mean(dim=0), stress, gradients), spread
 
 
 def refuse_other_labels(pairs: list[tuple[Item, Labels]], scale: float, config: TrainConfig) -> None:

@@ -43,8 +43,8 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     potential = copy.deepcopy(before).to(resolve_dtype(config.training.dtype)).eval()
     potential.domain = potential.uncertainty = potential.examples = None  # measured again at the end
     most = max(LOOKED_AT, 4 * wanted(config.finetune, len(data.train)) // 3 + 1)
-    frames = read_old_frames(config.finetune, label_keys(config.data), before, most)
-    given = [make_item(frame, before.cutoff) for frame in frames]
+    frames = read_old_frames(config.finetune, label_keys(config.data, before.config.cues), before, most)
+    given = [make_item(frame, before.cutoff, before.config.cues) for frame in frames]
     structures = read_old_structures(config.finetune, before, most)
     learned = wanted(config.finetune, len(data.train)) if keeps(config, before, data.train, report) else 0
     set_cores(potential, smallest_distances([*data.train, *given]), added)

@@ -15,6 +15,7 @@ import torch
 from ase.data import atomic_masses, chemical_symbols
 from torch import Tensor
 
+from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
@@ -35,6 +36,7 @@ COLD = (0.15, 1.0)  # below the binding energies: eV/atom, and of the width of t
 HOT = 0.02, 0.25  # above them, likewise; the width counts more after few frames
 VIRIAL = 0.1, 0.25  # on either side, likewise
 FORCE = LEVERAGE = 1.5  # times the largest, more after few frames
+CUE = 1.5  # times the largest
 DISTANCE = 0.9  # times the shortest; the core repulsion begins a little above
 
 
@@ -52,6 +54,7 @@ class Domain(NamedTuple):
     virial: tuple[float, float] | None = None  # sum of r dE/dr over the pairs / N, eV
     fewest_atoms: int = 1
     surroundings: KnownSurroundings | None = None
+    cues: Tensor | None = None  # (cues,) the largest of each, in its unit
 
 
 class Covered(NamedTuple):
@@ -105,6 +108,7 @@ def measure_domain(
         virial=(min(virials), max(virials)) if virials else None,
         fewest_atoms=min(len(c.graph.numbers) for c in frames),
         surroundings=_surroundings(potential, [c.graph for c in frames], before),
+        cues=largest_cues([c.graph.cues for c in frames], potential.config.cues) if potential.config.cues else None,
     )
     return found if before is None else merged(found, before)
 
@@ -139,7 +143,15 @@ def merged(new: Domain, old: Domain) -> Domain:
         virial=new.virial and old.virial and both(new.virial, old.virial),
         fewest_atoms=min(new.fewest_atoms, old.fewest_atoms),
         surroundings=new.surroundings,
+        cues=new.cues if old.cues is None or new.cues is None else torch.maximum(new.cues, old.cues),
     )
+
+
+def largest_cues(told: Sequence[Tensor | None], cues: Sequence[Cue]) -> Tensor:
+    """The largest of each cue in some structures, in its unit, (cues,)."""
+    sizes = [cue.size for cue in cues]
+    norms = [torch.stack([x.norm(dim=1).max() for x in rows.split(sizes, dim=1)]) for rows in told if rows is not None]
+    return torch.stack(norms).amax(dim=0).double().cpu() * torch.tensor([cue.unit for cue in cues]).double()
 
 
 def neighbor_counts(graph: Graph, cutoff: float) -> Tensor:
@@ -234,11 +246,12 @@ class DomainCheck:
         """Every way in which one structure is outside; empty inside. new: of its surroundings, where these are known;
         volume: Å^3 where it is defined."""
         limits, numbers = self.limits(graph.numbers), graph.numbers.cpu().numpy()
+        told = self.cues(graph)
         counts = neighbor_counts(graph, self.potential.cutoff) if p.neighbors is None else p.neighbors
         counts = counts.cpu().numpy()
         if self.domain.lone_atoms and not counts.any():
-            return []  # such atoms have exactly their reference energies
-        found = []
+            return told  # such atoms have exactly their reference energies
+        found = told
         if ((counts < limits.neighbors[0]) | (counts > limits.neighbors[1])).any():
             found.append(self._neighbors(numbers, counts, *limits.neighbors))
         if p.close or p.close is None:
@@ -255,6 +268,18 @@ class DomainCheck:
             found.append(self._leverage(numbers, leverage))
         new_ways = self.novelty(numbers, self._index[numbers], new) if self.novelty and new else []
         return found + new_ways
+
+    def cues(self, graph: Graph) -> list[Outside]:
+        """Which cue is larger than any in training."""
+        if self.domain.cues is None or graph.cues is None:
+            return []
+        cues, found = self.potential.config.cues, []
+        largest = largest_cues([graph.cues], cues)
+        for cue, seen, here in zip(cues, self.domain.cues.tolist(), largest.tolist(), strict=True):
+            if here > CUE * seen + 1e-9:
+                reason = f"{cue.name} is up to {here:.3g} here; in training it was up to {seen:.3g}"
+                found.append(Outside("cue", reason, f"with {cue.name} up to {here:.3g}"))
+        return found
 
     def _neighbors(self, numbers, counts, fewest, most) -> Outside:
         atom = int(np.argmax(np.maximum(fewest - counts, counts - most)))
@@ -331,6 +356,7 @@ def parse_domain(values: dict, n_species: int) -> Domain:
     ranges = [pair for pair in (density, virial, domain.binding) if pair is not None]
     wrong += [len(pair) != 2 or not all(map(math.isfinite, pair)) for pair in ranges]
     wrong += [not math.isfinite(x) for x in (domain.frames, domain.max_force, domain.max_leverage)]
+    wrong += [domain.cues is not None and not (domain.cues.ndim == 1 and bool(domain.cues.isfinite().all()))]
     wrong.append(type(domain.fewest_atoms) is not int or domain.fewest_atoms < 1)
     if any(wrong):
         raise ValueError(f"domain of {n_species} species has other shapes, or numbers that are not finite")
@@ -351,6 +377,8 @@ def describe_domain(domain: Domain, symbols: list[str]) -> str:
         parts.append(f"density {domain.density[0]:.3g}-{domain.density[1]:.3g} amu/Å^3")
     parts.append(f"binding {domain.binding[0]:.3f} to {domain.binding[1]:.3f} eV/atom")
     parts.append(f"forces to {domain.max_force:.3g} eV/Å")
+    if domain.cues is not None:
+        parts.append(f"cues to {', '.join(f'{x:.3g}' for x in domain.cues.tolist())}")
     if domain.surroundings is not None:
         parts.append(describe_surroundings(domain.surroundings, symbols))
     return "; ".join(parts)

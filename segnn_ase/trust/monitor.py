@@ -51,7 +51,7 @@ class Monitor:
         self, graph: Graph, p: Prediction, volume: float | None, evaluator: Evaluator | None, judged: Judgement
     ) -> list[Outside]:
         if judged.inside:
-            return []
+            return self.check.cues(graph)
         new = judged.new or self._new(graph, evaluator)
         return self.check(graph, p, new, volume=volume, leverage=judged.leverage)
 

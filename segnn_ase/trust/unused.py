@@ -1,5 +1,7 @@
 """What a structure says besides its atoms and its cell, and a potential of those alone does not know."""
 
+from collections.abc import Collection
+
 import numpy as np
 from ase import Atoms
 
@@ -16,10 +18,13 @@ ARRAYS = {  # of atoms, those of ASE and those that others use
 }
 
 
-def unused_input(atoms: Atoms) -> list[str]:
+def unused_input(atoms: Atoms, used: Collection[str] = ()) -> list[str]:
     """Charges, moments, total charge, spin and fields of a structure that are not nothing, in words."""
-    found = [words or name for name, words in ARRAYS.items() if name in atoms.arrays and np.any(atoms.arrays[name])]
+    told = [name for name in ARRAYS if name in atoms.arrays and name not in used]
+    found = [ARRAYS[name] or name for name in told if np.any(atoms.arrays[name])]
     for name, value in atoms.info.items():
+        if name in used:
+            continue
         neutral = NOTHING.get(name.lower()) if isinstance(name, str) else None
         if neutral is not None and value is not None and not _is(value, neutral):
             found.append(f"{name} = {value}")

@@ -37,6 +37,7 @@ from segnn_ase.verify.states import (
     states_of,
     without,
 )
+from segnn_ase.verify.told import isolated, told, torque_of_cues, turned
 from segnn_ase.verify.trajectory import TEMPERATURE
 
 CROSSING = 1e-7  # Å, to either side of the cutoff
@@ -55,7 +56,7 @@ def _turned(s: Subject, name: str, sign: int) -> list[Check]:
     expected = s.here._replace(
         forces=s.here.forces @ q.T, stress=None if s.here.stress is None else q @ s.here.stress @ q.T
     )
-    return compared(name, [(state_of(s.calc, moved(s.atoms, q)), expected)], s.tolerance)
+    return compared(name, [(state_of(s.calc, turned(s.atoms, q, s.cues)), expected)], s.tolerance)
 
 
 def rotation(s: Subject) -> list[Check]:
@@ -98,7 +99,11 @@ def sums(s: Subject) -> list[Check]:
         return [*lines, without("total torque", "not defined for a periodic structure")]
     arms = s.atoms.positions - s.atoms.positions.mean(axis=0)
     arm = max(1.0, float(np.linalg.norm(arms, axis=1).max()))
-    torque = np.abs(np.cross(arms, forces).sum(axis=0)).max()
+    torque = np.cross(arms, forces).sum(axis=0)
+    if s.cues:
+        state_of(s.calc, s.atoms)
+        torque += torque_of_cues(s, s.calc.results)
+    torque = np.abs(torque).max()
     return [*lines, judged("total torque", torque, RELATIVE[s.dtype].forces * 0.1 * push * arm, "eV")]
 
 
@@ -170,7 +175,7 @@ def _free_direction(atoms: Atoms) -> np.ndarray | None:
 
 def _pair(s: Subject, distance: float) -> Atoms:
     """Two atoms and nothing else: each is the other's last neighbour."""
-    return Atoms(s.atoms.numbers[[0, -1]], [[0.0, 0.0, 0.0], distance * np.array([0.48, 0.6, 0.64])])
+    return _cut_out(s.atoms, [0, len(s.atoms) - 1], [[0.0, 0.0, 0.0], distance * np.array([0.48, 0.6, 0.64])])
 
 
 def _with_probe(s: Subject, distance: float) -> Atoms:
@@ -225,8 +230,9 @@ def isolated_atoms(s: Subject) -> list[Check]:
     for z in np.unique(s.atoms.numbers):
         zero = State(s.parts.references(np.array([z]))[0], np.zeros(1), np.zeros((1, 3)), np.zeros((3, 3)))
         lonely = [Atoms([z], [[0.3, 0.2, 0.1]]), Atoms([z], [[0.3, 0.2, 0.1]], cell=box, pbc=True)]
+        lonely = isolated(lonely, s) if s.cues else lonely
         pairs += [(state_of(s.calc, atoms), zero) for atoms in lonely]
-    largest = max(abs(zero.energy) for _, zero in pairs)
+    largest = max((abs(zero.energy) for _, zero in pairs), default=0.0)
     return compared("isolated atom, E0", pairs, Sizes(max(1e-12, 1e-15 * largest), 1e-12, 1e-12))
 
 
@@ -323,7 +329,7 @@ def fast_path(s: Subject) -> list[Check]:
     if code_of(s.calc) == PLAIN:
         return [without("fast = slow", f"{PLAIN} is in use")]
     n_pairs = len(s.calc.get_pairs(s.atoms).i)
-    atoms = s.atoms if n_pairs <= PLAIN_PAIRS else _cut_out(s.atoms, len(s.atoms) * PLAIN_PAIRS // n_pairs)
+    atoms = s.atoms if n_pairs <= PLAIN_PAIRS else _nearest_as_molecule(s.atoms, len(s.atoms) * PLAIN_PAIRS // n_pairs)
     slow = state_of(s.make(accelerate="off"), atoms)
     exact = slow if s.dtype is torch.float64 else state_of(s.make(accelerate="off", dtype="float64"), atoms)
     usual = [ROUNDING * check.value for check in compared("", [(slow, exact)], s.tolerance)]
@@ -333,10 +339,19 @@ def fast_path(s: Subject) -> list[Check]:
     return compared("fast = slow", [(state_of(s.calc, atoms), exact)], Sizes(*map(max, limits, usual)), note)
 
 
-def _cut_out(atoms: Atoms, n: int) -> Atoms:
+def _nearest_as_molecule(atoms: Atoms, n: int) -> Atoms:
     """The atoms nearest to the first one, as a molecule."""
     order = np.argsort(np.linalg.norm(atoms.positions - atoms.positions[0], axis=1), kind="stable")[:n]
-    return Atoms(atoms.numbers[order], atoms.positions[order])
+    return _cut_out(atoms, order, atoms.positions[order])
+
+
+def _cut_out(atoms: Atoms, chosen, positions) -> Atoms:
+    """Some of the atoms, as a molecule at these positions."""
+    part = atoms[chosen]
+    part.set_cell(None)
+    part.pbc = False
+    part.positions = positions
+    return part
 
 
 def precision(s: Subject) -> list[Check]:
@@ -412,6 +427,7 @@ CHECKS = (
     constant_energy,
     memory,
     speed,
+    told,
     training_data,
     dispersion,
 )

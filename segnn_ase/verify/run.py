@@ -20,6 +20,7 @@ from segnn_ase.calculator import SEGNNCalculator, members_of
 from segnn_ase.inspection import dispersion_to_add
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
+from segnn_ase.structure.told import bare as alone
 from segnn_ase.verify.certificate import Certificate, Check
 from segnn_ase.verify.checks import BLOCKS, CHECKS
 from segnn_ase.verify.states import Subject, code_of, parts_of, sizes_of, state_of
@@ -57,7 +58,8 @@ def verify(
     check_elements(models[0].symbols, models[0].species, atoms.numbers)
     options = {"device": device, "dtype": dtype, "accelerate": accelerate, "neighbor_backend": neighbor_backend}
     make = partial(SEGNNCalculator, models, domain="ignore", allow_nonsmooth=True, **options)
-    bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc, masses=atoms.get_masses())
+    bare = alone(atoms, [cue.name for cue in models[0].config.cues])
+    bare.set_masses(atoms.get_masses())
     calc = make()
     here = state_of(calc, bare)
     outside = calc.results.get("outside_domain")

@@ -15,8 +15,10 @@ from segnn_ase.base.devices import resolve_dtype
 from segnn_ase.base.errors import AccelerationWarning
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.choose import choose_evaluator
+from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
+from segnn_ase.model.structures import told
 from segnn_ase.structure.graph import graph_from_arrays, graph_from_atoms
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.trust.domain import Outside
@@ -66,6 +68,7 @@ class Parts(NamedTuple):
     def predict(self, atoms: Atoms, pairs: Neighbors) -> list[Prediction]:
         """Every member's prediction with given pairs."""
         graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, pairs).to(self.potentials[0].device)
+        graph = told(graph, atoms, self.potentials[0].config.cues)
         return [evaluate(graph, forces=True, stress=bool(atoms.pbc.all())) for evaluate in self.evaluators]
 
 
@@ -83,6 +86,11 @@ class Subject(NamedTuple):
     outside: list[Outside] | None  # of the training data; None where they are not known
     seed: int
     dispersion: str | None = None  # that is added in use; the calculators here are without it
+
+    @property
+    def cues(self) -> tuple[Cue, ...]:
+        """What the potential is told."""
+        return self.parts.potentials[0].config.cues
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,6 +119,7 @@ def parts_of(calc: SEGNNCalculator, models: Sequence[Potential], atoms: Atoms, o
     dtype = resolve_dtype(options["dtype"])
     potentials = [copy.deepcopy(p).to(device=calc.device, dtype=dtype or p.dtype).eval() for p in models]
     graph = graph_from_atoms(atoms, max(p.cutoff for p in potentials)).to(calc.device)
+    graph = told(graph, atoms, potentials[0].config.cues)
     mode = "off" if code_of(calc) == PLAIN else options["accelerate"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", AccelerationWarning)  # the calculator has said so

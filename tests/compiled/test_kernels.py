@@ -30,7 +30,7 @@ from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.sorted_edges import sorted_edges
 from segnn_ase.compiled.splines import DEGREE, spline_pieces, tabulate
 from segnn_ase.model.interactions import Message, SelfProduct
-from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.model.irreps import parse_irreps, spherical_kinds
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.structure.graph import collate, fragment, graph_from_atoms, with_pairs
 
@@ -69,7 +69,7 @@ def test_message_unsorted_few_or_no_edges(irreps, linear, n_atoms, n_edges):
 
 def test_message_first_and_second_derivatives():
     torch.manual_seed(0)
-    layer = Message(parse_irreps("3x0e+3x1o"), 1, linear=False, n_radial=2, hidden=(3,)).double()
+    layer = Message(parse_irreps("3x0e+3x1o"), spherical_kinds(1), linear=False, n_radial=2, hidden=(3,)).double()
     vectors, src, dst = random_edges(3, 5)
     edges = sorted_edges(vectors, src, dst, 3, cutoff=4.0, lmax=1, n_radial=2)
     c = layer.couplings[0]
@@ -103,7 +103,7 @@ def test_self_product_first_and_second_derivatives(bound):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 def test_gate_is_accurate_and_finite_for_any_argument(dtype):
     """The kernels' own logistic function, through a message whose bias is the argument."""
-    c = Message(parse_irreps("8x0e"), 0, linear=False, n_radial=1, hidden=(1,)).couplings[0]
+    c = Message(parse_irreps("8x0e"), spherical_kinds(0), linear=False, n_radial=1, hidden=(1,)).couplings[0]
     run = kernel(message(c, 8, 1.0, 1.0))
     topology = Topology(1, torch.tensor([0, 1]), torch.tensor([0]), torch.tensor([0]))
     one = torch.ones(1, 1, dtype=dtype)

@@ -34,7 +34,7 @@ from segnn_ase.compiled.kernels import kernel
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.sorted_edges import sorted_edges
 from segnn_ase.model.interactions import Message
-from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.model.irreps import parse_irreps, spherical_kinds
 from segnn_ase.model.newness import newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator, PlainLossGradient
@@ -133,7 +133,7 @@ def test_message_unsorted_few_or_no_edges(irreps, n_atoms, n_edges, parts, devic
 @pytest.mark.parametrize("parts", [1, 2])
 def test_first_and_second_derivatives_are_those_of_the_c_kernels(parts, device, monkeypatch):
     torch.manual_seed(0)
-    layer = Message(parse_irreps("3x0e+3x1o"), 1, linear=False, n_radial=2, hidden=(3,)).double()
+    layer = Message(parse_irreps("3x0e+3x1o"), spherical_kinds(1), linear=False, n_radial=2, hidden=(3,)).double()
     vectors, src, dst = random_edges(3, 5)
     topology = sorted_edges(vectors, src, dst, 3, cutoff=4.0, lmax=1, n_radial=2).topology
     c = layer.couplings[0]
@@ -331,11 +331,11 @@ from triton.compiler import ASTSource
 from segnn_ase.compiled import formulas
 from segnn_ase.compiled.build import load_triton
 from segnn_ase.model.interactions import Message, SelfProduct
-from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.model.irreps import parse_irreps, spherical_kinds
 from segnn_ase.compiled.triton_code import triton_source
 
 irreps = parse_irreps("3x0e+3x1o")
-coupling = Message(irreps, 1, linear=False, n_radial=2, hidden=(3,)).couplings[0]
+coupling = Message(irreps, spherical_kinds(1), linear=False, n_radial=2, hidden=(3,)).couplings[0]
 product = SelfProduct(irreps, 3)
 made = [
     formulas.message(coupling, 3, 1.3, 1.2, tabulated=True),

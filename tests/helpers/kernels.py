@@ -9,7 +9,7 @@ from segnn_ase.compiled.sorted_edges import sorted_edges
 from segnn_ase.compiled.splines import DEGREE, radial_tables, spline_pieces
 from segnn_ase.model.edges import make_edges
 from segnn_ase.model.interactions import Message
-from segnn_ase.model.irreps import parse_irreps
+from segnn_ase.model.irreps import parse_irreps, spherical_kinds
 from segnn_ase.model.network import PLAIN, plain_edges
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator, predict
@@ -49,7 +49,9 @@ def random_edges(n_atoms: int, n_edges: int, *, dtype=torch.float64):
 
 def assert_fused_message_is_the_slow_one(irreps: str, n_atoms: int, n_edges: int, *, linear=False, device="cpu"):
     torch.manual_seed(0)
-    layer = Message(parse_irreps(irreps), 2, linear=linear, n_radial=4, hidden=(8,)).double().to(device)
+    layer = (
+        Message(parse_irreps(irreps), spherical_kinds(2), linear=linear, n_radial=4, hidden=(8,)).double().to(device)
+    )
     vectors, src, dst = (x.to(device) for x in random_edges(n_atoms, n_edges))
     f = tuple(torch.randn(n_atoms, ir.dim, m, dtype=torch.float64, device=device) for m, ir in parse_irreps(irreps))
     basis = {"cutoff": 4.0, "lmax": 2, "n_radial": 4}

@@ -69,7 +69,7 @@ def edges_of(name: str, matrix=None):
 
 
 def message_layer(irreps, *, linear: bool = False) -> Message:
-    return double(Message(parse_irreps(irreps), LMAX, linear=linear, n_radial=8, hidden=(16,)))
+    return double(Message(parse_irreps(irreps), spherical_kinds(LMAX), linear=linear, n_radial=8, hidden=(16,)))
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(silu, torch.nn.functional.silu), (sigmoid, torch.sigmoid)])
@@ -443,7 +443,7 @@ def test_bounded_powers_are_those_of_small_messages_and_do_not_grow_with_large_o
 @all_rotations
 @pytest.mark.parametrize("irreps", IRREPS)
 def test_update_is_equivariant(irreps, matrix):
-    update, k = double(Update(parse_irreps(irreps), LMAX)), kinds(parse_irreps(irreps))
+    update, k = double(Update(parse_irreps(irreps), spherical_kinds(LMAX))), kinds(parse_irreps(irreps))
     f, m, a = random_features(irreps), random_features(irreps), torch.randn(5, 16, dtype=torch.float64)
     out = update(rotated(f, k, matrix), rotated(m, k, matrix), rotated_attributes(a, matrix))
     assert_features_close(out, rotated(update(f, m, a), k, matrix))
@@ -452,7 +452,7 @@ def test_update_is_equivariant(irreps, matrix):
 @pytest.mark.parametrize("irreps", [EVEN, UNEVEN, PARITIES])
 def test_update_equals_e3nn(irreps):
     irreps = parse_irreps(irreps)
-    update = double(Update(irreps, LMAX))
+    update = double(Update(irreps, spherical_kinds(LMAX)))
     f, m, a = random_features(irreps), random_features(irreps), torch.randn(5, 16, dtype=torch.float64)
     both = tuple(torch.cat(x, dim=2) for x in zip(f, m, strict=True))
     change = e3nn_layer(update.second, apply_e3nn_gate(e3nn_layer(update.first, both, a), irreps), a)

@@ -66,6 +66,7 @@ MUST_NOT = {
     "energy_weight": 2.0,
     "forces_weight": 2.0,
     "stress_weight": 2.0,
+    "response_weight": 2.0,
     "patience": 5,
     "validate_every": 2,
     "select": "stability",

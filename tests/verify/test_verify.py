@@ -144,7 +144,9 @@ def test_a_committee(small_potential, new_potential):
 @pytest.mark.parametrize("build, own", [(triclinic, True), (far_molecule, False)])
 def test_a_hard_mean_of_the_neighbours_fails_at_the_cutoff(fast, monkeypatch, build, own):
     attributes = network.node_attributes
-    monkeypatch.setattr(network, "node_attributes", lambda edges, *, smooth: attributes(edges, smooth=False))
+    monkeypatch.setattr(
+        network, "node_attributes", lambda edges, *, smooth, lmax: attributes(edges, smooth=False, lmax=lmax)
+    )
     certificate = verify(fast, build(), accelerate="off", steps=STEPS)
     assert "cutoff" in failed_lines(certificate) <= {"cutoff", "NVE"}  # pairs cross the cutoff in a hot crystal
     assert line(certificate, "cutoff, last neighbour, energy").value > 1e-3

@@ -1,0 +1,130 @@
+"""The checks of cues: what must hold of charges, moments, and what else a potential is told of a structure."""
+
+import numpy as np
+from ase import Atoms
+
+from segnn_ase.base.errors import StructureError
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.model.cue_settings import Cue
+from segnn_ase.model.cues import response_of
+from segnn_ase.verify.certificate import Check
+from segnn_ase.verify.states import Subject, compared, judged, moved, state_of, without
+
+STEP = 1e-3  # of the cue's scale
+SLOPES = 1e-6  # eV, times the scale: of finite differences
+
+
+def turned(atoms: Atoms, matrix: np.ndarray, cues: tuple[Cue, ...]) -> Atoms:
+    """r -> matrix r for a rotation or a reflection, with all vectors: axial ones are turned alone."""
+    new = moved(atoms, matrix)
+    for cue in cues:
+        if cue.size == 3 and np.ndim(atoms.arrays.get(cue.name)) == 2:
+            sign = np.linalg.det(matrix) if cue.kind == "axial" else 1.0
+            new.arrays[cue.name] = sign * atoms.arrays[cue.name] @ matrix.T
+    return new
+
+
+def nothing_told(atoms: Atoms, cues: tuple[Cue, ...]) -> Atoms:
+    """The same with cues that say nothing: charges and moments of zero, multiplicities of one."""
+    new = atoms.copy()
+    for cue in cues:
+        if cue.per == "node":
+            new.arrays[cue.name] = np.zeros((len(atoms), cue.size) if cue.size > 1 else len(atoms))
+        else:
+            new.info[cue.name] = float(cue.name == "spin")
+    return new
+
+
+def torque_of_cues(s: Subject, responses: dict) -> np.ndarray:
+    """Sum of c x (-dE/dc) over vectors that turn with the atoms, eV: with that of the forces it is zero."""
+    total = np.zeros(3)
+    for cue in s.cues:
+        if cue.size == 3 and np.ndim(s.atoms.arrays.get(cue.name)) == 2:
+            name, sign = response_of(cue)
+            total -= sign * np.cross(s.atoms.arrays[cue.name], responses[name]).sum(axis=0)
+    return total
+
+
+def told(s: Subject) -> list[Check]:
+    """Each cue: that it matters, its derivative, time reversal, and for moments the freedom of their directions."""
+    return [line for cue in s.cues for line in _of_cue(s, cue)]
+
+
+def _of_cue(s: Subject, cue: Cue) -> list[Check]:
+    lines = [*_matters(s, cue), *_derivative(s, cue)]
+    if cue.time_reversal == -1:
+        reversed_ = s.atoms.copy()
+        reversed_.arrays[cue.name] = -reversed_.arrays[cue.name]
+        lines += compared(f"{cue.name}, time reversal", [(state_of(s.calc, reversed_), s.here)], s.tolerance)
+        lines += _free_directions(s, cue)
+    return lines
+
+
+def _matters(s: Subject, cue: Cue) -> list[Check]:
+    changed = s.atoms.copy()
+    changed.arrays[cue.name] = _stretched(s, cue) if cue.per == "node" else changed.arrays.get(cue.name)
+    if cue.per == "graph":
+        del changed.arrays[cue.name]
+        changed.info[cue.name] = float(changed.info.get(cue.name, cue.default)) + 2 * cue.scale
+    difference = abs(state_of(s.calc, changed).energy - s.here.energy)
+    return [Check(f"{cue.name} matters", difference, None, "eV", bool(difference > 0), "energy of another one")]
+
+
+def _stretched(s: Subject, cue: Cue) -> np.ndarray:
+    here = s.atoms.arrays[cue.name]
+    return 1.2 * here if here.any() else np.full_like(here, cue.scale, dtype=float)
+
+
+def _derivative(s: Subject, cue: Cue) -> list[Check]:
+    name, sign = response_of(cue)
+    if cue.per == "graph":
+        return [without(name, "an integer has no small steps")]
+    here = np.asarray(s.atoms.arrays[cue.name], dtype=float)
+    v = s.rng.normal(size=here.shape)
+    v *= cue.scale / np.linalg.norm(v) * len(s.atoms) ** 0.5
+
+    def energy(x: float, calc: SEGNNCalculator = s.double) -> float:
+        atoms = s.atoms.copy()
+        atoms.arrays[cue.name] = here + x * v
+        atoms.calc = calc
+        return float(atoms.get_potential_energies().sum() - reference)
+
+    reference = float(s.parts.references(s.atoms.numbers).sum())
+    slope = (energy(-2 * STEP) - 8 * energy(-STEP) + 8 * energy(STEP) - energy(2 * STEP)) / (12 * STEP)
+    atoms = s.atoms.copy()
+    found = s.double.get_property(name, atoms)
+    error = abs(sign * float(np.sum(found * v)) - slope) / len(s.atoms) ** 0.5
+    lines = [
+        judged(f"{name} = dE/d{cue.name}", error, SLOPES * max(1.0, s.sizes.forces), "eV", "float64; one direction")
+    ]
+    if cue.kind == "axial":
+        none = nothing_told(s.atoms, (cue,))
+        largest = float(np.abs(s.double.get_property(name, none)).max())
+        lines.append(judged(f"{name} without moments", largest, 1e-12 * max(1.0, s.sizes.forces), "eV/μB"))
+    return lines
+
+
+def _free_directions(s: Subject, cue: Cue) -> list[Check]:
+    """Moments turned alone: nothing changes without spin-orbit interaction."""
+    name, here = f"{cue.name} turned alone", np.asarray(s.atoms.arrays[cue.name], dtype=float)
+    if here.ndim == 1:
+        return [without(name, "the moments are along no axis in particular")]
+    q, _ = np.linalg.qr(s.rng.normal(size=(3, 3)))
+    alone = s.atoms.copy()
+    alone.arrays[cue.name] = here @ (q * np.linalg.det(q)).T
+    if cue.spin_orbit:
+        change = abs(state_of(s.calc, alone).energy - s.here.energy)
+        return [Check(name, change, None, "eV", None, "coupled to space: its energy may change")]
+    return compared(name, [(state_of(s.calc, alone), s.here)], s.tolerance)
+
+
+def isolated(atoms: list[Atoms], s: Subject) -> list[Atoms]:
+    """Of lonely atoms those that may have a multiplicity of one, with cues that say nothing."""
+    found = []
+    for one in (nothing_told(a, s.cues) for a in atoms):
+        try:
+            state_of(s.calc, one)
+        except StructureError:  # an odd number of electrons
+            continue
+        found.append(one)
+    return found
