@@ -29,12 +29,12 @@ from segnn_ase.base.errors import (
 from segnn_ase.base.threads import one_at_a_time
 from segnn_ase.compiled.choose import MODES, choose_evaluator
 from segnn_ase.inspection import InspectedCalculator, as_numpy, dispersion_to_add, with_dispersion
-from segnn_ase.model.cues import names_of_responses, responses_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, by_structure
 from segnn_ase.model.structures import graph_of
 from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.store.tensors import checksum
+from segnn_ase.structure.cues import names_of_responses, responses_of
 from segnn_ase.structure.graph import Graph, collate, within
 from segnn_ase.structure.neighbors import BACKENDS
 from segnn_ase.structure.skin import SkinGraphs

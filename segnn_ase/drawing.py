@@ -14,8 +14,8 @@ from segnn_ase.base.figures import Glyphs, plot_glyphs
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.irreps import kinds, parse_irreps, spherical_harmonics
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.structures import told
 from segnn_ase.store.model_file import load_potential
+from segnn_ase.structure.cues import told
 from segnn_ase.structure.graph import graph_from_atoms
 
 RESOLUTION = 32  # directions from pole to pole, and twice as many around

@@ -24,6 +24,7 @@ from segnn_ase.base.options import Options, with_options
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.settings import ModelConfig, model_config
 from segnn_ase.store.model_file import load_with_metadata
+from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.train import loop, start
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
@@ -164,6 +165,7 @@ SAMPLES = {  # what the type of a field does not tell: words on the command line
     "hidden_irreps": ("--hidden-irreps 8x0e+8x1o", "8x0e+8x1o"),
     "lmax_attr": ("--lmax-attr 2", 2),
     "body_order": ("--body-order 2", 2),
+    "cues": ("--cues charge,scale=2", (Cue(name="charge", scale=2.0),)),
     "radial_hidden": ("--radial-hidden 8 --radial-hidden 16", (8, 16)),
     "smooth": ("--no-smooth --message published --body-order 1", False),
     "rattled": ("--rattled 2", 2),

@@ -26,10 +26,10 @@ from segnn_ase.compiled.gpu_training import GpuLossGradient
 from segnn_ase.compiled.guard import TOLERANCE, Quantity, difference, gradients_of_weights, in_float64
 from segnn_ase.compiled.layers import FUSED
 from segnn_ase.compiled.network_steps import supported
-from segnn_ase.model.cues import width_of
 from segnn_ase.model.network import Operations
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, LossGradient, PlainEvaluator, PlainLossGradient, Prediction
+from segnn_ase.structure.cues import width_of
 from segnn_ase.structure.graph import Graph, edge_vectors, fragment, graph_from_arrays, sum_over_structure_edges, within
 from segnn_ase.structure.neighbors import neighbor_list
 

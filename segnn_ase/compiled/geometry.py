@@ -13,10 +13,11 @@ from segnn_ase.compiled.expressions import Expr, Formula
 from segnn_ase.compiled.formulas import term_of
 from segnn_ase.compiled.splines import RadialTables
 from segnn_ase.compiled.steps import Array, RowOperation, Segment, Weight
-from segnn_ase.model.cues import Term, node_terms, width_of
+from segnn_ase.model.cues import Term, update_terms
 from segnn_ase.model.edges import CLOSEST
 from segnn_ase.model.irreps import raise_degree
 from segnn_ase.model.settings import ModelConfig
+from segnn_ase.structure.cues import width_of
 
 
 def _row(name: str, tensor: int, size: int, *, where: str = "row") -> Operand:
@@ -142,7 +143,7 @@ class Geometry:
         self._config, self._tables, n_attr = config, tables, (config.lmax_attr + 1) ** 2
         self.vectors, self.harmonics, self.envelope, self.fraction = (_array("edge", n) for n in (3, n_attr, 1, 1))
         self.pair_vectors, self.radial = _array("pair", 3), _array("pair", config.n_radial)
-        self._terms, width = node_terms(config.cues), width_of(config.cues)
+        self._terms, width = update_terms(config.cues), width_of(config.cues)
         told = sum(term.out.dim for term in self._terms)
         self._sums, self.attributes = _array("node", n_attr), _array("node", n_attr + told)
         self.cues = _array("node", width) if width else None

@@ -27,9 +27,9 @@ def fused_edges(
     c = network.config
     basis = {"cutoff": c.cutoff, "lmax": c.lmax_attr, "n_radial": c.n_radial}
     edges = sorted_edges(vectors, edge_src, edge_dst, n_atoms, edge_pair=edge_pair, **basis)
-    if not network.pair_terms:
+    if not network.message_terms:
         return edges
-    return edges._replace(cues=cues[:, : reach_of(network.pair_terms)], terms=network.pair_terms)
+    return edges._replace(cues=cues[:, : reach_of(network.message_terms)], terms=network.message_terms)
 
 
 def fused_message(message: Message, pair: Features, edges: SortedEdges) -> list[Features]:

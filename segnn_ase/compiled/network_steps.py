@@ -138,7 +138,7 @@ class _Network:
     ) -> RowOperation:
         coupling, channels, members = message.couplings[b], message.blocks.width(b), message.blocks.members[b]
         tabulated, low = isinstance(factors, Tensor), message.blocks.ranges[b][0]
-        given: dict = {"tabulated": tabulated, "terms": self.segnn.pair_terms}
+        given: dict = {"tabulated": tabulated, "terms": self.segnn.message_terms}
         if message.linear:
             operation = formulas.linear_message(coupling, channels, **given)
         else:
@@ -162,7 +162,7 @@ class _Network:
             changes[f"out{position}"] = _sent_by(message, b, position, self.dims[k], sent[k].size // self.dims[k])
         rho = (Weight(_for_ladders(message, factors)), self.geometry.fraction) if tabulated else (factors,)
         weights = () if message.linear else (Weight(message.mix[b]), Weight(message.bias[b]))
-        told = (self.geometry.cues,) if self.segnn.pair_terms else ()
+        told = (self.geometry.cues,) if self.segnn.message_terms else ()
         inputs = (*(pair[k] for k in members), *rho, self.geometry.harmonics, self.geometry.envelope, *weights, *told)
         return RowOperation(relaid(operation, **changes), inputs, tuple(sent[k] for k in members))
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
-from segnn_ase.model.cue_settings import CONJUGATES, Cue
-from segnn_ase.model.cues import gradient_of
-from segnn_ase.model.structures import told
+from segnn_ase.structure.cue_settings import CONJUGATES, Cue
+from segnn_ase.structure.cues import gradient_of, told
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
 from segnn_ase.structure.told import Told, with_told
 
@@ -51,13 +50,13 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
         if cues:
             names = {cue.name for cue in cues}
             atoms = with_told(atoms, {key: value for key, value in told_of.items() if key[1] in names})
-            labels = labels._replace(cue_gradients=_gradients(atoms, told_of, cues))
+            labels = labels._replace(cue_gradients=_gradient_labels(atoms, told_of, cues))
         return Item(told(with_pairs(graph_from_atoms(atoms, cutoff)), atoms, cues), labels, atoms)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
 
 
-def _gradients(atoms: Atoms, told_of: Told, cues: tuple[Cue, ...]) -> Tensor:
+def _gradient_labels(atoms: Atoms, told_of: Told, cues: tuple[Cue, ...]) -> Tensor:
     """Labels of the cues' conjugates, NaN where there are none."""
     parts = []
     for cue in cues:

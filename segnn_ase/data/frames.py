@@ -15,7 +15,7 @@ from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys, Reading, find_labels
-from segnn_ase.model.cue_settings import CONJUGATES, INPUTS
+from segnn_ase.structure.cue_settings import CONJUGATES, INPUTS
 from segnn_ase.structure.neighbors import check_geometry
 from segnn_ase.structure.told import Told, told_in
 

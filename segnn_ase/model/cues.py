@@ -7,16 +7,11 @@ where it is that of a network without them.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from ase import Atoms
 from torch import Tensor
 
-from segnn_ase.base.errors import StructureError
-from segnn_ase.model.cue_settings import CONJUGATES, Cue
 from segnn_ase.model.irreps import SCALAR, Kind, clebsch_gordan
-
-PLACES = {"node": "arrays", "graph": "info"}
+from segnn_ase.structure.cue_settings import Cue
 
 
 class Term(NamedTuple):
@@ -37,17 +32,12 @@ class Term(NamedTuple):
         return clebsch_gordan(self.degree, self.degree, self.out.l)
 
 
-def width_of(cues: Sequence[Cue]) -> int:
-    """Numbers that an atom has of all cues."""
-    return sum(cue.size for cue in cues)
-
-
-def node_terms(cues: Sequence[Cue]) -> tuple[Term, ...]:
+def update_terms(cues: Sequence[Cue]) -> tuple[Term, ...]:
     """What steers an atom besides its neighbours."""
     return _terms(cues, _of_node)
 
 
-def pair_terms(cues: Sequence[Cue]) -> tuple[Term, ...]:
+def message_terms(cues: Sequence[Cue]) -> tuple[Term, ...]:
     """What steers a message besides its direction."""
     return _terms(cues, _of_pair)
 
@@ -91,105 +81,3 @@ def steering(terms: Sequence[Term], own: Tensor, other: Tensor) -> Tensor:
         for t in terms
     ]
     return torch.cat(parts, dim=1) if parts else own[:, :0]
-
-
-def cues_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor:
-    """The cues of a structure in their scales, (N, width) in float64, components of vectors times sqrt(3).
-
-    Raises StructureError for what is missing, of another shape, not finite, or no integer where one is needed.
-    """
-    rows = [np.zeros((len(atoms), 0)), *(_scaled(cue, _value(atoms, cue)) for cue in cues)]
-    if any(cue.name == "spin" for cue in cues):
-        _check_electrons(atoms)
-    return torch.from_numpy(np.concatenate(rows, axis=1))
-
-
-def gradient_of(atoms: Atoms, cue: Cue, value: np.ndarray) -> np.ndarray:
-    """A label of a cue's conjugate (N, size) as dE/d of what `cues_of` gives; along z where moments are along no axis.
-
-    Raises StructureError for another shape.
-    """
-    name, sign = CONJUGATES[cue.name]
-    value = np.asarray(value, dtype=float)
-    if cue.size == 3 and value.shape == (len(atoms),):
-        value = np.stack([np.full_like(value, np.nan), np.full_like(value, np.nan), value], axis=1)
-    if value.size != len(atoms) * cue.size:
-        raise StructureError(f"{name} have shape {value.shape}; expected {(len(atoms), cue.size)}")
-    return sign * value.reshape(len(atoms), cue.size) * cue.unit
-
-
-def names_of_responses(cues: Sequence[Cue]) -> tuple[str, ...]:
-    """What `responses_of` gives."""
-    return tuple(response_of(cue)[0] for cue in cues)
-
-
-def response_of(cue: Cue) -> tuple[str, float]:
-    """The name of a cue's conjugate, and the sign with which dE/dcue is it."""
-    return CONJUGATES.get(cue.name, (f"d_energy_d_{cue.name}", 1.0))
-
-
-def responses_of(atoms: Atoms, gradient: np.ndarray, cues: Sequence[Cue]) -> dict[str, np.ndarray | float]:
-    """The cues' conjugates from dE/d of what `cues_of` gives (N, width), in the shape of the cues: magnetic forces
-    -dE/dm, eV/μB, electronegativities dE/dq, eV/e, and of others dE/dcue, called "d_energy_d_" and their name."""
-    found, first = {}, 0
-    for cue in cues:
-        name, sign = response_of(cue)
-        slope = sign * gradient[:, first : first + cue.size] / cue.unit
-        first += cue.size
-        if cue.per == "graph":
-            found[name] = float(slope.sum())
-        elif cue.size == 1 or np.ndim(atoms.arrays.get(cue.name)) == 1:
-            found[name] = slope[:, -1]  # along no axis is along z
-        else:
-            found[name] = slope
-    return found
-
-
-def _scaled(cue: Cue, value: np.ndarray) -> np.ndarray:
-    """In units in which one is usual, and zero says nothing."""
-    return (value - (cue.name == "spin")) / cue.unit
-
-
-def _value(atoms: Atoms, cue: Cue) -> np.ndarray:
-    """(N, size), in the cue's own unit."""
-    place, n = f"atoms.{PLACES[cue.per]}[{cue.name!r}]", len(atoms)
-    value = (atoms.arrays if cue.per == "node" else atoms.info).get(cue.name)
-    if value is None:
-        if cue.default == "error":
-            raise StructureError(
-                f"{place} is missing: this potential was told it of every structure that it learned, and has no default"
-            )
-        return np.broadcast_to(np.array(cue.default, dtype=float), (n, cue.size))
-    shape = (n, cue.size) if cue.per == "node" else (cue.size,)
-    try:
-        value = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
-        raise StructureError(f"{place} is {value!r}; expected numbers of shape {shape}") from None
-    if cue.kind == "axial" and value.shape == (n,):
-        if cue.spin_orbit:
-            raise StructureError(
-                f"{place} has shape {(n,)}, moments along no axis in particular, and this potential couples them to "
-                f"the directions of space: expected vectors of shape {shape}"
-            )
-        value = value[:, None] * np.array([0.0, 0.0, 1.0])  # along any axis: only their angles count
-    if value.size != np.prod(shape) or (value.ndim > 1 and value.shape != shape):
-        raise StructureError(f"{place} has shape {value.shape}; expected {shape}")
-    if not np.isfinite(value).all():
-        raise StructureError(f"{place} has NaN or infinite values; expected finite numbers")
-    if cue.kind == "integer" and (value != np.round(value)).any():
-        raise StructureError(f"{place} is {value.tolist()}; expected an integer")
-    if cue.name == "spin" and (value < 1).any():
-        raise StructureError(f"{place} is {value.tolist()}; expected a multiplicity 2S + 1, 1 or more")
-    return np.broadcast_to(value.reshape(-1, cue.size), (n, cue.size))
-
-
-def _check_electrons(atoms: Atoms) -> None:
-    spin, charge = (
-        float(np.asarray(atoms.info.get(name, usual)).item()) for name, usual in (("spin", 1), ("charge", 0))
-    )
-    electrons = int(atoms.numbers.sum() - charge)
-    if (electrons + spin) % 2 == 0:
-        raise StructureError(
-            f"atoms.info['spin'] is {spin:g} with {electrons} electrons; an even number of electrons has an odd "
-            "multiplicity 2S + 1, an odd number an even one"
-        )

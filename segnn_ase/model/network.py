@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segnn_ase.model.cues import kinds_of, node_terms, pair_terms, steering, width_of
+from segnn_ase.model.cues import kinds_of, message_terms, steering, update_terms
 from segnn_ase.model.edges import Edges, inverse_density, make_edges, node_attributes
 from segnn_ase.model.interactions import (
     Message,
@@ -32,6 +32,7 @@ from segnn_ase.model.layers import Product, SteerableLinear, steered
 from segnn_ase.model.published import PublishedMessage
 from segnn_ase.model.scalars import MLP, Dense
 from segnn_ase.model.settings import ModelConfig
+from segnn_ase.structure.cues import width_of
 
 
 class SEGNN(nn.Module):
@@ -56,8 +57,8 @@ class SEGNN(nn.Module):
         self.n_edge_scalars = n_edge_scalars
         self.layout_in, self.irreps = Layout(irreps_in), parse_irreps(config.hidden_irreps)
         lmax, harmonics = config.lmax_attr, spherical_kinds(config.lmax_attr)
-        self.node_terms, self.pair_terms = node_terms(config.cues), pair_terms(config.cues)
-        attr, on_edges = (harmonics + kinds_of(terms) for terms in (self.node_terms, self.pair_terms))
+        self.update_terms, self.message_terms = update_terms(config.cues), message_terms(config.cues)
+        attr, on_edges = (harmonics + kinds_of(terms) for terms in (self.update_terms, self.message_terms))
         self.embedding = SteerableLinear(self.layout_in.irreps, attr, self.irreps)
         if config.message == "published":
             layers = [PublishedMessage(self.irreps, lmax, n_edge_scalars=n_edge_scalars) for _ in self._interactions]
@@ -114,7 +115,7 @@ class SEGNN(nn.Module):
         edges = make(self, vectors, edge_src, edge_dst, len(features), edge_pair, cues)
         a = node_attributes(edges, smooth=self.config.smooth, lmax=self.config.lmax_attr)
         if cues is not None:
-            a = torch.cat([a, steering(self.node_terms, cues, cues)], dim=1)
+            a = torch.cat([a, steering(self.update_terms, cues, cues)], dim=1)
         if node_attr is not None:
             a = a + node_attr
         if edge_scalars is not None:
@@ -188,7 +189,7 @@ def plain_edges(
         return edges
     if cues is not None:
         own = torch.arange(n_atoms, device=cues.device).repeat_interleave(edges.width)
-        beside = steering(network.pair_terms, cues[own], cues[edges.src])
+        beside = steering(network.message_terms, cues[own], cues[edges.src])
         edges = edges._replace(harmonics=torch.cat([edges.harmonics, beside], dim=1))
     return edges._replace(steering=steering_of(network.messages[0].couplings, edges))  # the same in all interactions
 

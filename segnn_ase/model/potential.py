@@ -10,12 +10,12 @@ from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
 from segnn_ase.base.errors import expect
-from segnn_ase.model.cues import width_of
 from segnn_ase.model.elements import Elements, species_index
 from segnn_ase.model.irreps import Features
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
 from segnn_ase.model.repulsion import CORE_MARGIN, core_of, seen_by_network, with_repulsion
 from segnn_ase.model.settings import ModelConfig
+from segnn_ase.structure.cues import width_of
 from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms
 from segnn_ase.structure.stored import StoredStructures
 

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segnn_ase.base.errors import expect
 from segnn_ase.base.settings import Settings
-from segnn_ase.model.cue_settings import Cue, check_cues
+from segnn_ase.structure.cue_settings import Cue, check_cues
 
 MOST_CHANNELS = 4096  # of one irrep
 

@@ -4,10 +4,9 @@ from ase import Atoms
 from ase.data import chemical_symbols
 
 from segnn_ase.base.errors import StructureError, expect
-from segnn_ase.model.cue_settings import Cue
-from segnn_ase.model.cues import cues_of
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
+from segnn_ase.structure.cues import told
 from segnn_ase.structure.graph import Graph, edge_vectors
 from segnn_ase.structure.skin import SkinGraphs
 
@@ -25,11 +24,6 @@ def graph_of(atoms: Atoms | None, graphs: SkinGraphs, potential: Potential) -> G
     if not graphs.apart(CLOSEST_ALLOWED, cell):
         check_distances(atoms, graph)
     return told(graph, atoms, potential.config.cues)
-
-
-def told(graph: Graph, atoms: Atoms, cues: tuple[Cue, ...]) -> Graph:
-    """The graph with the cues of its structure. Raises StructureError for those that are missing or wrong."""
-    return graph._replace(cues=cues_of(atoms, cues).to(graph.positions.device)) if cues else graph
 
 
 def check_distances(atoms: Atoms, graph: Graph) -> None:

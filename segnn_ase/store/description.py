@@ -4,8 +4,8 @@ import math
 
 from ase.data import chemical_symbols
 
-from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.potential import Potential
+from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.trust.domain import describe_domain
 
 

@@ -49,7 +49,7 @@ WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, 
 SINCE = {
     "density_weighting": False,
     "bound": 0.0,
-    "cues": [],
+    "cues": (),
 }  # settings that came later, as the networks before had them
 # functions that turn the content of version n into that of version n + 1; add one with each new version
 UPGRADES: dict[int, Callable[[dict], dict]] = {}

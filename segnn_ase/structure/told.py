@@ -43,10 +43,10 @@ def standing(atoms: Atoms) -> Atoms:
 
 def same_told(a: Mapping[tuple[str, str], Any], b: Mapping[tuple[str, str], Any], tolerance: float) -> bool:
     """Whether both say the same, to so much relatively and absolutely."""
-    return a.keys() == b.keys() and all(_alike(a[key], b[key], tolerance) for key in a)
+    return a.keys() == b.keys() and all(_same_value(a[key], b[key], tolerance) for key in a)
 
 
-def _alike(a: Any, b: Any, tolerance: float) -> bool:
+def _same_value(a: Any, b: Any, tolerance: float) -> bool:
     try:
         x, y = (np.asarray(v, dtype=float) for v in (a, b))
     except (TypeError, ValueError):

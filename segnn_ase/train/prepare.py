@@ -24,10 +24,10 @@ from segnn_ase.data.frames import (
 )
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies
-from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
+from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.structure.dispersion import require_dispersion
 from segnn_ase.structure.graph import collate
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting

@@ -15,10 +15,10 @@ import torch
 from ase.data import atomic_masses, chemical_symbols
 from torch import Tensor
 
-from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
+from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.structure.graph import Graph, edge_vectors
 from segnn_ase.trust.landmarks import wider_of_few
 from segnn_ase.trust.novelty import (

@@ -22,6 +22,7 @@ from segnn_ase.md.analysis import energy_slope
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.verify.added import dispersion
 from segnn_ase.verify.certificate import Check
+from segnn_ase.verify.of_cues import cues, isolated, torque_of_cues, turned
 from segnn_ase.verify.states import (
     PLAIN,
     RELATIVE,
@@ -37,7 +38,6 @@ from segnn_ase.verify.states import (
     states_of,
     without,
 )
-from segnn_ase.verify.told import isolated, told, torque_of_cues, turned
 from segnn_ase.verify.trajectory import TEMPERATURE
 
 CROSSING = 1e-7  # Å, to either side of the cutoff
@@ -427,7 +427,7 @@ CHECKS = (
     constant_energy,
     memory,
     speed,
-    told,
+    cues,
     training_data,
     dispersion,
 )

@@ -15,10 +15,10 @@ from segnn_ase.base.devices import resolve_dtype
 from segnn_ase.base.errors import AccelerationWarning
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.choose import choose_evaluator
-from segnn_ase.model.cue_settings import Cue
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
-from segnn_ase.model.structures import told
+from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cues import told
 from segnn_ase.structure.graph import graph_from_arrays, graph_from_atoms
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.trust.domain import Outside

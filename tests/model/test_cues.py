@@ -11,13 +11,13 @@ from pydantic import ValidationError
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, StructureError, UnusedInputWarning
 from segnn_ase.compiled.choose import choose_evaluator, choose_loss_gradient
-from segnn_ase.model.cue_settings import Cue
-from segnn_ase.model.cues import cues_of, node_terms, pair_terms
+from segnn_ase.model.cues import message_terms, update_terms
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator, predict
 from segnn_ase.model.settings import model_config
-from segnn_ase.model.structures import told
 from segnn_ase.store.model_file import load_potential, save_potential
+from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cues import cues_of, told
 from segnn_ase.structure.graph import Graph, collate, graph_from_atoms, with_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore::segnn_ase.base.errors.UnusedInputWarning")
@@ -322,7 +322,7 @@ def test_a_committee_is_told_the_same():
 
 
 def test_without_cues_nothing_is_told():
-    assert node_terms(()) == pair_terms(()) == ()
+    assert update_terms(()) == message_terms(()) == ()
     assert cues_of(crystal(), ()).shape == (8, 0)
     assert told(graph_from_atoms(crystal(), 3.5), crystal(), ()).cues is None
 

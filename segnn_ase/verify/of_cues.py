@@ -5,8 +5,8 @@ from ase import Atoms
 
 from segnn_ase.base.errors import StructureError
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.model.cue_settings import Cue
-from segnn_ase.model.cues import response_of
+from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cues import response_of
 from segnn_ase.verify.certificate import Check
 from segnn_ase.verify.states import Subject, compared, judged, moved, state_of, without
 
@@ -45,12 +45,12 @@ def torque_of_cues(s: Subject, responses: dict) -> np.ndarray:
     return total
 
 
-def told(s: Subject) -> list[Check]:
+def cues(s: Subject) -> list[Check]:
     """Each cue: that it matters, its derivative, time reversal, and for moments the freedom of their directions."""
-    return [line for cue in s.cues for line in _of_cue(s, cue)]
+    return [line for cue in s.cues for line in _checks_of(s, cue)]
 
 
-def _of_cue(s: Subject, cue: Cue) -> list[Check]:
+def _checks_of(s: Subject, cue: Cue) -> list[Check]:
     lines = [*_matters(s, cue), *_derivative(s, cue)]
     if cue.time_reversal == -1:
         reversed_ = s.atoms.copy()
