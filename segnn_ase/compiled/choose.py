@@ -54,7 +54,7 @@ class Backend(NamedTuple):
 
 BACKENDS = (  # the fastest first
     Backend(
-        lambda p, tables: tables and p.device.type == "cuda" and supported(p) and not p.config.cues,
+        lambda p, tables: tables and p.device.type == "cuda" and supported(p),
         lambda p, require: RecordingEvaluator(p, require=require),
         TABLE_TOLERANCE,
     ),
@@ -110,10 +110,9 @@ def choose_loss_gradient(potential: Potential, graph: Graph, mode: str = "auto")
     if mode == "off" or potential.device.type not in ("cpu", "cuda"):
         return plain
     by_passes: Callable[[Potential], LossGradient] = CpuLossGradient
-    passes_fit = supported(potential) and not (potential.device.type == "cuda" and potential.config.cues)
     if potential.device.type == "cuda":
         by_passes = partial(GpuLossGradient, require=mode == "require")
-    for make in (by_passes, _by_layers) if passes_fit else (_by_layers,):
+    for make in (by_passes, _by_layers) if supported(potential) else (_by_layers,):
         try:
             problem = _training_problem(make, potential, graph)
         except (RuntimeError, ValueError) as error:  # also CUDA's

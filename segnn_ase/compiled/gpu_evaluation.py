@@ -37,7 +37,9 @@ class GpuEvaluator(Evaluator):
         species = torch.arange(len(potential.species), device=potential.device)
         none = torch.zeros(0, dtype=torch.long, device=potential.device)
         vectors = torch.zeros(0, 3, dtype=self._dtype, device=potential.device)
-        lonely = self._network(species, vectors, none, _compacted(none, none.bool(), len(species)), None)
+        nothing = potential.no_cues(len(species))
+        near = _compacted(none, none.bool(), len(species))
+        lonely = self._network(species, vectors, none, near, None, nothing)
         self.elements = potential.elements(lonely[0])
 
     def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
@@ -73,14 +75,18 @@ class GpuEvaluator(Evaluator):
         rounded = vectors.to(self._dtype)
         pairs = core_of(graph, kind, rounded, elements.core) if core else None
         with self._lock:
-            epsilon, features, g = self._network(kind, seen_by_network(rounded, pairs), graph.edge_src, near, weight)
+            seen = seen_by_network(rounded, pairs)
+            epsilon, features, g, told = self._network(kind, seen, graph.edge_src, near, weight, graph.cues)
         energies, g = repelled(elements.energies(kind, epsilon), g, rounded, pairs)
         found = assemble(graph, vectors, energies, g, features, forces=wanted, stress=stress)
-        return found._replace(neighbors=near.first.diff(), close=close)
+        told = None if told is None else told.double()
+        return found._replace(neighbors=near.first.diff(), close=close, cue_gradients=told)
 
-    def _network(self, kind: Tensor, vectors: Tensor, src: Tensor, near: "_Near", weight: Tensor | None):
-        """epsilon (N,), invariant features (N, channels), and the gradient of sum_i weight_i epsilon_i with respect to
-        r_ij = vectors (E, 3), or None without a weight."""
+    def _network(
+        self, kind: Tensor, vectors: Tensor, src: Tensor, near: "_Near", weight: Tensor | None, cues: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """epsilon (N,), invariant features (N, channels), and the gradients of sum_i weight_i epsilon_i with respect to
+        r_ij = vectors (E, 3) and cues (N, width), or None without a weight, or without cues."""
         at, place = self.passes.at, near.place
         self.passes.reserve({"node": len(kind), "edge": len(vectors), "pair": 0})
         there = at(self._plan.vectors).index_copy_(0, place, vectors)
@@ -88,13 +94,16 @@ class GpuEvaluator(Evaluator):
         edges = Topology(len(kind), near.first, torch.empty_like(src).index_copy_(0, place, src), knot=knot)
         if weight is not None:
             at(self._plan.weight)[:, 0] = weight
+        if self._plan.cues is not None:
+            at(self._plan.cues).copy_(cues)
         nodes = edges._replace(knot=kind)
         self.passes.run(self._plan.energies if weight is None else self._plan.everything, nodes, edges)
         found = at(self._plan.epsilon)[:, 0].clone(), at(self._plan.features).clone()
         if weight is None:
-            return *found, None
+            return *found, None, None
         g = at(self._plan.gradient)[place]
-        return *found, torch.where(near.within[:, None], g, 0.0)  # beyond the cutoff nothing has been written
+        told = None if self._plan.cue_gradient is None else at(self._plan.cue_gradient).clone()
+        return *found, torch.where(near.within[:, None], g, 0.0), told  # beyond the cutoff nothing has been written
 
 
 class _Near(NamedTuple):

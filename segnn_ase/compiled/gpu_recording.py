@@ -141,6 +141,8 @@ class RecordingEvaluator(Evaluator):
             self._pairs = graph.edge_src
         static.positions[:n].copy_(graph.positions, non_blocking=True)
         static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
+        if static.cues is not None:
+            static.cues[:n].copy_(graph.cues, non_blocking=True)
 
     def _record(self, forces: bool, stress: bool, core: bool) -> Callable[[], Prediction]:
         static = self._graph
@@ -217,4 +219,5 @@ def _without_padding(p: Prediction, n: int, n_graphs: int) -> Prediction:
         features=first(p.features, n),
         neighbors=first(p.neighbors, n),
         close=p.close,
+        cue_gradients=first(p.cue_gradients, n),
     )

@@ -107,7 +107,8 @@ class GpuLossGradient(CompiledLossGradient):
         """Run a pass without a recording, which again changes nothing; what others take from it."""
         self._run_once(name)
         network = self._network
-        last = {"gradient": [network.vectors, network.pair_vectors], "dual": []}.get(name, [network.epsilon])
+        slopes = [network.vectors, network.pair_vectors, *([] if network.cues is None else [network.cues])]
+        last = {"gradient": slopes, "dual": []}.get(name, [network.epsilon])
         return [self._at(name, x) for x in last] or list(self._passes.gradients.values())
 
     def _at(self, role: str, array: Array) -> Tensor:

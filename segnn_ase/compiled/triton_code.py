@@ -104,11 +104,16 @@ class _TritonPrinter:
         self.body.append(f"{total} += {what}")
         if o.level == "S":
             total = f"tl.max({total}, axis=0)"  # all lanes are equal
-        if o.where == "shared":
+        if o.where == "shared" or self.also_sent(o):
             self.last.append(_added(where, total, lanes))
         else:  # no other program writes there, but the other parts of this receiver
             self.last += ["if tl.num_programs(1) == 1:", f"    tl.store({where}, {total}{lanes})"]
             self.last += ["else:", f"    {_added(where, total, lanes)}"]
+
+    def also_sent(self, o: Operand) -> bool:
+        """Whether senders write to the same numbers as this receiver, and other operations may have done so."""
+        others = (x for x, _, _ in self.stores if x.where == "sender" and x.tensor == o.tensor)
+        return any(not {*x.offsets}.isdisjoint(o.offsets) for x in others)
 
     def print_rows(self) -> None:
         waiting: dict[int, list[tuple[Operand, int]]] = {}

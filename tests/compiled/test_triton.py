@@ -176,6 +176,29 @@ def test_network_is_that_of_the_cpu_and_pairs_beyond_the_cutoff_do_nothing(hidde
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("spin_orbit", [False, True])
+def test_cues_are_those_of_the_cpu_and_of_plain_pytorch(spin_orbit, device):
+    """One by one, recorded, and in the gradient of a loss."""
+    cues = [{"name": "initial_magmoms", "spin_orbit": spin_orbit}, "initial_charges"]
+    model, rng = small(cues=cues, **TINY).requires_grad_(True), torch.Generator().manual_seed(0)
+    graph = batch("water", "one_atom", "tiny_cell")
+    graph = graph._replace(cues=torch.randn(len(graph.numbers), 4, generator=rng, dtype=torch.float64))
+    expected = CpuEvaluator(model)(graph)
+    model, graph = model.to(device), graph.to(device)
+    recording = RecordingEvaluator(model, require=True)
+    for found in (GpuEvaluator(model)(graph), *(recording(graph) for _ in range(3))):
+        for name in ("energies", "forces", "cue_gradients"):
+            a, b = getattr(found, name).cpu(), getattr(expected, name)
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    gradients = []
+    for way in (GpuLossGradient(model), PlainLossGradient(model)):
+        model.zero_grad(set_to_none=True)
+        way(graph, lambda p: loss_of(p) + p.cue_gradients.square().sum(), forces=True, stress=True)
+        gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
+    assert_close(*gradients, 1e-9)
+
+
+@pytest.mark.slow
 def test_pairs_in_the_core_are_those_of_plain_pytorch(device):
     """With the gradients of pairs, which the recorded step leaves out and `pairwise` has."""
     model, crowd = small(), graph_from_atoms(squeezed()[0], SHORT)
