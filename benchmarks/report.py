@@ -34,7 +34,7 @@ def _cell(row: dict, key: str, form: str) -> str:
 
 def save(out: str, rows: list[dict], settings: dict) -> None:
     Path(f"{out}.json").write_text(json.dumps({"machine": machine(), "settings": settings, "rows": rows}, indent=1))
-    print(f"wrote {out}.json and {out}.png")
+    print(f"wrote {out}.json")
 
 
 def plot_lines(out: str, rows: list[dict], *, group: str, x: str, y: str, labels: tuple[str, str]) -> None:
