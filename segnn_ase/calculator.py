@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
-from ase.outputs import Properties
+from ase.outputs import Properties, all_outputs
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
@@ -30,7 +30,7 @@ from segnn_ase.base.threads import one_at_a_time
 from segnn_ase.compiled.choose import MODES, choose_evaluator
 from segnn_ase.inspection import InspectedCalculator, as_numpy, dispersion_to_add, with_dispersion
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, by_structure
+from segnn_ase.model.predict import Evaluator, Prediction, by_structure, with_born
 from segnn_ase.model.structures import graph_of
 from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.store.tensors import checksum
@@ -44,6 +44,8 @@ from segnn_ase.trust.unused import unused_input
 
 BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress", "stresses")
+OF_ATOMS = ("dipole", "polarizability")  # that are read out of atoms
+BORN = "born_effective_charges"
 VOIGT = np.array([0, 4, 8, 5, 2, 1])  # of a stress (3, 3), which is symmetric to the bit
 OUTSIDE = ("warn", "raise", "ignore")
 
@@ -130,7 +132,7 @@ class SEGNNCalculator(InspectedCalculator):
         self._cues = self._potentials[0].config.cues
         responses = names_of_responses(self._cues)
         self.implemented_properties = [*type(self).implemented_properties, *responses]
-        self._derivatives = (*DERIVATIVES, *responses)
+        self._derivatives = (*DERIVATIVES, *(name for name in responses if name not in OF_ATOMS))
         if any(p.config.cues != self._cues for p in self._potentials):
             raise ConfigError("the members of the committee are told different cues; expected the same of all")
         backend = _resolve_backend(neighbor_backend, self.device)
@@ -171,6 +173,10 @@ class SEGNNCalculator(InspectedCalculator):
     @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         self.atoms = atoms = self.atoms if atoms is None else _copied(atoms, self.before, system_changes)
+        if atoms is not None and self._cues:  # a field may be changed in place
+            atoms.info |= {
+                cue.name: copy.deepcopy(atoms.info[cue.name]) for cue in self._cues if cue.name in atoms.info
+            }
         periodic = atoms is None or all(atoms.pbc.tolist())  # that there is nothing is said below
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
@@ -180,18 +186,16 @@ class SEGNNCalculator(InspectedCalculator):
         if system_changes:  # a new structure: were forces of the one before asked for?
             self._forces_follow, self._asked = self._asked, any(map(properties.__contains__, self._derivatives))
         derivatives = self._forces_follow or any(map(properties.__contains__, self._derivatives))
-        members = [
-            evaluator(graphs[cutoff], forces=derivatives, stress=derivatives and periodic)
-            for evaluator, cutoff in zip(self._chosen(graphs), self._cutoffs, strict=True)
-        ]
+        wanted = {"forces": derivatives, "stress": derivatives and periodic}
+        members = self._said(graphs, properties, wanted)
         results = self._watched(atoms, graphs, members, properties)
         _report(results, self._domain, self._warned)  # what is refused here must not be found in the cache
         self.results = results
 
     def export_properties(self) -> Properties:
         """ASE's own properties; the deviations and what is outside are in `results` only."""
-        names = type(self).implemented_properties
-        return Properties({name: self.results[name] for name in names if name in self.results})
+        names = [name for name in self.implemented_properties if name in all_outputs and name in self.results]
+        return Properties({name: self.results[name] for name in names})
 
     @one_at_a_time
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
@@ -207,16 +211,21 @@ class SEGNNCalculator(InspectedCalculator):
             alone = {cutoff: _alone(batch, first, cutoff, skin, self._graph) for cutoff, skin in self._graphs.items()}
             graphs = {cutoff: collate(parts) for cutoff, parts in alone.items()}
             derivatives = any(map(properties.__contains__, self._derivatives))
-            members = [
-                evaluator(graphs[cutoff], forces=derivatives, stress=derivatives)
-                for evaluator, cutoff in zip(self._chosen(graphs), self._cutoffs, strict=True)
-            ]
+            members = self._said(graphs, properties, {"forces": derivatives, "stress": derivatives})
             apart = list(zip(*(by_structure(m, batch) for m in members), strict=True))
             for n, (atoms, one) in enumerate(zip(batch, apart, strict=True), first):
                 own = {cutoff: parts[n - first] for cutoff, parts in alone.items()}
                 results.append(self._watched(atoms, own, one, properties))
                 _report(results[-1], self._domain, self._warned, f"structure {n}: ")
         return results
+
+    def _said(self, graphs: dict[float, Graph], properties: Sequence[str], wanted: dict[str, bool]) -> list[Prediction]:
+        """What each member says."""
+        born = BORN in properties and BORN in self.implemented_properties
+        return [
+            with_born(evaluator, graphs[cutoff], **wanted) if born else evaluator(graphs[cutoff], **wanted)
+            for evaluator, cutoff in zip(self._chosen(graphs), self._cutoffs, strict=True)
+        ]
 
     def _watched(
         self, atoms: Atoms, graphs: dict[float, Graph], members: Sequence[Prediction], properties: Sequence[str]
@@ -414,6 +423,10 @@ def _results_of(p: Prediction) -> dict:
         results["forces"] = as_numpy(p.forces)
     if p.stress is not None:
         results["stress"] = as_numpy(p.stress).reshape(9)[VOIGT]
+    if p.dipole is not None and p.polarizability is not None:
+        results |= {"dipole": as_numpy(p.dipole)[0], "polarizability": as_numpy(p.polarizability)[0]}
+    if p.born is not None:
+        results[BORN] = as_numpy(p.born)
     return results
 
 

@@ -205,7 +205,8 @@ def _thrown(potential: Potential, rng: np.random.Generator) -> Graph:
     neighbors = neighbor_list(places, np.zeros((3, 3)), False, potential.cutoff)
     graph = graph_from_arrays(numbers, places, np.zeros((3, 3)), neighbors)
     told = torch.from_numpy(rng.normal(size=(n, width))) if width else None
-    return graph._replace(cues=told).to(potential.device)
+    field = torch.from_numpy(rng.normal(size=(1, 3))) if potential.config.in_field else None
+    return graph._replace(cues=told, field=field).to(potential.device)
 
 
 def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, graph: Graph) -> str | None:
@@ -226,7 +227,14 @@ def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, gr
 
 
 def _quantities_of(evaluator: Evaluator, sample: Sample) -> dict[str, Quantity]:
-    return _quantities(evaluator.without_core()(sample.graph), evaluator, sample)
+    return _quantities(evaluator.without_core()(sample.graph, along=_along(sample)), evaluator, sample)
+
+
+def _along(sample: Sample) -> Tensor | None:
+    """Some direction, for a potential that knows dipoles."""
+    if not sample.potential.config.in_field:
+        return None
+    return torch.tensor([[0.48, 0.6, 0.64]], dtype=torch.float64, device=sample.potential.device)
 
 
 def _quantities_in_plain_pytorch(sample: Sample) -> dict[str, Quantity]:
@@ -242,6 +250,9 @@ def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str
     push = max(scale, push)
     found = {"energies": Quantity(p.energies, max(scale, float(network.abs().max())))}  # E0 of thousands hide nothing
     found["forces"] = Quantity(p.forces, push)
+    for name in ("dipole", "polarizability", "dipole_slopes"):
+        if (values := getattr(p, name)) is not None:
+            found[name] = Quantity(values, max(1e-3, float(values.abs().max())))
     if p.cue_gradients is not None:
         found["gradients of the cues"] = Quantity(p.cue_gradients, max(scale, float(p.cue_gradients.abs().max())))
     if p.edge_gradients is not None and len(p.edge_gradients):  # of either direction of a pair: their sum is defined
@@ -261,21 +272,22 @@ def _training_problem(make: Callable[[Potential], LossGradient], potential: Pote
         if twin not in made:
             made[twin] = make(twin)
         pairs = ((made[twin], twin), (PlainLossGradient(exact), exact))
-        found, right = (_gradients(one, owner, sample.graph) for one, owner in pairs)
-        usual = partial(_gradients, PlainLossGradient(twin), twin, sample.graph)
+        found, right = (_gradients(one, owner, sample) for one, owner in pairs)
+        usual = partial(_gradients, PlainLossGradient(twin), twin, sample)
         problem = difference(found, usual, right, sample.leeway * TOLERANCE[potential.dtype])
         if problem is not None:
             return problem
     return None
 
 
-def _gradients(gradient: LossGradient, potential: Potential, graph: Graph) -> dict[str, Quantity]:
+def _gradients(gradient: LossGradient, potential: Potential, sample: Sample) -> dict[str, Quantity]:
     """Gradients of a loss by the names of the weights, and the loss's energies and forces."""
     seen: dict[str, Quantity] = {}
-    scale = max(potential.scales)
+    scale, graph = max(potential.scales), sample.graph
 
     def loss(p: Prediction) -> Tensor:
-        told = 0.0 if p.cue_gradients is None else p.cue_gradients.square().mean()
+        others = [getattr(p, name) for name in ("cue_gradients", "dipole", "polarizability", "dipole_slopes")]
+        told = sum(x.square().mean() for x in others if x is not None)
         energies = p.energies - potential.elements(torch.zeros(1)).reference[potential.species_index[graph.numbers]]
         seen["energies"] = Quantity(p.energies.detach(), max(scale, float(energies.detach().abs().max())))
         push = p.edge_gradients.detach().abs().max() if len(graph.edge_src) else torch.zeros(())
@@ -283,7 +295,7 @@ def _gradients(gradient: LossGradient, potential: Potential, graph: Graph) -> di
         return energies.square().mean() + p.forces.square().mean() + told
 
     potential.zero_grad(set_to_none=True)
-    gradient(graph, loss, forces=True, stress=False)
+    gradient(graph, loss, forces=True, stress=False, along=_along(sample))
     seen |= gradients_of_weights(potential)
     potential.zero_grad(set_to_none=True)
     return seen

@@ -1,5 +1,6 @@
 """Evaluation of a potential in compiled code on the CPU: energies, forces and stress without PyTorch's overhead."""
 
+import copy
 import ctypes
 from operator import is_
 from threading import Lock
@@ -20,9 +21,10 @@ from segnn_ase.model.elements import Elements
 from segnn_ase.model.newness import KnownSurroundings
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, stress_of
-from segnn_ase.model.repulsion import core_of, repelled, seen_by_network
+from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
+from segnn_ase.model.responses import columns_read, field_energies, summed
 from segnn_ase.model.watch import Judgement, Watched
-from segnn_ase.structure.graph import Graph, within
+from segnn_ase.structure.graph import Graph, sum_over_atoms, within
 
 EDGES_PER_THREAD = 1500  # another thread for fewer costs more than it saves
 EXACT = torch.float64
@@ -60,6 +62,7 @@ class Held:
         tensors |= {"reference": elements.reference, "isolated": elements.isolated, **memory._asdict()}
         tensors |= {"first": links.first, "src": links.src, "knot": links.knot}
         self._kept = {name: x.contiguous() for name, x in tensors.items()}
+        self.scale = self._kept["scale"]
         self.c = CGraph(
             n=len(kind),
             n_pairs=len(graph.edge_src),
@@ -105,6 +108,8 @@ class CpuEvaluator(Evaluator):
         self._newness: CompiledNewness | PlainNewness | None = None
         self._watch: CpuWatch | None = None
         self.elements = potential.elements(self._lonely(len(potential.species)))
+        self._responses = copy.deepcopy(potential.responses)
+        self._nothing = torch.zeros_like(self.elements.scale)
         self._last = (torch.zeros(0), torch.zeros(0))  # atomic numbers and species of the atoms met last
 
     def _lonely(self, n: int) -> Tensor:
@@ -121,11 +126,34 @@ class CpuEvaluator(Evaluator):
         if self._plan.cues is not None:
             self._passes.at(self._plan.cues)[:n] = 0 if cues is None else cues
 
-    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+    def __call__(
+        self, graph: Graph, *, forces: bool = True, stress: bool = False, along: Tensor | None = None
+    ) -> Prediction:
         kind = self._kinds(graph.numbers)
         with self._lock:
-            found = self._evaluate(graph, kind, forces or stress, stress)
-        return found or self._sorted(graph, forces=forces, stress=stress)
+            seeds = self._seeds(graph)
+            found = self._evaluate(graph, kind, forces or stress, stress, seeds)
+            if found is not None and self._responses is not None:
+                found = self._with_responses(graph, kind, found, along)
+        return found or self._sorted(graph, forces=forces, stress=stress, along=along)
+
+    def _seeds(self, graph: Graph) -> Tensor | None:
+        """Derivative of the field's energy with respect to what is read out of each atom."""
+        if self._responses is None or graph.field is None:
+            return None
+        return self._responses.seeds(graph.field[graph.batch])
+
+    def _with_responses(self, graph: Graph, kind: Tensor, p: Prediction, along: Tensor | None) -> Prediction:
+        read = torch.cat([self._passes.at(x)[: len(kind)] for x in self._plan.read], dim=1)
+        moments = self._responses.of_atoms(kind, read)
+        energies = p.energies + field_energies(graph, *moments)
+        p = p._replace(energy=sum_over_atoms(energies, graph), energies=energies, **summed(graph, *moments)._asdict())
+        if along is None:
+            return p
+        slopes = self._evaluate(
+            graph, kind, True, False, -self._responses.slopes(along[graph.batch], graph), nothing=True
+        )
+        return p._replace(dipole_slopes=slopes.forces)
 
     def _kinds(self, numbers: Tensor) -> Tensor:
         known = self._last
@@ -133,37 +161,43 @@ class CpuEvaluator(Evaluator):
             known = self._last = (numbers, self.elements.kinds(numbers))
         return known[1]
 
-    def _sorted(self, graph: Graph, *, forces: bool, stress: bool) -> Prediction:
+    def _sorted(self, graph: Graph, *, forces: bool, stress: bool, along: Tensor | None) -> Prediction:
         """The same for pairs in any order."""
         graph = within(graph, self._cutoff)
         order = torch.argsort(graph.edge_dst, stable=True)
         pairs = {name: getattr(graph, name)[order] for name in ("edge_src", "edge_dst", "edge_shift")}
-        found = self(graph._replace(**pairs, edge_pair=None), forces=forces, stress=stress)
+        found = self(graph._replace(**pairs, edge_pair=None), forces=forces, stress=stress, along=along)
         if found.edge_gradients is None:
             return found
         return found._replace(
             edge_gradients=torch.empty_like(found.edge_gradients).index_copy_(0, order, found.edge_gradients)
         )
 
-    def _evaluate(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
-        """wanted: whether derivatives are. None for pairs that are not sorted by receiver."""
+    def _evaluate(
+        self, graph: Graph, kind: Tensor, wanted: bool, stress: bool, seeds: Tensor | None, *, nothing: bool = False
+    ) -> Prediction | None:
+        """wanted: whether derivatives are, of the energy, or with `nothing` of nothing, and of what is read out times
+        seeds (N, 9). None for pairs that are not sorted by receiver."""
         held, segments = self._hold(graph, kind), self._passes.in_c["all" if wanted else "energies"]
         c, (energy, energies, features, forces, gradients, s) = held.c, self._room_for_results(held.c, wanted, stress)
         self._tell(graph.cues, c.n)
+        for place, values in zip(self._plan.read_weight, columns_read(seeds), strict=False):
+            self._passes.at(place)[: c.n] = 0 if values is None else values
+        c.scale, c.repels = address(self._nothing if nothing else held.scale), self.elements.repels
         if self._runtime.evaluate(held.address, *segments):
             self._passes.holds = held
         elif c.n_edges < 0:
             return None
         elif self._make_room(c.n, c.n_edges, c.threads):
-            return self._evaluate(graph, kind, wanted, stress)
+            return self._evaluate(graph, kind, wanted, stress, seeds, nothing=nothing)
         else:
-            self._evaluate_apart(held, segments)
+            self._evaluate_apart(held, segments, nothing=nothing)
         s = None if s is None else stress_of(s, graph)
         gradients = None if gradients is None else gradients[: c.n_edges]
         found = Prediction(energy, energies, forces, s, gradients, features, close=c.close > 0)
         if self._plan.cue_gradient is None or not wanted:
             return found
-        return found._replace(cue_gradients=self._passes.at(self._plan.cue_gradient)[: c.n].double())
+        return found._replace(cue_gradients=self._passes.at(self._plan.cue_gradient)[: c.n].to(EXACT, copy=True))
 
     def _hold(self, graph: Graph, kind: Tensor) -> Held:
         """A graph for C, with what there is of room for its pairs, which are still to be found."""
@@ -199,8 +233,9 @@ class CpuEvaluator(Evaluator):
         c.energy, c.energies, c.descriptors, c.forces, c.gradients, c.virial = map(address, results)
         return results
 
-    def _evaluate_apart(self, held: Held, segments: tuple) -> None:
-        """Let the network see the pairs of the core further apart than they are, and add their repulsion."""
+    def _evaluate_apart(self, held: Held, segments: tuple, *, nothing: bool) -> None:
+        """Let the network see the pairs of the core further apart than they are, and add their repulsion; `nothing`: do
+        not add it."""
         c, links, (_, step, knots), n_edges = held.c, self._links, self._limits, held.c.n_edges
         seen = held.memory.vectors[:n_edges]
         receivers = torch.repeat_interleave(links.first[: c.n + 1].diff())
@@ -210,7 +245,11 @@ class CpuEvaluator(Evaluator):
         links.knot[:n_edges] = (seen.norm(dim=1) / step).long().clamp_max(knots - 1)
         self._runtime.run_found(held.address, *segments)
         gradient, usual = held.memory.gradient[:n_edges] if c.forces else None, (c.vectors, c.gradient, c.added)
-        added, gradient = repelled(torch.zeros(c.n, dtype=EXACT), gradient, true, core)
+        added = torch.zeros(c.n, dtype=EXACT)
+        if nothing:
+            gradient = pulled_back(gradient, true, core)
+        else:
+            added, gradient = repelled(added, gradient, true, core)
         c.vectors, c.gradient, c.added = map(address, (true, gradient, added))
         self._runtime.finish(held.address)
         c.vectors, c.gradient, c.added = usual

@@ -1,5 +1,6 @@
 """Evaluation of a potential on a GPU: the compiled network, without autograd in between."""
 
+import copy
 from functools import partial
 from threading import Lock
 from typing import NamedTuple
@@ -16,8 +17,9 @@ from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, assemble
-from segnn_ase.model.repulsion import core_of, repelled, seen_by_network
+from segnn_ase.model.predict import Evaluator, Prediction, assemble, slopes_of
+from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
+from segnn_ase.model.responses import columns_read, field_energies, summed
 from segnn_ase.structure.graph import Graph, edge_vectors, select
 
 
@@ -39,14 +41,17 @@ class GpuEvaluator(Evaluator):
         vectors = torch.zeros(0, 3, dtype=self._dtype, device=potential.device)
         nothing = potential.no_cues(len(species))
         near = _compacted(none, none.bool(), len(species))
-        lonely = self._network(species, vectors, none, near, None, nothing)
-        self.elements = potential.elements(lonely[0])
+        lonely = self._network(species, vectors, none, near, None, nothing, None)
+        self.elements = potential.elements(lonely.epsilon)
+        self._responses = copy.deepcopy(potential.responses)
 
-    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+    def __call__(
+        self, graph: Graph, *, forces: bool = True, stress: bool = False, along: Tensor | None = None
+    ) -> Prediction:
         if not bool((graph.edge_dst[1:] < graph.edge_dst[:-1]).any()):
-            return self.of_sorted(graph, forces=forces, stress=stress)
+            return self.of_sorted(graph, forces=forces, stress=stress, along=along)
         order = torch.argsort(graph.edge_dst, stable=True)
-        found = self.of_sorted(select(graph, order), forces=forces, stress=stress)
+        found = self.of_sorted(select(graph, order), forces=forces, stress=stress, along=along)
         g = found.edge_gradients
         return found if g is None else found._replace(edge_gradients=torch.empty_like(g).index_copy(0, order, g))
 
@@ -63,7 +68,9 @@ class GpuEvaluator(Evaluator):
             self._newness = chosen_newness(make, known, self._cutoff, graph, kind)
         return self._newness
 
-    def of_sorted(self, graph: Graph, *, forces: bool, stress: bool, core: bool = True) -> Prediction:
+    def of_sorted(
+        self, graph: Graph, *, forces: bool, stress: bool, core: bool = True, along: Tensor | None = None
+    ) -> Prediction:
         """Of a graph whose pairs are sorted by receiver. Without `core` it is right where the result's `close` is not:
         the core is a matter of few pairs, but which ones they are cannot be asked here."""
         kind, wanted, elements = self.elements.kinds(graph.numbers), forces or stress, self.elements
@@ -76,17 +83,39 @@ class GpuEvaluator(Evaluator):
         pairs = core_of(graph, kind, rounded, elements.core) if core else None
         with self._lock:
             seen = seen_by_network(rounded, pairs)
-            epsilon, features, g, told = self._network(kind, seen, graph.edge_src, near, weight, graph.cues)
-        energies, g = repelled(elements.energies(kind, epsilon), g, rounded, pairs)
-        found = assemble(graph, vectors, energies, g, features, forces=wanted, stress=stress)
-        told = None if told is None else told.double()
-        return found._replace(neighbors=near.first.diff(), close=close, cue_gradients=told)
+            said = self._network(kind, seen, graph.edge_src, near, weight, graph.cues, self._seeds(graph))
+            slopes = None
+            if along is not None and self._responses is not None:
+                turned = self._responses.slopes(along[graph.batch], graph)
+                nothing = torch.zeros_like(elements.scale[kind], dtype=self._dtype)
+                slopes = self._network(kind, seen, graph.edge_src, near, nothing, graph.cues, turned).gradient
+        energies, g = repelled(elements.energies(kind, said.epsilon), said.gradient, rounded, pairs)
+        responses: dict = {}
+        if self._responses is not None:
+            moments = self._responses.of_atoms(kind, said.read)
+            energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)._asdict()
+            if slopes is not None:
+                responses["dipole_slopes"] = slopes_of(graph, pulled_back(slopes, rounded, pairs))
+        found = assemble(graph, vectors, energies, g, said.features, forces=wanted, stress=stress)
+        told = None if said.cue_gradients is None else said.cue_gradients.double()
+        return found._replace(neighbors=near.first.diff(), close=close, cue_gradients=told, **responses)
+
+    def _seeds(self, graph: Graph) -> Tensor | None:
+        known = self._responses is not None and graph.field is not None
+        return self._responses.seeds(graph.field[graph.batch]) if known else None
 
     def _network(
-        self, kind: Tensor, vectors: Tensor, src: Tensor, near: "_Near", weight: Tensor | None, cues: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """epsilon (N,), invariant features (N, channels), and the gradients of sum_i weight_i epsilon_i with respect to
-        r_ij = vectors (E, 3) and cues (N, width), or None without a weight, or without cues."""
+        self,
+        kind: Tensor,
+        vectors: Tensor,
+        src: Tensor,
+        near: "_Near",
+        weight: Tensor | None,
+        cues: Tensor | None,
+        seeds: Tensor | None,
+    ) -> "_Outcome":
+        """For r_ij = vectors (E, 3) and cues (N, width); weight (N,): of the epsilon in the sum whose gradients are
+        taken, None for none, and seeds (N, 9), of what is read out besides."""
         at, place = self.passes.at, near.place
         self.passes.reserve({"node": len(kind), "edge": len(vectors), "pair": 0})
         there = at(self._plan.vectors).index_copy_(0, place, vectors)
@@ -96,14 +125,28 @@ class GpuEvaluator(Evaluator):
             at(self._plan.weight)[:, 0] = weight
         if self._plan.cues is not None:
             at(self._plan.cues).copy_(cues)
+        for to, values in zip(map(at, self._plan.read_weight), columns_read(seeds), strict=False):
+            to.copy_(values) if values is not None else to.zero_()
         nodes = edges._replace(knot=kind)
         self.passes.run(self._plan.energies if weight is None else self._plan.everything, nodes, edges)
-        found = at(self._plan.epsilon)[:, 0].clone(), at(self._plan.features).clone()
+        read = torch.cat([at(x) for x in self._plan.read], dim=1) if self._plan.read else None
+        found = _Outcome(at(self._plan.epsilon)[:, 0].clone(), at(self._plan.features).clone(), read)
         if weight is None:
-            return *found, None, None
+            return found
         g = at(self._plan.gradient)[place]
         told = None if self._plan.cue_gradient is None else at(self._plan.cue_gradient).clone()
-        return *found, torch.where(near.within[:, None], g, 0.0), told  # beyond the cutoff nothing has been written
+        g = torch.where(near.within[:, None], g, 0.0)  # beyond the cutoff nothing has been written
+        return found._replace(gradient=g, cue_gradients=told)
+
+
+class _Outcome(NamedTuple):
+    """What the network makes of N atoms with E pairs."""
+
+    epsilon: Tensor  # (N,)
+    features: Tensor  # (N, channels)
+    read: Tensor | None  # (N, 9)
+    gradient: Tensor | None = None  # (E, 3)
+    cue_gradients: Tensor | None = None  # (N, width)
 
 
 class _Near(NamedTuple):

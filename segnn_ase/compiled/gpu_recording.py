@@ -52,7 +52,11 @@ class RecordingEvaluator(Evaluator):
     def without_core(self) -> Evaluator:
         return self._inner.without_core()
 
-    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+    def __call__(
+        self, graph: Graph, *, forces: bool = True, stress: bool = False, along: Tensor | None = None
+    ) -> Prediction:
+        if along is not None:  # now and then
+            return self._inner(graph, forces=forces, stress=stress, along=along)
         if not self._failed:
             try:
                 return self._recorded(graph, forces, stress)
@@ -143,6 +147,8 @@ class RecordingEvaluator(Evaluator):
         static.cell[: graph.n_graphs].copy_(graph.cell, non_blocking=True)
         if static.cues is not None:
             static.cues[:n].copy_(graph.cues, non_blocking=True)
+        if static.field is not None:
+            static.field[: graph.n_graphs].copy_(graph.field, non_blocking=True)
 
     def _record(self, forces: bool, stress: bool, core: bool) -> Callable[[], Prediction]:
         static = self._graph
@@ -220,4 +226,6 @@ def _without_padding(p: Prediction, n: int, n_graphs: int) -> Prediction:
         neighbors=first(p.neighbors, n),
         close=p.close,
         cue_gradients=first(p.cue_gradients, n),
+        dipole=first(p.dipole, n_graphs),
+        polarizability=first(p.polarizability, n_graphs),
     )

@@ -18,6 +18,7 @@ from segnn_ase.compiled.steered_steps import GEOMETRY, parted, steered_linear, s
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
 from segnn_ase.model.interactions import Message, SelfProduct, Update
 from segnn_ase.model.irreps import SCALAR, kinds, multiplicities, spherical_kinds
+from segnn_ase.model.responses import READ
 from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense
 
 WEIGHT = {"weight": True}
@@ -50,6 +51,7 @@ class _Network:
             epsilon=Array("node", 1),
             features=View(Array("node", width), 1, width),
             cues=self.geometry.cues,
+            read=tuple(Array("node", kind.dim) for kind in READ) if potential.config.in_field else (),
             segments=self.geometry.segments(),
         )
         self.now: list[Step] = [self.geometry.normalised()]
@@ -64,12 +66,22 @@ class _Network:
             powers = self.receive(t, both, radial[t])
             self.multiply(t, powers, both)
             both = self.update(t, both, last=t == depth - 1)
+            self.read_responses(t, both, last=t == depth - 1)
             if t < depth - 1:
                 x = self.view(self.scalar, both[self.scalar])
                 self.now.append(MatrixProduct(x, _dense(self.potential.readout.linear[t]), self.epsilon, add=t > 0))
         self.now += _mlp(self.potential.readout.last, self.network.features, self.epsilon, add=depth > 1)
         self.network.segments.append(Segment("node", self.now))
         return self.network
+
+    def read_responses(self, t: int, both: list[Array], *, last: bool) -> None:
+        """What is read out of the features after an interaction, but their energy."""
+        layer = self.potential.responses
+        for array, k, dense in (
+            zip(self.network.read, layer.places.values(), layer.layers[t], strict=True) if layer else ()
+        ):
+            x = self.network.features if last and k == self.scalar else self.view(k, both[k])
+            self.now.append(MatrixProduct(x, _dense(dense), View(array, array.size, 1), add=t > 0))
 
     # arrays
 
@@ -190,7 +202,7 @@ class _Network:
             self.now.append(MatrixProduct(self.view(k, powers[k]), weight, out))
 
     def update(self, t: int, both: list[Array], *, last: bool) -> list[Array]:
-        """New features; of the last only the scalars, which nothing else is read of."""
+        """New features; of the last only what something is read of."""
         update: Update = self.segnn.updates[t]
         widths, a, embedded = multiplicities(update.gate.irreps_in), self.geometry.attributes, self.fixed and t == 0
         opened = [Array("node", dim * width) for dim, width in zip(self.dims, widths, strict=True)]
@@ -199,8 +211,11 @@ class _Network:
             of_features, first = parted(first, self.mul)
             self.now += product_of_embedded(self.segnn.embedding, of_features, a, inside)
         self.now += steered_linear(first, both, a, inside, add=embedded)
-        gated, new = self.gate(opened), self.nodes(2)
-        out = {self.scalar: self.network.features} if last else {k: self.view(k, x) for k, x in enumerate(new)}
+        gated, new = self.gate(opened), self.nodes(1 if last else 2)
+        out = {k: self.view(k, x) for k, x in enumerate(new)}
+        if last:
+            wanted = {self.scalar} if not self.network.read else {*self.potential.responses.places.values()}
+            out = {k: self.network.features if k == self.scalar else out[k] for k in sorted(wanted)}
         if embedded:
             self.now += first_features(self.segnn.embedding, a, out)
         before = {} if embedded else {k: self.view(k, both[k]) for k in out}

@@ -72,7 +72,8 @@ class _Reverse:
 
     def __init__(self, network: NetworkSteps, role: str):
         self.network, self.role, self.at = network, role, _role(role)
-        self._there: dict[Array, np.ndarray] = {network.epsilon: np.ones(1, bool)}  # what has been written of it
+        # what has been written of an array
+        self._there: dict[Array, np.ndarray] = {x: np.ones(x.size, bool) for x in (network.epsilon, *network.read)}
         # to be added with the next product that goes to as many channels there
         self._waiting: dict[tuple[View, int], View] = {}
 
@@ -178,10 +179,13 @@ class Evaluation(NamedTuple):
     features: Place
     cues: Place | None
     cue_gradient: Place | None
+    read: tuple[Place, ...]
+    read_weight: tuple[Place, ...]  # as `weight`, of what is read out
 
     def storage(self) -> "dict[Place, Storage]":
-        outside = {self.vectors, self.gradient, self.epsilon, self.weight, self.features, self.cues, self.cue_gradient}
-        return shared(self.everything, outside - {None})
+        inputs, outputs = {self.vectors, self.cues}, {self.epsilon, self.features, *self.read}
+        back = {self.weight, *self.read_weight, self.gradient, self.cue_gradient}
+        return shared(self.everything, {x for x in inputs | outputs | back if x is not None})
 
 
 def evaluation(network: NetworkSteps) -> Evaluation:
@@ -191,7 +195,8 @@ def evaluation(network: NetworkSteps) -> Evaluation:
     features = Place("value", network.features.array)
     everything, told = joined(forward, gradient_pass(network)), network.cues
     cues = (None, None) if told is None else (Place("value", told), Place("gradient", told))
-    return Evaluation(forward, everything, vectors, gradient, epsilon, weight, features, *cues)
+    read = (tuple(Place(role, x) for x in network.read) for role in ("value", "gradient"))
+    return Evaluation(forward, everything, vectors, gradient, epsilon, weight, features, *cues, *read)
 
 
 @dataclass(eq=False)

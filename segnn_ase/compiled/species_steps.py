@@ -65,7 +65,9 @@ def _of_paths(layer: SteerableLinear, linear: SteeredMap, outs: list[int]) -> tu
         table += [_of_path(layer, path.left, own) @ mixed for own in _paths(layer, path.left)]
         if path.left == layer.scalar:
             of_bias.append(bias @ mixed)
-    return torch.cat(table, 1), torch.cat(of_bias)
+    width = table[0].shape[1] if table else linear.width[outs[0]]
+    table = table or [bias.new_zeros(multiplicities(layer.irreps_in)[0], width)]
+    return torch.cat(table, 1), torch.cat(of_bias) if of_bias else bias.new_zeros(0)
 
 
 def _paths(layer: SteerableLinear, k: int) -> list[slice]:

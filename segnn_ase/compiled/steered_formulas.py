@@ -140,7 +140,7 @@ def embedded_product(embedding_, coupling, channels: int) -> Operation:
     """Sums over paths of f (x) a, for f of an `embedding`, with what each path makes of each of its paths: inputs table
     (species, pairs of paths, channels), bias (paths that begin at scalars, channels), a (n, dim); outputs as there."""
     left, pairs = coupling.left, pairs_of_paths(embedding_, coupling)
-    n = len(pairs)
+    n = max(len(pairs), 1)  # a table without columns is none
     scalars = [p for p, path in enumerate(coupling.paths) if left[path.left] == SCALAR]
     dim = sum(kind.dim for kind in coupling.right)
     inputs = (

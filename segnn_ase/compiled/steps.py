@@ -162,6 +162,7 @@ class NetworkSteps:
     epsilon: Array
     features: View
     cues: Array | None = None  # what atoms are told besides, if anything
+    read: tuple[Array, ...] = ()  # of dipoles and polarizabilities, one for each kind of irreps
     segments: list[Segment] = field(default_factory=list)
 
 

@@ -1,7 +1,7 @@
 """The gradient of a loss on energies and forces by all four passes of `passes.py`, forward over reverse."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -12,8 +12,9 @@ from segnn_ase.compiled.passes import apart, dual_pass, gradient_pass, tangent_p
 from segnn_ase.compiled.sorted_edges import first_edges
 from segnn_ase.compiled.steps import Array, Place, Segment, Weight, steps_of
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Loss, assemble
-from segnn_ase.model.repulsion import core_of, repelled, seen_by_network
+from segnn_ase.model.predict import Loss, Prediction, assemble, slopes_of
+from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
+from segnn_ase.model.responses import ResponseReadout, columns_read, field_energies, summed
 from segnn_ase.structure.graph import Graph, edge_vectors
 
 PASSES = {"value": value_pass, "gradient": gradient_pass, "tangent": tangent_pass, "dual": dual_pass}
@@ -65,9 +66,11 @@ class CompiledLossGradient(ABC):
     def _gradients(self) -> Iterable[tuple[Weight, Tensor]]:
         """Of all weights, after the last pass."""
 
-    def __call__(self, graph: Graph, loss_of: Loss, *, forces: bool, stress: bool) -> Tensor:
+    def __call__(
+        self, graph: Graph, loss_of: Loss, *, forces: bool, stress: bool, along: Tensor | None = None
+    ) -> Tensor:
         """See `model.predict.LossGradient`; the edges are sorted by receiver, else ValueError."""
-        potential, epsilon_of = self._potential, self._network.epsilon
+        potential = self._potential
         if not bool((graph.edge_dst[1:] >= graph.edge_dst[:-1]).all()):
             raise ValueError("edges must be sorted by receiver")
         n, species = len(graph.numbers), torch.arange(len(potential.species), device=graph.numbers.device)
@@ -79,32 +82,77 @@ class CompiledLossGradient(ABC):
         self._put("value", seen_by_network(vectors, core), chosen)
         self._tell("value", graph.cues)
         self._run("value", links)
-        epsilon = self._at("value", epsilon_of)[: len(kind), 0].clone().requires_grad_()
+        epsilon = self._at("value", self._network.epsilon)[: len(kind), 0].clone().requires_grad_()
         elements = potential.elements(epsilon[n:])
-        weight = self._at("gradient", epsilon_of)
-        weight[:n, 0], weight[n:] = elements.scale[kind[:n]], 0
+        responses = _Responses.of(potential, graph, kind[:n], along)
+        turning = None if along is None else self._turning(responses, links, vectors, chosen)
+        self._seed("gradient", elements.scale[kind[:n]], responses.seeds)
         self._run("gradient", links)
         g = self._gradient_of_vectors(len(vectors), chosen).requires_grad_()
         energies = elements.energies(kind[:n], epsilon[:n])
         energies, slopes = repelled(energies, g, vectors, core)
-        told = self._gradient_of_cues(n)
-        p = assemble(graph, vectors, energies, slopes, None, forces=forces, stress=stress)
-        loss = loss_of(p._replace(cue_gradients=None if told is None else told.double()))
-        inputs = [epsilon, g, *([] if told is None else [told])]
-        slopes, direction, *turned = torch.autograd.grad(loss, inputs, materialize_grads=True)
-        self._put("tangent", direction, chosen)
-        self._tell("tangent", *turned)
-        self._run("tangent", links)
-        dual = self._at("dual", epsilon_of)
-        dual[: len(kind), 0], dual[len(kind) :] = slopes, 0
-        self._run("dual", links)
-        self._hand_over()
+        told, read = self._gradient_of_cues(n), self._read(n)
+        p = responses.prediction(
+            graph, energies, read, lambda e: assemble(graph, vectors, e, slopes, None, forces=forces, stress=stress)
+        )
+        turned = None if turning is None else slopes_of(graph, pulled_back(turning, vectors, core))
+        loss = loss_of(p._replace(cue_gradients=None if told is None else told.double(), dipole_slopes=turned))
+        leaves = {"epsilon": epsilon, "g": g, "told": told, "read": read, "turning": turning}
+        leaves = {name: x for name, x in leaves.items() if x is not None}
+        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        slope = dict(zip(leaves, found, strict=True))
+        self._back(links, chosen, slope["g"], slope.get("told"), slope["epsilon"], slope.get("read"))
+        gradients = [(w, gradient.clone()) for w, gradient in self._gradients()]
+        if turning is not None:
+            self._turning(responses, links, vectors, chosen)
+            self._back(links, chosen, slope["turning"], None, torch.zeros_like(epsilon), None)
+            for (_, total), (_, more) in zip(gradients, self._gradients(), strict=True):
+                total += more
+        self._hand_over(gradients)
         return loss.detach()
 
-    def _hand_over(self) -> None:
+    def _turning(self, responses: "_Responses", links: TrainingLinks, vectors: Tensor, chosen: Tensor) -> Tensor:
+        """Gradient of u . mu with respect to the vectors of the edges; what the passes hold is then of it."""
+        self._seed("gradient", torch.zeros(()), responses.turned)
+        self._run("gradient", links)
+        return self._gradient_of_vectors(len(vectors), chosen).requires_grad_()
+
+    def _seed(self, role: str, epsilon: Tensor, read: Tensor | None) -> None:
+        """What a pass back begins with, at the energies and at what is read out besides, of the first atoms."""
+        place = self._at(role, self._network.epsilon)
+        place.zero_()
+        place[: epsilon.numel() if epsilon.dim() else None, 0] = epsilon
+        for array, values in zip(self._network.read, columns_read(read), strict=False):
+            place = self._at(role, array)
+            place.zero_()
+            if values is not None:
+                place[: len(values)] = values
+
+    def _back(
+        self,
+        links: TrainingLinks,
+        chosen: Tensor,
+        direction: Tensor,
+        turned: Tensor | None,
+        epsilon: Tensor,
+        read: Tensor | None,
+    ) -> None:
+        """The passes behind that of the gradient: tangents of vectors and cues, and duals of what was said."""
+        self._put("tangent", direction, chosen)
+        self._tell("tangent", direction.new_zeros(0) if turned is None else turned)
+        self._run("tangent", links)
+        self._seed("dual", epsilon, read)
+        self._run("dual", links)
+
+    def _read(self, n: int) -> Tensor | None:
+        if not self._network.read:
+            return None
+        return torch.cat([self._at("value", x)[:n] for x in self._network.read], dim=1).requires_grad_()
+
+    def _hand_over(self, gradients: list[tuple[Weight, Tensor]]) -> None:
         """The gradients to the parameters, of some of which rows are used apart."""
         parts: dict[Tensor, Tensor] = {}
-        found = [(w, gradient.view_as(w.parameter)) for w, gradient in self._gradients() if w.whole.requires_grad]
+        found = [(w, gradient.view_as(w.parameter)) for w, gradient in gradients if w.whole.requires_grad]
         scaled = torch._foreach_mul([gradient for _, gradient in found], [w.scale for w, _ in found]) if found else []
         for (w, _), gradient in zip(found, scaled, strict=True):
             if w.rows is None:
@@ -123,7 +171,9 @@ class CompiledLossGradient(ABC):
         """Cues of the atoms, or what belongs to them in another pass; of lonely ones, and of more, nothing is told."""
         if self._network.cues is not None and cues is not None:
             place = self._at(role, self._network.cues)
-            place[: len(cues)], place[len(cues) :] = cues, 0
+            place.zero_()
+            if len(cues):
+                place[: len(cues)] = cues
 
     def _gradient_of_cues(self, n: int) -> Tensor | None:
         cues = self._network.cues
@@ -133,6 +183,29 @@ class CompiledLossGradient(ABC):
         """Of the edges, as the pass left it: (E, 3)."""
         of_edges, of_pairs = (self._at("gradient", x) for x in (self._network.vectors, self._network.pair_vectors))
         return of_edges[:n].index_add(0, chosen, of_pairs[: len(chosen)])
+
+
+class _Responses(NamedTuple):
+    """What a field asks of a potential that knows dipoles and polarizabilities; nothing of others."""
+
+    readout: ResponseReadout | None
+    kind: Tensor
+    seeds: Tensor | None  # of the field's energy, (N, 9)
+    turned: Tensor | None  # of u . mu
+
+    @classmethod
+    def of(cls, potential: Potential, graph: Graph, kind: Tensor, along: Tensor | None) -> "_Responses":
+        readout = potential.responses
+        if readout is None:
+            return cls(None, kind, None, None)
+        seeds = None if graph.field is None else readout.seeds(graph.field[graph.batch])
+        return cls(readout, kind, seeds, None if along is None else readout.slopes(along[graph.batch], graph))
+
+    def prediction(self, graph: Graph, energies: Tensor, read: Tensor | None, made: Callable) -> Prediction:
+        if self.readout is None:
+            return made(energies)
+        moments = self.readout.of_atoms(self.kind, read)
+        return made(energies + field_energies(graph, *moments))._replace(**summed(graph, *moments)._asdict())
 
 
 def _links(graph: Graph, kind: Tensor) -> tuple[Tensor, TrainingLinks]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
-from segnn_ase.structure.cue_settings import CONJUGATES, Cue
-from segnn_ase.structure.cues import gradient_of, told
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, Cue
+from segnn_ase.structure.cues import field_labels, gradient_of, told
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
 from segnn_ase.structure.told import Told, with_told
 
@@ -23,6 +23,9 @@ class Labels(NamedTuple):
     forces: Tensor  # (N, 3) eV/Å
     stress: Tensor  # (B, 3, 3) eV/Å^3
     cue_gradients: Tensor  # (N, width) dE/dcues, eV; see `model.cues`
+    dipole: Tensor  # (B, 3) e Å
+    polarizability: Tensor  # (B, 3, 3) e Å^2/V
+    born: Tensor  # (N, 3, 3) e, d mu_i / d r_j
 
 
 class Item(NamedTuple):
@@ -36,7 +39,8 @@ class Item(NamedTuple):
 def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
     """A frame for a potential with this cutoff and these cues. Raises DataError for what it cannot be told."""
     n = len(frame.atoms)
-    nan = float("nan")
+    nan, told_of = float("nan"), frame.told or {}
+    in_field = told_of if any(cue.name == FIELD for cue in cues) else {}
     labels = Labels(
         energy=torch.tensor([nan if frame.energy is None else frame.energy], dtype=torch.float64),
         forces=torch.full((n, 3), nan, dtype=torch.float64) if frame.forces is None else torch.tensor(frame.forces),
@@ -44,9 +48,12 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
         if frame.stress is None
         else torch.tensor(frame.stress)[None],
         cue_gradients=torch.zeros(n, 0, dtype=torch.float64),
+        **{name: torch.from_numpy(value) for name, value in field_labels({}, n).items()},
     )
-    atoms, told_of = frame.atoms, frame.told or {}
+    atoms = frame.atoms
     try:
+        of_field = {name: torch.from_numpy(value) for name, value in field_labels(in_field, n).items()}
+        labels = labels._replace(**of_field)
         if cues:
             names = {cue.name for cue in cues}
             atoms = with_told(atoms, {key: value for key, value in told_of.items() if key[1] in names})
@@ -58,8 +65,8 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
 
 def _gradient_labels(atoms: Atoms, told_of: Told, cues: tuple[Cue, ...]) -> Tensor:
     """Labels of the cues' conjugates, NaN where there are none."""
-    parts = []
-    for cue in cues:
+    parts = [np.zeros((len(atoms), 0))]
+    for cue in (cue for cue in cues if cue.size):
         label = told_of.get(("arrays", CONJUGATES[cue.name][0])) if cue.name in CONJUGATES else None
         parts.append(np.full((len(atoms), cue.size), np.nan) if label is None else gradient_of(atoms, cue, label))
     return torch.from_numpy(np.concatenate(parts, axis=1))

@@ -15,7 +15,7 @@ from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys, Reading, find_labels
-from segnn_ase.structure.cue_settings import CONJUGATES, INPUTS
+from segnn_ase.structure.cue_settings import INPUTS, LABELS_OF_CUES
 from segnn_ase.structure.neighbors import check_geometry
 from segnn_ase.structure.told import Told, told_in
 
@@ -37,8 +37,7 @@ class Frame(NamedTuple):
 
 def told_inputs(frame: Frame) -> Told:
     """What stands beside a structure and is no label."""
-    labels = {name for name, _ in CONJUGATES.values()}
-    return {key: value for key, value in (frame.told or {}).items() if key[1] not in labels}
+    return {key: value for key, value in (frame.told or {}).items() if key[1] not in LABELS_OF_CUES}
 
 
 class Sourced(Protocol):
@@ -94,9 +93,11 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     check_atoms(atoms, source)
     found = find_labels(atoms, keys or LabelKeys(), source)
     labels = found.energy, found.forces, found.stress
-    names = (*INPUTS, *(name for name, _ in CONJUGATES.values()), *(keys.inputs if keys else ()))
-    told = told_in(atoms, dict.fromkeys(names)) or None
-    return Frame(structure_alone(atoms, source), *labels, source, found.origins, found.reading, told)
+    names = (*INPUTS, *LABELS_OF_CUES, *(keys.inputs if keys else ()))
+    results = {} if atoms.calc is None else atoms.calc.results
+    told = {("info", name): results[name] for name in LABELS_OF_CUES if results.get(name) is not None}
+    told |= told_in(atoms, dict.fromkeys(names))
+    return Frame(structure_alone(atoms, source), *labels, source, found.origins, found.reading, told or None)
 
 
 def check_atoms(atoms: Atoms, source: str) -> None:

@@ -44,7 +44,7 @@ def message_terms(cues: Sequence[Cue]) -> tuple[Term, ...]:
 
 def _terms(cues: Sequence[Cue], outs) -> tuple[Term, ...]:
     found, first = [], 0
-    for cue in cues:
+    for cue in (cue for cue in cues if cue.size):
         degree = (cue.size - 1) // 2
         found += [Term(first, degree, kind, squared) for kind, squared in outs(cue)]
         first += cue.size

@@ -37,7 +37,7 @@ def heat_flux(potential: Potential, graph: Graph, velocities: Tensor, masses: Te
             return edges._replace(slopes=edges.to_slots(slopes))
 
         elements, operations = potential.elements(), PLAIN._replace(edges=edges_with_slopes)
-        energies, _ = potential.atomic_energies(graph, vectors, elements=elements, operations=operations)
+        energies, *_ = potential.atomic_energies(graph, vectors, elements=elements, operations=operations)
         (g,) = torch.autograd.grad(energies.sum(), vectors, create_graph=True)
         rates = velocities[graph.edge_src] * slopes - velocities[graph.edge_dst]
         (potential_part,) = torch.autograd.grad((g * rates).sum(), k)

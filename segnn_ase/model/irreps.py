@@ -144,6 +144,13 @@ def clebsch_gordan(l1: int, l2: int, l3: int) -> Tensor:
     return torch.tensor(real_clebsch_gordan(l1, l2, l3))
 
 
+@cache
+def matrices_of(l: int) -> Tensor:
+    """The orthonormal 3 x 3 matrices that turn as degree l, row by row: (9, 2l + 1), float64."""
+    table = clebsch_gordan(1, 1, l).flatten(0, 1)
+    return table / table.norm(dim=0)
+
+
 class Constant:
     """A float64 table handed out in the dtype and on the device of a tensor, converted once for each.
 

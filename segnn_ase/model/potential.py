@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +14,19 @@ from segnn_ase.model.elements import Elements, species_index
 from segnn_ase.model.irreps import Features
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
 from segnn_ase.model.repulsion import CORE_MARGIN, core_of, seen_by_network, with_repulsion
+from segnn_ase.model.responses import ResponseReadout, Responses, field_energies, summed
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.cues import width_of
 from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms
 from segnn_ase.structure.stored import StoredStructures
+
+
+class Said(NamedTuple):
+    """What the network says of N atoms."""
+
+    epsilon: Tensor  # (N,)
+    features: Tensor  # (N, channels), the last scalars
+    read: Tensor | None = None  # (N, 9), of their dipoles and polarizabilities
 
 
 class Potential(nn.Module):
@@ -57,6 +66,7 @@ class Potential(nn.Module):
             torch.default_generator.manual_seed(int(seed))
             self.segnn = SEGNN(config, f"{len(species)}x0e")
             self.readout = EnergyReadout(config)
+            self.responses = ResponseReadout(config, len(species)) if config.in_field else None
         self.domain = None  # a `domain.Domain`: what the training structures covered
         self.uncertainty = None  # an `uncertainty.Uncertainty`
         self.examples: StoredStructures | None = None  # some of the training structures
@@ -130,7 +140,7 @@ class Potential(nn.Module):
 
     def cues_in(self, graph: Graph) -> Tensor | None:
         """The cues of a graph, (N, width); None for a potential without. Raises ValueError for a graph without them."""
-        if not self.config.cues:
+        if not width_of(self.config.cues):
             return None
         if graph.cues is None:
             raise ValueError(f"the graph has no cues; expected those of {[cue.name for cue in self.config.cues]}")
@@ -156,7 +166,7 @@ class Potential(nn.Module):
         kinds = [none.new_tensor([k]) for k in range(len(self.species))]
         cues = self.no_cues(1)
         return torch.cat(
-            [self.epsilon(kind, vectors, none, none, cues=cues, operations=operations)[0] for kind in kinds]
+            [self.epsilon(kind, vectors, none, none, cues=cues, operations=operations).epsilon for kind in kinds]
         )
 
     def no_cues(self, n: int) -> Tensor | None:
@@ -174,11 +184,12 @@ class Potential(nn.Module):
         edge_pair: Tensor | None = None,
         cues: Tensor | None = None,
         operations: Operations | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """What the network says of atoms of species `kind` (N,): epsilon (N,) and the last scalars (N, channels)."""
+    ) -> Said:
+        """What the network says of atoms of species `kind` (N,)."""
         given = {"edge_pair": edge_pair, "cues": cues, "operations": operations}
         history, _ = self.segnn(self._one_hot(kind), vectors, edge_src, edge_dst, **given)
-        return self.readout(history), history[-1][self.readout.scalar][:, 0]
+        read = None if self.responses is None else self.responses(history)
+        return Said(self.readout(history), history[-1][self.readout.scalar][:, 0], read)
 
     def atomic_energies(
         self,
@@ -188,9 +199,9 @@ class Potential(nn.Module):
         cues: Tensor | None = None,
         elements: Elements | None = None,
         operations: Operations | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Atomic energies (N,) eV in float64 and the last features' scalars, from r_ij (E, 3) Å of any dtype, and the
-        cues (N, width) in the potential's own, or else of the graph.
+    ) -> tuple[Tensor, Tensor, Responses | None]:
+        """Atomic energies (N,) eV in float64, the last features' scalars and the responses to a field, from r_ij (E, 3)
+        Å of any dtype, and the cues (N, width) in the potential's own, or else of the graph.
 
         elements: constants that are known; without them one lonely atom of each species rides along, and energies
         are differentiable in all weights.
@@ -200,7 +211,7 @@ class Potential(nn.Module):
         n, alone = len(kind), torch.arange(len(self.species) if elements is None else 0, device=self.device)
         cues, nothing = self.cues_in(graph) if cues is None else cues, self.no_cues(len(alone))
         told = None if cues is None or nothing is None else torch.cat([cues, nothing])
-        epsilon, features = self.epsilon(
+        epsilon, features, read = self.epsilon(
             torch.cat([kind, alone]),
             seen_by_network(vectors, core),
             graph.edge_src,
@@ -210,8 +221,11 @@ class Potential(nn.Module):
             operations=operations,
         )
         elements = self.elements(epsilon[n:]) if elements is None else elements
-        energies = elements.energies(kind, epsilon[:n])
-        return with_repulsion(energies, vectors, core), features[:n]
+        energies, responses = elements.energies(kind, epsilon[:n]), None
+        if self.responses is not None and read is not None:
+            moments = self.responses.of_atoms(kind, read[:n])
+            energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)
+        return with_repulsion(energies, vectors, core), features[:n], responses
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Total energies (B,) and atomic energies (N,), eV, float64; differentiable in positions, cell and weights."""

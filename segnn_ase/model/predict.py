@@ -14,6 +14,7 @@ from segnn_ase.model.elements import Elements
 from segnn_ase.model.network import Operations
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.responses import Responses
 from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import (
     Graph,
@@ -35,6 +36,10 @@ class Prediction(NamedTuple):
     neighbors: Tensor | None = None  # (N,) atoms within the cutoff, where they were counted on the way
     close: "bool | Tensor | None" = None  # whether atoms are closer than their core radius, likewise; () on a GPU
     cue_gradients: Tensor | None = None  # (N, width) dE/dcues, eV, of potentials with cues
+    dipole: Tensor | None = None  # (B, 3) e Å, in the field that there is, of potentials that know fields
+    polarizability: Tensor | None = None  # (B, 3, 3) e Å^2/V
+    born: Tensor | None = None  # (N, 3, 3) e, d mu_i / d r_j, see `with_born`
+    dipole_slopes: Tensor | None = None  # (N, 3) d(u . mu)/dr, e, where they are asked for along directions u
 
 
 class Evaluator(ABC):
@@ -43,10 +48,13 @@ class Evaluator(ABC):
     name: str  # in words, for messages
 
     @abstractmethod
-    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+    def __call__(
+        self, graph: Graph, *, forces: bool = True, stress: bool = False, along: Tensor | None = None
+    ) -> Prediction:
         """Forces and virial come from one gradient g_ij = dE/dr_ij: F_i = sum_j (g_ij - g_ji), and
         stress = (1 / V) sum_ij r_ij (x) g_ij, symmetrised. The stress of a cell without volume is NaN.
-        Pairs beyond the cutoff do nothing where the model is smooth. Raises ValueError for unknown elements.
+        Pairs beyond the cutoff do nothing where the model is smooth. along (B, 3): directions u of which the slopes of
+        u . mu are wanted. Raises ValueError for unknown elements.
         """
 
     def pairwise(self, graph: Graph) -> Tensor:
@@ -84,9 +92,11 @@ class PlainLossGradient:
     def __init__(self, potential: Potential, operations: Operations | None = None, *, name: str = "plain PyTorch"):
         self.name, self._potential, self._operations = name, potential, operations
 
-    def __call__(self, graph: Graph, loss_of: Loss, *, forces: bool, stress: bool) -> Tensor:
-        potential = self._potential.train()
-        loss = loss_of(predict(potential, graph, forces=forces, stress=stress, operations=self._operations))
+    def __call__(
+        self, graph: Graph, loss_of: Loss, *, forces: bool, stress: bool, along: Tensor | None = None
+    ) -> Tensor:
+        potential, wanted = self._potential.train(), {"forces": forces, "stress": stress, "along": along}
+        loss = loss_of(predict(potential, graph, **wanted, operations=self._operations))
         loss.backward()
         return loss.detach()
 
@@ -99,12 +109,12 @@ class PlainEvaluator(Evaluator):
         self._potential = copy.deepcopy(potential).eval().requires_grad_(False)
         self.elements = self._potential.elements(self._potential.lonely_epsilon(operations))
 
-    def __call__(self, graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
+    def __call__(
+        self, graph: Graph, *, forces: bool = True, stress: bool = False, along: Tensor | None = None
+    ) -> Prediction:
         self.elements.kinds(graph.numbers)  # refuses others
-        near = within(graph, self._potential.cutoff)
-        return predict(
-            self._potential, near, forces=forces, stress=stress, elements=self.elements, operations=self._operations
-        )
+        near, known = within(graph, self._potential.cutoff), {"elements": self.elements, "operations": self._operations}
+        return predict(self._potential, near, forces=forces, stress=stress, along=along, **known)
 
 
 def predict(
@@ -113,6 +123,7 @@ def predict(
     *,
     forces: bool = True,
     stress: bool = False,
+    along: Tensor | None = None,
     elements: Elements | None = None,
     operations: Operations | None = None,
 ) -> Prediction:
@@ -121,7 +132,7 @@ def predict(
     In training mode the results keep their graph for a second derivative. elements: constants that are known, see
     `Potential.atomic_energies`; operations: what does the work of the layers, plain PyTorch if None.
     """
-    wanted, training = forces or stress, potential.training
+    wanted, training = forces or stress or along is not None, potential.training
     vectors = edge_vectors(graph).detach().to(potential.dtype)
     cues = potential.cues_in(graph)
     with torch.set_grad_enabled(wanted or training):
@@ -129,7 +140,11 @@ def predict(
         for x in inputs:
             x.requires_grad_(wanted)
         given = {"cues": None if cues is None else inputs[1], "elements": elements, "operations": operations}
-        energies, features = potential.atomic_energies(graph, vectors, **given)
+        energies, features, responses = potential.atomic_energies(graph, vectors, **given)
+        slopes = None
+        if along is not None and responses is not None:
+            turned = (responses.dipole * along.to(responses.dipole)).sum()
+            (slopes,) = torch.autograd.grad(turned, vectors, create_graph=training, retain_graph=True)
         found = (
             torch.autograd.grad(energies.sum(), inputs, create_graph=training, materialize_grads=True)
             if wanted
@@ -137,8 +152,26 @@ def predict(
         )
     if not training:
         energies, features = energies.detach(), features.detach()
+        responses = responses and Responses(*(x.detach() for x in responses))
     p = assemble(graph, vectors, energies, found[0], features, forces=forces, stress=stress)
+    if responses is not None:
+        p = p._replace(**responses._asdict(), dipole_slopes=slopes_of(graph, slopes))
     return p if cues is None or not wanted else p._replace(cue_gradients=found[1].double())
+
+
+def with_born(evaluate: Callable[..., Prediction], graph: Graph, **wanted: bool) -> Prediction:
+    """A prediction with Born charges, by the slopes of the three components of the dipole."""
+    axes = torch.eye(3, dtype=torch.float64, device=graph.positions.device)
+    found = [evaluate(graph, **wanted, along=axis.expand(graph.n_graphs, 3)) for axis in axes]
+    return found[0]._replace(born=torch.stack([p.dipole_slopes for p in found], dim=1), dipole_slopes=None)
+
+
+def slopes_of(graph: Graph, g: Tensor | None) -> Tensor | None:
+    """dy/dr_i (N, 3) from dy/dr_ij (E, 3)."""
+    if g is None:
+        return None
+    zero = g.new_zeros(len(graph.numbers), 3, dtype=torch.float64)
+    return zero.index_add(0, graph.edge_src, g.double()).index_add(0, graph.edge_dst, -g.double())
 
 
 def assemble(
@@ -187,14 +220,16 @@ def by_structure(batch: Prediction, structures: list[Atoms]) -> list[Prediction]
     def split(x: Tensor | None) -> Sequence:
         return [None] * len(sizes) if x is None else x.split(sizes)
 
-    fields = batch.energies, batch.forces, batch.features, batch.neighbors, batch.cue_gradients
-    parts = zip(*map(split, fields), strict=True)
+    names = ("energies", "forces", "features", "neighbors", "cue_gradients", "born")  # of atoms
+    parts = zip(*(split(getattr(batch, name)) for name in names), strict=True)
     out = []
-    for b, (atoms, (energies, forces, features, neighbors, cues)) in enumerate(zip(structures, parts, strict=True)):
+    for b, (atoms, of_atoms) in enumerate(zip(structures, parts, strict=True)):
         stress = batch.stress[b : b + 1] if batch.stress is not None and atoms.pbc.all() else None
         close = False if batch.close is False else None
-        energy = batch.energy[b : b + 1]
-        out.append(Prediction(energy, energies, forces, stress, None, features, neighbors, close, cues))
+        of_structure = {name: getattr(batch, name) for name in ("energy", "dipole", "polarizability")}
+        own = {name: None if x is None else x[b : b + 1] for name, x in of_structure.items()}
+        own |= dict(zip(names, of_atoms, strict=True))
+        out.append(Prediction(**own, stress=stress, edge_gradients=None, close=close))
     return out
 
 

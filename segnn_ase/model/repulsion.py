@@ -102,6 +102,16 @@ def repelled(energies: Tensor, g: Tensor | None, vectors: Tensor, core: Core | N
     return energies + added.detach(), g
 
 
+def pulled_back(g: Tensor, vectors: Tensor, core: Core | None) -> Tensor:
+    """d/dr_ij (E, 3) of what has the gradient g with respect to the vectors that the network has seen."""
+    if core is None:
+        return g
+    with torch.enable_grad():
+        vectors = vectors.detach().requires_grad_()
+        (found,) = torch.autograd.grad(seen_by_network(vectors, core), vectors, g, create_graph=g.requires_grad)
+    return found
+
+
 def _length(vectors: Tensor) -> Tensor:
     return vectors.square().sum(1).clamp_min(1e-12).sqrt()
 

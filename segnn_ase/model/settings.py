@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from segnn_ase.base.errors import expect
 from segnn_ase.base.settings import Settings
-from segnn_ase.structure.cue_settings import Cue, check_cues
+from segnn_ase.structure.cue_settings import FIELD, Cue, check_cues
 
 MOST_CHANNELS = 4096  # of one irrep
 
@@ -62,10 +62,20 @@ class ModelConfig(Settings):
     def _cues(cls, value: tuple[Cue, ...]) -> tuple[Cue, ...]:
         return check_cues(value)
 
+    @property
+    def in_field(self) -> bool:
+        """Whether it knows dipoles and polarizabilities, and what a uniform electric field does to them."""
+        return any(cue.name == FIELD for cue in self.cues)
+
     @model_validator(mode="after")
     def _variants(self):
         if self.message != "published" and not self.smooth:
             raise ValueError("smooth = false is only meaningful with message = 'published'")
+        if self.in_field and not {"1o", "2e"} <= {term.split("x")[-1] for term in self.hidden_irreps.split("+")}:
+            raise ValueError(
+                f"hidden_irreps is {self.hidden_irreps!r} and external_field is a cue; expected some 1o and 2e, of "
+                "which dipoles and polarizabilities are made"
+            )
         if self.message == "published" and self.cues:
             raise ValueError("cues are none of message = 'published'; leave them out")
         if self.message == "published" and self.density_weighting:

@@ -1,13 +1,12 @@
 """What a property is: of structures or of atoms, how it turns, and its labels as components of irreps."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from segnn_ase.base.errors import ConfigError
-from segnn_ase.model.irreps import SCALAR, Irreps, Kind, clebsch_gordan, kinds, parse_irreps, spherical_kinds
+from segnn_ase.model.irreps import SCALAR, Irreps, Kind, kinds, matrices_of, parse_irreps, spherical_kinds
 from segnn_ase.model.settings import ModelConfig
 
 POOLINGS = {"structure": ("sum", "mean"), "atom": ("free", "zero")}
@@ -63,13 +62,6 @@ class Target(NamedTuple):
 
     def _basis(self, like: Tensor) -> Tensor:
         return torch.cat([matrices_of(ir.l) for _, ir in Irreps(self.irreps)], dim=1).to(like)
-
-
-@cache
-def matrices_of(l: int) -> Tensor:
-    """The orthonormal 3 x 3 matrices that turn as degree l, row by row: (9, 2l + 1), float64."""
-    table = clebsch_gordan(1, 1, l).flatten(0, 1)
-    return table / table.norm(dim=0)
 
 
 def is_of_matrix(irreps: str) -> bool:

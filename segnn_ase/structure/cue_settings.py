@@ -12,12 +12,20 @@ KNOWN: dict[str, dict[str, Any]] = {  # names of ASE, and what they are
     "initial_magmoms": {"kind": "axial", "time_reversal": -1},
     "charge": {"kind": "integer", "per": "graph", "default": 0.0},
     "spin": {"kind": "integer", "per": "graph", "default": 1.0},
+    "external_field": {"kind": "polar", "per": "graph", "default": (0.0, 0.0, 0.0)},
 }
-INPUTS = (*KNOWN, "external_field", "magnetic_field")  # what frames with the same atoms may differ in
+FIELD = "external_field"
+OF_FIELD = {  # labels of what a field does, by names that they have in files
+    "dipole": ("dipole", "polarization"),  # e Å, of the cell where there is one
+    "polarizability": ("polarizability",),  # e Å^2/V
+    "born": ("born_effective_charges", "born_charges"),  # e, row by row dP_i/du_j
+}
+INPUTS = (*KNOWN, "magnetic_field")  # what frames with the same atoms may differ in
 CONJUGATES = {  # what a label of -dE/dcue or dE/dcue is called, and its sign
     "initial_magmoms": ("magnetic_forces", -1.0),
     "initial_charges": ("electronegativities", 1.0),
 }
+LABELS_OF_CUES = (*(name for name, _ in CONJUGATES.values()), *(name for names in OF_FIELD.values() for name in names))
 WHY_NOT = (
     "an energy that depends on velocities is no potential: forces are no longer its gradient, it is not the same in a "
     "moving frame, and thermostats are wrong. Learned time-steppers take them (segnn_ase.dynamics)"
@@ -61,7 +69,7 @@ class Cue(Settings):
         return value
 
     @model_validator(mode="after")
-    def _consistent(self):
+    def _consistent(self):  # each line a rule
         known = KNOWN.get(self.name)
         if known and any(getattr(self, key) != known.get(key, type(self).model_fields[key].default) for key in FIXED):
             raise ValueError(f"{self.name} is {known}; leave kind, per and time_reversal out")
@@ -74,7 +82,7 @@ class Cue(Settings):
             raise ValueError(f"time_reversal is -1 and kind is {self.kind!r}; expected an axial vector")
         if self.spin_orbit and self.kind != "axial":
             raise ValueError(f"spin_orbit is true and kind is {self.kind!r}; expected 'axial'")
-        if (self.kind == "integer" and self.per == "node") or (vector and self.per == "graph"):
+        if (self.kind == "integer" and self.per == "node") or (vector and self.per == "graph" and self.name != FIELD):
             raise ValueError(f"kind is {self.kind!r}; expected per = {'node' if vector else 'graph'!r}")
         if isinstance(self.default, tuple) != vector and self.default != "error":
             raise ValueError(
@@ -86,13 +94,15 @@ class Cue(Settings):
 
     @property
     def size(self) -> int:
-        """Numbers that an atom has of it."""
+        """Numbers that an atom has of it: none of a field, which acts on dipoles, and steers nothing."""
+        if self.name == FIELD:
+            return 0
         return 3 if self.kind in ("polar", "axial") else 1
 
     @property
     def unit(self) -> float:
         """What is one to the network: a vector as long as the scale has components of one."""
-        return self.scale / self.size**0.5
+        return self.scale / max(self.size, 1) ** 0.5
 
 
 FIXED = ("kind", "per", "time_reversal")

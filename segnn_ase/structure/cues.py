@@ -5,12 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from segnn_ase.base.errors import StructureError
-from segnn_ase.structure.cue_settings import CONJUGATES, Cue
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue
 from segnn_ase.structure.graph import Graph
+from segnn_ase.structure.told import Told
 
+BY_FIELD = ("dipole", "polarizability", "born_effective_charges")  # results of who knows fields
 PLACES = {"node": "arrays", "graph": "info"}
 
 
@@ -21,7 +24,33 @@ def width_of(cues: Sequence[Cue]) -> int:
 
 def told(graph: Graph, atoms: Atoms, cues: tuple[Cue, ...]) -> Graph:
     """The graph with the cues of its structure. Raises StructureError for those that are missing or wrong."""
-    return graph._replace(cues=cues_of(atoms, cues).to(graph.positions.device)) if cues else graph
+    if not cues:
+        return graph
+    steering, device = cues_of(atoms, cues), graph.positions.device
+    field = field_of(atoms, cues)
+    return graph._replace(
+        cues=steering.to(device) if steering.shape[1] else None, field=None if field is None else field.to(device)
+    )
+
+
+def field_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor | None:
+    """The uniform field, (1, 3) V/Å; None where none is declared. Raises StructureError as `cues_of`."""
+    declared = next((cue for cue in cues if cue.name == FIELD), None)
+    if declared is None:
+        return None
+    value = atoms.info.get(FIELD, declared.default)
+    try:
+        field = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        field = np.zeros(0)
+    if field.shape != (3,) or not np.isfinite(field).all():
+        raise StructureError(f"atoms.info[{FIELD!r}] is {value!r}; expected three finite numbers, V/Å")
+    if field.any() and np.any(atoms.info.get("charge", 0)):
+        raise StructureError(
+            f"atoms.info has a charge of {atoms.info['charge']} in a field: a net charge is pulled as a whole, "
+            "which this potential does not know; expected a neutral structure, or no field"
+        )
+    return torch.from_numpy(field.copy())[None]
 
 
 def cues_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor:
@@ -29,7 +58,7 @@ def cues_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor:
 
     Raises StructureError for what is missing, of another shape, not finite, or no integer where one is needed.
     """
-    rows = [np.zeros((len(atoms), 0)), *(_in_scale(cue, _value(atoms, cue)) for cue in cues)]
+    rows = [np.zeros((len(atoms), 0)), *(_in_scale(cue, _value(atoms, cue)) for cue in cues if cue.size)]
     if any(cue.name == "spin" for cue in cues):
         _check_electrons(atoms)
     return torch.from_numpy(np.concatenate(rows, axis=1))
@@ -51,7 +80,8 @@ def gradient_of(atoms: Atoms, cue: Cue, value: np.ndarray) -> np.ndarray:
 
 def names_of_responses(cues: Sequence[Cue]) -> tuple[str, ...]:
     """What `responses_of` gives."""
-    return tuple(response_of(cue)[0] for cue in cues)
+    names = [response_of(cue)[0] for cue in cues if cue.size]
+    return (*names, *(BY_FIELD if any(cue.name == FIELD for cue in cues) else ()))
 
 
 def response_of(cue: Cue) -> tuple[str, float]:
@@ -63,7 +93,7 @@ def responses_of(atoms: Atoms, gradient: np.ndarray, cues: Sequence[Cue]) -> dic
     """The cues' conjugates from dE/d of what `cues_of` gives (N, width), in the shape of the cues: magnetic forces
     -dE/dm, eV/μB, electronegativities dE/dq, eV/e, and of others dE/dcue, called "d_energy_d_" and their name."""
     found, first = {}, 0
-    for cue in cues:
+    for cue in (cue for cue in cues if cue.size):
         name, sign = response_of(cue)
         slope = sign * gradient[:, first : first + cue.size] / cue.unit
         first += cue.size
@@ -73,6 +103,24 @@ def responses_of(atoms: Atoms, gradient: np.ndarray, cues: Sequence[Cue]) -> dic
             found[name] = slope[:, -1]  # along no axis is along z
         else:
             found[name] = slope
+    return found
+
+
+def field_labels(told_of: Told, size: int) -> dict[str, np.ndarray]:
+    """Labels of a dipole (1, 3), a polarizability (1, 3, 3) and Born charges (N, 3, 3), NaN where there are none.
+
+    Raises StructureError for other shapes.
+    """
+    shapes = {"dipole": (1, 3), "polarizability": (1, 3, 3), "born": (size, 3, 3)}
+    found = {}
+    for kind, shape in shapes.items():
+        values = [v for (_, name), v in told_of.items() if name in OF_FIELD[kind]]
+        value = np.full(shape, np.nan) if not values else np.asarray(values[0], dtype=float)
+        if kind == "polarizability" and value.shape == (6,):
+            value = voigt_6_to_full_3x3_stress(value)
+        if value.size != np.prod(shape):
+            raise StructureError(f"{OF_FIELD[kind][0]} has shape {value.shape}; expected {shape}")
+        found[kind] = value.reshape(shape)
     return found
 
 

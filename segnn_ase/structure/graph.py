@@ -50,6 +50,7 @@ class Graph(NamedTuple):
     # (E,) an edge of the same pair of atoms, the same one for both directions
     edge_pair: Annotated[Tensor | None, Per("edge", "edge")] = None
     cues: Annotated[Tensor | None, Per("node")] = None  # (N, width) what a potential is told besides, see `model.cues`
+    field: Annotated[Tensor | None, Per("structure")] = None  # (B, 3) V/Å, a uniform electric field
 
     def to(self, device) -> "Graph":
         return type(self)(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))

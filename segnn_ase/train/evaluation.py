@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from segnn_ase.data.dispersed import without_dispersion
 from segnn_ase.data.frames import as_paths, changes_of, check_labels, check_species, read_frames, rivals_of
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction
+from segnn_ase.model.predict import Evaluator, Prediction, with_born
+from segnn_ase.model.responses import nearest_branch
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.structure.graph import Graph, sum_over_atoms
 from segnn_ase.train.loss import losses_of
@@ -37,8 +39,9 @@ def evaluator_of(potential: Potential, items: list[Item], mode: str = "auto") ->
 def on_cpu(evaluator: Evaluator, device: torch.device) -> Evaluate:
     """Evaluate on a device what comes from the CPU and goes back there."""
 
-    def evaluate(graph: Graph, *, forces: bool = True, stress: bool = False) -> Prediction:
-        found = evaluator(graph.to(device), forces=forces, stress=stress)
+    def evaluate(graph: Graph, *, forces: bool = True, stress: bool = False, along: Tensor | None = None) -> Prediction:
+        along = None if along is None else along.to(device)
+        found = evaluator(graph.to(device), forces=forces, stress=stress, along=along)
         found = found._replace(edge_gradients=None)  # large, and nothing that is measured
         return Prediction(*(x.cpu() if isinstance(x, Tensor) else x for x in found))
 
@@ -55,11 +58,17 @@ def residuals(
     collected: dict[str, list] = {"loss": []}
     for numbers in pack(list(range(len(items))), edges_of(items), settings.batch_size, settings.max_edges):
         batch = collate_items([items[n] for n in numbers])
-        prediction = evaluate(batch.graph, **asked_for(batch.labels))
+        prediction = predicted(evaluate, batch)
         collected["loss"].append(losses_of(prediction, batch.graph, batch.labels, settings).detach().double().numpy())
         for name, values in labels_and_predictions(batch, prediction, uncertainty).items():
             collected.setdefault(name, []).append(values.double().numpy())
     return {name: np.concatenate(parts) if parts else np.zeros(0) for name, parts in collected.items()}
+
+
+def predicted(evaluate: Evaluate, batch: Item) -> Prediction:
+    """What the labels of a batch ask for."""
+    born = bool(batch.labels.born.isfinite().any())
+    return (partial(with_born, evaluate) if born else evaluate)(batch.graph, **asked_for(batch.labels))
 
 
 def labels_and_predictions(batch: Item, prediction: Prediction, uncertainty: Uncertainty | None) -> dict[str, Tensor]:
@@ -74,10 +83,19 @@ def labels_and_predictions(batch: Item, prediction: Prediction, uncertainty: Unc
         found[f"{name}_predicted"] = (predicted / scale)[known] if known.any() else torch.zeros(0)
         if name in expected:
             found[f"{name}_std"] = expected[name][known]
-    if prediction.cue_gradients is not None:
-        known = torch.isfinite(batch.labels.cue_gradients)
-        pair = batch.labels.cue_gradients, prediction.cue_gradients
-        found |= {f"responses_{kind}": x[known] for kind, x in zip(("reference", "predicted"), pair, strict=True)}
+    for name, (label, value) in responses_to_compare(batch, prediction).items():
+        known = torch.isfinite(label)
+        found |= {f"{name}_reference": label[known], f"{name}_predicted": value[known]}
+    return found
+
+
+def responses_to_compare(batch: Item, p: Prediction) -> dict[str, tuple[Tensor, Tensor]]:
+    """Labels and predictions of what belongs to cues."""
+    names = ("cue_gradients", "dipole", "polarizability", "born")
+    found = {name: (getattr(batch.labels, name), getattr(p, name)) for name in names if getattr(p, name) is not None}
+    if "dipole" in found:
+        label, value = found["dipole"]
+        found["dipole"] = nearest_branch(label, value, batch.graph.cell), value
     return found
 
 
@@ -106,8 +124,8 @@ def committee_residuals(
 def errors_of(collected: dict[str, np.ndarray]) -> dict:
     """Loss and errors from `residuals`: rmse and mae of energy (eV/atom), forces (eV/Å), stress (eV/Å^3)."""
     errors: dict = {"loss": float(np.mean(collected["loss"])) if len(collected["loss"]) else math.nan}
-    for name in (*QUANTITIES, "responses"):
-        if f"{name}_predicted" not in collected:
+    for name in (*QUANTITIES, "cue_gradients", "dipole", "polarizability", "born"):
+        if not len(collected.get(f"{name}_predicted", ())) and name not in QUANTITIES:
             continue
         delta = collected[f"{name}_predicted"] - collected[f"{name}_reference"]
         errors[f"{name}_rmse"] = float(np.sqrt(np.mean(delta**2))) if len(delta) else None

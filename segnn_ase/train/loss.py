@@ -5,12 +5,18 @@ from torch import Tensor
 
 from segnn_ase.data.batches import Labels
 from segnn_ase.model.predict import Prediction
+from segnn_ase.model.responses import nearest_branch
 from segnn_ase.structure.graph import Graph, sum_over_atoms, volume
 from segnn_ase.train.settings import OptimConfig
 
 
-def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: OptimConfig) -> Tensor:
-    """Weighted mean squares of dE / sqrt(n_atoms), of force components and of virial components / sqrt(n_atoms)."""
+def loss_of(
+    prediction: Prediction, graph: Graph, labels: Labels, settings: OptimConfig, along: Tensor | None = None
+) -> Tensor:
+    """Weighted mean squares of dE / sqrt(n_atoms), of force components and of virial components / sqrt(n_atoms).
+
+    And of what belongs to cues; of Born charges those along random directions (B, 3), whose mean square is theirs.
+    """
     atoms = torch.bincount(graph.batch, minlength=graph.n_graphs).double()
     loss = settings.energy_weight * mean_square(prediction.energy, labels.energy, atoms.rsqrt())
     if prediction.forces is not None:
@@ -20,6 +26,16 @@ def loss_of(prediction: Prediction, graph: Graph, labels: Labels, settings: Opti
         loss = loss + settings.stress_weight * mean_square(prediction.stress, labels.stress, scale[:, None, None])
     if prediction.cue_gradients is not None:
         loss = loss + settings.response_weight * mean_square(prediction.cue_gradients, labels.cue_gradients)
+    if prediction.dipole is not None:
+        branch = nearest_branch(labels.dipole, prediction.dipole, graph.cell)
+        loss = loss + settings.dipole_weight * mean_square(prediction.dipole, branch, atoms.rsqrt()[:, None])
+        pair, scale = (prediction.polarizability, labels.polarizability), atoms.rsqrt()[:, None, None]
+        loss = loss + settings.polarizability_weight * mean_square(*pair, scale)
+    if prediction.born is not None:
+        loss = loss + settings.born_weight * mean_square(prediction.born, labels.born)
+    if prediction.dipole_slopes is not None and along is not None:
+        wanted = torch.einsum("ni,nij->nj", along[graph.batch], labels.born)
+        loss = loss + settings.born_weight * mean_square(prediction.dipole_slopes, wanted)
     return loss
 
 
@@ -35,6 +51,14 @@ def losses_of(prediction: Prediction, graph: Graph, labels: Labels, settings: Op
     if prediction.cue_gradients is not None:
         told = _of_atoms(prediction.cue_gradients, labels.cue_gradients, graph)
         losses = losses + settings.response_weight * told
+    if prediction.dipole is not None:
+        branch = nearest_branch(labels.dipole, prediction.dipole, graph.cell)
+        losses = losses + settings.dipole_weight * squares(prediction.dipole, branch).mean(dim=1) / atoms
+        squared = squares(prediction.polarizability, labels.polarizability).mean(dim=(1, 2))
+        losses = losses + settings.polarizability_weight * squared / atoms
+    if prediction.born is not None:
+        pair = prediction.born.flatten(1), labels.born.flatten(1)
+        losses = losses + settings.born_weight * _of_atoms(*pair, graph)
     return losses
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.data.batches import Item, Labels, make_item
+from segnn_ase.data.batches import Item, make_item
 from segnn_ase.data.dispersed import without_dispersion
 from segnn_ase.data.frames import (
     Frame,
@@ -89,7 +89,8 @@ def labelled_by(potential: Potential, items: list[Item], accelerate: str, *, ene
         p = evaluate(item.graph, forces=True, stress=bool(item.atoms.pbc.all()))
         stress = item.labels.stress if p.stress is None else p.stress.detach().double()
         energy = p.energy.detach().double() if energies else item.labels.energy
-        labels = Labels(energy, p.forces.detach().double(), stress, gradients_of(p, item))
+        said = {"energy": energy, "forces": p.forces.detach().double(), "stress": stress}
+        labels = item.labels._replace(**said, cue_gradients=gradients_of(p, item), **moments_of(p))
         labelled.append(item._replace(labels=labels))
     return labelled
 
@@ -97,6 +98,12 @@ def labelled_by(potential: Potential, items: list[Item], accelerate: str, *, ene
 def gradients_of(p: Prediction, item: Item) -> Tensor:
     """dE/dcues, where there are cues."""
     return item.labels.cue_gradients if p.cue_gradients is None else p.cue_gradients.detach().double()
+
+
+def moments_of(p: Prediction) -> dict[str, Tensor]:
+    """Dipoles and polarizabilities, of who knows them."""
+    found = {name: getattr(p, name) for name in ("dipole", "polarizability")}
+    return {name: x.detach().double() for name, x in found.items() if x is not None}
 
 
 def labelled_set(

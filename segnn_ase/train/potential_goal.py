@@ -1,5 +1,8 @@
 """Potentials as what is to be learned: energies, forces and stresses, rollouts, and what makes a result trustworthy."""
 
+import torch
+from torch import Tensor
+
 from segnn_ase.base import figures
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
@@ -8,7 +11,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.store.model_file import load_with_metadata, save_potential
 from segnn_ase.train.characterize import characterize
-from segnn_ase.train.evaluation import Evaluate, errors_of, evaluator_of, on_cpu, residuals
+from segnn_ase.train.evaluation import Evaluate, errors_of, evaluator_of, on_cpu, predicted, residuals
 from segnn_ase.train.job import OF_RUN, Goal, Gradient, Measure, Training, output_files
 from segnn_ase.train.loss import loss_of
 from segnn_ase.train.old_frames import errors_before, told_of_drift
@@ -24,10 +27,24 @@ def gradient_of_loss(potential: Potential, example: Item, settings: OptimConfig)
 
     def gradient(batch: Item) -> float:
         graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
-        asked = asked_for(batch.labels)
-        return float(loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings), **asked))
+        asked, along = asked_for(batch.labels), some_directions(potential, batch)
+        along = None if along is None else along.to(device)
+        return float(loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings, along), **asked, along=along))
 
     return gradient
+
+
+def some_directions(potential: Potential, batch: Item) -> Tensor | None:
+    """Unit vectors (B, 3) along which Born charges are learned in a step, others in every step: where there are some.
+
+    Drawn by the weights, which any step changes and a training that goes on has again.
+    """
+    if not bool(batch.labels.born.isfinite().any()):
+        return None
+    weight = potential.readout.last.last.weight.detach().double().sum().item()
+    generator = torch.Generator().manual_seed(hash((weight, len(batch.graph.numbers))) % 2**63)
+    drawn = torch.randn(batch.graph.n_graphs, 3, dtype=torch.float64, generator=generator)
+    return torch.nn.functional.normalize(drawn, dim=1)
 
 
 def measure_of(potential: Potential, example: Item, settings: OptimConfig) -> Measure:
@@ -39,8 +56,7 @@ def measure_of(potential: Potential, example: Item, settings: OptimConfig) -> Me
         return on_cpu(PlainEvaluator(potential, operations), device)  # a snapshot of the present weights
 
     def loss(batch: Item) -> float:
-        predicted = evaluate()(batch.graph, **asked_for(batch.labels))
-        return float(loss_of(predicted, batch.graph, batch.labels, settings))
+        return float(loss_of(predicted(evaluate(), batch), batch.graph, batch.labels, settings))
 
     return Measure(lambda items: residuals(evaluate(), items, settings), loss)
 

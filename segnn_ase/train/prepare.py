@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import torch
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import DataError
@@ -174,4 +175,25 @@ def fresh_potential(config: TrainConfig, data: TrainingData) -> Potential:
     # from the whole set: frames often come sorted by kind, and norms from crystals alone explode in a melt
     potential.calibrate(collate([item.graph for item in data.train[:: -(-len(data.train) // CALIBRATION)]]))
     potential.set_core(data.closest)
+    if potential.responses is not None:
+        set_scales(potential, data.train)
     return potential
+
+
+def set_scales(potential: Potential, items: list[Item]) -> None:
+    """How large dipoles and polarizabilities of atoms are, by the labels, and of each element what is usual."""
+    kinds = [potential.species_index[item.graph.numbers] for item in items]
+    counts = torch.stack([torch.bincount(kind, minlength=len(potential.species)).double() for kind in kinds])
+    alpha = torch.stack([item.labels.polarizability[0].diagonal().mean() for item in items])
+    dipoles = torch.cat([item.labels.dipole for item in items]) / counts.sum(1, keepdim=True).sqrt()
+    born = torch.cat([item.labels.born for item in items])
+    readout, known = potential.responses, alpha.isfinite()
+    sizes = [x[x.isfinite()].square().mean().sqrt() for x in (dipoles, 0.5 * born)]
+    found = [float(size) for size in sizes if bool(size > 0)]
+    readout.scales[0] = max(found, default=1.0)
+    if known.any():
+        readout.usual[:] = torch.linalg.lstsq(counts[known], alpha[known, None], driver="gelsd").solution[:, 0]
+        left = torch.cat([item.labels.polarizability for item in items])[known]
+        left = left - (counts[known] @ readout.usual.double())[:, None, None] * torch.eye(3)
+        size = (left / counts[known].sum(1).sqrt()[:, None, None]).square().mean().sqrt()
+        readout.scales[1] = max(float(size), 1e-3)

@@ -122,8 +122,22 @@ def error_table(errors: dict[str, dict]) -> str:
         lines.append(
             f"{Path(name).name[-24:]:24s}" + "".join(cells) + f"{milli(values.get('forces_std')):>26s}{before}"
         )
+    lines += [line for name, values in errors.items() for line in _of_responses(name, values)]
     lines += [_outside(name, values) for name, values in errors.items() if values.get("outside")]
     return "\n".join(lines)
+
+
+RESPONSES = {  # what belongs to cues, and its unit
+    "cue_gradients": "eV for a cue of its scale",
+    "dipole": "e Å",
+    "polarizability": "e Å²/V",
+    "born": "e",
+}
+
+
+def _of_responses(name: str, values: dict) -> list[str]:
+    found = [f"{k} {values[f'{k}_rmse']:.3g} {unit}" for k, unit in RESPONSES.items() if f"{k}_rmse" in values]
+    return [f"{Path(name).name[-24:]:24s}rmse of components: {', '.join(found)}"] if found else []
 
 
 def _outside(name: str, values: dict) -> str:

@@ -229,7 +229,8 @@ def labelled_by_mean(item: Item, evaluators: list[Evaluate]) -> tuple[Labels, fl
         stress = torch.stack([p.stress.detach().double() for p in said]).mean(dim=0)
     spread = float(forces.var(dim=0, unbiased=False).mean().sqrt())
     gradients = torch.stack([gradients_of(p, item) for p in said]).mean(dim=0)
-    return Labels(energy.mean(dim=0), forces.mean(dim=0), stress, gradients), spread
+    means = {"energy": energy.mean(dim=0), "forces": forces.mean(dim=0), "stress": stress}
+    return item.labels._replace(**means, cue_gradients=gradients), spread
 
 
 def refuse_other_labels(pairs: list[tuple[Item, Labels]], scale: float, config: TrainConfig) -> None:

@@ -19,6 +19,7 @@ from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
 from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cues import width_of
 from segnn_ase.structure.graph import Graph, edge_vectors
 from segnn_ase.trust.landmarks import wider_of_few
 from segnn_ase.trust.novelty import (
@@ -108,7 +109,9 @@ def measure_domain(
         virial=(min(virials), max(virials)) if virials else None,
         fewest_atoms=min(len(c.graph.numbers) for c in frames),
         surroundings=_surroundings(potential, [c.graph for c in frames], before),
-        cues=largest_cues([c.graph.cues for c in frames], potential.config.cues) if potential.config.cues else None,
+        cues=largest_cues([c.graph.cues for c in frames], potential.config.cues)
+        if width_of(potential.config.cues)
+        else None,
     )
     return found if before is None else merged(found, before)
 
@@ -149,6 +152,7 @@ def merged(new: Domain, old: Domain) -> Domain:
 
 def largest_cues(told: Sequence[Tensor | None], cues: Sequence[Cue]) -> Tensor:
     """The largest of each cue in some structures, in its unit, (cues,)."""
+    cues = [cue for cue in cues if cue.size]
     sizes = [cue.size for cue in cues]
     norms = [torch.stack([x.norm(dim=1).max() for x in rows.split(sizes, dim=1)]) for rows in told if rows is not None]
     return torch.stack(norms).amax(dim=0).double().cpu() * torch.tensor([cue.unit for cue in cues]).double()
@@ -273,7 +277,7 @@ class DomainCheck:
         """Which cue is larger than any in training."""
         if self.domain.cues is None or graph.cues is None:
             return []
-        cues, found = self.potential.config.cues, []
+        cues, found = [cue for cue in self.potential.config.cues if cue.size], []
         largest = largest_cues([graph.cues], cues)
         for cue, seen, here in zip(cues, self.domain.cues.tolist(), largest.tolist(), strict=True):
             if here > CUE * seen + 1e-9:

@@ -5,12 +5,13 @@ from ase import Atoms
 
 from segnn_ase.base.errors import StructureError
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cue_settings import FIELD, Cue
 from segnn_ase.structure.cues import response_of
 from segnn_ase.verify.certificate import Check
 from segnn_ase.verify.states import Subject, compared, judged, moved, state_of, without
 
 STEP = 1e-3  # of the cue's scale
+FIELD_STEP = 1e-2  # V/Å; of polynomials
 SLOPES = 1e-6  # eV, times the scale: of finite differences
 
 
@@ -21,6 +22,8 @@ def turned(atoms: Atoms, matrix: np.ndarray, cues: tuple[Cue, ...]) -> Atoms:
         if cue.size == 3 and np.ndim(atoms.arrays.get(cue.name)) == 2:
             sign = np.linalg.det(matrix) if cue.kind == "axial" else 1.0
             new.arrays[cue.name] = sign * atoms.arrays[cue.name] @ matrix.T
+        if cue.name == FIELD and FIELD in atoms.info:
+            new.info[FIELD] = np.asarray(atoms.info[FIELD], dtype=float) @ matrix.T
     return new
 
 
@@ -28,7 +31,9 @@ def nothing_told(atoms: Atoms, cues: tuple[Cue, ...]) -> Atoms:
     """The same with cues that say nothing: charges and moments of zero, multiplicities of one."""
     new = atoms.copy()
     for cue in cues:
-        if cue.per == "node":
+        if cue.name == FIELD:
+            new.info[FIELD] = np.zeros(3)
+        elif cue.per == "node":
             new.arrays[cue.name] = np.zeros((len(atoms), cue.size) if cue.size > 1 else len(atoms))
         else:
             new.info[cue.name] = float(cue.name == "spin")
@@ -39,6 +44,8 @@ def torque_of_cues(s: Subject, responses: dict) -> np.ndarray:
     """Sum of c x (-dE/dc) over vectors that turn with the atoms, eV: with that of the forces it is zero."""
     total = np.zeros(3)
     for cue in s.cues:
+        if cue.name == FIELD:
+            total += np.cross(np.asarray(s.atoms.info.get(FIELD, np.zeros(3)), dtype=float), responses["dipole"])
         if cue.size == 3 and np.ndim(s.atoms.arrays.get(cue.name)) == 2:
             name, sign = response_of(cue)
             total -= sign * np.cross(s.atoms.arrays[cue.name], responses[name]).sum(axis=0)
@@ -51,6 +58,8 @@ def cues(s: Subject) -> list[Check]:
 
 
 def _checks_of(s: Subject, cue: Cue) -> list[Check]:
+    if cue.name == FIELD:
+        return _of_field(s)
     lines = [*_matters(s, cue), *_derivative(s, cue)]
     if cue.time_reversal == -1:
         reversed_ = s.atoms.copy()
@@ -58,6 +67,45 @@ def _checks_of(s: Subject, cue: Cue) -> list[Check]:
         lines += compared(f"{cue.name}, time reversal", [(state_of(s.calc, reversed_), s.here)], s.tolerance)
         lines += _free_directions(s, cue)
     return lines
+
+
+def _of_field(s: Subject) -> list[Check]:
+    """The field's conjugates by finite differences, their symmetry, and the sum rule of a neutral structure."""
+    here, rng = np.asarray(s.atoms.info.get(FIELD, np.zeros(3)), dtype=float), s.rng
+    names, atoms = ("dipole", "polarizability", "born_effective_charges"), s.atoms.copy()
+    mu, alpha, born = (s.double.get_property(name, atoms) for name in names)
+    u, v = rng.normal(size=3), rng.normal(size=(len(atoms), 3))
+    u, v = u / np.linalg.norm(u), v / np.linalg.norm(v) * len(atoms) ** 0.5
+
+    def in_field(x: float) -> Atoms:
+        new = s.atoms.copy()
+        new.info[FIELD] = here + x * u
+        return new
+
+    def slope(of, h: float):
+        ends = [of(k * h) for k in (-2, -1, 1, 2)]
+        return (ends[0] - 8 * ends[1] + 8 * ends[2] - ends[3]) / (12 * h)
+
+    energy = slope(lambda x: s.double.get_property("energies", in_field(x)).sum(), FIELD_STEP)
+    dipole = slope(lambda x: s.double.get_property("dipole", in_field(x)), FIELD_STEP)
+    force = slope(lambda x: s.double.get_property("forces", in_field(x)), FIELD_STEP)
+    moving = slope(lambda x: s.double.get_property("dipole", moved(s.atoms, np.eye(3), x * v)), 2e-4)
+    note = "float64; one direction"
+    scale = max(1.0, float(np.abs(born).max()))
+    return [
+        judged("dipole = -dE/dF", abs(u @ mu + energy), 1e-6 * max(1.0, float(np.abs(mu).max())), "e Å", note),
+        judged(
+            "polarizability = dmu/dF", np.abs(alpha @ u - dipole).max(), 1e-6 * max(1.0, abs(alpha).max()), "e Å²/V"
+        ),
+        judged("polarizability, symmetry", np.abs(alpha - alpha.T).max(), 1e-9 * max(1.0, abs(alpha).max()), "e Å²/V"),
+        judged(
+            "Born charges = dforces/dF", np.abs(np.einsum("i,nij->nj", u, born) - force).max(), 1e-6 * scale, "e", note
+        ),
+        judged(
+            "Born charges = dmu/dr", np.abs(np.einsum("nij,nj->i", born, v) - moving).max(), 1e-5 * scale, "e", note
+        ),
+        judged("Born charges, sum", np.abs(born.sum(axis=0)).max(), 1e-9 * scale * len(atoms) ** 0.5, "e"),
+    ]
 
 
 def _matters(s: Subject, cue: Cue) -> list[Check]:
