@@ -89,7 +89,7 @@ _LINKS = {"j": ("sender", 1), "q": ("pair", 2), "k": ("knot", 3)}  # 0 where the
 
 # the body of the channel loop is printed once and used for full and for partial vectors
 _ROWS = """
-INLINE void channels_body({parameters}const int n) {{
+INLINE void channels_body({parameters}, const int n) {{
   {channels_body}
 }}
 void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const *in, T *const *out) {{
@@ -102,9 +102,9 @@ void rows(int64_t low, int64_t high, const int64_t *const *links, const T *const
   int64_t c = 0;
   _Pragma("GCC unroll 1") for (; c + W <= {channels}; c += W) {{
     __asm__ volatile("" : "+r"(c)); /* a loop, where the compiler would print its body twice and leave the cache */
-    channels_body({given}W);
+    channels_body({given}, W);
   }}
-  if ({channels} % W) {{ channels_body({given}{channels} % W); }}
+  if ({channels} % W) {{ channels_body({given}, {channels} % W); }}
   {totals}
   }}
 }}
@@ -238,11 +238,11 @@ class _CPrinter:
         rows = "for (int64_t e = first[i]; e < first[i + 1]; e++)" if operation.edges else one_row
         kinds = {name: "T *" if name.startswith("out") else "const T *" for name in self.places}
         parameters = [*(f"{kind}{x}" for x, kind in kinds.items()), *(f"const T {x}" for x in scalars)]
-        given = [*(f"{x} + c" for x in kinds), *scalars, *(f"&{x}" for x in sums)]
+        given = ", ".join([*(f"{x} + c" for x in kinds), *scalars, *(f"&{x}" for x in sums)])
         body = {
-            "parameters": "".join(f"{x}, " for x in (*parameters, *(f"V *restrict p_{x}" for x in sums))),
+            "parameters": ", ".join([*parameters, *(f"V *restrict p_{x}" for x in sums)]),
             "places": "\n  ".join(f"{kind}const {x} = {self.places[x]};" for x, kind in kinds.items()),
-            "given": "".join(f"{x}, " for x in given),
+            "given": given,
             "rows": rows,
             "indices": ", ".join(f"{name} = {place}" for name, place in places.items()),
             "channels": operation.channels,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segnn_ase.compiled.derivatives import relaid
+from segnn_ase.compiled.derivatives import derive, relaid
 from segnn_ase.compiled.steps import (
     Array,
     MatrixProduct,
@@ -35,7 +35,14 @@ from segnn_ase.compiled.steps import (
 def value_pass(network: NetworkSteps) -> list[Segment]:
     """Vectors to epsilon and features."""
     at = _role("value")
-    return [Segment(where, [step.on(at) for step in steps]) for where, steps in network.segments]
+    return [Segment(where, [step.on(at) for step in steps if acts(step)]) for where, steps in network.segments]
+
+
+def acts(step: Step) -> bool:
+    """Whether it writes anything: some kinds of features are reached by no path."""
+    if not isinstance(step, RowOperation):
+        return True
+    return any(e is not None or o.overwrites for o, _, e in derive(step.operation, step.order).stores)
 
 
 def gradient_pass(network: NetworkSteps) -> list[Segment]:
@@ -54,7 +61,8 @@ def tangent_pass(network: NetworkSteps) -> list[Segment]:
         moving = tuple(None if isinstance(x, Weight) else at(x) for x in step.inputs)
         return RowOperation(step.operation, (*values, *moving), tuple(map(at, step.outputs)), "tangent")
 
-    return [Segment(where, [tangent(step) for step in steps]) for where, steps in network.segments]
+    moving = [Segment(where, [tangent(step) for step in steps]) for where, steps in network.segments]
+    return [Segment(where, [step for step in steps if acts(step)]) for where, steps in moving]
 
 
 def dual_pass(network: NetworkSteps) -> list[Segment]:
@@ -92,7 +100,8 @@ class _Reverse:
             return self._product(step)
         if self.role == "dual" and step.outputs[0].geometry:  # weights have no part in it
             return []
-        return [self._rows(step)]
+        row = self._rows(step)
+        return [row] if acts(row) else []
 
     def _product(self, step: MatrixProduct) -> list[Step]:
         g = step.c._replace(array=self.at(step.c.array))
