@@ -227,10 +227,10 @@ def _problem_of(evaluator: Evaluator, backend: Backend, potential: Potential, gr
 
 
 def _quantities_of(evaluator: Evaluator, sample: Sample) -> dict[str, Quantity]:
-    return _quantities(evaluator.without_core()(sample.graph, along=_along(sample)), evaluator, sample)
+    return _quantities(evaluator.without_core()(sample.graph, along=_some_direction(sample)), evaluator, sample)
 
 
-def _along(sample: Sample) -> Tensor | None:
+def _some_direction(sample: Sample) -> Tensor | None:
     """Some direction, for a potential that knows dipoles."""
     if not sample.potential.config.in_field:
         return None
@@ -295,7 +295,7 @@ def _gradients(gradient: LossGradient, potential: Potential, sample: Sample) -> 
         return energies.square().mean() + p.forces.square().mean() + told
 
     potential.zero_grad(set_to_none=True)
-    gradient(graph, loss, forces=True, stress=False, along=_along(sample))
+    gradient(graph, loss, forces=True, stress=False, along=_some_direction(sample))
     seen |= gradients_of_weights(potential)
     potential.zero_grad(set_to_none=True)
     return seen

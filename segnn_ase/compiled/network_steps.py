@@ -18,7 +18,7 @@ from segnn_ase.compiled.steered_steps import GEOMETRY, parted, steered_linear, s
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
 from segnn_ase.model.interactions import Message, SelfProduct, Update
 from segnn_ase.model.irreps import SCALAR, kinds, multiplicities, spherical_kinds
-from segnn_ase.model.responses import READ
+from segnn_ase.model.responses import READ, ResponseReadout
 from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense
 
 WEIGHT = {"weight": True}
@@ -66,22 +66,16 @@ class _Network:
             powers = self.receive(t, both, radial[t])
             self.multiply(t, powers, both)
             both = self.update(t, both, last=t == depth - 1)
-            self.read_responses(t, both, last=t == depth - 1)
+            if self.network.read:
+                scalars = self.network.features if t == depth - 1 else self.view(self.scalar, both[self.scalar])
+                views = [scalars if k == self.scalar else self.view(k, x) for k, x in enumerate(both)]
+                self.now += _read_out(self.potential.responses, t, views, self.network.read)
             if t < depth - 1:
                 x = self.view(self.scalar, both[self.scalar])
                 self.now.append(MatrixProduct(x, _dense(self.potential.readout.linear[t]), self.epsilon, add=t > 0))
         self.now += _mlp(self.potential.readout.last, self.network.features, self.epsilon, add=depth > 1)
         self.network.segments.append(Segment("node", self.now))
         return self.network
-
-    def read_responses(self, t: int, both: list[Array], *, last: bool) -> None:
-        """What is read out of the features after an interaction, but their energy."""
-        layer = self.potential.responses
-        for array, k, dense in (
-            zip(self.network.read, layer.places.values(), layer.layers[t], strict=True) if layer else ()
-        ):
-            x = self.network.features if last and k == self.scalar else self.view(k, both[k])
-            self.now.append(MatrixProduct(x, _dense(dense), View(array, array.size, 1), add=t > 0))
 
     # arrays
 
@@ -238,6 +232,12 @@ class _Network:
                 self.now.append(RowOperation(operation, (opened[k], scalars), (gated[k],)))
                 at += self.mul[k]
         return gated
+
+
+def _read_out(layer: ResponseReadout, t: int, features: list[View], read: tuple[Array, ...]) -> list[Step]:
+    """What is read out of the features after an interaction, but their energy."""
+    found = zip(layer.places.values(), layer.layers[t], read, strict=True)
+    return [MatrixProduct(features[k], _dense(dense), View(x, x.size, 1), add=t > 0) for k, dense, x in found]
 
 
 def _within(dim: int, stride: int, offset: int = 0) -> dict:

@@ -35,10 +35,10 @@ from segnn_ase.compiled.steps import (
 def value_pass(network: NetworkSteps) -> list[Segment]:
     """Vectors to epsilon and features."""
     at = _role("value")
-    return [Segment(where, [step.on(at) for step in steps if acts(step)]) for where, steps in network.segments]
+    return [Segment(where, [step.on(at) for step in steps if writes(step)]) for where, steps in network.segments]
 
 
-def acts(step: Step) -> bool:
+def writes(step: Step) -> bool:
     """Whether it writes anything: some kinds of features are reached by no path."""
     if not isinstance(step, RowOperation):
         return True
@@ -62,7 +62,7 @@ def tangent_pass(network: NetworkSteps) -> list[Segment]:
         return RowOperation(step.operation, (*values, *moving), tuple(map(at, step.outputs)), "tangent")
 
     moving = [Segment(where, [tangent(step) for step in steps]) for where, steps in network.segments]
-    return [Segment(where, [step for step in steps if acts(step)]) for where, steps in moving]
+    return [Segment(where, [step for step in steps if writes(step)]) for where, steps in moving]
 
 
 def dual_pass(network: NetworkSteps) -> list[Segment]:
@@ -101,7 +101,7 @@ class _Reverse:
         if self.role == "dual" and step.outputs[0].geometry:  # weights have no part in it
             return []
         row = self._rows(step)
-        return [row] if acts(row) else []
+        return [row] if writes(row) else []
 
     def _product(self, step: MatrixProduct) -> list[Step]:
         g = step.c._replace(array=self.at(step.c.array))

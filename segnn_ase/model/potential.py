@@ -21,7 +21,7 @@ from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms
 from segnn_ase.structure.stored import StoredStructures
 
 
-class Said(NamedTuple):
+class OfAtoms(NamedTuple):
     """What the network says of N atoms."""
 
     epsilon: Tensor  # (N,)
@@ -184,12 +184,12 @@ class Potential(nn.Module):
         edge_pair: Tensor | None = None,
         cues: Tensor | None = None,
         operations: Operations | None = None,
-    ) -> Said:
+    ) -> OfAtoms:
         """What the network says of atoms of species `kind` (N,)."""
         given = {"edge_pair": edge_pair, "cues": cues, "operations": operations}
         history, _ = self.segnn(self._one_hot(kind), vectors, edge_src, edge_dst, **given)
         read = None if self.responses is None else self.responses(history)
-        return Said(self.readout(history), history[-1][self.readout.scalar][:, 0], read)
+        return OfAtoms(self.readout(history), history[-1][self.readout.scalar][:, 0], read)
 
     def atomic_energies(
         self,
