@@ -34,7 +34,8 @@ from segnn_ase.model.predict import Evaluator, Prediction, by_structure, with_bo
 from segnn_ase.model.structures import graph_of
 from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.store.tensors import checksum
-from segnn_ase.structure.cues import names_of_responses, responses_of
+from segnn_ase.structure.cue_settings import FIELD
+from segnn_ase.structure.cues import names_of_responses, net_charge, responses_of
 from segnn_ase.structure.graph import Graph, collate, within
 from segnn_ase.structure.neighbors import BACKENDS
 from segnn_ase.structure.skin import SkinGraphs
@@ -46,6 +47,7 @@ BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress", "stresses")
 OF_ATOMS = ("dipole", "polarizability")  # that are read out of atoms
 BORN = "born_effective_charges"
+OF_ORIGIN = ("dipole", BORN)  # which of ions depend on an origin, or on charges that are not known
 VOIGT = np.array([0, 4, 8, 5, 2, 1])  # of a stress (3, 3), which is symmetric to the bit
 OUTSIDE = ("warn", "raise", "ignore")
 
@@ -154,6 +156,11 @@ class SEGNNCalculator(InspectedCalculator):
         """What evaluates each member, in words; empty before the first structure that has neighbours."""
         return tuple(evaluator.name for evaluator in self._evaluators or ())
 
+    @property
+    def told_names(self) -> tuple[str, ...]:
+        """What it is told of a structure besides atoms and cell: names in `atoms.arrays` or `atoms.info`."""
+        return tuple(cue.name for cue in self._cues)
+
     def set(self, **settings):
         if settings:
             raise ConfigError(f"set has {next(iter(settings))!r}; settings are given when a calculator is constructed")
@@ -162,6 +169,7 @@ class SEGNNCalculator(InspectedCalculator):
     def check_state(self, atoms, tol=1e-15):
         found = super().check_state(atoms, tol)
         names = [cue.name for cue in self._cues]
+        names += ["charge"] if {"spin", FIELD} & {*names} and "charge" not in names else []  # it may be refused
         if names and self.atoms is not None and not same_told(told_in(self.atoms, names), told_in(atoms, names), tol):
             found += [name for name in names if name not in found]
         return found
@@ -236,6 +244,8 @@ class SEGNNCalculator(InspectedCalculator):
             results |= self._responses(atoms, members)
         if "stresses" in properties:
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
+        if self._potentials[0].config.in_field and net_charge(atoms, self._cues):
+            results = {name: value for name, value in results.items() if name not in OF_ORIGIN}
         if self._dispersion is not None:
             results = with_dispersion(results, self._dispersion, atoms, properties)
         volume = self._volume(atoms) if all(atoms.pbc.tolist()) else None

@@ -18,6 +18,7 @@ from segnn_ase.data.frames import as_paths, structure_alone
 from segnn_ase.data.images import read_images
 from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import PER_ATOM
+from segnn_ase.structure.told import told_in, with_told
 
 OF_POTENTIALS = ("energy", "forces", "stress")
 OUTSIDE = "outside"  # entry of structures outside of what a potential was trained on
@@ -49,8 +50,7 @@ def predict_files(
         raise ConfigError(f"out is {str(out)!r}; expected a name that ends in .xyz or .extxyz")
     refuse_as_output(out, paths, overwrite=overwrite)
     images = [image for path in paths for image in read_images(path)]
-    bare = [structure_alone(atoms, source) for source, atoms in images]
-    said = _said_of(model, bare, device)
+    said = _said_of(model, images, device)
     claimed = {name for values in said.values for name in values} | (OF_ENERGY if said.of_potential else set())
     renamed = _free_names(claimed, [atoms for _, atoms in images])
     pairs = zip(images, said.values, strict=True)
@@ -63,13 +63,14 @@ def predict_files(
     return [*kept, *lost, f"wrote {len(images)} frames to {out}"]
 
 
-def _said_of(model: str, structures: Sequence[Atoms], device: str) -> Said:
+def _said_of(model: str, images: Sequence[tuple[str, Atoms]], device: str) -> Said:
+    bare = [structure_alone(atoms, source) for source, atoms in images]
     if holds_properties(model):
         loaded = load_properties(model, device=resolve_device(device))
-        return Said(
-            loaded.predict_all(structures), {target.name for target in loaded.targets if target.per == "atom"}, False
-        )
+        return Said(loaded.predict_all(bare), {target.name for target in loaded.targets if target.per == "atom"}, False)
     calculator, found = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True), []
+    names = calculator.told_names
+    structures = [with_told(alone, told_in(atoms, names)) for alone, (_, atoms) in zip(bare, images, strict=True)]
     for results in calculator.evaluate(structures, OF_POTENTIALS):
         ways = ", ".join(dict.fromkeys(way.kind for way in results.get("outside_domain", ())))
         known = {name: results[name] for name in OF_POTENTIALS if name in results}

@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 from segnn_ase.check.findings import energies_per_atom
 from segnn_ase.check.matching import Described, copies_among, trajectories
 from segnn_ase.check.surroundings import survey
-from segnn_ase.data.frames import Frame
+from segnn_ase.data.frames import Frame, told_inputs
 
 BLOCKS = 5  # of trajectories, that a validation set is made of if it is large
 SHORTEST = 10  # frames of a block, if the validation set is no smaller
@@ -23,7 +23,8 @@ def families(frames: list[Frame], count: int) -> list[int]:
     """
     structures = [f.atoms for f in frames]
     prints = [around.fingerprint for around in survey(structures).around]
-    found = copies_among(Described(structures, prints, energies_per_atom(frames)))
+    told = [told_inputs(f) for f in frames]
+    found = copies_among(Described(structures, prints, energies_per_atom(frames), told))
     copies = connected_parts([(n, m) for n, m, kind in found if kind != "near"], len(frames))
     chains = [pair for members in trajectories(structures) for pair in pairwise(members)]
     numbers = connected_parts([(n, m) for n, m, _ in found] + chains, len(frames))

@@ -234,7 +234,8 @@ def _some_direction(sample: Sample) -> Tensor | None:
     """Some direction, for a potential that knows dipoles."""
     if not sample.potential.config.in_field:
         return None
-    return torch.tensor([[0.48, 0.6, 0.64]], dtype=torch.float64, device=sample.potential.device)
+    direction = torch.tensor([[0.48, 0.6, 0.64]], dtype=torch.float64, device=sample.potential.device)
+    return direction.expand(sample.graph.n_graphs, 3)
 
 
 def _quantities_in_plain_pytorch(sample: Sample) -> dict[str, Quantity]:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
-from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, Cue
-from segnn_ase.structure.cues import field_labels, gradient_of, told
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue
+from segnn_ase.structure.cues import field_labels, gradient_of, net_charge, told
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
 from segnn_ase.structure.told import Told, with_told
 
@@ -52,6 +52,8 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
     )
     atoms = frame.atoms
     try:
+        if in_field and net_charge(frame.atoms if not told_of else with_told(frame.atoms, told_of), cues):
+            in_field = {key: value for key, value in in_field.items() if key[1] in OF_FIELD["polarizability"]}
         of_field = {name: torch.from_numpy(value) for name, value in field_labels(in_field, n).items()}
         labels = labels._replace(**of_field)
         if cues:
@@ -67,7 +69,8 @@ def _gradient_labels(atoms: Atoms, told_of: Told, cues: tuple[Cue, ...]) -> Tens
     """Labels of the cues' conjugates, NaN where there are none."""
     parts = [np.zeros((len(atoms), 0))]
     for cue in (cue for cue in cues if cue.size):
-        label = told_of.get(("arrays", CONJUGATES[cue.name][0])) if cue.name in CONJUGATES else None
+        own = [value for (_, name), value in told_of.items() if name == CONJUGATES.get(cue.name, (None,))[0]]
+        label = own[0] if own else None
         parts.append(np.full((len(atoms), cue.size), np.nan) if label is None else gradient_of(atoms, cue, label))
     return torch.from_numpy(np.concatenate(parts, axis=1))
 

@@ -23,6 +23,7 @@ from segnn_ase.data.frames import (
 from segnn_ase.data.images import read_images, split_index
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.data.units import unit_names
+from segnn_ase.structure.cue_settings import LABELS_OF_CUES
 
 SUFFIXES = (".xyz", ".extxyz")
 
@@ -81,4 +82,6 @@ def relabelled(atoms: Atoms, frame: Frame, factor: float = 1.0, shift: float = 0
     if frame.stress is not None:
         results["stress"] = full_3x3_to_voigt_6_stress(factor * frame.stress + shift * np.eye(3))
     out.calc = SinglePointCalculator(out, **{name: value for name, value in results.items() if value is not None})
+    if atoms.calc is not None:  # labels of what belongs to charges, moments and fields
+        out.calc.results |= {name: value for name, value in atoms.calc.results.items() if name in LABELS_OF_CUES}
     return out

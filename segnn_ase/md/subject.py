@@ -59,6 +59,10 @@ def identity(atoms: Atoms) -> dict[str, str]:
         ("magnetic moments", atoms.get_initial_magnetic_moments()),
     ):
         found[name] = _as_json(values.tolist()) if values.any() else "none"
+    for calc, _ in parts:  # what it is told besides
+        for name in getattr(calc, "told_names", ()):
+            value = atoms.arrays.get(name, atoms.info.get(name))
+            found |= {} if value is None else {name: _as_json(np.asarray(value).tolist())}
     return found
 
 

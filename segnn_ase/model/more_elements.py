@@ -38,17 +38,25 @@ def with_more_elements(
     grown.dispersion = potential.dispersion
     state = grown.state_dict()
     of_nearest = nearest if begin == "nearest" else None
-    grown.load_state_dict({name: _grown(old[name], fresh, of_nearest, name) for name, fresh in state.items()})
+    embedding = {
+        f"segnn.embedding.weights.{k}": len(w) // len(known) for k, w in enumerate(potential.segnn.embedding.weights)
+    }
+    grown.load_state_dict(
+        {name: _grown(old[name], fresh, of_nearest, name, embedding.get(name, 1)) for name, fresh in state.items()}
+    )
     return grown.eval()
 
 
-def _grown(old: Tensor, fresh: Tensor, nearest: list[int] | None, name: str) -> Tensor:
+def _grown(old: Tensor, fresh: Tensor, nearest: list[int] | None, name: str, paths: int = 1) -> Tensor:
     """The old values within a larger tensor; an axis that has grown is one of elements.
 
     What is new begins like the nearest elements along the first axis, else as in the fresh tensor.
     """
     if old.shape == fresh.shape:
         return old
+    if paths > 1:  # with rows of all species for each
+        parts = [x.unflatten(0, (paths, -1)) for x in (old, fresh)]
+        return torch.cat([_grown(a, b, nearest, "") for a, b in zip(*parts, strict=True)])
     if nearest is not None and name != "core_radii":
         return torch.cat([old, old[nearest]])
     return fresh.index_put(torch.meshgrid(*map(torch.arange, old.shape), indexing="ij"), old)

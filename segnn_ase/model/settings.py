@@ -76,6 +76,8 @@ class ModelConfig(Settings):
                 f"hidden_irreps is {self.hidden_irreps!r} and external_field is a cue; expected some 1o and 2e, of "
                 "which dipoles and polarizabilities are made"
             )
+        if any(cue.kind == "polar" for cue in self.cues) and "1o" not in self.hidden_irreps:
+            raise ValueError(f"hidden_irreps is {self.hidden_irreps!r}; expected some 1o, which polar cues steer")
         if self.message == "published" and self.cues:
             raise ValueError("cues are none of message = 'published'; leave them out")
         if self.message == "published" and self.density_weighting:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from segnn_ase.base.settings import Settings
 
+OWN = ("numbers", "positions", "energy", "forces", "stress", "masses", "tags")
 VELOCITIES = ("velocities", "velocity", "momenta", "momentum", "momentums")
 KNOWN: dict[str, dict[str, Any]] = {  # names of ASE, and what they are
     "initial_charges": {"kind": "scalar"},
@@ -59,7 +60,13 @@ class Cue(Settings):
         if isinstance(value, str):  # as "initial_magmoms,spin_orbit=true"
             name, *settings = value.split(",")
             value = {"name": name.strip(), **{k.strip(): v.strip() for k, _, v in (s.partition("=") for s in settings)}}
+            if " " in value.get("default", ""):  # as "default=0 0 1"
+                value["default"] = value["default"].split()
         if isinstance(value, dict) and isinstance(value.get("name"), str):
+            if value["name"] in OWN:
+                raise ValueError(
+                    f"{value['name']} is what a potential has of every structure, or gives; expected others"
+                )
             if value["name"].lower() in VELOCITIES:
                 raise ValueError(f"{value['name']} cannot be a cue: {WHY_NOT}")
             known = KNOWN.get(value["name"], {})

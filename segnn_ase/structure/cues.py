@@ -33,21 +33,35 @@ def told(graph: Graph, atoms: Atoms, cues: tuple[Cue, ...]) -> Graph:
     )
 
 
+def net_charge(atoms: Atoms, cues: Sequence[Cue]) -> float:
+    """By atoms.info, else the sum of what the atoms are said to have."""
+    told = atoms.info.get("charge", 0)
+    if told is None or ("charge" not in atoms.info and any(cue.name == "initial_charges" for cue in cues)):
+        told = round(float(np.sum(atoms.arrays.get("initial_charges", 0.0))), 6)
+    try:
+        return float(np.asarray(told, dtype=float).item())
+    except (TypeError, ValueError):
+        raise StructureError(f"atoms.info['charge'] is {told!r}; expected an integer") from None
+
+
 def field_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor | None:
     """The uniform field, (1, 3) V/Å; None where none is declared. Raises StructureError as `cues_of`."""
     declared = next((cue for cue in cues if cue.name == FIELD), None)
     if declared is None:
         return None
-    value = atoms.info.get(FIELD, declared.default)
+    value = atoms.info.get(FIELD)
+    if value is None and declared.default == "error":
+        raise StructureError(f"atoms.info[{FIELD!r}] is missing, and has no default: expected three numbers, V/Å")
+    value = declared.default if value is None else value
     try:
         field = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         field = np.zeros(0)
     if field.shape != (3,) or not np.isfinite(field).all():
         raise StructureError(f"atoms.info[{FIELD!r}] is {value!r}; expected three finite numbers, V/Å")
-    if field.any() and np.any(atoms.info.get("charge", 0)):
+    if field.any() and net_charge(atoms, cues):
         raise StructureError(
-            f"atoms.info has a charge of {atoms.info['charge']} in a field: a net charge is pulled as a whole, "
+            f"the structure has a net charge of {net_charge(atoms, cues):g} e in a field: it is pulled as a whole, "
             "which this potential does not know; expected a neutral structure, or no field"
         )
     return torch.from_numpy(field.copy())[None]
@@ -60,7 +74,7 @@ def cues_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor:
     """
     rows = [np.zeros((len(atoms), 0)), *(_in_scale(cue, _value(atoms, cue)) for cue in cues if cue.size)]
     if any(cue.name == "spin" for cue in cues):
-        _check_electrons(atoms)
+        _check_electrons(atoms, cues)
     return torch.from_numpy(np.concatenate(rows, axis=1))
 
 
@@ -162,10 +176,9 @@ def _value(atoms: Atoms, cue: Cue) -> np.ndarray:
     return np.broadcast_to(value.reshape(-1, cue.size), (n, cue.size))
 
 
-def _check_electrons(atoms: Atoms) -> None:
-    spin, charge = (
-        float(np.asarray(atoms.info.get(name, usual)).item()) for name, usual in (("spin", 1), ("charge", 0))
-    )
+def _check_electrons(atoms: Atoms, cues: Sequence[Cue]) -> None:
+    known = {cue.name: cue for cue in (*map(Cue.model_validate, ("spin", "charge")), *cues)}
+    spin, charge = (float(_value(atoms, known[name])[0, 0]) for name in ("spin", "charge"))
     electrons = int(atoms.numbers.sum() - charge)
     if (electrons + spin) % 2 == 0:
         raise StructureError(

@@ -114,10 +114,11 @@ def committee_residuals(
     """`residuals` of the mean of the members, with their spread, times its factors, as the estimate of the errors."""
     members = [residuals(evaluate, items, settings) for evaluate in evaluators]
     values = dict(members[0])
-    for name in QUANTITIES:
+    for name in (key.removesuffix("_predicted") for key in members[0] if key.endswith("_predicted")):
         stack = np.array([member[f"{name}_predicted"] for member in members])
         values[f"{name}_predicted"] = stack.mean(axis=0)
-        values[f"{name}_std"] = (factors or {}).get(name, 1.0) * stack.std(axis=0, ddof=1)
+        if name in QUANTITIES:
+            values[f"{name}_std"] = (factors or {}).get(name, 1.0) * stack.std(axis=0, ddof=1)
     return values
 
 
@@ -167,7 +168,8 @@ def _errors_apart(items: list[Item], calculator: SEGNNCalculator, measured: Call
     ways = [r.get("outside_domain", []) for r in calculator.evaluate([item.atoms for item in items])]
     groups = [[item for item, found in zip(items, ways, strict=True) if bool(found) == out] for out in (False, True)]
     inside, outside = (measured(group) if group else {} for group in groups)
-    both = {name: np.concatenate([one[name] for one in (inside, outside) if one]) for name in inside or outside}
+    names = dict.fromkeys((*inside, *outside))
+    both = {name: np.concatenate([one[name] for one in (inside, outside) if name in one]) for name in names}
     errors = errors_of(both)
     if groups[1]:
         errors |= {"forces_std": errors_of(inside).get("forces_std") if inside else None, "outside": len(groups[1])}

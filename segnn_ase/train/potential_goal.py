@@ -41,8 +41,8 @@ def some_directions(potential: Potential, batch: Item) -> Tensor | None:
     """
     if not bool(batch.labels.born.isfinite().any()):
         return None
-    weight = potential.readout.last.last.weight.detach().double().sum().item()
-    generator = torch.Generator().manual_seed(hash((weight, len(batch.graph.numbers))) % 2**63)
+    weights = [w.detach().double().sum().item() for w in potential.parameters() if w.requires_grad]
+    generator = torch.Generator().manual_seed(hash((*weights, len(batch.graph.numbers))) % 2**63)
     drawn = torch.randn(batch.graph.n_graphs, 3, dtype=torch.float64, generator=generator)
     return torch.nn.functional.normalize(drawn, dim=1)
 

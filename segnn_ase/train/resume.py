@@ -26,6 +26,8 @@ from segnn_ase.train.job import Learner, Training, TrainingData
 from segnn_ase.train.settings import Looped, TrainConfig
 
 STATE_FORMAT = "segnn_ase training state"
+OF_CUES = ("cue_gradients", "dipole", "polarizability", "born")  # labels that came later
+LATER = {"response_weight": 1.0, "dipole_weight": 1.0, "polarizability_weight": 1.0, "born_weight": 10.0}  # settings
 INDIFFERENT = {  # settings of the loop that may change, and why
     "save_minutes": "when files are written",
     "max_minutes": "when it stops, to go on the same way",
@@ -92,12 +94,21 @@ def decisive_settings(config: Looped) -> dict:
     """The settings of the loop that decide about the weights that are kept."""
     settings = config.training.model_dump(mode="json")
     others = {**INDIFFERENT, **({} if config.training.by_stability else ONLY_LOGGED)}
+    settings = {name: value for name, value in settings.items() if LATER.get(name, ...) != value}
     return {name: value for name, value in settings.items() if name not in others}
 
 
 def checksum_of_items(sets: list[list[Item]]) -> str:
     """Of structures and labels as they were read."""
-    return checksum([[[*map(torch.tensor, arrays_of(item.atoms)), *item.labels] for item in items] for items in sets])
+    return checksum([[_content(item) for item in items] for items in sets])
+
+
+def _content(item: Item) -> list:
+    """What is known of a structure; what there is only with cues is left out without them."""
+    told = [x for x in (getattr(item.graph, "cues", None), getattr(item.graph, "field", None)) if x is not None]
+    pairs = item.labels._asdict().items()
+    labels = [x for name, x in pairs if name not in OF_CUES or (x.numel() and bool(x.isfinite().any()))]
+    return [*map(torch.tensor, arrays_of(item.atoms)), *labels, *told]
 
 
 def arrays_of(atoms: Atoms) -> tuple[np.ndarray, ...]:

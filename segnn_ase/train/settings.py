@@ -142,7 +142,7 @@ class OptimConfig(LoopConfig):
     response_weight: float = Field(
         1.0,
         ge=0,
-        description="weight of squared errors of dE/dcue (magnetic forces, electronegativities) * scale, eV^2",
+        description="weight of squared errors of magnetic forces and electronegativities, times scales of cues, eV^2",
     )
     dipole_weight: float = Field(1.0, ge=0, description="weight of squared errors of dipole / sqrt(atoms), (e Å)^2")
     polarizability_weight: float = Field(

@@ -22,6 +22,7 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.batches import Item, Labels, make_item
 from segnn_ase.data.frames import Frame
 from segnn_ase.model.potential import Potential
+from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum
@@ -30,7 +31,6 @@ from segnn_ase.structure.told import standing
 from segnn_ase.train.beside import beside
 from segnn_ase.train.evaluation import Evaluate, evaluator_of
 from segnn_ase.train.job import TrainingData, output_files
-from segnn_ase.train.old_frames import gradients_of
 from segnn_ase.train.rollouts import CONTACT, FRICTION, dynamics_of, nearest_of, usual_timestep
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 
@@ -108,6 +108,10 @@ def teachers_of(config: TrainConfig, frames: list[Frame]) -> list[Potential]:
         )
     teachers = load_committee(settings.teacher).potentials
     first, needed = teachers[0], {int(z) for frame in frames for z in frame.atoms.numbers}
+    cues = model_config(**config.model).cues
+    if first.config.cues != cues:
+        names = [[cue.name for cue in some] or "nothing" for some in (first.config.cues, cues)]
+        raise ConfigError(f"{told}, which is told {names[0]}, and this training {names[1]}; expected the same cues")
     if not all(potential.config.smooth for potential in teachers):
         raise ConfigError(f"{told}, whose energies jump at the cutoff; expected a potential that can be simulated")
     if unknown := needed - set(first.species):
@@ -228,9 +232,8 @@ def labelled_by_mean(item: Item, evaluators: list[Evaluate]) -> tuple[Labels, fl
     if said[0].stress is not None:
         stress = torch.stack([p.stress.detach().double() for p in said]).mean(dim=0)
     spread = float(forces.var(dim=0, unbiased=False).mean().sqrt())
-    gradients = torch.stack([gradients_of(p, item) for p in said]).mean(dim=0)
     means = {"energy": energy.mean(dim=0), "forces": forces.mean(dim=0), "stress": stress}
-    return item.labels._replace(**means, cue_gradients=gradients), spread
+    return item.labels._replace(**means), spread
 
 
 def refuse_other_labels(pairs: list[tuple[Item, Labels]], scale: float, config: TrainConfig) -> None:

@@ -18,9 +18,8 @@ from torch import Tensor
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
-from segnn_ase.structure.cue_settings import Cue
-from segnn_ase.structure.cues import width_of
 from segnn_ase.structure.graph import Graph, edge_vectors
+from segnn_ase.trust.cue_ranges import beyond_ranges, both_ranges, cue_ranges
 from segnn_ase.trust.landmarks import wider_of_few
 from segnn_ase.trust.novelty import (
     NoveltyCheck,
@@ -37,7 +36,6 @@ COLD = (0.15, 1.0)  # below the binding energies: eV/atom, and of the width of t
 HOT = 0.02, 0.25  # above them, likewise; the width counts more after few frames
 VIRIAL = 0.1, 0.25  # on either side, likewise
 FORCE = LEVERAGE = 1.5  # times the largest, more after few frames
-CUE = 1.5  # times the largest
 DISTANCE = 0.9  # times the shortest; the core repulsion begins a little above
 
 
@@ -55,7 +53,7 @@ class Domain(NamedTuple):
     virial: tuple[float, float] | None = None  # sum of r dE/dr over the pairs / N, eV
     fewest_atoms: int = 1
     surroundings: KnownSurroundings | None = None
-    cues: Tensor | None = None  # (cues,) the largest of each, in its unit
+    cues: Tensor | None = None  # (cues, 2) smallest and largest of each, in its unit
 
 
 class Covered(NamedTuple):
@@ -109,9 +107,7 @@ def measure_domain(
         virial=(min(virials), max(virials)) if virials else None,
         fewest_atoms=min(len(c.graph.numbers) for c in frames),
         surroundings=_surroundings(potential, [c.graph for c in frames], before),
-        cues=largest_cues([c.graph.cues for c in frames], potential.config.cues)
-        if width_of(potential.config.cues)
-        else None,
+        cues=cue_ranges([c.graph for c in frames], potential.config.cues) if potential.config.cues else None,
     )
     return found if before is None else merged(found, before)
 
@@ -146,16 +142,8 @@ def merged(new: Domain, old: Domain) -> Domain:
         virial=new.virial and old.virial and both(new.virial, old.virial),
         fewest_atoms=min(new.fewest_atoms, old.fewest_atoms),
         surroundings=new.surroundings,
-        cues=new.cues if old.cues is None or new.cues is None else torch.maximum(new.cues, old.cues),
+        cues=both_ranges(new.cues, old.cues),
     )
-
-
-def largest_cues(told: Sequence[Tensor | None], cues: Sequence[Cue]) -> Tensor:
-    """The largest of each cue in some structures, in its unit, (cues,)."""
-    cues = [cue for cue in cues if cue.size]
-    sizes = [cue.size for cue in cues]
-    norms = [torch.stack([x.norm(dim=1).max() for x in rows.split(sizes, dim=1)]) for rows in told if rows is not None]
-    return torch.stack(norms).amax(dim=0).double().cpu() * torch.tensor([cue.unit for cue in cues]).double()
 
 
 def neighbor_counts(graph: Graph, cutoff: float) -> Tensor:
@@ -274,16 +262,19 @@ class DomainCheck:
         return found + new_ways
 
     def cues(self, graph: Graph) -> list[Outside]:
-        """Which cue is larger than any in training."""
-        if self.domain.cues is None or graph.cues is None:
+        """Which cue is beyond those in training."""
+        cues = self.potential.config.cues
+        if self.domain.cues is None or not cues:
             return []
-        cues, found = [cue for cue in self.potential.config.cues if cue.size], []
-        largest = largest_cues([graph.cues], cues)
-        for cue, seen, here in zip(cues, self.domain.cues.tolist(), largest.tolist(), strict=True):
-            if here > CUE * seen + 1e-9:
-                reason = f"{cue.name} is up to {here:.3g} here; in training it was up to {seen:.3g}"
-                found.append(Outside("cue", reason, f"with {cue.name} up to {here:.3g}"))
-        return found
+        beyond = beyond_ranges(graph, cues, self.domain.cues)
+        return [
+            Outside(
+                "cue",
+                f"{b.name} is {b.here:.3g} here; in training it was {b.seen[0]:.3g} to {b.seen[1]:.3g}",
+                f"with {b.name} of {b.here:.3g}",
+            )
+            for b in beyond
+        ]
 
     def _neighbors(self, numbers, counts, fewest, most) -> Outside:
         atom = int(np.argmax(np.maximum(fewest - counts, counts - most)))
@@ -360,7 +351,7 @@ def parse_domain(values: dict, n_species: int) -> Domain:
     ranges = [pair for pair in (density, virial, domain.binding) if pair is not None]
     wrong += [len(pair) != 2 or not all(map(math.isfinite, pair)) for pair in ranges]
     wrong += [not math.isfinite(x) for x in (domain.frames, domain.max_force, domain.max_leverage)]
-    wrong += [domain.cues is not None and not (domain.cues.ndim == 1 and bool(domain.cues.isfinite().all()))]
+    wrong += [domain.cues is not None and not (domain.cues.ndim == 2 and bool(domain.cues.isfinite().all()))]
     wrong.append(type(domain.fewest_atoms) is not int or domain.fewest_atoms < 1)
     if any(wrong):
         raise ValueError(f"domain of {n_species} species has other shapes, or numbers that are not finite")
@@ -382,7 +373,7 @@ def describe_domain(domain: Domain, symbols: list[str]) -> str:
     parts.append(f"binding {domain.binding[0]:.3f} to {domain.binding[1]:.3f} eV/atom")
     parts.append(f"forces to {domain.max_force:.3g} eV/Å")
     if domain.cues is not None:
-        parts.append(f"cues to {', '.join(f'{x:.3g}' for x in domain.cues.tolist())}")
+        parts.append(f"cues {', '.join(f'{low:.3g} to {high:.3g}' for low, high in domain.cues.tolist())}")
     if domain.surroundings is not None:
         parts.append(describe_surroundings(domain.surroundings, symbols))
     return "; ".join(parts)

@@ -8,7 +8,7 @@ from ase import Atoms
 NOTHING = {  # names in `atoms.info`, in any case, and the value that says nothing
     **dict.fromkeys(("charge", "total_charge", "net_charge", "system_charge", "tot_charge"), 0),
     **dict.fromkeys(("spin", "total_spin", "net_spin", "tot_magnetization", "total_magnetization", "magmom"), 0),
-    **dict.fromkeys(("multiplicity", "spin_multiplicity", "mult"), 1),
+    **dict.fromkeys(("multiplicity", "spin_multiplicity", "mult"), 1),  # and "spin" of 1, as ours
     **dict.fromkeys(("field", "electric_field", "external_field", "efield", "e_field", "magnetic_field"), 0),
 }
 ARRAYS = {  # of atoms, those of ASE and those that others use
@@ -26,7 +26,8 @@ def unused_input(atoms: Atoms, used: Collection[str] = ()) -> list[str]:
         if name in used:
             continue
         neutral = NOTHING.get(name.lower()) if isinstance(name, str) else None
-        if neutral is not None and value is not None and not _is(value, neutral):
+        singlet = name == "spin" and _is(value, 1)
+        if neutral is not None and value is not None and not (_is(value, neutral) or singlet):
             found.append(f"{name} = {value}")
     return found
 

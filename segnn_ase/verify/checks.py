@@ -310,7 +310,8 @@ def cache(s: Subject) -> list[Check]:
         if change == "positions":
             changed.positions[0] += (0.02, -0.01, 0.03)
         elif change == "charges":
-            changed.set_initial_charges(np.full(len(changed), 0.1))
+            charges = np.linspace(-0.1, 0.1, len(changed))
+            changed.set_initial_charges(charges - charges.mean())
         elif change == "numbers" and others:
             changed.numbers[0] = others[0]
         elif change == "cell" and changed.pbc.any():

@@ -27,6 +27,19 @@ def turned(atoms: Atoms, matrix: np.ndarray, cues: tuple[Cue, ...]) -> Atoms:
     return new
 
 
+def with_defaults(atoms: Atoms, cues: tuple[Cue, ...]) -> Atoms:
+    """The same with what it lacks where there is a default."""
+    new = atoms.copy()
+    for cue in cues:
+        place = new.arrays if cue.per == "node" else new.info
+        if place.get(cue.name) is None and cue.default != "error":
+            value = np.array(cue.default, dtype=float)
+            place[cue.name] = (
+                np.tile(value, (len(new), 1) if cue.size > 1 else len(new)) if cue.per == "node" else value
+            )
+    return new
+
+
 def nothing_told(atoms: Atoms, cues: tuple[Cue, ...]) -> Atoms:
     """The same with cues that say nothing: charges and moments of zero, multiplicities of one."""
     new = atoms.copy()
@@ -110,10 +123,10 @@ def _of_field(s: Subject) -> list[Check]:
 
 def _matters(s: Subject, cue: Cue) -> list[Check]:
     changed = s.atoms.copy()
-    changed.arrays[cue.name] = _stretched(s, cue) if cue.per == "node" else changed.arrays.get(cue.name)
-    if cue.per == "graph":
-        del changed.arrays[cue.name]
-        changed.info[cue.name] = float(changed.info.get(cue.name, cue.default)) + 2 * cue.scale
+    if cue.per == "node":
+        changed.arrays[cue.name] = _stretched(s, cue)
+    else:
+        changed.info[cue.name] = float(changed.info[cue.name]) + 2
     difference = abs(state_of(s.calc, changed).energy - s.here.energy)
     return [Check(f"{cue.name} matters", difference, None, "eV", bool(difference > 0), "energy of another one")]
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.md.verlet import VelocityVerlet
 from helpers.systems import rattled
 
@@ -175,7 +176,19 @@ def test_a_net_charge_in_a_field_is_refused():
     atoms.info["charge"] = 1
     with pytest.raises(StructureError, match="net charge"):
         found(calculator, "energy", atoms)
-    assert found(calculator, "energy", in_field(atoms, np.zeros(3))) != 0.0
+    ion = in_field(atoms, np.zeros(3))
+    assert found(calculator, "energy", ion) != 0.0
+    assert found(calculator, "polarizability", ion).shape == (3, 3)
+    for name in ("dipole", "born_effective_charges"):  # which depend on an origin
+        with pytest.raises(PropertyNotImplementedError):
+            found(calculator, name, ion)
+
+
+def test_a_batch_may_come_first():
+    found = SEGNNCalculator(potential_for()).evaluate([cluster(), crystal()], ("energy", "dipole"))
+    for results, atoms in zip(found, (cluster(), crystal()), strict=True):
+        for name in ("energy", "dipole"):
+            assert np.allclose(results[name], SEGNNCalculator(potential_for()).get_property(name, atoms), atol=1e-6)
 
 
 def test_features_that_give_no_polarizability_are_refused():

@@ -1,0 +1,206 @@
+"""Trainings of potentials that are told moments, charges and fields: from files to errors, and back to files."""
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.errors import ConfigError, DataError
+from segnn_ase.check.doctor import check
+from segnn_ase.data.convert import convert
+from segnn_ase.data.frames import read_frames
+from segnn_ase.model.more_elements import with_more_elements
+from segnn_ase.prediction import predict_files
+from segnn_ase.store.description import describe_model
+from segnn_ase.store.model_file import load_potential, read_committee
+from segnn_ase.train import TrainConfig, finetune, loop, train
+from segnn_ase.train.evaluation import evaluate_files
+from segnn_ase.train.resume import save_state
+
+pytestmark = pytest.mark.filterwarnings("ignore::segnn_ase.base.errors.UnusedInputWarning")
+TINY = {"hidden_irreps": "4x0e+4x1o+4x2e", "lmax_attr": 1, "interactions": 1, "radial_hidden": [4], "cutoff": 3.0}
+
+
+def spins(n: int, *, moved: float = 0.03) -> list[Atoms]:
+    """One crystal, moments in random directions, E = 0.05 sum m_i . m_j over neighbours, and their magnetic forces."""
+    frames = []
+    for seed in range(n):
+        rng, atoms = np.random.default_rng(seed), bulk("Fe", "sc", 2.4, cubic=True).repeat((2, 2, 1))
+        atoms.rattle(moved, rng=rng)
+        m = rng.normal(size=(4, 3))
+        atoms.set_initial_magnetic_moments(m)
+        total = m.sum(axis=0)
+        atoms.arrays["magnetic_forces"] = -0.05 * (total - m)
+        atoms.calc = SinglePointCalculator(
+            atoms, energy=0.025 * float(total @ total - np.sum(m**2)), forces=0.1 * rng.normal(size=(4, 3))
+        )
+        frames.append(atoms)
+    return frames
+
+
+def polar(n: int) -> list[Atoms]:
+    """Molecules in fields, with dipoles, polarizabilities and Born charges."""
+    frames = []
+    for seed in range(n):
+        rng, atoms = np.random.default_rng(seed), molecule(("H2O", "H2O2")[seed % 2])
+        atoms.rattle(0.05, rng=rng)
+        atoms.info["external_field"] = 0.1 * rng.normal(size=3)
+        atoms.info["polarizability"] = np.eye(3) * len(atoms)
+        atoms.arrays["born_charges"] = rng.normal(size=(len(atoms), 9))
+        dipole = atoms.positions[0] - atoms.positions.mean(axis=0)
+        results = {"energy": -3.0 * len(atoms), "forces": rng.normal(size=(len(atoms), 3)), "dipole": dipole}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    return frames
+
+
+def config(folder, cues, name="frames.xyz", **training) -> TrainConfig:
+    usual = {"epochs": 2, "rollout_steps": 0, "learning_rate": 0.01}
+    values = {"data": {"train": [str(folder / name)], "refuse_flaws": False}, "model": {**TINY, "cues": cues}}
+    return TrainConfig.parse({**values, "training": usual | training, "out": str(folder / "model.pt")})
+
+
+@pytest.fixture
+def magnet(tmp_path):
+    ase.io.write(tmp_path / "frames.xyz", spins(12))
+    train(config(tmp_path, ["initial_magmoms"]), progress=False)
+    return tmp_path
+
+
+@pytest.fixture
+def dipoles(tmp_path):
+    folder = tmp_path / "dipoles"
+    folder.mkdir()
+    ase.io.write(folder / "frames.xyz", polar(12))
+    train(config(folder, ["external_field"]), progress=False)
+    return folder
+
+
+def test_errors_are_those_of_the_calculator(magnet):
+    errors = evaluate_files(str(magnet / "model.pt"), [str(magnet / "frames.xyz")])
+    found, right = [], []
+    for atoms in ase.io.read(magnet / "frames.xyz", ":"):
+        right.append(atoms.arrays["magnetic_forces"])
+        found.append(
+            SEGNNCalculator(magnet / "model.pt", domain="ignore").get_property("magnetic_forces", atoms.copy())
+        )
+    rmse = np.sqrt(np.mean((np.array(found) - np.array(right)) ** 2)) / 3**0.5  # of dE/dcue, in its scale
+    (values,) = errors.values()
+    assert values["cue_gradients_rmse"] == pytest.approx(rmse, rel=1e-4)
+    assert "initial_magmoms (atoms.arrays; axial" in describe_model(*read_committee(magnet / "model.pt"))
+
+
+def test_errors_of_dipoles_polarizabilities_and_born_charges(dipoles):
+    (values,) = evaluate_files(str(dipoles / "model.pt"), [str(dipoles / "frames.xyz")]).values()
+    calculator, missed = SEGNNCalculator(dipoles / "model.pt", domain="ignore"), {"dipole": [], "born": []}
+    for atoms in polar(12):
+        found = {n: calculator.get_property(n, atoms.copy()) for n in ("dipole", "born_effective_charges")}
+        missed["dipole"] += list(found["dipole"] - atoms.calc.results["dipole"])
+        born = atoms.arrays["born_charges"].reshape(-1, 3, 3)
+        missed["born"] += list((found["born_effective_charges"] - born).ravel())
+    for name, errors in missed.items():
+        assert values[f"{name}_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["spins", "polar"])
+def test_a_training_that_goes_on_gives_the_same_bits(kind, tmp_path):
+    frames, cues = {"spins": (spins(8), ["initial_magmoms"]), "polar": (polar(8), ["external_field"])}[kind]
+    weights = []
+    for stops in ((), (2,)):
+        folder = tmp_path / str(len(stops))
+        folder.mkdir()
+        ase.io.write(folder / "frames.xyz", frames)
+        whole = config(folder, cues, epochs=4, save_minutes=0.0)
+        for stop in stops:
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(loop, "save_state", stopping(stop))
+                train(whole, progress=False)
+        train(whole, progress=False)
+        weights.append(load_potential(folder / "model.pt").state_dict())
+    assert all(np.array_equal(a.numpy(), b.numpy()) for a, b in zip(*(w.values() for w in weights), strict=True))
+
+
+def stopping(epoch: int):
+    """`save_state` that is followed by an interruption."""
+
+    def stop(path, job, learner, done):
+        save_state(path, job, learner, done)
+        if done.epoch == epoch:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_other_moments_are_another_training(magnet):
+    frames = spins(12)
+    frames[3].arrays["initial_magmoms"][0] += 0.1
+    ase.io.write(magnet / "frames.xyz", frames)
+    (magnet / "model.pt").unlink()
+    with pytest.raises(ConfigError, match="belongs to a training"):
+        train(config(magnet, ["initial_magmoms"]), progress=False)
+
+
+def test_predictions_are_told_what_the_file_tells(dipoles):
+    predict_files(str(dipoles / "model.pt"), [str(dipoles / "frames.xyz")], str(dipoles / "out.xyz"))
+    calculator = SEGNNCalculator(dipoles / "model.pt", domain="ignore")
+    for said, atoms in zip(ase.io.read(dipoles / "out.xyz", ":"), polar(12), strict=True):
+        assert said.get_potential_energy() == pytest.approx(calculator.get_property("energy", atoms.copy()), abs=1e-5)
+
+
+def test_conversion_keeps_dipoles(dipoles):
+    convert(str(dipoles / "frames.xyz"), str(dipoles / "again.xyz"))
+    for kept, atoms in zip(read_frames(dipoles / "again.xyz"), polar(12), strict=True):
+        assert np.allclose(kept.told["info", "dipole"], atoms.calc.results["dipole"], atol=1e-6)
+
+
+def test_one_crystal_with_many_moments_is_no_copy(tmp_path):
+    ase.io.write(tmp_path / "frames.xyz", spins(30, moved=0.0))
+    found = [finding.code for finding in check(str(tmp_path / "frames.xyz")).findings]
+    assert not {"duplicates", "contradiction"} & {*found}
+
+
+def test_new_elements_change_nothing_known(magnet, dipoles):
+    for folder, atoms in ((magnet, spins(1)[0]), (dipoles, polar(1)[0])):
+        old = load_potential(folder / "model.pt")
+        for begin in ("fresh", "nearest"):
+            models = old, with_more_elements(old, [28], begin=begin)
+            a, b = (SEGNNCalculator(p, domain="ignore").get_property("energy", atoms.copy()) for p in models)
+            assert a == pytest.approx(b, rel=1e-6)
+
+
+def test_fine_tuning_and_committees(magnet):
+    tuning = {"replay": [str(magnet / "frames.xyz")]}
+    values = {"data": {"train": [str(magnet / "frames.xyz")], "refuse_flaws": False}, "out": str(magnet / "tuned.pt")}
+    training = {"epochs": 1, "rollout_steps": 0, "learning_rate": 0.001}
+    finetune(
+        str(magnet / "model.pt"),
+        TrainConfig.parse({**values, "training": training, "finetune": tuning}),
+        progress=False,
+    )
+    train(
+        config(magnet, ["initial_magmoms"], committee=2, epochs=1).model_copy(update={"out": str(magnet / "both.pt")}),
+        progress=False,
+    )
+    for name in ("tuned.pt", "both.pt"):
+        (values,) = evaluate_files(str(magnet / name), [str(magnet / "frames.xyz")]).values()
+        assert values["cue_gradients_rmse"] > 0
+
+
+def test_a_teacher_is_told_the_same(magnet):
+    values = config(magnet, [], epochs=1).model_dump(exclude_unset=True)
+    values["data"] = {**values["data"], "teacher": str(magnet / "model.pt")}
+    with pytest.raises(ConfigError, match="expected the same cues"):
+        train(TrainConfig.parse({**values, "out": str(magnet / "other.pt")}), progress=False)
+
+
+def test_frames_without_what_is_told_are_refused(tmp_path):
+    frames = spins(4)
+    del frames[2].arrays["initial_magmoms"]
+    for atoms in frames:
+        atoms.arrays.pop("magnetic_forces")
+    ase.io.write(tmp_path / "frames.traj", frames)
+    with pytest.raises(DataError, match=r"frame 2.*initial_magmoms.*missing"):
+        train(config(tmp_path, ["initial_magmoms"], name="frames.traj"), progress=False)
