@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["segnn"], metavar="PRESET[,SETTING=VALUE]")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--learning-rate", type=float, default=0.08)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--neighbors", type=int, help="nearest that send messages; default: all charges, 6 stars")
     parser.add_argument("--small", type=int, help="so many trajectories of each kind instead, to try it")

@@ -98,7 +98,7 @@ minutes = (time.monotonic() - start) / 60
 frames = [labelled(x, q) for x, q in zip(motion.positions[:TRAIN], motion.charges[:TRAIN], strict=True)]
 ase.io.write("charges.xyz", [atoms for atoms in frames if np.abs(atoms.get_forces()).max() < MOST_FORCE])
 data = {"train": ["charges.xyz"], "reference_energies": dict.fromkeys(ELEMENTS.values(), 0.0), "refuse_flaws": False}
-model = {"preset": "fast", "cutoff": 12.0, "n_radial": 16}
+model = {"preset": "fast", "cutoff": 12.0, "n_radial": 16, "core_repulsion": False}
 training = {"minutes": minutes, "batch_size": 50, "rollout_steps": 0, "teachers": 0}
 train(TrainConfig.parse({"out": "charges.pt", "data": data, "model": model, "training": training}))
 
