@@ -1,6 +1,7 @@
 """Cost of an MD step against size: our presets in every mode, beside peers in the same run.
 
     python benchmarks/md_step.py --peer nequip-S=path/to/nequip/bin/python
+    python benchmarks/md_step.py --calculators segnn segnn+initial_charges segnn+initial_magmoms segnn+external_field
 
 Every calculator lives in a process of its own, on one core. They are asked in turn, A B C A B C, for a block of steps
 at a time, so that a machine whose load changes is the same for all. Printed are the median of all steps; the spread,

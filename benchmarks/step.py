@@ -16,7 +16,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
-from calculators import PACKAGES, build, precision
+from calculators import PACKAGES, build, precision, tell
 from systems import system
 
 WARM_UP = 3  # steps
@@ -32,6 +32,7 @@ class Subject:
         self.atoms, self._rng = system(name), np.random.default_rng(0)
         if not self.atoms.cell.rank:
             self.atoms.center(vacuum=VACUUM)  # some peers need a cell
+        tell(self.atoms, calculator)
         self.atoms.calc, self._start = calculator, self.atoms.positions.copy()
 
     def move(self) -> None:
