@@ -456,7 +456,8 @@ def test_T11_a_molecule_beside_a_crystal_gives_no_nan_in_training(new_potential)
 def test_T11_missing_labels_give_no_nan_in_training(new_potential, missing):
     """A batch in which one structure has no energy, no forces or no stress."""
     potential, graph = new_potential("segnn").train(), graph_of([triclinic(), triclinic()])
-    labels = Labels(*(torch.zeros(shape, dtype=torch.float64) for shape in ((2,), (10, 3), (2, 3, 3), (10, 0))))
+    shapes = ((2,), (10, 3), (2, 3, 3), (10, 0), (2, 3), (2, 3, 3), (10, 3, 3))
+    labels = Labels(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
     getattr(labels, missing)[0] = math.nan
     loss = loss_on(Item(graph, labels), potential)
     assert torch.isfinite(loss)

@@ -106,7 +106,7 @@ def checksum_of_items(sets: list[list[Item]]) -> str:
 def _content(item: Item) -> list:
     """What is known of a structure; what there is only with cues is left out without them."""
     told = [x for x in (getattr(item.graph, "cues", None), getattr(item.graph, "field", None)) if x is not None]
-    pairs = item.labels._asdict().items()
+    pairs = zip(getattr(item.labels, "_fields", [""] * len(item.labels)), item.labels, strict=True)
     labels = [x for name, x in pairs if name not in OF_CUES or (x.numel() and bool(x.isfinite().any()))]
     return [*map(torch.tensor, arrays_of(item.atoms)), *labels, *told]
 
