@@ -53,7 +53,7 @@ def precision(name: str, dtype: str) -> str:
     return PRECISION.get(name, dtype)
 
 
-def random_potential(preset: str, cues: list[str]):
+def random_potential(preset: str, cues: tuple[str, ...] | list[str] = ()):
     from systems import system
 
     from segnn_ase.model.potential import Potential

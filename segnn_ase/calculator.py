@@ -34,7 +34,7 @@ from segnn_ase.model.predict import Evaluator, Prediction, by_structure, with_bo
 from segnn_ase.model.structures import graph_of
 from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.store.tensors import checksum
-from segnn_ase.structure.cue_settings import FIELD
+from segnn_ase.structure.cue_settings import FIELD, Cue
 from segnn_ase.structure.cues import names_of_responses, net_charge, responses_of
 from segnn_ase.structure.graph import Graph, collate, within
 from segnn_ase.structure.neighbors import BACKENDS
@@ -241,7 +241,7 @@ class SEGNNCalculator(InspectedCalculator):
         """Results of one structure; deviations are those of the committee, where there is one."""
         results = _results(members, self._factors)
         if self._cues and members[0].cue_gradients is not None:
-            results |= self._responses(atoms, members)
+            results |= _responses(atoms, members, self._cues)
         if "stresses" in properties:
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
         if self._potentials[0].config.in_field and net_charge(atoms, self._cues):
@@ -251,11 +251,6 @@ class SEGNNCalculator(InspectedCalculator):
         volume = self._volume(atoms) if all(atoms.pbc.tolist()) else None
         evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._cutoffs[0]]
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
-
-    def _responses(self, atoms: Atoms, members: Sequence[Prediction]) -> dict:
-        """Mean over the committee of what `model.cues` names."""
-        found = [responses_of(atoms, as_numpy(p.cue_gradients), self._cues) for p in members]
-        return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
 
     def _volume(self, atoms: Atoms) -> float:
         cell = atoms.cell.array.tobytes()
@@ -418,6 +413,12 @@ def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
         if name in stacks:
             results[f"{name}_std"] = factors.get(name, 1.0) * stacks[name].std(axis=0, ddof=1)
     return results
+
+
+def _responses(atoms: Atoms, members: Sequence[Prediction], cues: Sequence[Cue]) -> dict:
+    """Mean over the committee of the conjugates of what it is told."""
+    found = [responses_of(atoms, as_numpy(p.cue_gradients), cues) for p in members]
+    return {name: np.mean([one[name] for one in found], axis=0) for name in found[0]}
 
 
 def _results_of(p: Prediction) -> dict:

@@ -664,7 +664,7 @@ UNUSED = {
     "multiplicity": (with_info(multiplicity=3), "multiplicity = 3"),
     "field": (with_info(electric_field=[0, 0, 0.1]), r"electric_field = \[0, 0, 0.1\]"),
     "a word": (with_info(spin="up"), "spin = up"),
-    "two": (with_info(charge=1, spin=1), "charge = 1, spin = 1"),
+    "two": (with_info(charge=1, spin=2), "charge = 1, spin = 2"),
 }
 
 

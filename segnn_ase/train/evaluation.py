@@ -184,6 +184,7 @@ def labelled_items(
     """The frames of a file, for a potential that knows their elements; without the dispersion that it never saw."""
     cues = potential.config.cues
     inputs = [cue.name for cue in cues]
+    expect(keys is None or isinstance(keys, LabelKeys), "keys", keys, "LabelKeys")
     frames = read_frames(path, (keys or LabelKeys()).model_copy(update={"inputs": tuple(inputs)}))
     check_labels(frames)
     for line in (*rivals_of(frames), *changes_of(frames)) if report else ():

@@ -100,10 +100,10 @@ def decisive_settings(config: Looped) -> dict:
 
 def checksum_of_items(sets: list[list[Item]]) -> str:
     """Of structures and labels as they were read."""
-    return checksum([[_content(item) for item in items] for items in sets])
+    return checksum([[_of_item(item) for item in items] for items in sets])
 
 
-def _content(item: Item) -> list:
+def _of_item(item: Item) -> list:
     """What is known of a structure; what there is only with cues is left out without them."""
     told = [x for x in (getattr(item.graph, "cues", None), getattr(item.graph, "field", None)) if x is not None]
     pairs = zip(getattr(item.labels, "_fields", [""] * len(item.labels)), item.labels, strict=True)
