@@ -139,7 +139,7 @@ class CpuEvaluator(Evaluator):
 
     def _seeds(self, graph: Graph) -> Tensor | None:
         """Derivative of the field's energy with respect to what is read out of each atom."""
-        if self._responses is None or graph.field is None:
+        if self._responses is None or graph.field is None or not bool(graph.field.any()):
             return None
         return self._responses.seeds(graph.field[graph.batch])
 

@@ -52,7 +52,7 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
     )
     atoms = frame.atoms
     try:
-        if in_field and net_charge(frame.atoms if not told_of else with_told(frame.atoms, told_of), cues):
+        if in_field and net_charge(with_told(frame.atoms, told_of), cues):
             in_field = {key: value for key, value in in_field.items() if key[1] in OF_FIELD["polarizability"]}
         of_field = {name: torch.from_numpy(value) for name, value in field_labels(in_field, n).items()}
         labels = labels._replace(**of_field)

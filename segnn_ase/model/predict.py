@@ -162,7 +162,8 @@ def predict(
 def with_born(evaluate: Callable[..., Prediction], graph: Graph, **wanted: bool) -> Prediction:
     """A prediction with Born charges, by the slopes of the three components of the dipole."""
     axes = torch.eye(3, dtype=torch.float64, device=graph.positions.device)
-    found = [evaluate(graph, **wanted, along=axis.expand(graph.n_graphs, 3)) for axis in axes]
+    first, *others = (axis.expand(graph.n_graphs, 3) for axis in axes)
+    found = [evaluate(graph, **wanted, along=first), *(evaluate(graph, forces=False, along=u) for u in others)]
     return found[0]._replace(born=torch.stack([p.dipole_slopes for p in found], dim=1), dipole_slopes=None)
 
 

@@ -54,7 +54,8 @@ def _of_cue(cue: Cue) -> str:
     coupled = ", coupled to space by spin-orbit interaction" if cue.spin_orbit else ""
     place = "atoms.arrays" if cue.per == "node" else "atoms.info"
     without = "needed" if cue.default == "error" else f"{cue.default} where it is missing"
-    return f"{cue.name} ({place}; {cue.kind}{coupled}; scale {cue.scale:g}; {without})"
+    scale = f"scale {cue.scale:g}; " if cue.size else ""
+    return f"{cue.name} ({place}; {cue.kind}{coupled}; {scale}{without})"
 
 
 def _of_uncertainty(potential: Potential) -> list[str]:

@@ -81,6 +81,10 @@ class Cue(Settings):
         if known and any(getattr(self, key) != known.get(key, type(self).model_fields[key].default) for key in FIXED):
             raise ValueError(f"{self.name} is {known}; leave kind, per and time_reversal out")
         vector = self.kind in ("polar", "axial")
+        if self.name == FIELD and self.scale != 1.0:
+            raise ValueError(f"scale is {self.scale:g}; a field has none, as it acts on dipoles: leave it out")
+        if self.kind == "integer" and isinstance(self.default, float) and not self.default.is_integer():
+            raise ValueError(f"default is {self.default}; expected an integer, or 'error'")
         if self.kind == "polar" and self.time_reversal == -1:
             raise ValueError(f"a polar vector that changes sign with time is a velocity: {WHY_NOT}")
         if self.kind == "axial" and self.time_reversal == 1:
