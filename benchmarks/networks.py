@@ -104,12 +104,17 @@ def random_mace(dtype: str):
     )
 
 
-def mace_small(dtype: str, device: str):
+def mace_small(dtype: str, device: str, **options):
     """`random_mace` by its own calculator (mace-torch 0.3, eager)."""
     model = random_mace(dtype)
     from mace.calculators import MACECalculator
 
-    return MACECalculator(models=[model], device=device, default_dtype=dtype)
+    return MACECalculator(models=[model], device=device, default_dtype=dtype, **options)
+
+
+def mace_cuequivariance(dtype: str, device: str):
+    """The same with the kernels of cuEquivariance (cuequivariance-torch, -ops-torch-cu12 or -cu13)."""
+    return mace_small(dtype, device, enable_cueq=True)
 
 
 def symmetrix(dtype: str, device: str):
@@ -155,6 +160,7 @@ NETWORKS = {
     "nequip-S": nequip_small,
     "sevennet": sevennet,
     "mace-64x0e": mace_small,
+    "mace-64x0e-cueq": mace_cuequivariance,
     "symmetrix-64x0e": symmetrix,
     "symmetrix-xl-64x0e": symmetrix_xl,
 }

@@ -36,6 +36,7 @@ class AnyGraph(Protocol):
 
 
 G = TypeVar("G", bound=AnyGraph)
+FEW = 4  # structures with a sum of their own: additions of many pairs to one place wait for each other on a GPU
 
 
 class Graph(NamedTuple):
@@ -194,7 +195,8 @@ def edge_vectors(graph: Graph) -> Tensor:
     if graph.n_graphs == 1:
         shift = graph.edge_shift @ graph.cell[0]
     else:
-        shift = torch.einsum("ea,eab->eb", graph.edge_shift, graph.cell[graph.batch[graph.edge_dst]])
+        # no product of matrices, which a GPU makes one by one
+        shift = (graph.edge_shift[:, :, None] * graph.cell[graph.batch[graph.edge_dst]]).sum(1)
     return graph.positions[graph.edge_src] - graph.positions[graph.edge_dst] + shift
 
 
@@ -211,4 +213,10 @@ def sum_over_atoms(values: Tensor, graph: AnyGraph) -> Tensor:
 
 def sum_over_structure_edges(values: Tensor, graph: Graph) -> Tensor:
     """Add up per-edge values (E, ...) by structure: (B, ...)."""
-    return values.new_zeros(graph.n_graphs, *values.shape[1:]).index_add(0, graph.batch[graph.edge_dst], values)
+    if graph.n_graphs == 1:
+        return values.sum(0, keepdim=True)
+    owner = graph.batch[graph.edge_dst]
+    if graph.n_graphs > FEW:
+        return values.new_zeros(graph.n_graphs, *values.shape[1:]).index_add(0, owner, values)
+    owner = owner.view(-1, *[1] * (values.dim() - 1))
+    return torch.stack([values.masked_fill(owner != b, 0).sum(0) for b in range(graph.n_graphs)])
