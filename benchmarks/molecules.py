@@ -24,6 +24,7 @@ from ase.build import molecule
 from ase.collections import g2
 from ase.units import Bohr, Hartree
 from report import plot_lines, print_table, save
+from xtb import calculated
 
 from segnn_ase.properties import PropertyTraining, train_properties
 
@@ -56,18 +57,6 @@ def labelled(atoms: Atoms) -> Atoms:
     atoms.info["gap"] = float(levels[~filled].min() - levels[filled].max()) * Hartree
     atoms.arrays["charges"] = ground.get("charges")
     return atoms
-
-
-def calculated(atoms: Atoms, field: np.ndarray | None = None):
-    from tblite.interface import Calculator
-    from tblite.library import ffi
-
-    calculator = Calculator("GFN2-xTB", atoms.numbers, atoms.positions / Bohr)
-    calculator.set("verbosity", 0)
-    calculator.set("accuracy", 0.01)
-    if field is not None:  # its wrapper takes no array
-        calculator.add("electric-field", ffi.new("double[3]", field.tolist()))
-    return calculator.singlepoint()
 
 
 def displaced(some: list[str], count: int, rng: np.random.Generator) -> list[Atoms]:
