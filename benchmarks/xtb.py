@@ -25,25 +25,21 @@ def calculated(atoms: Atoms, field: np.ndarray | None = None, charge: int = 0):
 
 
 class Xtb(Calculator):
-    """Energies and forces for dynamics; `charge` of the whole molecule."""
+    """Energies and forces for dynamics."""
 
     implemented_properties = ("energy", "forces")
 
-    def __init__(self, charge: int = 0):
-        super().__init__()
-        self.charge = charge
-
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
-        found = calculated(atoms, charge=self.charge)
+        found = calculated(atoms)
         forces = -found.get("gradient") * Hartree / Bohr
         self.results = {"energy": float(found.get("energy")) * Hartree, "forces": forces}
 
 
-def sampled(start: Atoms, count: int, *, kelvin: float, seed: int, charge: int = 0, every: int = 20) -> list[Atoms]:
+def sampled(start: Atoms, count: int, *, kelvin: float, seed: int, every: int = 20) -> list[Atoms]:
     """Structures of a molecule along Langevin dynamics, `every` so many femtoseconds, each turned at random."""
     rng, atoms, found = np.random.default_rng(seed), start.copy(), []
-    atoms.calc = Xtb(charge)
+    atoms.calc = Xtb()
     MaxwellBoltzmannDistribution(atoms, temperature_K=kelvin, rng=rng)
     dynamics = Langevin(atoms, units.fs, temperature_K=kelvin, friction=0.01 / units.fs, rng=rng)
     dynamics.run(10 * every)

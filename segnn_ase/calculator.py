@@ -132,11 +132,11 @@ class SEGNNCalculator(InspectedCalculator):
                 "their mean makes sense only for potentials of one system and level of theory"
             )
         self._cues = self._potentials[0].config.cues
-        responses = names_of_responses(self._cues)
-        self.implemented_properties = [*type(self).implemented_properties, *responses]
+        responses, charged = names_of_responses(self._cues), ["charges"] if self._potentials[0].charges else []
+        self.implemented_properties = [*type(self).implemented_properties, *responses, *charged]
         self._derivatives = (*DERIVATIVES, *(name for name in responses if name not in OF_ATOMS))
-        if any(p.config.cues != self._cues for p in self._potentials):
-            raise ConfigError("the members of the committee are told different cues; expected the same of all")
+        if len({(p.config.cues, p.config.electrostatics) for p in self._potentials}) > 1:
+            raise ConfigError("the members of the committee differ in cues or electrostatics; expected the same of all")
         backend = _resolve_backend(neighbor_backend, self.device)
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
         self._cutoffs = [p.cutoff for p in self._potentials]
@@ -436,8 +436,7 @@ def _results_of(p: Prediction) -> dict:
         results["stress"] = as_numpy(p.stress).reshape(9)[VOIGT]
     if p.dipole is not None and p.polarizability is not None:
         results |= {"dipole": as_numpy(p.dipole)[0], "polarizability": as_numpy(p.polarizability)[0]}
-    if p.born is not None:
-        results[BORN] = as_numpy(p.born)
+    results |= {name: as_numpy(x) for name, x in ((BORN, p.born), ("charges", p.charges)) if x is not None}
     return results
 
 

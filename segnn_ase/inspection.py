@@ -67,6 +67,7 @@ class InspectedCalculator(SharedCalculator):
 
     def _virials(self, graphs: dict[float, Graph]) -> np.ndarray:
         refuse_with_dispersion(self._dispersion, "virials of the atoms (stresses)")
+        refuse_with_charges(self._potentials, "virials of the atoms (stresses)")
         near = {cutoff: within(graph, CERTAIN * cutoff) for cutoff, graph in graphs.items()}
         pairs = zip(self._chosen(near), (near[p.cutoff] for p in self._potentials), strict=True)
         return np.mean([as_numpy(atomic_virials(g, evaluator.pairwise(g))) for evaluator, g in pairs], axis=0)
@@ -80,6 +81,7 @@ class InspectedCalculator(SharedCalculator):
         """
         expect(isinstance(convective, bool), "convective", convective, "True or False")
         refuse_with_dispersion(self._dispersion, "heat flux")
+        refuse_with_charges(self._potentials, "heat flux")
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         atoms = self.atoms if atoms is None else atoms
         return np.mean([flux_of(p, graphs[p.cutoff], atoms, convective=convective) for p in self._potentials], axis=0)
@@ -137,6 +139,13 @@ def refuse_with_dispersion(name: str | None, what: str) -> None:
         raise PropertyNotImplementedError(
             f"{what} with dispersion {name!r}: dftd3 does not share its virial out among the atoms. That of the "
             "network alone: load_potential(...), set its dispersion to None, and make a calculator of it"
+        )
+
+
+def refuse_with_charges(potentials: Sequence[Potential], what: str) -> None:
+    if any(p.charges is not None for p in potentials):
+        raise PropertyNotImplementedError(
+            f"{what} with electrostatics = 'latent': the share of each atom in the energy of plane waves is not known"
         )
 
 

@@ -21,6 +21,7 @@ from segnn_ase.base.errors import AccelerationError, AccelerationWarning, Config
 from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
 from segnn_ase.compiled.cpu_training import CpuLossGradient
+from segnn_ase.compiled.gpu_evaluation import GpuEvaluator
 from segnn_ase.compiled.gpu_recording import RecordingEvaluator
 from segnn_ase.compiled.gpu_training import GpuLossGradient
 from segnn_ase.compiled.guard import TOLERANCE, Quantity, difference, gradients_of_weights, in_float64
@@ -55,7 +56,7 @@ class Backend(NamedTuple):
 BACKENDS = (  # the fastest first
     Backend(
         lambda p, tables: tables and p.device.type == "cuda" and supported(p),
-        lambda p, require: RecordingEvaluator(p, require=require),
+        lambda p, require: RecordingEvaluator(p, require=require) if p.charges is None else GpuEvaluator(p),
         TABLE_TOLERANCE,
     ),
     Backend(
@@ -203,7 +204,7 @@ def _thrown(potential: Potential, rng: np.random.Generator) -> Graph:
     places *= 0.49 * potential.cutoff
     numbers, width = np.resize(potential.species, n), width_of(potential.config.cues)
     neighbors = neighbor_list(places, np.zeros((3, 3)), False, potential.cutoff)
-    graph = graph_from_arrays(numbers, places, np.zeros((3, 3)), neighbors)
+    graph = graph_from_arrays(numbers, places, np.zeros((3, 3)), False, neighbors)
     told = torch.from_numpy(rng.normal(size=(n, width))) if width else None
     field = torch.from_numpy(rng.normal(size=(1, 3))) if potential.config.in_field else None
     return graph._replace(cues=told, field=field).to(potential.device)

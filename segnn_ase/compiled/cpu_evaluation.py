@@ -20,9 +20,10 @@ from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.elements import Elements
 from segnn_ase.model.newness import KnownSurroundings
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, stress_of
+from segnn_ase.model.predict import Evaluator, Prediction, pushed_apart, stress_of
+from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
-from segnn_ase.model.responses import columns_read, field_energies, summed
+from segnn_ase.model.responses import field_energies, summed
 from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import Graph, sum_over_atoms, within
 
@@ -108,7 +109,7 @@ class CpuEvaluator(Evaluator):
         self._newness: CompiledNewness | PlainNewness | None = None
         self._watch: CpuWatch | None = None
         self.elements = potential.elements(self._lonely(len(potential.species)))
-        self._responses = copy.deepcopy(potential.responses)
+        self._responses, self._charges = copy.deepcopy(potential.responses), copy.deepcopy(potential.charges)
         self._nothing = torch.zeros_like(self.elements.scale)
         self._last = (torch.zeros(0), torch.zeros(0))  # atomic numbers and species of the atoms met last
 
@@ -131,8 +132,10 @@ class CpuEvaluator(Evaluator):
     ) -> Prediction:
         kind = self._kinds(graph.numbers)
         with self._lock:
-            seeds = self._seeds(graph)
-            found = self._evaluate(graph, kind, forces or stress, stress, seeds)
+            if self._charges is None:
+                found = self._evaluate(graph, kind, forces or stress, stress, self._seeds(graph))
+            else:
+                found = self._with_charges(graph, kind, forces or stress, stress)
             if found is not None and self._responses is not None:
                 found = self._with_responses(graph, kind, found, along)
         return found or self._sorted(graph, forces=forces, stress=stress, along=along)
@@ -143,8 +146,26 @@ class CpuEvaluator(Evaluator):
             return None
         return self._responses.seeds(graph.field[graph.batch])
 
+    def _read(self, n: int) -> Tensor:
+        """What has been read out of the atoms."""
+        return torch.cat([self._passes.at(x)[:n] for x in self._plan.read], dim=1)
+
+    def _with_charges(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
+        """First the charges, then with their potential the derivatives. None for pairs that are not sorted."""
+        p = self._evaluate(graph, kind, False, False, None)
+        if p is None:
+            return None
+        added = self._charges.long_range(self._read(len(kind)), graph, derivatives=wanted)
+        if wanted:
+            p = self._evaluate(graph, kind, True, stress, added.slope)
+            p = pushed_apart(p, added.forces, added.virial, graph)
+            if added.cue_slope is not None:
+                p = p._replace(cue_gradients=p.cue_gradients + added.cue_slope)
+        energies = p.energies + added.energies
+        return p._replace(energy=sum_over_atoms(energies, graph), energies=energies, charges=added.charges)
+
     def _with_responses(self, graph: Graph, kind: Tensor, p: Prediction, along: Tensor | None) -> Prediction:
-        read = torch.cat([self._passes.at(x)[: len(kind)] for x in self._plan.read], dim=1)
+        read = self._read(len(kind))
         moments = self._responses.of_atoms(kind, read)
         energies = p.energies + field_energies(graph, *moments)
         p = p._replace(energy=sum_over_atoms(energies, graph), energies=energies, **summed(graph, *moments)._asdict())
@@ -181,7 +202,8 @@ class CpuEvaluator(Evaluator):
         held, segments = self._hold(graph, kind), self._passes.in_c["all" if wanted else "energies"]
         c, (energy, energies, features, forces, gradients, s) = held.c, self._room_for_results(held.c, wanted, stress)
         self._tell(graph.cues, c.n)
-        for place, values in zip(self._plan.read_weight, columns_read(seeds), strict=False):
+        sizes = [place.array.size for place in self._plan.read_weight]
+        for place, values in zip(self._plan.read_weight, columns_read(seeds, sizes), strict=True):
             self._passes.at(place)[: c.n] = 0 if values is None else values
         c.scale, c.repels = address(self._nothing if nothing else held.scale), self.elements.repels
         if self._runtime.evaluate(held.address, *segments):

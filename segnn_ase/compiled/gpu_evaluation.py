@@ -17,9 +17,10 @@ from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, assemble, slopes_of
+from segnn_ase.model.predict import Evaluator, Prediction, assemble, pushed_apart, slopes_of
+from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
-from segnn_ase.model.responses import columns_read, field_energies, summed
+from segnn_ase.model.responses import field_energies, summed
 from segnn_ase.structure.graph import Graph, edge_vectors, select
 
 
@@ -43,7 +44,7 @@ class GpuEvaluator(Evaluator):
         near = _compacted(none, none.bool(), len(species))
         lonely = self._network(species, vectors, none, near, None, nothing, None)
         self.elements = potential.elements(lonely.epsilon)
-        self._responses = copy.deepcopy(potential.responses)
+        self._responses, self._charges = copy.deepcopy(potential.responses), copy.deepcopy(potential.charges)
 
     def __call__(
         self, graph: Graph, *, forces: bool = True, stress: bool = False, along: Tensor | None = None
@@ -82,15 +83,19 @@ class GpuEvaluator(Evaluator):
         rounded = vectors.to(self._dtype)
         pairs = core_of(graph, kind, rounded, elements.core) if core else None
         with self._lock:
-            seen = seen_by_network(rounded, pairs)
-            said = self._network(kind, seen, graph.edge_src, near, weight, graph.cues, self._seeds(graph))
+            seen, added, seeds = seen_by_network(rounded, pairs), None, self._seeds(graph)
+            if self._charges is not None:
+                read = self._network(kind, seen, graph.edge_src, near, None, graph.cues, None).read
+                added = self._charges.long_range(read, graph, derivatives=wanted)
+                seeds = added.slope
+            said = self._network(kind, seen, graph.edge_src, near, weight, graph.cues, seeds)
             slopes = None
             if along is not None and self._responses is not None:
                 turned = self._responses.slopes(along[graph.batch], graph)
                 nothing = torch.zeros_like(elements.scale[kind], dtype=self._dtype)
                 slopes = self._network(kind, seen, graph.edge_src, near, nothing, graph.cues, turned).gradient
         energies, g = repelled(elements.energies(kind, said.epsilon), said.gradient, rounded, pairs)
-        responses: dict = {}
+        energies, responses = energies if added is None else energies + added.energies, {}
         if self._responses is not None:
             moments = self._responses.of_atoms(kind, said.read)
             energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)._asdict()
@@ -98,6 +103,9 @@ class GpuEvaluator(Evaluator):
                 responses["dipole_slopes"] = slopes_of(graph, pulled_back(slopes, rounded, pairs))
         found = assemble(graph, vectors, energies, g, said.features, forces=wanted, stress=stress)
         told = None if said.cue_gradients is None else said.cue_gradients.double()
+        if added is not None:
+            found = pushed_apart(found, added.forces, added.virial, graph)._replace(charges=added.charges)
+            told = told if told is None or added.cue_slope is None else told + added.cue_slope
         return found._replace(neighbors=near.first.diff(), close=close, cue_gradients=told, **responses)
 
     def _seeds(self, graph: Graph) -> Tensor | None:
@@ -125,7 +133,8 @@ class GpuEvaluator(Evaluator):
             at(self._plan.weight)[:, 0] = weight
         if self._plan.cues is not None:
             at(self._plan.cues).copy_(cues)
-        for to, values in zip(map(at, self._plan.read_weight), columns_read(seeds), strict=False):
+        sizes = [place.array.size for place in self._plan.read_weight]
+        for to, values in zip(map(at, self._plan.read_weight), columns_read(seeds, sizes), strict=True):
             to.copy_(values) if values is not None else to.zero_()
         nodes = edges._replace(knot=kind)
         self.passes.run(self._plan.energies if weight is None else self._plan.everything, nodes, edges)

@@ -18,7 +18,7 @@ from segnn_ase.compiled.steered_steps import GEOMETRY, parted, steered_linear, s
 from segnn_ase.compiled.steps import Array, MatrixProduct, NetworkSteps, RowOperation, Segment, Step, View, Weight
 from segnn_ase.model.interactions import Message, SelfProduct, Update
 from segnn_ase.model.irreps import SCALAR, kinds, multiplicities, spherical_kinds
-from segnn_ase.model.responses import READ, ResponseReadout
+from segnn_ase.model.readouts import Readout
 from segnn_ase.model.scalars import MLP, SIGMOID_SCALE, SILU_SCALE, Dense
 
 WEIGHT = {"weight": True}
@@ -51,7 +51,7 @@ class _Network:
             epsilon=Array("node", 1),
             features=View(Array("node", width), 1, width),
             cues=self.geometry.cues,
-            read=tuple(Array("node", kind.dim) for kind in READ) if potential.config.in_field else (),
+            read=tuple(Array("node", kind.dim) for kind in potential.besides.places) if potential.besides else (),
             segments=self.geometry.segments(),
         )
         self.now: list[Step] = [self.geometry.normalised()]
@@ -69,7 +69,7 @@ class _Network:
             if self.network.read:
                 scalars = self.network.features if t == depth - 1 else self.view(self.scalar, both[self.scalar])
                 views = [scalars if k == self.scalar else self.view(k, x) for k, x in enumerate(both)]
-                self.now += _read_out(self.potential.responses, t, views, self.network.read)
+                self.now += _read_out(self.potential.besides, t, views, self.network.read)
             if t < depth - 1:
                 x = self.view(self.scalar, both[self.scalar])
                 self.now.append(MatrixProduct(x, _dense(self.potential.readout.linear[t]), self.epsilon, add=t > 0))
@@ -208,7 +208,7 @@ class _Network:
         gated, new = self.gate(opened), self.nodes(1 if last else 2)
         out = {k: self.view(k, x) for k, x in enumerate(new)}
         if last:
-            wanted = {self.scalar} if not self.network.read else {*self.potential.responses.places.values()}
+            wanted = {self.scalar} if not self.network.read else {*self.potential.besides.places.values()}
             out = {k: self.network.features if k == self.scalar else out[k] for k in sorted(wanted)}
         if embedded:
             self.now += first_features(self.segnn.embedding, a, out)
@@ -234,7 +234,7 @@ class _Network:
         return gated
 
 
-def _read_out(layer: ResponseReadout, t: int, features: list[View], read: tuple[Array, ...]) -> list[Step]:
+def _read_out(layer: Readout, t: int, features: list[View], read: tuple[Array, ...]) -> list[Step]:
     """What is read out of the features after an interaction, but their energy."""
     found = zip(layer.places.values(), layer.layers[t], read, strict=True)
     return [MatrixProduct(features[k], _dense(dense), View(x, x.size, 1), add=t > 0) for k, dense, x in found]

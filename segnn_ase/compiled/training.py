@@ -11,10 +11,12 @@ from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.passes import apart, dual_pass, gradient_pass, tangent_pass, value_pass
 from segnn_ase.compiled.sorted_edges import first_edges
 from segnn_ase.compiled.steps import Array, Place, Segment, Weight, steps_of
+from segnn_ase.model.electrostatics import LongRange
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Loss, Prediction, assemble, slopes_of
+from segnn_ase.model.predict import Loss, Prediction, assemble, pushed_apart, slopes_of
+from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
-from segnn_ase.model.responses import ResponseReadout, columns_read, field_energies, summed
+from segnn_ase.model.responses import ResponseReadout, field_energies, summed
 from segnn_ase.structure.graph import Graph, edge_vectors
 
 PASSES = {"value": value_pass, "gradient": gradient_pass, "tangent": tangent_pass, "dual": dual_pass}
@@ -83,29 +85,32 @@ class CompiledLossGradient(ABC):
         self._tell("value", graph.cues)
         self._run("value", links)
         epsilon = self._at("value", self._network.epsilon)[: len(kind), 0].clone().requires_grad_()
-        elements = potential.elements(epsilon[n:])
+        elements, read = potential.elements(epsilon[n:]), self._read(n)
         responses = _Responses.of(potential, graph, kind[:n], along)
         turning = None if along is None else self._turning(responses, links, vectors, chosen)
-        self._seed("gradient", elements.scale[kind[:n]], responses.seeds)
+        charged = self._long_range(graph, read)
+        self._seed("gradient", elements.scale[kind[:n]], charged.slope.detach() if charged else responses.seeds)
         self._run("gradient", links)
         g = self._gradient_of_vectors(len(vectors), chosen).requires_grad_()
         energies = elements.energies(kind[:n], epsilon[:n])
         energies, slopes = repelled(energies, g, vectors, core)
-        told, read = self._gradient_of_cues(n), self._read(n)
+        told, energies = self._gradient_of_cues(n), energies + charged.energies if charged else energies
         p = responses.prediction(
             graph, energies, read, lambda e: assemble(graph, vectors, e, slopes, None, forces=forces, stress=stress)
         )
+        p = pushed_apart(p, charged.forces, charged.virial, graph)._replace(charges=charged.charges) if charged else p
+        all_told = told if charged is None or charged.cue_slope is None else told + charged.cue_slope
         turned = None if turning is None else slopes_of(graph, pulled_back(turning, vectors, core))
-        loss = loss_of(p._replace(cue_gradients=None if told is None else told.double(), dipole_slopes=turned))
+        loss = loss_of(p._replace(cue_gradients=None if told is None else all_told.double(), dipole_slopes=turned))
         leaves = {"epsilon": epsilon, "g": g, "told": told, "read": read, "turning": turning}
         leaves = {name: x for name, x in leaves.items() if x is not None}
-        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True, retain_graph=bool(charged))
         slope = dict(zip(leaves, found, strict=True))
-        self._back(links, chosen, slope["g"], slope.get("told"), slope["epsilon"], slope.get("read"))
+        self._back(links, chosen, slope["g"], slope.get("told"), slope["epsilon"], slope.get("read"), charged, read)
         gradients = [(w, gradient.clone()) for w, gradient in self._gradients()]
         if turning is not None:
             self._turning(responses, links, vectors, chosen)
-            self._back(links, chosen, slope["turning"], None, torch.zeros_like(epsilon), None)
+            self._back(links, chosen, slope["turning"], None, torch.zeros_like(epsilon), None, None, None)
             for (_, total), (_, more) in zip(gradients, self._gradients(), strict=True):
                 total += more
         self._hand_over(gradients)
@@ -122,7 +127,8 @@ class CompiledLossGradient(ABC):
         place = self._at(role, self._network.epsilon)
         place.zero_()
         place[: epsilon.numel() if epsilon.dim() else None, 0] = epsilon
-        for array, values in zip(self._network.read, columns_read(read), strict=False):
+        sizes = [x.size for x in self._network.read]
+        for array, values in zip(self._network.read, columns_read(read, sizes), strict=True):
             place = self._at(role, array)
             place.zero_()
             if values is not None:
@@ -135,14 +141,25 @@ class CompiledLossGradient(ABC):
         direction: Tensor,
         turned: Tensor | None,
         epsilon: Tensor,
+        slope: Tensor | None,
+        charged: LongRange | None,
         read: Tensor | None,
     ) -> None:
-        """The passes behind that of the gradient: tangents of vectors and cues, and duals of what was said."""
+        """The passes behind that of the gradient: tangents of vectors and cues, and duals of what was said; that of
+        the charges began with a slope which depends on what was read out itself."""
         self._put("tangent", direction, chosen)
         self._tell("tangent", direction.new_zeros(0) if turned is None else turned)
         self._run("tangent", links)
-        self._seed("dual", epsilon, read)
+        if charged is not None:
+            (moving,) = (self._at("tangent", x)[: len(read)] for x in self._network.read)
+            slope = slope + torch.autograd.grad(charged.slope, read, moving.to(charged.slope))[0]
+        self._seed("dual", epsilon, slope)
         self._run("dual", links)
+
+    def _long_range(self, graph: Graph, read: Tensor | None) -> LongRange | None:
+        if self._potential.charges is None or read is None:
+            return None
+        return self._potential.charges.long_range(read, graph, derivatives=True, differentiable=True)
 
     def _read(self, n: int) -> Tensor | None:
         if not self._network.read:

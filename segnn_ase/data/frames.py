@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -16,6 +16,7 @@ from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys, Reading, find_labels
 from segnn_ase.structure.cue_settings import INPUTS, LABELS_OF_CUES
+from segnn_ase.structure.graph import is_crystal
 from segnn_ase.structure.neighbors import check_geometry
 from segnn_ase.structure.told import Told, told_in
 
@@ -290,3 +291,12 @@ def with_isolated_atoms(frames: list[Frame], cutoff: float) -> list[Frame]:
     return [
         f._replace(reading=f.reading._replace(isolated=True)) if yes else f for f, yes in zip(frames, lone, strict=True)
     ]
+
+
+def refuse_slabs(frames: Iterable[Frame]) -> None:
+    """Raise DataError where charges of a frame cannot be summed up."""
+    for frame in frames:
+        try:
+            is_crystal(frame.atoms.pbc.tolist())
+        except StructureError as error:
+            raise DataError(f"{frame.source}: {error}") from error

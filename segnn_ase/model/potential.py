@@ -10,6 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
 from segnn_ase.base.errors import expect
+from segnn_ase.model.electrostatics import ChargeReadout
 from segnn_ase.model.elements import Elements, species_index
 from segnn_ase.model.irreps import Features
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
@@ -26,7 +27,7 @@ class OfAtoms(NamedTuple):
 
     epsilon: Tensor  # (N,)
     features: Tensor  # (N, channels), the last scalars
-    read: Tensor | None = None  # (N, 9), of their dipoles and polarizabilities
+    read: Tensor | None = None  # (N, 9) of their dipoles and polarizabilities, or (N, 1) of their charges
 
 
 class Potential(nn.Module):
@@ -67,6 +68,7 @@ class Potential(nn.Module):
             self.segnn = SEGNN(config, f"{len(species)}x0e")
             self.readout = EnergyReadout(config)
             self.responses = ResponseReadout(config, len(species)) if config.in_field else None
+            self.charges = ChargeReadout(config) if config.electrostatics == "latent" else None
         self.domain = None  # a `domain.Domain`: what the training structures covered
         self.uncertainty = None  # an `uncertainty.Uncertainty`
         self.examples: StoredStructures | None = None  # some of the training structures
@@ -87,6 +89,11 @@ class Potential(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.species_index.device
+
+    @property
+    def besides(self) -> ResponseReadout | ChargeReadout | None:
+        """What is read out of the features besides energies."""
+        return self.responses if self.charges is None else self.charges
 
     @property
     def cutoff(self) -> float:
@@ -188,7 +195,7 @@ class Potential(nn.Module):
         """What the network says of atoms of species `kind` (N,)."""
         given = {"edge_pair": edge_pair, "cues": cues, "operations": operations}
         history, _ = self.segnn(self._one_hot(kind), vectors, edge_src, edge_dst, **given)
-        read = None if self.responses is None else self.responses(history)
+        read = None if self.besides is None else self.besides(history)
         return OfAtoms(self.readout(history), history[-1][self.readout.scalar][:, 0], read)
 
     def atomic_energies(
@@ -201,7 +208,8 @@ class Potential(nn.Module):
         operations: Operations | None = None,
     ) -> tuple[Tensor, Tensor, Responses | None]:
         """Atomic energies (N,) eV in float64, the last features' scalars and the responses to a field, from r_ij (E, 3)
-        Å of any dtype, and the cues (N, width) in the potential's own, or else of the graph.
+        Å of any dtype, the cues (N, width) in the potential's own, or else of the graph, and, for charges, positions,
+        cell and total charge of the graph.
 
         elements: constants that are known; without them one lonely atom of each species rides along, and energies
         are differentiable in all weights.
@@ -225,6 +233,9 @@ class Potential(nn.Module):
         if self.responses is not None and read is not None:
             moments = self.responses.of_atoms(kind, read[:n])
             energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)
+        if self.charges is not None and read is not None:
+            responses = Responses(charges=self.charges.charges(read[:n], graph))
+            energies = energies + self.charges.energies(responses.charges, graph)
         return with_repulsion(energies, vectors, core), features[:n], responses
 
     def forward(self, graph: Graph) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from segnn_ase.model.electrostatics import strained, stress_of_charges
 from segnn_ase.model.elements import Elements
 from segnn_ase.model.network import Operations
 from segnn_ase.model.newness import KnownSurroundings, Newness
@@ -38,6 +39,7 @@ class Prediction(NamedTuple):
     cue_gradients: Tensor | None = None  # (N, width) dE/dcues, eV, of potentials with cues
     dipole: Tensor | None = None  # (B, 3) e Å, in the field that there is, of potentials that know fields
     polarizability: Tensor | None = None  # (B, 3, 3) e Å^2/V
+    charges: Tensor | None = None  # (N,) e, of potentials with electrostatics
     born: Tensor | None = None  # (N, 3, 3) e, d mu_i / d r_j, see `with_born`
     dipole_slopes: Tensor | None = None  # (N, 3) d(u . mu)/dr, e, where they are asked for along directions u
 
@@ -136,24 +138,29 @@ def predict(
     vectors = edge_vectors(graph).detach().to(potential.dtype)
     cues = potential.cues_in(graph)
     with torch.set_grad_enabled(wanted or training):
-        inputs = [vectors] if cues is None else [vectors, cues.detach().clone()]
-        for x in inputs:
+        inputs, placed, moved = [vectors] if cues is None else [vectors, cues.detach().clone()], graph, []
+        if potential.charges is not None:
+            placed, moved = strained(graph)
+            placed = placed._replace(cues=None if cues is None else inputs[1])
+        for x in (*inputs, *moved):
             x.requires_grad_(wanted)
         given = {"cues": None if cues is None else inputs[1], "elements": elements, "operations": operations}
-        energies, features, responses = potential.atomic_energies(graph, vectors, **given)
+        energies, features, responses = potential.atomic_energies(placed, vectors, **given)
         slopes = None
-        if along is not None and responses is not None:
+        if along is not None and responses is not None and responses.dipole is not None:
             turned = (responses.dipole * along.to(responses.dipole)).sum()
             (slopes,) = torch.autograd.grad(turned, vectors, create_graph=training, retain_graph=True)
         found = (
-            torch.autograd.grad(energies.sum(), inputs, create_graph=training, materialize_grads=True)
+            torch.autograd.grad(energies.sum(), [*inputs, *moved], create_graph=training, materialize_grads=True)
             if wanted
             else [None, None]
         )
     if not training:
         energies, features = energies.detach(), features.detach()
-        responses = responses and Responses(*(x.detach() for x in responses))
+        responses = responses and Responses(*(x if x is None else x.detach() for x in responses))
     p = assemble(graph, vectors, energies, found[0], features, forces=forces, stress=stress)
+    if moved and wanted:
+        p = pushed_apart(p, -found[-2], found[-1], graph)
     if responses is not None:
         p = p._replace(**responses._asdict(), dipole_slopes=slopes_of(graph, slopes))
     return p if cues is None or not wanted else p._replace(cue_gradients=found[1].double())
@@ -196,6 +203,13 @@ def assemble(
     return Prediction(sum_over_atoms(energies, graph), energies, f, s, g, features)
 
 
+def pushed_apart(p: Prediction, forces: Tensor | None, virial: Tensor | None, graph: Graph) -> Prediction:
+    """A prediction with the forces (N, 3) and the virial (B, 3, 3) of charges, which no pairs have."""
+    if p.forces is not None and forces is not None:
+        p = p._replace(forces=p.forces + forces)
+    return p if p.stress is None or virial is None else p._replace(stress=p.stress + stress_of_charges(virial, graph))
+
+
 def atomic_virials(graph: Graph, g: Tensor) -> Tensor:
     """sum_j r_ij (x) dE/dr_ij (N, 3, 3) eV, half of every pair for either end, from g = dE/dr_ij (E, 3); not symmetric.
 
@@ -221,7 +235,7 @@ def by_structure(batch: Prediction, structures: list[Atoms]) -> list[Prediction]
     def split(x: Tensor | None) -> Sequence:
         return [None] * len(sizes) if x is None else x.split(sizes)
 
-    names = ("energies", "forces", "features", "neighbors", "cue_gradients", "born")  # of atoms
+    names = ("energies", "forces", "features", "neighbors", "cue_gradients", "charges", "born")  # of atoms
     parts = zip(*(split(getattr(batch, name)) for name in names), strict=True)
     out = []
     for b, (atoms, of_atoms) in enumerate(zip(structures, parts, strict=True)):

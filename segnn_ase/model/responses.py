@@ -8,10 +8,10 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from segnn_ase.model.irreps import SCALAR, Features, Kind, kinds, matrices_of, multiplicities, parse_irreps
-from segnn_ase.model.scalars import Dense
+from segnn_ase.model.irreps import SCALAR, Kind, matrices_of
+from segnn_ase.model.readouts import Readout
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.graph import Graph, sum_over_atoms
 
@@ -26,31 +26,20 @@ def symmetric() -> Tensor:
 
 
 class Responses(NamedTuple):
-    """Of structures."""
+    """What a potential says besides energies: of who knows fields, of structures, and of who has charges, of atoms."""
 
-    dipole: Tensor  # (B, 3) e Å
-    polarizability: Tensor  # (B, 3, 3) e Å^2/V
+    dipole: Tensor | None = None  # (B, 3) e Å
+    polarizability: Tensor | None = None  # (B, 3, 3) e Å^2/V
+    charges: Tensor | None = None  # (N,) e
 
 
-class ResponseReadout(nn.Module):
-    """mu_i, and the trace and the rest of alpha_i, from the features after every interaction: linear, (N, 9)."""
+class ResponseReadout(Readout):
+    """mu_i, and the trace and the rest of alpha_i, (N, 9)."""
 
     def __init__(self, config: ModelConfig, n_species: int):
-        super().__init__()
-        irreps = parse_irreps(config.hidden_irreps)
-        self.places = {kind: kinds(irreps).index(kind) for kind in READ}
-        widths = {kind: multiplicities(irreps)[k] for kind, k in self.places.items()}
-        depth = range(config.interactions)
-        self.layers = nn.ModuleList(nn.ModuleList(Dense(widths[kind], 1) for kind in READ) for _ in depth)
+        super().__init__(config, READ)
         self.register_buffer("scales", torch.ones(2))  # e Å, e Å^2/V
         self.register_buffer("usual", torch.zeros(n_species))  # e Å^2/V, polarizability of an atom of each element
-
-    def forward(self, history: list[Features]) -> Tensor:
-        rows = [
-            torch.cat([dense(f[k])[:, :, 0] for dense, k in zip(layers, self.places.values(), strict=True)], dim=1)
-            for layers, f in zip(self.layers, history, strict=True)
-        ]
-        return torch.stack(rows).sum(dim=0)
 
     def of_atoms(self, kind: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
         """mu_i (N, 3) and alpha_i (N, 3, 3) in float64, of atoms of species kind (N,), from what was read out."""
@@ -73,12 +62,6 @@ class ResponseReadout(nn.Module):
             field = graph.field.to(along)[graph.batch]
             bent = (along[:, :, None] * field[:, None]).flatten(1) @ symmetric().to(along)
         return torch.cat([scales[0] * along, scales[1] * bent], dim=1)
-
-
-def columns_read(values: Tensor | None) -> "list[Tensor | None]":
-    """What is read out (N, 9) by kinds of irreps."""
-    sizes = [kind.dim for kind in READ]
-    return [None] * len(sizes) if values is None else [*values.split(sizes, dim=1)]
 
 
 def field_energies(graph: Graph, mu: Tensor, alpha: Tensor) -> Tensor:

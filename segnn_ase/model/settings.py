@@ -39,6 +39,10 @@ class ModelConfig(Settings):
         description="what a channel of messages does not exceed in self-products, in its usual sizes; 0: unbounded",
     )
     readout_hidden: int = Field(16, ge=1, le=4096, description="width of the hidden layer of the last readout")
+    electrostatics: Literal["none", "latent"] = Field(
+        "none", description="latent: charges of atoms, learned without labels, whose Coulomb energy has no cutoff"
+    )
+    smearing: float = Field(1.5, gt=0.2, le=5, description="width of the charges of electrostatics, Å")
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
     cues: tuple[Cue, ...] = Field((), description="what it is told of a structure besides: charges, moments, spin")
 
@@ -78,6 +82,13 @@ class ModelConfig(Settings):
             )
         if any(cue.kind == "polar" for cue in self.cues) and "1o" not in self.hidden_irreps:
             raise ValueError(f"hidden_irreps is {self.hidden_irreps!r}; expected some 1o, which polar cues steer")
+        if self.electrostatics != "none" and self.in_field:
+            raise ValueError(
+                "electrostatics = 'latent' and external_field is a cue: what a field does to charges of its own is not "
+                "known yet; expected one of both"
+            )
+        if self.message == "published" and self.electrostatics != "none":
+            raise ValueError("electrostatics is none of message = 'published'; leave it out")
         if self.message == "published" and self.cues:
             raise ValueError("cues are none of message = 'published'; leave them out")
         if self.message == "published" and self.density_weighting:

@@ -7,7 +7,7 @@ from segnn_ase.base.errors import StructureError, expect
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.cues import told
-from segnn_ase.structure.graph import Graph, edge_vectors
+from segnn_ase.structure.graph import Graph, edge_vectors, is_crystal
 from segnn_ase.structure.skin import SkinGraphs
 
 CLOSEST_ALLOWED = 0.05  # Å; nearer than this two atoms are on one spot
@@ -19,6 +19,8 @@ def graph_of(atoms: Atoms | None, graphs: SkinGraphs, potential: Potential) -> G
     if atoms is None or len(atoms) == 0:
         raise StructureError("atoms is empty: there is nothing to evaluate")
     check_elements(potential.symbols, potential.species, atoms.numbers)
+    if potential.charges is not None:
+        is_crystal(atoms.pbc.tolist())  # refuse others before anything is chosen by them
     cell = atoms.cell.array
     graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
     if not graphs.apart(CLOSEST_ALLOWED, cell):

@@ -51,6 +51,9 @@ class PropertyModel(nn.Module):
     ):
         super().__init__()
         expect(isinstance(config, ModelConfig), "config", config, "a ModelConfig")
+        told = [cue.name for cue in config.cues]
+        expect(not told, "model.cues", told, "none: models of properties are told nothing but the structure")
+        expect(config.electrostatics == "none", "model.electrostatics", config.electrostatics, "'none' for properties")
         expect(bool(targets), "targets", targets, "at least one")
         refuse_unreachable(list(targets), config)
         known = len(set(species)) == len(species) > 0 and all(0 < z <= 118 for z in species)

@@ -45,6 +45,11 @@ def _of_network(potential: Potential) -> list[str]:
         f"E0          {references} eV",
         f"irreps      {config.hidden_irreps}, attributes to l = {config.lmax_attr}, {config.interactions} interactions",
         *(f"told        {_of_cue(cue)}" for cue in config.cues),
+        *(
+            [f"charges     latent, of width {config.smearing:g} Å, which act at any distance"]
+            if potential.charges
+            else []
+        ),
         f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
         f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
     ]

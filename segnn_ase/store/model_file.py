@@ -50,6 +50,8 @@ SINCE = {
     "density_weighting": False,
     "bound": 0.0,
     "cues": (),
+    "electrostatics": "none",
+    "smearing": 1.5,
 }  # settings that came later, as the networks before had them
 # functions that turn the content of version n into that of version n + 1; add one with each new version
 UPGRADES: dict[int, Callable[[dict], dict]] = {}

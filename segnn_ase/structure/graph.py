@@ -4,6 +4,7 @@ A field says with `Per` whether it has a row for each node (atom), edge or struc
 they are indices. Whatever joins, selects, pads or copies graphs goes by that: a new field is declared in `Graph` alone.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar, get_type_hints
@@ -13,7 +14,7 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-from segnn_ase.base.errors import expect
+from segnn_ase.base.errors import StructureError, expect
 from segnn_ase.structure.neighbors import Neighbors, neighbor_list
 
 
@@ -52,6 +53,7 @@ class Graph(NamedTuple):
     edge_pair: Annotated[Tensor | None, Per("edge", "edge")] = None
     cues: Annotated[Tensor | None, Per("node")] = None  # (N, width) what a potential is told besides, see `model.cues`
     field: Annotated[Tensor | None, Per("structure")] = None  # (B, 3) V/Å, a uniform electric field
+    periodic: Annotated[Tensor | None, Per("structure")] = None  # (B, 3) in which directions it repeats; None: in none
 
     def to(self, device) -> "Graph":
         return type(self)(*(x.to(device, non_blocking=True) if isinstance(x, Tensor) else x for x in self))
@@ -69,7 +71,8 @@ def counts_of(graph: AnyGraph) -> dict[str, int]:
     return {"node": len(graph.batch), "edge": len(graph.edge_src), "structure": graph.n_graphs}
 
 
-def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
+def graph_from_arrays(numbers, positions, cell, pbc, neighbors: Neighbors) -> Graph:
+    periodic = np.broadcast_to(np.asarray(pbc, dtype=bool), 3).copy()
     return Graph(
         numbers=torch.as_tensor(numbers, dtype=torch.long),
         positions=torch.as_tensor(positions, dtype=torch.float64),
@@ -79,6 +82,7 @@ def graph_from_arrays(numbers, positions, cell, neighbors: Neighbors) -> Graph:
         edge_shift=torch.as_tensor(neighbors.S, dtype=torch.float64),
         batch=torch.zeros(len(numbers), dtype=torch.long),
         n_graphs=1,
+        periodic=torch.from_numpy(periodic)[None],
     )
 
 
@@ -86,7 +90,8 @@ def graph_from_atoms(atoms: Atoms, cutoff: float, backend: str = "matscipy") -> 
     """Build the graph of one structure. Raises StructureError for what has no neighbour list."""
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     neighbors = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff, backend)
-    return graph_from_arrays(atoms.numbers.copy(), atoms.positions.copy(), atoms.cell.array.copy(), neighbors)
+    numbers, positions, cell = (x.copy() for x in (atoms.numbers, atoms.positions, atoms.cell.array))
+    return graph_from_arrays(numbers, positions, cell, atoms.pbc, neighbors)
 
 
 def within(graph: Graph, cutoff: float) -> Graph:
@@ -220,3 +225,13 @@ def sum_over_structure_edges(values: Tensor, graph: Graph) -> Tensor:
         return values.new_zeros(graph.n_graphs, *values.shape[1:]).index_add(0, owner, values)
     owner = owner.view(-1, *[1] * (values.dim() - 1))
     return torch.stack([values.masked_fill(owner != b, 0).sum(0) for b in range(graph.n_graphs)])
+
+
+def is_crystal(pbc: Sequence[bool]) -> bool:
+    """Whether a structure is a crystal; else it is a molecule. Raises StructureError for slabs and wires."""
+    if any(pbc) and not all(pbc):
+        raise StructureError(
+            f"pbc is {[bool(x) for x in pbc]}; the charges of `electrostatics` are summed up in molecules (no periodic "
+            "direction) and crystals (three): make a slab a crystal with vacuum, whose copies then see its dipole"
+        )
+    return all(pbc)

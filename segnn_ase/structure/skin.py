@@ -110,7 +110,7 @@ class SkinGraphs:
     def __call__(self, numbers, positions, cell, pbc) -> Graph:
         found = self.neighbors.candidates(positions, cell, pbc)
         if found is not self._found:
-            self._start(numbers, positions, cell, found)
+            self._start(numbers, positions, cell, pbc, found)
         if numbers.tobytes() != self._numbers:
             self._graph = self._graph._replace(numbers=torch.tensor(numbers, dtype=torch.long, device=self.device))
             self._numbers = numbers.tobytes()
@@ -120,9 +120,9 @@ class SkinGraphs:
             self._cell = cell.tobytes()
         return self._graph._replace(positions=torch.from_numpy(np.asarray(positions, dtype=float)).to(self.device))
 
-    def _start(self, numbers, positions, cell, found: Neighbors) -> None:
+    def _start(self, numbers, positions, cell, pbc, found: Neighbors) -> None:
         """With new pairs. Copies are kept: what is changed in place by the caller must be noticed."""
-        self._graph = graph_from_arrays(numbers.copy(), positions, cell.copy(), found).to(self.device)
+        self._graph = graph_from_arrays(numbers.copy(), positions, cell.copy(), pbc, found).to(self.device)
         self._found, self._numbers, self._cell = found, numbers.tobytes(), cell.tobytes()
         squares = edge_vectors(self._graph).square().sum(1)
         found_within = self.neighbors.cutoff + self.neighbors.skin

@@ -15,7 +15,15 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.data.batches import Item, asked_for, collate_items, edges_of, make_item, pack
 from segnn_ase.data.dispersed import without_dispersion
-from segnn_ase.data.frames import as_paths, changes_of, check_labels, check_species, read_frames, rivals_of
+from segnn_ase.data.frames import (
+    as_paths,
+    changes_of,
+    check_labels,
+    check_species,
+    read_frames,
+    refuse_slabs,
+    rivals_of,
+)
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, with_born
@@ -190,4 +198,6 @@ def labelled_items(
     for line in (*rivals_of(frames), *changes_of(frames)) if report else ():
         report(f"{path}: {line}")
     check_species(frames, potential.species, path)
+    if potential.charges is not None:
+        refuse_slabs(frames)
     return [make_item(frame, potential.cutoff, cues) for frame in without_dispersion(frames, potential.dispersion)]

@@ -45,7 +45,7 @@ RELATIVE = {torch.float64: Sizes(1e-11, 1e-9, 1e-10), torch.float32: Sizes(3e-6,
 class State(NamedTuple):
     energy: float  # eV
     energies: np.ndarray  # (N,) eV
-    forces: np.ndarray  # (N, 3) eV/Å
+    forces: np.ndarray | None  # (N, 3) eV/Å
     stress: np.ndarray | None  # (3, 3) eV/Å^3
 
 
@@ -67,8 +67,8 @@ class Parts(NamedTuple):
 
     def predict(self, atoms: Atoms, pairs: Neighbors) -> list[Prediction]:
         """Every member's prediction with given pairs."""
-        graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, pairs).to(self.potentials[0].device)
-        graph = told(graph, atoms, self.potentials[0].config.cues)
+        graph = graph_from_arrays(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, pairs)
+        graph = told(graph.to(self.potentials[0].device), atoms, self.potentials[0].config.cues)
         return [evaluate(graph, forces=True, stress=bool(atoms.pbc.all())) for evaluate in self.evaluators]
 
 

@@ -199,6 +199,27 @@ def test_cues_are_those_of_the_cpu_and_of_plain_pytorch(spin_orbit, device):
 
 
 @pytest.mark.slow
+def test_charges_are_those_of_the_cpu_and_of_plain_pytorch(device):
+    """Of crystals and molecules together, and in the gradient of a loss."""
+    model = small(electrostatics="latent", cues=["charge"], **TINY).requires_grad_(True)
+    graph = batch("water", "one_atom", "tiny_cell")
+    told = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64)[graph.batch]
+    graph = graph._replace(cues=told[:, None])
+    expected = CpuEvaluator(model)(graph, stress=True)
+    model, graph = model.to(device), graph.to(device)
+    found = GpuEvaluator(model)(graph, stress=True)
+    for name in ("energies", "forces", "stress", "charges", "cue_gradients"):
+        a, b = getattr(found, name).cpu(), getattr(expected, name)
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, equal_nan=True)
+    gradients = []
+    for way in (GpuLossGradient(model), PlainLossGradient(model)):
+        model.zero_grad(set_to_none=True)
+        way(graph, lambda p: loss_of(p) + p.cue_gradients.square().sum(), forces=True, stress=True)
+        gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
+    assert_close(*gradients, 1e-9)
+
+
+@pytest.mark.slow
 def test_pairs_in_the_core_are_those_of_plain_pytorch(device):
     """With the gradients of pairs, which the recorded step leaves out and `pairwise` has."""
     model, crowd = small(), graph_from_atoms(squeezed()[0], SHORT)

@@ -1,0 +1,313 @@
+"""Latent charges: lattice sums that are known, exact derivatives, and Coulomb's law beyond the cutoff."""
+
+import math
+
+import ase.io
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.verlet import VelocityVerlet
+from ase.stress import voigt_6_to_full_3x3_stress
+from helpers.systems import rattled
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.errors import ConfigError, DataError, StructureError
+from segnn_ase.compiled.choose import choose_evaluator, choose_loss_gradient
+from segnn_ase.model.electrostatics import COULOMB, coulomb
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import PlainEvaluator, PlainLossGradient
+from segnn_ase.model.settings import model_config
+from segnn_ase.properties import PropertyModel
+from segnn_ase.properties.targets import Target
+from segnn_ase.store.model_file import load_potential, save_potential
+from segnn_ase.structure.cues import told
+from segnn_ase.structure.graph import Graph, collate, graph_from_atoms, with_pairs
+from segnn_ase.train import TrainConfig, train
+from segnn_ase.train.evaluation import evaluate_files
+
+SMALL = {"hidden_irreps": "8x0e+8x1o", "radial_hidden": (8,), "n_radial": 4, "cutoff": 3.5, "lmax_attr": 2}
+# of the distance of neighbours: Madelung's constants of NaCl, CsCl and ZnS
+MADELUNG = {"rocksalt": 1.747564594633, "cesiumchloride": 1.762674773070, "zincblende": 1.638055053388}
+NEAREST = {"rocksalt": 0.5, "cesiumchloride": 0.75**0.5, "zincblende": 0.75**0.5 / 2}
+
+
+def potential_for(*cues: str, dtype=torch.float64, **settings) -> Potential:
+    config = model_config(electrostatics="latent", cues=cues, **{**SMALL, **settings})
+    potential = Potential(config, [11, 17], scales=[0.1, 0.1], reference_energies=[-1.0, -2.0], seed=3)
+    potential.set_core({(11, 11): 2.5, (11, 17): 1.8, (17, 17): 2.5})
+    potential.calibrate(graph_of(potential, told_all(crystal())))
+    return potential.to(dtype)
+
+
+def told_all(atoms: Atoms, seed: int = 0) -> Atoms:
+    atoms.info["charge"] = seed - 1
+    atoms.arrays["initial_magmoms"] = np.random.default_rng(seed).normal(size=(len(atoms), 3))
+    return atoms
+
+
+def graph_of(potential: Potential, atoms: Atoms) -> Graph:
+    return told(with_pairs(graph_from_atoms(atoms, potential.cutoff)), atoms, potential.config.cues)
+
+
+def crystal() -> Atoms:
+    return rattled(bulk("NaCl", "rocksalt", 5.4, cubic=True))
+
+
+def cluster() -> Atoms:
+    return Atoms("Na2Cl2Na", [[0, 0, 0], [2.5, 0.3, 0], [0.8, 2.6, 0.4], [3.1, 2.8, 0.2], [9, 9, 9]])
+
+
+@pytest.fixture(params=["off", "require"])
+def calculator(request):
+    return SEGNNCalculator(potential_for(), accelerate=request.param, domain="ignore")
+
+
+def found(calc: SEGNNCalculator, name: str, atoms: Atoms):
+    return calc.get_property(name, atoms.copy())
+
+
+def slope(of, h: float):
+    return (of(-2 * h) - 8 * of(-h) + 8 * of(h) - of(2 * h)) / (12 * h)
+
+
+def energy_of(charges, atoms: Atoms, smearing: float) -> float:
+    q, x, h = (torch.as_tensor(np.asarray(v, dtype=float)) for v in (charges, atoms.positions, atoms.cell.array))
+    return float(coulomb(q, x, h if atoms.pbc.all() else None, smearing).sum())
+
+
+@pytest.mark.parametrize("structure", MADELUNG)
+@pytest.mark.parametrize("cubic", [False, True])
+def test_madelung_constants(structure, cubic):
+    atoms = bulk("NaCl", structure, a=5.0, cubic=cubic and structure != "cesiumchloride")
+    charges = np.where(atoms.numbers == 11, 1.0, -1.0)
+    energy = energy_of(charges, atoms, 0.4) / (len(atoms) / 2)
+    assert -energy * NEAREST[structure] * 5.0 / COULOMB == pytest.approx(MADELUNG[structure], abs=1e-6)
+
+
+def test_a_molecule_in_a_large_box_is_alone():
+    """But for the dipole p of its images in a conductor, -2 pi p^2 / 3 V."""
+    atoms, charges = cluster()[:4], np.array([0.7, -0.4, -0.5, 0.2])
+    box = Atoms(atoms.numbers, atoms.positions, cell=[60.0] * 3, pbc=True)
+    off = energy_of(charges, box, 1.5) - energy_of(charges, atoms, 1.5)
+    p = charges @ atoms.positions
+    assert off == pytest.approx(-2 * math.pi / 3 * COULOMB * (p @ p) / box.get_volume(), rel=0.02)
+
+
+def test_points_that_are_apart_obey_coulombs_law():
+    pair = Atoms("NaCl", [[0, 0, 0], [0, 0, 12.0]])
+    assert energy_of([1.0, -0.5], pair, 1.0) == pytest.approx(-0.5 * COULOMB / 12.0, rel=1e-12)
+    near = energy_of([1.0, -0.5], Atoms("NaCl", [[0, 0, 0], [0, 0, 1e-9]]), 1.0)
+    assert near == pytest.approx(-0.5 * COULOMB * math.sqrt(2 / math.pi), rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [crystal, cluster])
+def test_forces_and_stress_are_derivatives(calculator, make):
+    atoms, rng = make(), np.random.default_rng(1)
+    v, strain = rng.normal(size=atoms.positions.shape), rng.normal(size=(3, 3))
+    strain = 0.5 * (strain + strain.T)
+
+    def moved(x):
+        other = atoms.copy()
+        other.positions += x * v
+        return found(calculator, "energy", other)
+
+    def deformed(x):
+        other = atoms.copy()
+        other.set_cell(other.cell.array @ (np.eye(3) + x * strain), scale_atoms=True)
+        return found(calculator, "energy", other)
+
+    assert -np.sum(found(calculator, "forces", atoms) * v) == pytest.approx(slope(moved, 1e-3), abs=2e-7)
+    if atoms.pbc.all():
+        stress = voigt_6_to_full_3x3_stress(found(calculator, "stress", atoms))
+        assert atoms.cell.volume * np.sum(stress * strain) == pytest.approx(slope(deformed, 1e-4), abs=2e-6)
+
+
+def test_charges_add_up_and_lone_atoms_keep_their_energy(calculator):
+    for atoms in (crystal(), cluster()):
+        charges = found(calculator, "charges", atoms)
+        assert abs(charges.sum()) < 1e-12 and np.abs(charges).max() > 1e-3
+        assert np.abs(found(calculator, "forces", atoms).sum(axis=0)).max() < 1e-10
+    for alone in (Atoms("Na"), Atoms("Na", cell=[9, 9, 9], pbc=True)):
+        assert found(calculator, "energy", alone) == -1.0
+        assert found(calculator, "charges", alone) == 0.0
+
+
+def test_the_total_charge_is_that_of_the_structure():
+    calculator, ion = SEGNNCalculator(potential_for("charge"), domain="ignore"), cluster()
+    ion.info["charge"] = -2
+    assert found(calculator, "charges", ion).sum() == pytest.approx(-2.0, abs=1e-12)
+    ion.info["charge"] = 0
+    assert found(calculator, "charges", ion).sum() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_beyond_the_cutoff_atoms_attract_by_their_charges(calculator):
+    """Charges follow their surroundings, which are the same at all these distances."""
+
+    def dimer(d):
+        return Atoms("NaClNaCl", [[0, 0, 0], [2.5, 0, 0], [0.4, d, 0.3], [0.1, d + 1.5, 2.0]])
+
+    energies = []
+    for d in (9.0, 14.0):
+        q, x = found(calculator, "charges", dimer(d)), dimer(d).positions
+        assert np.allclose(q, found(calculator, "charges", dimer(20.0)), atol=1e-12)
+        apart = np.linalg.norm(x[:2, None] - x[2:], axis=2)
+        energies.append(found(calculator, "energy", dimer(d)) - COULOMB * np.sum(q[:2, None] * q[2:] / apart))
+    assert energies[0] == pytest.approx(energies[1], abs=1e-7)
+
+
+def test_a_batch_is_one_by_one(calculator):
+    structures = [crystal(), cluster(), Atoms("Na")]
+    together = calculator.evaluate(structures, ("energy", "forces", "charges"))
+    for results, atoms in zip(together, structures, strict=True):
+        for name in ("energy", "forces", "charges"):
+            assert np.allclose(results[name], found(calculator, name, atoms), atol=1e-9), name
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_supercell_has_the_energy_of_its_cells(calculator, n):
+    atoms = crystal()
+    assert found(calculator, "energy", atoms * (1, 1, n)) == pytest.approx(n * found(calculator, "energy", atoms))
+    forces = found(calculator, "forces", atoms)
+    assert np.allclose(found(calculator, "forces", atoms * (1, 1, n)), np.tile(forces, (n, 1)), atol=1e-8)
+
+
+@pytest.mark.parametrize("cues", [(), ("charge",), ("initial_magmoms", "charge")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_T16_compiled_code_is_right(cues, dtype):
+    """Also of pairs within the core, lone atoms and ions, and of all gradients of a loss."""
+    potential, close = potential_for(*cues, dtype=dtype), cluster()
+    close.positions[1] = close.positions[0] + [0.3, 0.2, 0.9]
+    structures = [told_all(atoms, k) for k, atoms in enumerate([crystal(), cluster(), close, Atoms("Na")])]
+    graphs = [graph_of(potential, atoms) for atoms in structures]
+    graph, tolerance = collate(graphs), 1e-9 if dtype is torch.float64 else 3e-4
+    evaluator, plain = choose_evaluator(potential, graphs[0], "require"), PlainEvaluator(potential)
+    assert evaluator.name == "the network in C"
+    a, b = (one(graph, stress=True) for one in (evaluator, plain))
+    for name in ("energies", "forces", "stress", "charges", *(["cue_gradients"] if cues else [])):
+        x, y = getattr(a, name).nan_to_num(), getattr(b, name).nan_to_num()
+        assert torch.allclose(x, y, rtol=tolerance, atol=tolerance * float(y.abs().max())), name
+    assert torch.allclose(evaluator(graph, forces=False).energy, a.energy, atol=1e-5)
+    assert not any(x.requires_grad for x in (*a, *b) if isinstance(x, torch.Tensor))
+
+    def loss(p):
+        told = 0.0 if p.cue_gradients is None else p.cue_gradients.square().sum()
+        return 0.1 * (p.energy.square().sum() + p.forces.square().mean() + p.stress[0].square().sum() + told)
+
+    gradients = []
+    passes = choose_loss_gradient(potential.train(), graphs[0], "require")
+    assert passes.name == "all passes in C"
+    if dtype is torch.float32:  # compared within rounding where it was chosen
+        return
+    for way in (passes, PlainLossGradient(potential)):
+        potential.zero_grad(set_to_none=True)
+        way(graph, loss, forces=True, stress=True)
+        gradients.append({n: w.grad.clone() for n, w in potential.named_parameters() if w.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and any("charges" in name for name in gradients[0])
+    for name, y in gradients[1].items():
+        assert torch.allclose(gradients[0][name], y, rtol=tolerance, atol=tolerance * float(y.abs().max())), name
+
+
+@pytest.mark.parametrize("make", [crystal, cluster])
+def test_hessian(make):
+    calculator, atoms = SEGNNCalculator(potential_for(), domain="ignore"), make()
+    hessian, v = calculator.get_hessian(atoms), np.random.default_rng(0).normal(size=atoms.positions.shape)
+
+    def forces(x):
+        other = atoms.copy()
+        other.positions += x * v
+        return found(calculator, "forces", other)
+
+    assert np.allclose(hessian @ v.ravel(), -slope(forces, 1e-3).ravel(), atol=1e-5)
+
+
+def test_energy_is_conserved():
+    atoms = cluster()[:4]
+    atoms.calc = SEGNNCalculator(potential_for(), accelerate="require", domain="ignore")
+    atoms.set_velocities(np.random.default_rng(0).normal(scale=0.01, size=(4, 3)))
+    spreads = []
+    for step in (4, 2):
+        moving = atoms.copy()
+        moving.calc = atoms.calc
+        dynamics, energies = VelocityVerlet(moving, 0.25 * step * units.fs), []
+        for _ in range(400 // step):
+            dynamics.run(1)
+            energies.append(moving.get_total_energy())
+        spreads.append(np.std(energies))
+    assert spreads[1] < 0.35 * spreads[0]
+
+
+@pytest.mark.parametrize("pbc", [[True, True, False], [False, False, True]])
+def test_slabs_and_wires_are_refused(calculator, pbc, tmp_path):
+    slab = crystal()
+    slab.pbc = pbc
+    with pytest.raises(StructureError, match=r"pbc is \[.*make a slab a crystal with vacuum"):
+        found(calculator, "energy", slab)
+    slab.calc = SinglePointCalculator(slab, energy=-3.0, forces=0.2 * slab.positions)
+    ase.io.write(tmp_path / "slabs.xyz", [*map(crystal_with_labels, range(3)), slab])
+    values = {"data": {"train": str(tmp_path / "slabs.xyz")}, "model": {**SMALL, "electrostatics": "latent"}}
+    with pytest.raises(DataError, match=r"slabs\.xyz.*pbc is"):
+        train(TrainConfig.parse({**values, "out": str(tmp_path / "model.pt")}), progress=False)
+    save_potential(tmp_path / "known.pt", potential_for())
+    with pytest.raises(DataError, match="pbc is"):
+        evaluate_files(tmp_path / "known.pt", str(tmp_path / "slabs.xyz"))
+
+
+def crystal_with_labels(seed: int) -> Atoms:
+    atoms = crystal()
+    atoms.rattle(0.05, seed=seed)
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0 - 0.01 * seed, forces=0.1 * atoms.positions)
+    return atoms
+
+
+def test_what_pairs_cannot_say_is_refused(calculator):
+    for ask in (calculator.get_heat_flux, calculator.get_virials):
+        with pytest.raises(PropertyNotImplementedError, match="electrostatics"):
+            ask(crystal())
+    with pytest.raises(ConfigError, match="expected one of both"):
+        model_config(electrostatics="latent", cues=["external_field"])
+    with pytest.raises(ConfigError, match=r"model\.electrostatics is 'latent'"):
+        PropertyModel(model_config(electrostatics="latent"), [1], [Target("gap", "structure", (), "1x0e", "mean")])
+
+
+def test_files_keep_charges(tmp_path):
+    save_potential(tmp_path / "model.pt", potential_for(smearing=1.0))
+    again = SEGNNCalculator(load_potential(tmp_path / "model.pt"), domain="ignore")
+    for name in ("energy", "charges", "forces"):
+        here = SEGNNCalculator(potential_for(smearing=1.0), domain="ignore")
+        assert np.array_equal(found(again, name, cluster()), found(here, name, cluster()))
+
+
+@pytest.mark.slow
+def test_it_learns_what_a_cutoff_hides(tmp_path):
+    """Pairs of stiff molecules whose charges attract, 3 to 8 Å apart, by a network that sees 3 Å."""
+    frames, truth = [], torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        parts = [Atoms("NaCl", [[0, 0, 0], [0, 0, rng.uniform(2.3, 2.7)]]) for _ in range(2)]
+        for one in parts:
+            one.rotate(rng.uniform(0, 180), rng.normal(size=3))
+        parts[1].positions += rng.uniform(5.5, 8.0) * np.array([1.0, 0, 0])
+        atoms = parts[0] + parts[1]
+        x = torch.tensor(atoms.positions, requires_grad=True)
+        pairs = coulomb(truth, x, None, 1.0).sum()
+        spring = sum((x[a] - x[a + 1]).norm().sub(2.5).square() for a in (0, 2))
+        energy = pairs + 2.0 * spring
+        (gradient,) = torch.autograd.grad(energy, x)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy.item(), forces=-gradient.numpy())
+        frames.append(atoms)
+    ase.io.write(tmp_path / "train.xyz", frames[:100])
+    ase.io.write(tmp_path / "test.xyz", frames[100:])
+    errors = {}
+    for name in ("latent", "none"):
+        model = {**SMALL, "cutoff": 3.0, "electrostatics": name, "core_repulsion": False}
+        training = {"epochs": 120, "learning_rate": 0.02, "batch_size": 5, "device": "cpu", "rollout_steps": 0}
+        data = {"train": str(tmp_path / "train.xyz"), "test": str(tmp_path / "test.xyz")}
+        values = {"data": data, "model": model, "training": training, "out": str(tmp_path / f"{name}.pt")}
+        errors[name] = train(TrainConfig.parse(values), progress=False)[str(tmp_path / "test.xyz")]["forces_rmse"]
+    assert errors["latent"] < 0.4 * errors["none"]
+    pair = SEGNNCalculator(tmp_path / "latent.pt", domain="ignore").get_property("charges", frames[0].copy())
+    assert np.allclose(pair, truth, atol=0.1) or np.allclose(pair, -truth, atol=0.1)
