@@ -82,6 +82,13 @@ def frame(seed: int, *, spin_orbit: bool) -> Atoms:
     return atoms
 
 
+def settings_of(*, spin_orbit: bool, told: bool) -> dict:
+    """Of the network."""
+    cue = {"name": "initial_magmoms", "spin_orbit": spin_orbit, "scale": 2.0}
+    hidden = {"hidden_irreps": "32x0e+32x1o+32x1e+32x2e"} if spin_orbit else {}
+    return {"cutoff": CUTOFF, "core_repulsion": False, **(hidden | {"cues": [cue]} if told else {})}
+
+
 def errors_of(model: Path, frames: list[Atoms], *, told: bool) -> dict:
     calculator = SEGNNCalculator(model, domain="ignore")
     missed: dict[str, list] = {"energy": [], "forces": [], "magnetic forces": []}
@@ -119,11 +126,9 @@ def main() -> None:
         )
         file = out / f"{name}.xyz"
         ase.io.write(file, train_set)
-        cue = {"name": "initial_magmoms", "spin_orbit": spin_orbit, "scale": 2.0}
-        hidden = {"hidden_irreps": "32x0e+32x1o+32x1e+32x2e"} if spin_orbit else {}
         for told in (True, False):
             model = out / f"{name}-{'told' if told else 'blind'}.pt"
-            config = {"cutoff": CUTOFF, "core_repulsion": False, **(hidden | {"cues": [cue]} if told else {})}
+            config = settings_of(spin_orbit=spin_orbit, told=told)
             settings = {"minutes": a.minutes, "rollout_steps": 0}
             values = {"data": {"train": [str(file)]}, "model": config, "training": settings, "out": str(model)}
             if not model.exists():

@@ -1,5 +1,8 @@
 """T18: what must hold of a potential that is told charges, moments, a total charge and a multiplicity."""
 
+from pathlib import Path
+
+import ase.io
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from segnn_ase.store.model_file import load_potential, save_potential
 from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.structure.cues import cues_of, told
 from segnn_ase.structure.graph import Graph, collate, graph_from_atoms, with_pairs
+from segnn_ase.train import TrainConfig, train
 
 pytestmark = pytest.mark.filterwarnings("ignore::segnn_ase.base.errors.UnusedInputWarning")
 
@@ -363,3 +367,26 @@ def test_a_declaration_in_short():
         model_config("segnn2022", cues=["charge"])
     with pytest.raises(ValidationError):
         Cue.model_validate(3)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("spin_orbit", [False, True])
+def test_T18g_a_spin_hamiltonian_is_learned(spin_orbit, tmp_path, monkeypatch):
+    """Dimers, trimers, clusters and crystals: exchange that depends on distance, with spin-orbit coupling anisotropies
+    and Dzyaloshinskii and Moriya's term, too. A model that sees lengths alone passes all symmetries, and fails this."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import spin_lattice
+
+    frames = {"train": range(400), "test": range(10**6, 10**6 + 60)}
+    made = {name: [spin_lattice.frame(seed, spin_orbit=spin_orbit) for seed in seeds] for name, seeds in frames.items()}
+    ase.io.write(tmp_path / "train.xyz", made["train"])
+    errors = {}
+    for knows in (True, False):
+        path = tmp_path / f"{knows}.pt"
+        values = {"model": spin_lattice.settings_of(spin_orbit=spin_orbit, told=knows), "out": str(path)}
+        training = {"epochs": 120 if spin_orbit else 40, "rollout_steps": 0}
+        train(TrainConfig.parse({"data": {"train": str(tmp_path / "train.xyz")}, "training": training, **values}))
+        errors[knows] = spin_lattice.errors_of(path, made["test"], told=knows)
+    limits = (1.0, 1.5, 3.0) if spin_orbit else (1.0, 1.0, 1.0)
+    for name, limit in zip(("energy, %", "forces, %", "magnetic forces, %"), limits, strict=True):
+        assert errors[True][name] < limit < 0.3 * errors[False][name], (name, errors)
