@@ -305,7 +305,10 @@ def spectrum_command(
         float | None, typer.Option(help="fs between frames, at most 3 for bonds of hydrogen; default: as they say")
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="of dipole (e Å), polarizability or both; default: what the frames carry")
+        str | None,
+        typer.Option(
+            help="of dipole (e Å), polarizability or both, or a potential that knows fields; default: what frames carry"
+        ),
     ] = None,
     temperature: Annotated[float | None, typer.Option(help="K; default: that of the velocities")] = None,
     resolution: Annotated[float, typer.Option(help="cm^-1")] = 10.0,

@@ -21,6 +21,7 @@ from segnn_ase.properties.labels import PER_ATOM
 from segnn_ase.structure.told import told_in, with_told
 
 OF_POTENTIALS = ("energy", "forces", "stress")
+OF_SOME = ("dipole", "polarizability", "charges")  # of those that know fields, or have charges
 OUTSIDE = "outside"  # entry of structures outside of what a potential was trained on
 OF_ENERGY = {"energies", "energy", "forces", "free_energy", "stress", "stresses", OUTSIDE}  # of one calculation
 BEFORE = "before_"  # names of what is there already as REF_
@@ -71,9 +72,10 @@ def _said_of(model: str, images: Sequence[tuple[str, Atoms]], device: str) -> Sa
     calculator, found = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True), []
     names = calculator.told_names
     structures = [with_told(alone, told_in(atoms, names)) for alone, (_, atoms) in zip(bare, images, strict=True)]
-    for results in calculator.evaluate(structures, OF_POTENTIALS):
+    wanted = (*OF_POTENTIALS, *(name for name in OF_SOME if name in calculator.implemented_properties))
+    for results in calculator.evaluate(structures, wanted):
         ways = ", ".join(dict.fromkeys(way.kind for way in results.get("outside_domain", ())))
-        known = {name: results[name] for name in OF_POTENTIALS if name in results}
+        known = {name: results[name] for name in wanted if name in results}
         found.append(known | ({OUTSIDE: ways} if ways else {}))
     return Said(found, PER_ATOM, True)
 

@@ -12,11 +12,14 @@ from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, DataError, expect
 from segnn_ase.base.figures import plot_spectra
 from segnn_ase.base.files import home_expanded, write_atomically
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.data.frames import structure_alone
 from segnn_ase.data.images import read_images
 from segnn_ase.md.spectra import FEWEST, Spectrum, check_numbers, highest_wavenumber, infrared, raman, unfolded
 from segnn_ase.md.velocities import kinetic_temperature
-from segnn_ase.properties.files import load_properties
+from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import label_of
+from segnn_ase.structure.told import told_in, with_told
 
 SHAPES = {"dipole": (3,), "polarizability": (3, 3)}
 AXES = {"infrared": "absorption / km cm mol⁻¹", "raman": "Raman intensity"}
@@ -45,10 +48,11 @@ def spectrum(
 ) -> list[str]:
     """Write out.infrared.csv and out.raman.csv, as far as there are dipoles, e Å, and polarizabilities, and out.png.
 
-    model: a file of `segnn train --target dipole --target polarizability`, or one of them; None: what the frames
-    carry. timestep: fs between frames, None: as the frames of `segnn md` say; temperature: K, None: that of the
-    velocities. Returns what was done. Raises FileNotFoundError, DataError, ConfigError and ModelFileError for what
-    gives no spectrum, and ConfigError for files that are there, unless `overwrite`.
+    model: a file of `segnn train --target dipole --target polarizability`, or one of them, or a potential that knows
+    fields; None: what the frames carry. timestep: fs between frames, None: as the frames of `segnn md` say;
+    temperature: K, None: that of the velocities. Returns what was done. Raises FileNotFoundError, DataError,
+    ConfigError and ModelFileError for what gives no spectrum, and ConfigError for files that are there, unless
+    `overwrite`.
     """
     files = output_names(out, overwrite)
     images = read_images(trajectory)
@@ -125,12 +129,28 @@ def _complete_cell(atoms: Atoms) -> np.ndarray:
 
 
 def _predicted(frames: Sequence[Atoms], model: str, device: str) -> Series:
+    if not holds_properties(model):
+        return _of_potential(frames, model, device)
     loaded = load_properties(model, device=resolve_device(device))
     names = [target.name for target in loaded.targets if SHAPES.get(target.name) == target.shape]
     if not names:
         known = ", ".join(target.name for target in loaded.targets)
         raise ConfigError(f"model is {model!r}, which knows {known}; expected dipole or polarizability")
     said = loaded.predict_all(frames)
+    return Series({name: np.array([one[name] for one in said]) for name in names}, dict.fromkeys(names, model))
+
+
+def _of_potential(frames: Sequence[Atoms], model: str, device: str) -> Series:
+    """What a potential says that knows fields, where there is none."""
+    calculator = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True)
+    names = [name for name in SHAPES if name in calculator.implemented_properties]
+    if not names:
+        raise ConfigError(
+            f"model is {model!r}, a potential that knows no dipoles; expected one that was trained with the cue "
+            "external_field, or a model of dipole or polarizability"
+        )
+    bare = [with_told(structure_alone(atoms, model), told_in(atoms, calculator.told_names)) for atoms in frames]
+    said = calculator.evaluate(bare, names)
     return Series({name: np.array([one[name] for one in said]) for name in names}, dict.fromkeys(names, model))
 
 

@@ -13,14 +13,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.command_line import segnn
 from scipy.integrate import trapezoid
 
+from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.md import MDConfig, run_md
 from segnn_ase.md.spectra import infrared, raman, unfolded
 from segnn_ase.md.velocities import kinetic_temperature
+from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 from segnn_ase.properties.files import save_properties
 from segnn_ase.properties.model import PropertyModel
 from segnn_ase.properties.targets import Target
+from segnn_ase.store.model_file import save_potential
 
 KM_PER_MOL = 42.2561  # of (D/Å)^2/amu, as textbooks have it
 DEBYE = 0.2081943  # e Å
@@ -238,3 +241,23 @@ def test_a_model_says_the_dipoles_of_a_run(tmp_path):
     save_properties(tmp_path / "gap.pt", gaps)
     refused = made(tmp_path, frames, "--model", tmp_path / "gap.pt", "--temperature", 300, "--overwrite")
     assert refused.exit_code == 1 and "which knows gap; expected dipole or polarizability" in refused.stderr
+
+
+def test_a_potential_that_knows_fields_says_dipoles_and_others_are_refused(tmp_path):
+    small = {"hidden_irreps": "4x0e+4x1o+4x2e", "lmax_attr": 1, "radial_hidden": (4,), "core_repulsion": False}
+    frames = vibrating(80)
+    for name, cues in (("field", ["external_field"]), ("none", [])):
+        save_potential(tmp_path / f"{name}.pt", Potential(model_config(cues=cues, **small), [6, 8]).double())
+    options = ("--timestep", 2, "--temperature", 300, "--model")
+    done = made(tmp_path, frames, *options, tmp_path / "field.pt")
+    assert done.exit_code == 0 and "dipole: " in done.stdout, done.output
+    rows = np.genfromtxt(tmp_path / "s.infrared.csv", delimiter=",", names=True)
+    wavenumbers, intensities = (rows[column] for column in rows.dtype.names)
+    assert wavenumbers[intensities.argmax()] == pytest.approx(1500, abs=60)
+    refused = made(tmp_path, frames, *options, tmp_path / "none.pt", "--overwrite")
+    assert refused.exit_code == 1 and "knows no dipoles" in refused.stderr
+    said = segnn("predict", tmp_path / "field.pt", tmp_path / "md.xyz", tmp_path / "out.xyz")
+    assert said.exit_code == 0, said.output
+    first = ase.io.read(tmp_path / "out.xyz", 0)
+    expected = SEGNNCalculator(tmp_path / "field.pt").get_property("dipole", Atoms("CO", frames[0].positions))
+    assert np.allclose(first.get_dipole_moment(), expected, atol=1e-6)
