@@ -89,8 +89,9 @@ def errors_of(model: Path, file: Path) -> dict:
     for atoms in ase.io.read(file, ":"):
         pairs = {"energy": (atoms.get_potential_energy(), 1e3), "forces": (atoms.get_forces(), 1e3)}
         if "dipole" in calculator.implemented_properties:
-            pairs |= {"dipole": (atoms.info["dipole"], 1.0), "polarizability": (atoms.info["polarizability"], 1.0)}
-            size.append(np.ravel(atoms.info["polarizability"]))
+            alpha = atoms.info["polarizability"]
+            pairs |= {"dipole": (atoms.get_dipole_moment(), 1.0), "polarizability": (alpha, 1.0)}
+            size.append(np.ravel(alpha))
         for of, (label, unit) in pairs.items():
             found = calculator.get_property(of, atoms.copy())
             missed.setdefault(of, []).append(unit * np.ravel(np.reshape(found, np.shape(label)) - label))

@@ -28,11 +28,11 @@ from segnn_ase.base.errors import (
 )
 from segnn_ase.base.threads import one_at_a_time
 from segnn_ase.compiled.choose import MODES, choose_evaluator
-from segnn_ase.inspection import InspectedCalculator, as_numpy, dispersion_to_add, with_dispersion
+from segnn_ase.inspection import InspectedCalculator, as_numpy, dispersion_to_add, like, with_dispersion
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, by_structure, with_born
 from segnn_ase.model.structures import graph_of
-from segnn_ase.store.model_file import Committee, load_committee
+from segnn_ase.store.model_file import COUNTED, Committee, load_committee, settings_of
 from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.cue_settings import FIELD, Cue
 from segnn_ase.structure.cues import names_of_responses, net_charge, responses_of
@@ -333,7 +333,7 @@ def members_of(model) -> Committee:
 
 def _checksum(potential: Potential) -> str:
     """What the energies depend on, in the precision of the training, as 16 digits."""
-    constants = [potential.config.model_dump(mode="json"), potential.species, potential.reference_energies]
+    constants = [settings_of(potential.config, always=COUNTED), potential.species, potential.reference_energies]
     return checksum([*constants, potential.scales, dict(potential.state_dict())])[:16]
 
 
@@ -407,6 +407,8 @@ def _results(members: Sequence[Prediction], factors: dict[str, float]) -> dict:
     found = [_results_of(m) for m in members]
     if len(found) == 1:
         return found[0]
+    for one in found[1:] if "charges" in found[0] else ():
+        one["charges"] = like(one["charges"], found[0]["charges"])
     stacks = {name: np.array([one[name] for one in found]) for name in found[0]}
     results = {name: stack.mean(axis=0) for name, stack in stacks.items()}
     for name in ("energy", "forces", "stress"):

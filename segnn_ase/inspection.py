@@ -142,6 +142,11 @@ def refuse_with_dispersion(name: str | None, what: str) -> None:
         )
 
 
+def like(charges: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """With the sign of others: latent charges of neutral structures have no sign of their own."""
+    return charges if charges @ others >= 0 or abs(charges.sum()) > 1e-6 else -charges
+
+
 def refuse_with_charges(potentials: Sequence[Potential], what: str) -> None:
     if any(p.charges is not None for p in potentials):
         raise PropertyNotImplementedError(

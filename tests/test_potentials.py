@@ -92,6 +92,11 @@ def test_every_potential_is_in_the_table(shipping):
             assert set(structure.build().numbers) == set(species)
 
 
+def test_restart_files_of_earlier_versions_name_the_same_weights():
+    """Settings that came later, and are as it was before, are no part of what tells potentials apart."""
+    assert SEGNNCalculator("silicon-pbe").parameters["weights"] == ["6eed2872d8f72ca2"]
+
+
 def test_molecules_are_built_whole_and_breaking_is_seen(shipping):
     starts = shipping.starts
     box = starts.electrolyte(1, density=0.9)

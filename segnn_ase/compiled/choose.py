@@ -252,7 +252,7 @@ def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str
     push = max(scale, push)
     found = {"energies": Quantity(p.energies, max(scale, float(network.abs().max())))}  # E0 of thousands hide nothing
     found["forces"] = Quantity(p.forces, push)
-    for name in ("dipole", "polarizability", "dipole_slopes"):
+    for name in ("dipole", "polarizability", "charges", "dipole_slopes"):
         if (values := getattr(p, name)) is not None:
             found[name] = Quantity(values, max(1e-3, float(values.abs().max())))
     if p.cue_gradients is not None:

@@ -20,7 +20,7 @@ from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.elements import Elements
 from segnn_ase.model.newness import KnownSurroundings
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, pushed_apart, stress_of
+from segnn_ase.model.predict import Evaluator, Prediction, in_any_order, stress_of, with_charges
 from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
 from segnn_ase.model.responses import field_energies, summed
@@ -135,10 +135,12 @@ class CpuEvaluator(Evaluator):
             if self._charges is None:
                 found = self._evaluate(graph, kind, forces or stress, stress, self._seeds(graph))
             else:
-                found = self._with_charges(graph, kind, forces or stress, stress)
+                found = self._charged(graph, kind, forces or stress, stress)
             if found is not None and self._responses is not None:
                 found = self._with_responses(graph, kind, found, along)
-        return found or self._sorted(graph, forces=forces, stress=stress, along=along)
+        if found is None:
+            found = in_any_order(self, within(graph, self._cutoff), forces=forces, stress=stress, along=along)
+        return found
 
     def _seeds(self, graph: Graph) -> Tensor | None:
         """Derivative of the field's energy with respect to what is read out of each atom."""
@@ -146,23 +148,17 @@ class CpuEvaluator(Evaluator):
             return None
         return self._responses.seeds(graph.field[graph.batch])
 
-    def _read(self, n: int) -> Tensor:
-        """What has been read out of the atoms."""
-        return torch.cat([self._passes.at(x)[:n] for x in self._plan.read], dim=1)
-
-    def _with_charges(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
+    def _charged(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
         """First the charges, then with their potential the derivatives. None for pairs that are not sorted."""
         p = self._evaluate(graph, kind, False, False, None)
         if p is None:
             return None
         added = self._charges.long_range(self._read(len(kind)), graph, derivatives=wanted)
-        if wanted:
-            p = self._evaluate(graph, kind, True, stress, added.slope)
-            p = pushed_apart(p, added.forces, added.virial, graph)
-            if added.cue_slope is not None:
-                p = p._replace(cue_gradients=p.cue_gradients + added.cue_slope)
-        energies = p.energies + added.energies
-        return p._replace(energy=sum_over_atoms(energies, graph), energies=energies, charges=added.charges)
+        p = self._evaluate(graph, kind, True, stress, added.slope) if wanted else p
+        return with_charges(p, added, graph)
+
+    def _read(self, n: int) -> Tensor:
+        return torch.cat([self._passes.at(x)[:n] for x in self._plan.read], dim=1)
 
     def _with_responses(self, graph: Graph, kind: Tensor, p: Prediction, along: Tensor | None) -> Prediction:
         read = self._read(len(kind))
@@ -182,23 +178,11 @@ class CpuEvaluator(Evaluator):
             known = self._last = (numbers, self.elements.kinds(numbers))
         return known[1]
 
-    def _sorted(self, graph: Graph, *, forces: bool, stress: bool, along: Tensor | None) -> Prediction:
-        """The same for pairs in any order."""
-        graph = within(graph, self._cutoff)
-        order = torch.argsort(graph.edge_dst, stable=True)
-        pairs = {name: getattr(graph, name)[order] for name in ("edge_src", "edge_dst", "edge_shift")}
-        found = self(graph._replace(**pairs, edge_pair=None), forces=forces, stress=stress, along=along)
-        if found.edge_gradients is None:
-            return found
-        return found._replace(
-            edge_gradients=torch.empty_like(found.edge_gradients).index_copy_(0, order, found.edge_gradients)
-        )
-
     def _evaluate(
         self, graph: Graph, kind: Tensor, wanted: bool, stress: bool, seeds: Tensor | None, *, nothing: bool = False
     ) -> Prediction | None:
         """wanted: whether derivatives are, of the energy, or with `nothing` of nothing, and of what is read out times
-        seeds (N, 9). None for pairs that are not sorted by receiver."""
+        seeds (N, as much as that is). None for pairs that are not sorted by receiver."""
         held, segments = self._hold(graph, kind), self._passes.in_c["all" if wanted else "energies"]
         c, (energy, energies, features, forces, gradients, s) = held.c, self._room_for_results(held.c, wanted, stress)
         self._tell(graph.cues, c.n)

@@ -17,11 +17,11 @@ from segnn_ase.compiled.passes import evaluation
 from segnn_ase.compiled.splines import radial_tables
 from segnn_ase.model.newness import KnownSurroundings, Newness
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Evaluator, Prediction, assemble, pushed_apart, slopes_of
+from segnn_ase.model.predict import Evaluator, Prediction, assemble, in_any_order, slopes_of, with_charges
 from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
 from segnn_ase.model.responses import field_energies, summed
-from segnn_ase.structure.graph import Graph, edge_vectors, select
+from segnn_ase.structure.graph import Graph, edge_vectors
 
 
 class GpuEvaluator(Evaluator):
@@ -51,10 +51,7 @@ class GpuEvaluator(Evaluator):
     ) -> Prediction:
         if not bool((graph.edge_dst[1:] < graph.edge_dst[:-1]).any()):
             return self.of_sorted(graph, forces=forces, stress=stress, along=along)
-        order = torch.argsort(graph.edge_dst, stable=True)
-        found = self.of_sorted(select(graph, order), forces=forces, stress=stress, along=along)
-        g = found.edge_gradients
-        return found if g is None else found._replace(edge_gradients=torch.empty_like(g).index_copy(0, order, g))
+        return in_any_order(self.of_sorted, graph, forces=forces, stress=stress, along=along)
 
     def newness(self, graph: Graph, kind: Tensor, known: KnownSurroundings) -> Newness | None:
         chosen = self.newness_of(graph, kind, known)
@@ -95,7 +92,7 @@ class GpuEvaluator(Evaluator):
                 nothing = torch.zeros_like(elements.scale[kind], dtype=self._dtype)
                 slopes = self._network(kind, seen, graph.edge_src, near, nothing, graph.cues, turned).gradient
         energies, g = repelled(elements.energies(kind, said.epsilon), said.gradient, rounded, pairs)
-        energies, responses = energies if added is None else energies + added.energies, {}
+        responses: dict = {}
         if self._responses is not None:
             moments = self._responses.of_atoms(kind, said.read)
             energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)._asdict()
@@ -103,10 +100,8 @@ class GpuEvaluator(Evaluator):
                 responses["dipole_slopes"] = slopes_of(graph, pulled_back(slopes, rounded, pairs))
         found = assemble(graph, vectors, energies, g, said.features, forces=wanted, stress=stress)
         told = None if said.cue_gradients is None else said.cue_gradients.double()
-        if added is not None:
-            found = pushed_apart(found, added.forces, added.virial, graph)._replace(charges=added.charges)
-            told = told if told is None or added.cue_slope is None else told + added.cue_slope
-        return found._replace(neighbors=near.first.diff(), close=close, cue_gradients=told, **responses)
+        found = found._replace(neighbors=near.first.diff(), close=close, cue_gradients=told, **responses)
+        return found if added is None else with_charges(found, added, graph)
 
     def _seeds(self, graph: Graph) -> Tensor | None:
         known = self._responses is not None and graph.field is not None

@@ -13,7 +13,7 @@ from segnn_ase.compiled.sorted_edges import first_edges
 from segnn_ase.compiled.steps import Array, Place, Segment, Weight, steps_of
 from segnn_ase.model.electrostatics import LongRange
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.predict import Loss, Prediction, assemble, pushed_apart, slopes_of
+from segnn_ase.model.predict import Loss, Prediction, assemble, slopes_of, with_charges
 from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
 from segnn_ase.model.responses import ResponseReadout, field_energies, summed
@@ -94,14 +94,14 @@ class CompiledLossGradient(ABC):
         g = self._gradient_of_vectors(len(vectors), chosen).requires_grad_()
         energies = elements.energies(kind[:n], epsilon[:n])
         energies, slopes = repelled(energies, g, vectors, core)
-        told, energies = self._gradient_of_cues(n), energies + charged.energies if charged else energies
+        told = self._gradient_of_cues(n)
         p = responses.prediction(
             graph, energies, read, lambda e: assemble(graph, vectors, e, slopes, None, forces=forces, stress=stress)
         )
-        p = pushed_apart(p, charged.forces, charged.virial, graph)._replace(charges=charged.charges) if charged else p
-        all_told = told if charged is None or charged.cue_slope is None else told + charged.cue_slope
+        p = p._replace(cue_gradients=None if told is None else told.double())
+        p = with_charges(p, charged, graph) if charged else p
         turned = None if turning is None else slopes_of(graph, pulled_back(turning, vectors, core))
-        loss = loss_of(p._replace(cue_gradients=None if told is None else all_told.double(), dipole_slopes=turned))
+        loss = loss_of(p._replace(dipole_slopes=turned))
         leaves = {"epsilon": epsilon, "g": g, "told": told, "read": read, "turning": turning}
         leaves = {name: x for name, x in leaves.items() if x is not None}
         found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True, retain_graph=bool(charged))

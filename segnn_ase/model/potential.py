@@ -91,8 +91,7 @@ class Potential(nn.Module):
         return self.species_index.device
 
     @property
-    def besides(self) -> ResponseReadout | ChargeReadout | None:
-        """What is read out of the features besides energies."""
+    def besides(self) -> ResponseReadout | ChargeReadout | None:  # what is read out of the features besides energies
         return self.responses if self.charges is None else self.charges
 
     @property
@@ -104,8 +103,7 @@ class Potential(nn.Module):
         return [chemical_symbols[z] for z in self.species]
 
     @property
-    def core(self) -> Tensor | None:
-        """Core radii (n_species, n_species) Å, where there is core repulsion."""
+    def core(self) -> Tensor | None:  # radii (n_species, n_species) Å, where there is core repulsion
         return self.core_radii if self.config.core_repulsion else None
 
     def stamp(self) -> tuple:
@@ -207,9 +205,8 @@ class Potential(nn.Module):
         elements: Elements | None = None,
         operations: Operations | None = None,
     ) -> tuple[Tensor, Tensor, Responses | None]:
-        """Atomic energies (N,) eV in float64, the last features' scalars and the responses to a field, from r_ij (E, 3)
-        Å of any dtype, the cues (N, width) in the potential's own, or else of the graph, and, for charges, positions,
-        cell and total charge of the graph.
+        """Atomic energies (N,) eV in float64, the last features' scalars, and responses to a field or charges, from
+        r_ij (E, 3) Å of any dtype, and the cues (N, width) in the potential's own, or else of the graph.
 
         elements: constants that are known; without them one lonely atom of each species rides along, and energies
         are differentiable in all weights.
@@ -233,7 +230,7 @@ class Potential(nn.Module):
         if self.responses is not None and read is not None:
             moments = self.responses.of_atoms(kind, read[:n])
             energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)
-        if self.charges is not None and read is not None:
+        elif self.charges is not None and read is not None:
             responses = Responses(charges=self.charges.charges(read[:n], graph))
             energies = energies + self.charges.energies(responses.charges, graph)
         return with_repulsion(energies, vectors, core), features[:n], responses

@@ -4,13 +4,13 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from ase import Atoms
 from torch import Tensor
 
-from segnn_ase.model.electrostatics import strained, stress_of_charges
+from segnn_ase.model.electrostatics import LongRange, strained, stress_of_charges
 from segnn_ase.model.elements import Elements
 from segnn_ase.model.network import Operations
 from segnn_ase.model.newness import KnownSurroundings, Newness
@@ -20,6 +20,7 @@ from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import (
     Graph,
     edge_vectors,
+    select,
     sum_over_atoms,
     sum_over_structure_edges,
     volume,
@@ -160,10 +161,18 @@ def predict(
         responses = responses and Responses(*(x if x is None else x.detach() for x in responses))
     p = assemble(graph, vectors, energies, found[0], features, forces=forces, stress=stress)
     if moved and wanted:
-        p = pushed_apart(p, -found[-2], found[-1], graph)
+        p = p._replace(**pushed_apart(p, -found[-2], found[-1], graph))
     if responses is not None:
         p = p._replace(**responses._asdict(), dipole_slopes=slopes_of(graph, slopes))
     return p if cues is None or not wanted else p._replace(cue_gradients=found[1].double())
+
+
+def in_any_order(evaluate: Callable[..., Prediction], graph: Graph, **wanted: Any) -> Prediction:
+    """By who needs pairs that are sorted by receiver."""
+    order = torch.argsort(graph.edge_dst, stable=True)
+    found = evaluate(select(graph, order), **wanted)
+    g = found.edge_gradients
+    return found if g is None else found._replace(edge_gradients=torch.empty_like(g).index_copy(0, order, g))
 
 
 def with_born(evaluate: Callable[..., Prediction], graph: Graph, **wanted: bool) -> Prediction:
@@ -203,11 +212,24 @@ def assemble(
     return Prediction(sum_over_atoms(energies, graph), energies, f, s, g, features)
 
 
-def pushed_apart(p: Prediction, forces: Tensor | None, virial: Tensor | None, graph: Graph) -> Prediction:
-    """A prediction with the forces (N, 3) and the virial (B, 3, 3) of charges, which no pairs have."""
+def with_charges(p: Prediction, added: LongRange, graph: Graph) -> Prediction:
+    """A prediction, whose derivatives are along the slope of the charges' energy, with what they add besides."""
+    energies = p.energies + added.energies
+    changes = {"energy": sum_over_atoms(energies, graph), "energies": energies, "charges": added.charges}
+    changes |= pushed_apart(p, added.forces, added.virial, graph)
+    if p.cue_gradients is not None and added.cue_slope is not None:
+        changes["cue_gradients"] = p.cue_gradients + added.cue_slope
+    return p._replace(**changes)
+
+
+def pushed_apart(p: Prediction, forces: Tensor | None, virial: Tensor | None, graph: Graph) -> dict[str, Tensor]:
+    """Forces and stress with the forces (N, 3) and the virial (B, 3, 3) of charges, which no pairs have."""
+    found = {}
     if p.forces is not None and forces is not None:
-        p = p._replace(forces=p.forces + forces)
-    return p if p.stress is None or virial is None else p._replace(stress=p.stress + stress_of_charges(virial, graph))
+        found["forces"] = p.forces + forces
+    if p.stress is not None and virial is not None:
+        found["stress"] = p.stress + stress_of_charges(virial, graph)
+    return found
 
 
 def atomic_virials(graph: Graph, g: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ def _of_network(potential: Potential) -> list[str]:
         f"{chemical_symbols[z]} {e:.4f}" for z, e in zip(potential.species, potential.reference_energies, strict=True)
     )
     further = config.lmax_attr > 0 or config.density_weighting  # attributes and densities of the neighbours
+    beyond = ", and charges beyond" if potential.charges else ""
     hops = config.interactions + further
     return [
         f"elements    {' '.join(potential.symbols)}",
@@ -50,7 +51,7 @@ def _of_network(potential: Potential) -> list[str]:
             if potential.charges
             else []
         ),
-        f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom",
+        f"cutoff      {config.cutoff} Å; atoms within {config.cutoff * hops:g} Å act on the energy of an atom{beyond}",
         f"parameters  {sum(p.numel() for p in potential.parameters())}, {potential.dtype}".replace("torch.", ""),
     ]
 

@@ -17,7 +17,7 @@ can be read. Version 1 is the first that was released.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +53,15 @@ SINCE = {
     "electrostatics": "none",
     "smearing": 1.5,
 }  # settings that came later, as the networks before had them
+COUNTED = ("density_weighting", "bound", "cues")  # in checksums that restart files have, though they came later
+
+
+def settings_of(model: ModelConfig, *, always: Collection[str] = ()) -> dict:
+    """The settings of a network, without those that came later where they are as it was before, but `always` some."""
+    unchanged = {name for name, value in SINCE.items() if name not in always and getattr(model, name) == value}
+    return model.model_dump(mode="json", exclude=unchanged)
+
+
 # functions that turn the content of version n into that of version n + 1; add one with each new version
 UPGRADES: dict[int, Callable[[dict], dict]] = {}
 

@@ -21,6 +21,7 @@ from segnn_ase.data.frames import (
     check_labels,
     check_species,
     read_frames,
+    refuse_slabs,
     structure_alone,
     with_isolated_atoms,
 )
@@ -54,6 +55,8 @@ def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential,
     frames = with_isolated_atoms(read_frames(list(settings.replay), keys), start.cutoff)
     check_labels(frames)
     check_species(frames, start.species, "replay")
+    if start.charges is not None:
+        refuse_slabs(frames)
     return without_dispersion(evenly(frames, most), start.dispersion)
 
 
@@ -71,6 +74,8 @@ def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -
     frames = evenly(frames, most)
     check_geometries(frames)
     check_species(frames, start.species, "structures")
+    if start.charges is not None:
+        refuse_slabs(frames)
     items = [make_item(frame, start.cutoff, start.config.cues) for frame in frames]
     return [item for item in items if len(item.graph.edge_src)]
 

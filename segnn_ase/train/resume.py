@@ -19,8 +19,8 @@ from ase import Atoms
 from segnn_ase.base.errors import ConfigError, ModelFileError, SEGNNError
 from segnn_ase.data.batches import Item
 from segnn_ase.model.potential import Potential
-from segnn_ase.model.settings import ModelConfig, model_config
-from segnn_ase.store.model_file import SINCE
+from segnn_ase.model.settings import model_config
+from segnn_ase.store.model_file import settings_of
 from segnn_ase.store.tensors import checksum, load_tensors, save_tensors
 from segnn_ase.train.job import Learner, Training, TrainingData
 from segnn_ase.train.settings import Looped, TrainConfig
@@ -82,12 +82,6 @@ def fingerprint(config: TrainConfig, data: TrainingData, before: Potential | Non
         constants = [settings_of(before.config), before.species, before.reference_energies, before.scales]
         start = [*constants, dict(before.state_dict())]
     return {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
-
-
-def settings_of(model: ModelConfig) -> dict:
-    """The settings of a network, without those that came later where they are as it was before."""
-    unchanged = {name for name, value in SINCE.items() if getattr(model, name) == value}
-    return model.model_dump(mode="json", exclude=unchanged)
 
 
 def decisive_settings(config: Looped) -> dict:

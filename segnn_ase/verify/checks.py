@@ -19,10 +19,11 @@ from segnn_ase.base.errors import UnusedInputWarning
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.guard import ROUNDING
 from segnn_ase.md.analysis import energy_slope
-from segnn_ase.model.electrostatics import COULOMB
+from segnn_ase.structure.cues import net_charge
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.verify.added import dispersion
 from segnn_ase.verify.certificate import Check
+from segnn_ase.verify.of_charges import attraction
 from segnn_ase.verify.of_cues import cues, isolated, torque_of_cues, turned
 from segnn_ase.verify.states import (
     PLAIN,
@@ -248,19 +249,14 @@ def copies(s: Subject) -> list[Check]:
         distance = np.ptp(heights) + s.parts.cutoff + 3.0
         twice, note = s.atoms + moved(s.atoms, np.eye(3), distance * u), "a copy out of sight"
     expected = State(2 * here.energy, np.tile(here.energies, 2), np.tile(here.forces, (2, 1)), here.stress)
-    found, label = state_of(s.calc, twice), "size extensivity"
+    label = "size extensivity"
+    if s.parts.potentials[0].charges is not None and net_charge(s.atoms, s.cues):
+        return [without(label, "two have twice the charge, which the network is told")]
+    found = state_of(s.calc, twice)
     if u is not None and s.parts.potentials[0].charges is not None:
         expected = expected._replace(energy=expected.energy + attraction(s, distance * u))
         found, note = found._replace(forces=None), f"{note}, which its charges attract"
     return compared(label, [(found, expected)], s.tolerance.times(Sizes(2, 1, 1)), note)
-
-
-def attraction(s: Subject, shift: np.ndarray) -> float:
-    """Coulomb energy, eV, between the charges of a molecule and of its copy."""
-    pairs = Neighbors(*ase_neighbor_list("ijS", s.atoms, s.parts.cutoff))
-    apart = np.linalg.norm(s.atoms.positions[:, None] - s.atoms.positions - shift, axis=2)
-    charges = [p.charges.cpu().numpy() for p in s.parts.predict(s.atoms, pairs)]
-    return float(np.mean([COULOMB * np.sum(q[:, None] * q / apart) for q in charges]))
 
 
 def neighbors(s: Subject) -> list[Check]:

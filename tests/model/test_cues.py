@@ -317,7 +317,7 @@ def test_files_keep_what_a_potential_is_told(tmp_path):
 
 
 def test_a_committee_is_told_the_same():
-    with pytest.raises(ConfigError, match="told different cues"):
+    with pytest.raises(ConfigError, match="differ in cues"):
         SEGNNCalculator([potential_with(["charge"]), potential_with(["initial_magmoms"])])
     members = [potential_with(["initial_magmoms"]), potential_with(["initial_magmoms"])]
     with torch.no_grad():

@@ -17,17 +17,18 @@ from helpers.systems import rattled
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, StructureError
 from segnn_ase.compiled.choose import choose_evaluator, choose_loss_gradient
-from segnn_ase.model.electrostatics import COULOMB, coulomb
+from segnn_ase.model.electrostatics import COULOMB, TOLERANCE, coulomb_energies
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator, PlainLossGradient
 from segnn_ase.model.settings import model_config
 from segnn_ase.properties import PropertyModel
 from segnn_ase.properties.targets import Target
 from segnn_ase.store.model_file import load_potential, save_potential
-from segnn_ase.structure.cues import told
+from segnn_ase.structure import cues as of_structures
 from segnn_ase.structure.graph import Graph, collate, graph_from_atoms, with_pairs
 from segnn_ase.train import TrainConfig, train
 from segnn_ase.train.evaluation import evaluate_files
+from segnn_ase.verify import verify
 
 SMALL = {"hidden_irreps": "8x0e+8x1o", "radial_hidden": (8,), "n_radial": 4, "cutoff": 3.5, "lmax_attr": 2}
 # of the distance of neighbours: Madelung's constants of NaCl, CsCl and ZnS
@@ -35,11 +36,11 @@ MADELUNG = {"rocksalt": 1.747564594633, "cesiumchloride": 1.762674773070, "zincb
 NEAREST = {"rocksalt": 0.5, "cesiumchloride": 0.75**0.5, "zincblende": 0.75**0.5 / 2}
 
 
-def potential_for(*cues: str, dtype=torch.float64, **settings) -> Potential:
+def potential_for(*cues: str, dtype=torch.float64, told: Atoms | None = None, **settings) -> Potential:
     config = model_config(electrostatics="latent", cues=cues, **{**SMALL, **settings})
     potential = Potential(config, [11, 17], scales=[0.1, 0.1], reference_energies=[-1.0, -2.0], seed=3)
     potential.set_core({(11, 11): 2.5, (11, 17): 1.8, (17, 17): 2.5})
-    potential.calibrate(graph_of(potential, told_all(crystal())))
+    potential.calibrate(graph_of(potential, told_all(crystal()) if told is None else told))
     return potential.to(dtype)
 
 
@@ -50,7 +51,7 @@ def told_all(atoms: Atoms, seed: int = 0) -> Atoms:
 
 
 def graph_of(potential: Potential, atoms: Atoms) -> Graph:
-    return told(with_pairs(graph_from_atoms(atoms, potential.cutoff)), atoms, potential.config.cues)
+    return of_structures.told(with_pairs(graph_from_atoms(atoms, potential.cutoff)), atoms, potential.config.cues)
 
 
 def crystal() -> Atoms:
@@ -76,7 +77,7 @@ def slope(of, h: float):
 
 def energy_of(charges, atoms: Atoms, smearing: float) -> float:
     q, x, h = (torch.as_tensor(np.asarray(v, dtype=float)) for v in (charges, atoms.positions, atoms.cell.array))
-    return float(coulomb(q, x, h if atoms.pbc.all() else None, smearing).sum())
+    return float(coulomb_energies(q, x, h if atoms.pbc.all() else None, smearing).sum())
 
 
 @pytest.mark.parametrize("structure", MADELUNG)
@@ -95,6 +96,37 @@ def test_a_molecule_in_a_large_box_is_alone():
     off = energy_of(charges, box, 1.5) - energy_of(charges, atoms, 1.5)
     p = charges @ atoms.positions
     assert off == pytest.approx(-2 * math.pi / 3 * COULOMB * (p @ p) / box.get_volume(), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [8.0, 20.0])
+def test_a_net_charge_in_a_cell_is_that_of_a_point_in_a_background(size):
+    """-2.837297 k q^2 / 2L in a cube, whatever its width (Leslie and Gillan, J. Phys. C 18, 973 (1985))."""
+    for smearing in (0.5, 1.0):
+        energy = energy_of([1.0], Atoms("Na", cell=[size] * 3, pbc=True), smearing)
+        assert energy == pytest.approx(-2.837297 * COULOMB / (2 * size), rel=1e-6)
+
+
+def test_waves_come_and_go_without_a_jump():
+    """A perfect crystal whose shell (3, 1, 1), all of one phase, crosses the longest wave that counts."""
+    atoms = bulk("NaCl", "rocksalt", 5.0, cubic=True)
+    charges = np.where(atoms.numbers == 11, 1.0, -1.0)
+    longest, energies = math.sqrt(-2 * math.log(TOLERANCE)) / 1.5, []
+    for n in (11, 19, 27):
+        at = 2 * math.pi * math.sqrt(n) / longest
+        for off in (-1e-9, 1e-9):
+            atoms.set_cell([at + off] * 3, scale_atoms=True)
+            energies.append(energy_of(charges, atoms, 1.5))
+        assert energies[-1] == pytest.approx(energies[-2], abs=1e-8)
+
+
+def test_a_skewed_cell_is_the_same_and_too_many_waves_are_refused():
+    atoms, rng = crystal(), np.random.default_rng(0)
+    charges = rng.normal(size=len(atoms))
+    skewed = atoms.copy()
+    skewed.set_cell(atoms.cell.array + np.outer([0, 40, 40], atoms.cell.array[0]))
+    assert energy_of(charges, skewed, 1.5) == pytest.approx(energy_of(charges, atoms, 1.5), abs=1e-9)
+    with pytest.raises(StructureError, match=r"need .* numbers; expected at most"):
+        energy_of(charges, Atoms(atoms.numbers, atoms.positions, cell=[300.0] * 3, pbc=True), 0.3)
 
 
 def test_points_that_are_apart_obey_coulombs_law():
@@ -142,6 +174,43 @@ def test_the_total_charge_is_that_of_the_structure():
     assert found(calculator, "charges", ion).sum() == pytest.approx(-2.0, abs=1e-12)
     ion.info["charge"] = 0
     assert found(calculator, "charges", ion).sum() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_charges_of_atoms_that_are_given_are_the_total():
+    atoms = cluster()
+    atoms.set_initial_charges([1.0, 0, 0.5, 0, 0])
+    calculator = SEGNNCalculator(potential_for("initial_charges", told=atoms), domain="ignore")
+    assert found(calculator, "charges", atoms).sum() == pytest.approx(1.5, abs=1e-12)
+
+
+def test_a_change_of_directions_is_seen(calculator):
+    atoms = crystal()
+    atoms.calc = calculator
+    energies = []
+    for pbc in (True, False, True, False):
+        atoms.pbc = pbc
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] == energies[2] != energies[1] == energies[3]
+
+
+def test_a_committee_turns_charges_alike():
+    """The energy of a neutral structure is the same with all charges turned round."""
+    one, other = potential_for(), potential_for()
+    with torch.no_grad():
+        for weight in other.charges.parameters():
+            weight.neg_()
+    alone, both = (SEGNNCalculator(x, domain="ignore") for x in (one, [one, other]))
+    assert found(both, "energy", cluster()) == pytest.approx(found(alone, "energy", cluster()), abs=1e-12)
+    assert np.allclose(found(both, "charges", cluster()), found(alone, "charges", cluster()), atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("make", "charge"), [(crystal, 0), (cluster, 0), (cluster, 1)])
+def test_verify_passes(make, charge):
+    atoms = make()[:4] if make is cluster else make()
+    atoms.info["charge"] = charge
+    certificate = verify(potential_for("charge"), atoms, dtype="float64")
+    assert not certificate.failed
 
 
 def test_beyond_the_cutoff_atoms_attract_by_their_charges(calculator):
@@ -293,7 +362,7 @@ def test_it_learns_what_a_cutoff_hides(tmp_path):
         parts[1].positions += rng.uniform(5.5, 8.0) * np.array([1.0, 0, 0])
         atoms = parts[0] + parts[1]
         x = torch.tensor(atoms.positions, requires_grad=True)
-        pairs = coulomb(truth, x, None, 1.0).sum()
+        pairs = coulomb_energies(truth, x, None, 1.0).sum()
         spring = sum((x[a] - x[a + 1]).norm().sub(2.5).square() for a in (0, 2))
         energy = pairs + 2.0 * spring
         (gradient,) = torch.autograd.grad(energy, x)
