@@ -159,7 +159,7 @@ class CompiledLossGradient(ABC):
     def _long_range(self, graph: Graph, read: Tensor | None) -> LongRange | None:
         if self._potential.charges is None or read is None:
             return None
-        return self._potential.charges.long_range(read, graph, derivatives=True, differentiable=True)
+        return self._potential.charges.differentiable(read, graph)
 
     def _read(self, n: int) -> Tensor | None:
         if not self._network.read:

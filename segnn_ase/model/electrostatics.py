@@ -13,26 +13,19 @@ of a structure: where fragments of different kind are far apart, and the network
 changes the charges of the other, and the energy is not the sum of theirs.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from ase.units import Bohr, Hartree
 from torch import Tensor
 
-from segnn_ase.base.errors import StructureError
+from segnn_ase.model.coulomb import coulomb_energies, of_charges
 from segnn_ase.model.irreps import SCALAR
 from segnn_ase.model.readouts import Readout
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.structure.graph import Graph, is_crystal, sum_over_atoms, volume
-from segnn_ase.structure.neighbors import compact
 
-COULOMB = Hartree * Bohr  # eV Å / e^2
-TOLERANCE = 1e-12  # of the weight of waves that are left out
-MOST = 5e7  # charges times waves: a few GB
 USUAL = 0.3  # e, of what a network with random weights says
 
 
@@ -73,29 +66,44 @@ class ChargeReadout(Readout):
     def energies(self, charges: Tensor, graph: Graph) -> Tensor:
         """Of charges (N,), (N,) eV, differentiable in positions and cells too. Raises StructureError for slabs and
         wires."""
-        sizes = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
-        if graph.periodic is None:
-            raise ValueError("the graph does not say in which directions it is periodic, which charges need to know")
-        periodic = map(is_crystal, graph.periodic.tolist())
-        parts = zip(charges.split(sizes), graph.positions.split(sizes), graph.cell, periodic, strict=True)
-        found = [coulomb_energies(q, x, h if crystal else None, self.smearing) for q, x, h, crystal in parts]
+        found = [coulomb_energies(*one, self.smearing) for one in _by_structure(charges, graph)]
         return torch.cat(found) if found else charges
 
-    def long_range(self, read: Tensor, graph: Graph, *, derivatives: bool, differentiable: bool = False) -> LongRange:
-        """What the charges that were read out add; `differentiable` in them, for a loss."""
+    @torch.no_grad()
+    def long_range(self, read: Tensor, graph: Graph, *, derivatives: bool) -> LongRange:
+        """What the charges that were read out add."""
         with torch.enable_grad():
-            read = read if differentiable else read.detach().requires_grad_()
+            leaves = [x.detach().requires_grad_() for x in (read, graph.cues) if x is not None]
+            charges = self.charges(leaves[0], graph if graph.cues is None else graph._replace(cues=leaves[1]))
+        if not derivatives:
+            return LongRange(charges.detach(), self.energies(charges.detach(), graph))
+        found = [of_charges(*one, self.smearing) for one in _by_structure(charges.detach(), graph)]
+        potential, forces = (torch.cat([x[k] for x in found]) for k in (0, 1))
+        slope, *told = torch.autograd.grad(charges, leaves, potential, materialize_grads=True)
+        virial = torch.stack([one.virial for one in found])
+        energies = 0.5 * charges.detach() * potential
+        return LongRange(charges.detach(), energies, slope, forces, virial, *told)
+
+    def differentiable(self, read: Tensor, graph: Graph) -> LongRange:
+        """The same for a loss: by autograd, differentiable in what was read out."""
+        with torch.enable_grad():
             moved, inputs = strained(graph)
-            charges, cues = self.charges(read, moved), moved.cues
+            charges, cues = self.charges(read, moved), [] if moved.cues is None else [moved.cues]
             energies = self.energies(charges, moved)
-            if not derivatives:
-                return LongRange(charges.detach(), energies if differentiable else energies.detach())
-            wanted = [read, *inputs, *([] if cues is None else [cues])]
             slope, push, virial, *told = torch.autograd.grad(
-                energies.sum(), wanted, create_graph=differentiable, materialize_grads=True
+                energies.sum(), [read, *inputs, *cues], create_graph=True, materialize_grads=True
             )
-        energies = energies if differentiable else energies.detach()
-        return LongRange(charges.detach(), energies, slope, -push, virial, told[0] if told else None)
+        return LongRange(charges.detach(), energies, slope, -push, virial, *told)
+
+
+def _by_structure(charges: Tensor, graph: Graph) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Charges, positions, and the cell of crystals."""
+    sizes = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
+    if graph.periodic is None:
+        raise ValueError("the graph does not say in which directions it is periodic, which charges need to know")
+    crystals = map(is_crystal, graph.periodic.tolist())
+    for q, x, h, crystal in zip(charges.split(sizes), graph.positions.split(sizes), graph.cell, crystals, strict=True):
+        yield q, x, h if crystal else None
 
 
 def strained(graph: Graph) -> tuple[Graph, list[Tensor]]:
@@ -106,52 +114,6 @@ def strained(graph: Graph) -> tuple[Graph, list[Tensor]]:
     placed = positions + torch.einsum("na,nab->nb", positions, both[graph.batch])
     cues = None if graph.cues is None else graph.cues.detach().clone().requires_grad_()
     return graph._replace(positions=placed, cell=graph.cell + graph.cell @ both, cues=cues), [positions, strain]
-
-
-def coulomb_energies(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing: float) -> Tensor:
-    """Energy of Gaussian charges (N,) e at positions (N, 3) Å, half of every pair for either, (N,) eV; cell (3, 3) Å of
-    a crystal, whose net charge has a uniform background."""
-    around = _among(charges, positions, smearing) if cell is None else _in_waves(charges, positions, cell, smearing)
-    return 0.5 * COULOMB * charges * around
-
-
-def _among(charges: Tensor, positions: Tensor, smearing: float) -> Tensor:
-    """Potential of all others at each, e/Å."""
-    apart = (positions[:, None] - positions).square().sum(2)
-    alone = torch.eye(len(charges), dtype=torch.bool, device=charges.device)
-    distance = apart.masked_fill(alone, 1.0).sqrt()
-    return (torch.erf(distance / (math.sqrt(2.0) * smearing)) / distance).masked_fill(alone, 0.0) @ charges
-
-
-def _in_waves(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) -> Tensor:
-    """The same of all periodic images, by a sum over plane waves."""
-    longest = math.sqrt(-2.0 * math.log(TOLERANCE)) / smearing
-    given = cell.detach().cpu().numpy()
-    room = abs(np.linalg.det(given))
-    if (expected := len(charges) * room * longest**3 / (12 * math.pi**2)) > MOST:
-        raise StructureError(
-            f"{len(charges)} charges of width {smearing:g} Å in {room:.0f} Å^3 need {expected:.1e} numbers; expected "
-            f"at most {MOST:.0e}: fewer atoms, less vacuum, or a potential with another `smearing`"
-        )
-    short = torch.as_tensor(compact(given, True)[1]).to(cell) @ cell
-    waves = _whole_numbers(short.detach(), longest) @ (2.0 * math.pi * torch.linalg.inv(short)).T
-    squares = waves.square().sum(1)
-    size = torch.linalg.det(cell).abs()
-    weight = 8.0 * math.pi / size * torch.exp(-0.5 * smearing**2 * squares) / squares  # of a wave and its opposite
-    phase = positions @ waves.T
-    c, s = phase.cos(), phase.sin()
-    background = 2.0 * math.pi * smearing**2 / size * charges.sum()  # less than of points
-    itself = math.sqrt(2.0 / math.pi) / smearing * charges
-    return c @ (weight * (charges @ c)) + s @ (weight * (charges @ s)) - background - itself
-
-
-def _whole_numbers(cell: Tensor, longest: float) -> Tensor:
-    """Of the waves that are not longer, one of every two that are opposite, (K, 3)."""
-    most = (longest * cell.norm(dim=1) / (2.0 * math.pi)).floor().long().tolist()
-    numbers = torch.cartesian_prod(*(torch.arange(-m, m + 1, device=cell.device) for m in most)).to(cell)
-    numbers = numbers[len(numbers) // 2 + 1 :]  # behind (0, 0, 0) come the opposites of those before
-    waves = numbers @ (2.0 * math.pi * torch.linalg.inv(cell)).T
-    return numbers[waves.square().sum(1) <= longest**2]
 
 
 def _column_of_charge(cues: Sequence[Cue]) -> tuple[int, float, bool] | None:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from ase.neighborlist import neighbor_list
 
-from segnn_ase.model.electrostatics import coulomb_energies
+from segnn_ase.model.coulomb import coulomb_energies
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.verify.states import Subject
 

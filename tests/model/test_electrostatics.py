@@ -17,7 +17,7 @@ from helpers.systems import rattled
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, StructureError
 from segnn_ase.compiled.choose import choose_evaluator, choose_loss_gradient
-from segnn_ase.model.electrostatics import COULOMB, TOLERANCE, coulomb_energies
+from segnn_ase.model.coulomb import COULOMB, TOLERANCE, coulomb_energies
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator, PlainLossGradient
 from segnn_ase.model.settings import model_config

@@ -1,0 +1,131 @@
+"""The Coulomb energy of Gaussian charges, in molecules by pairs, in crystals by plane waves, and its derivatives.
+
+E = sum_i<j k q_i q_j v(r_ij), v(r) = erf(r / (s sqrt(2))) / r; the same in reciprocal space, less what each charge has
+with itself, and, for a net charge, with the background in which points have no mean potential (Ewald, Ann. Phys.
+369, 253 (1921); Frenkel and Smit, Understanding Molecular Simulation, chapter 12).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase.units import Bohr, Hartree
+from torch import Tensor
+
+from segnn_ase.base.errors import StructureError
+from segnn_ase.structure.neighbors import compact
+
+COULOMB = Hartree * Bohr  # eV Å / e^2
+TOLERANCE = 1e-12  # of the weight of waves that are left out
+MOST = 5e7  # charges times waves: a few GB
+
+
+class Derivatives(NamedTuple):
+    """Of the energy of charges."""
+
+    potential: Tensor  # (N,) dE/dq, eV/e
+    forces: Tensor  # (N, 3) -dE/dr, eV/Å
+    virial: Tensor  # (3, 3) dE/dstrain, eV
+
+
+class Waves(NamedTuple):
+    """One of every two plane waves that are opposite."""
+
+    vectors: Tensor  # (K, 3) 1/Å
+    weight: Tensor  # (K,) of |sum_i q_i exp(i k r_i)|^2 in the sum of both, 1/Å
+    cosines: Tensor  # (N, K)
+    sines: Tensor
+
+
+def coulomb_energies(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing: float) -> Tensor:
+    """Energy of Gaussian charges (N,) e at positions (N, 3) Å, half of every pair for either, (N,) eV; cell (3, 3) Å of
+    a crystal, whose net charge has a uniform background."""
+    around = _among(charges, positions, smearing) if cell is None else _in_waves(charges, positions, cell, smearing)
+    return 0.5 * COULOMB * charges * around
+
+
+def of_charges(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing: float) -> Derivatives:
+    """All derivatives of `coulomb_energies`, in closed form."""
+    if cell is None:
+        return _of_molecule(charges, positions, smearing)
+    size, squared = torch.linalg.det(cell).abs(), smearing**2
+    waves = waves_of(positions, cell, smearing)
+    c, s = charges @ waves.cosines, charges @ waves.sines
+    both = [waves.weight * x for x in (c, s)]
+    potential = waves.cosines @ both[0] + waves.sines @ both[1] - _constant(charges, size, smearing)
+    push = (waves.sines * both[0] - waves.cosines * both[1]) @ waves.vectors
+    energy = 0.5 * waves.weight * (c.square() + s.square())
+    k = waves.vectors
+    bent = 2.0 * energy * (0.5 * squared + 1.0 / k.square().sum(1))
+    even = math.pi * squared / size * charges.sum() ** 2 - energy.sum()
+    virial = (bent[:, None] * k).mT @ k + even * torch.eye(3).to(k)
+    return Derivatives(COULOMB * potential, COULOMB * charges[:, None] * push, COULOMB * virial)
+
+
+def _of_molecule(charges: Tensor, positions: Tensor, smearing: float) -> Derivatives:
+    apart = positions[:, None] - positions
+    distance, alone = _distances(apart)
+    v = _potential(distance, smearing).masked_fill(alone, 0.0)
+    gauss = math.sqrt(2.0 / math.pi) / smearing * torch.exp(-0.5 * (distance / smearing) ** 2)
+    slope = ((gauss - v) / distance.square()).masked_fill(alone, 0.0)  # v'(r) / r
+    pairs = charges[:, None] * charges * slope
+    push = torch.einsum("ij,ija->ia", pairs, apart)
+    virial = 0.5 * torch.einsum("ij,ija,ijb->ab", pairs, apart, apart)
+    return Derivatives(COULOMB * (v @ charges), -COULOMB * push, COULOMB * virial)
+
+
+def _distances(apart: Tensor) -> tuple[Tensor, Tensor]:
+    """Of all pairs, and which ones are of an atom with itself, whose distance is set to 1."""
+    alone = torch.eye(len(apart), dtype=torch.bool, device=apart.device)
+    return apart.square().sum(2).masked_fill(alone, 1.0).sqrt(), alone
+
+
+def _potential(distance: Tensor, smearing: float) -> Tensor:
+    return torch.erf(distance / (math.sqrt(2.0) * smearing)) / distance
+
+
+def _among(charges: Tensor, positions: Tensor, smearing: float) -> Tensor:
+    """Potential of all others at each, e/Å."""
+    distance, alone = _distances(positions[:, None] - positions)
+    return _potential(distance, smearing).masked_fill(alone, 0.0) @ charges
+
+
+def _in_waves(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) -> Tensor:
+    """The same of all periodic images."""
+    _, weight, c, s = waves_of(positions, cell, smearing)
+    around = c @ (weight * (charges @ c)) + s @ (weight * (charges @ s))
+    return around - _constant(charges, torch.linalg.det(cell).abs(), smearing)
+
+
+def _constant(charges: Tensor, size: Tensor, smearing: float) -> Tensor:
+    """Of a charge with itself, and with a background that has no mean potential with points, not Gaussians."""
+    itself = math.sqrt(2.0 / math.pi) / smearing * charges
+    return itself + 2.0 * math.pi * smearing**2 / size * charges.sum()
+
+
+def waves_of(positions: Tensor, cell: Tensor, smearing: float) -> Waves:
+    """All that count. Raises StructureError where these are too many."""
+    longest = math.sqrt(-2.0 * math.log(TOLERANCE)) / smearing
+    given = cell.detach().cpu().numpy()
+    room = abs(np.linalg.det(given))
+    if (expected := len(positions) * room * longest**3 / (12 * math.pi**2)) > MOST:
+        raise StructureError(
+            f"{len(positions)} charges of width {smearing:g} Å in {room:.0f} Å^3 need {expected:.1e} numbers; expected "
+            f"at most {MOST:.0e}: fewer atoms, less vacuum, or a potential with another `smearing`"
+        )
+    short = torch.as_tensor(compact(given, True)[1]).to(cell) @ cell
+    vectors = _whole_numbers(short.detach(), longest) @ (2.0 * math.pi * torch.linalg.inv(short)).T
+    squares = vectors.square().sum(1)
+    weight = 8.0 * math.pi / torch.linalg.det(cell).abs() * torch.exp(-0.5 * smearing**2 * squares) / squares
+    phase = positions @ vectors.T
+    return Waves(vectors, weight, phase.cos(), phase.sin())
+
+
+def _whole_numbers(cell: Tensor, longest: float) -> Tensor:
+    """Of the waves that are not longer, one of every two that are opposite, (K, 3)."""
+    most = (longest * cell.norm(dim=1) / (2.0 * math.pi)).floor().long().tolist()
+    numbers = torch.cartesian_prod(*(torch.arange(-m, m + 1, device=cell.device) for m in most)).to(cell)
+    numbers = numbers[len(numbers) // 2 + 1 :]  # behind (0, 0, 0) come the opposites of those before
+    waves = numbers @ (2.0 * math.pi * torch.linalg.inv(cell)).T
+    return numbers[waves.square().sum(1) <= longest**2]
