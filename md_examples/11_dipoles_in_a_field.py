@@ -61,11 +61,11 @@ for _ in range(80):
     atoms = Atoms("OH2", SHAPE + rng.normal(scale=0.06, size=(3, 3)))
     atoms.rotate(rng.uniform(0, 360), some_direction(rng))
     frames.append(labelled(atoms.positions, rng.uniform(0, 0.4) * some_direction(rng)))
-ase.io.write("molecules.xyz", frames)
+ase.io.write("bent_molecules.xyz", frames)
 
 model = {"hidden_irreps": "16x0e+16x1o+8x2e", "lmax_attr": 2, "cutoff": 4.0, "cues": ["external_field"]}
 training = {"epochs": EPOCHS, "rollout_steps": 0, "learning_rate": 0.02}
-data = {"train": ["molecules.xyz"]}
+data = {"train": ["bent_molecules.xyz"]}
 train(TrainConfig.parse({"out": "molecule.pt", "data": data, "model": model, "training": training}))
 
 calculator = SEGNNCalculator("molecule.pt", domain="ignore")

@@ -34,7 +34,7 @@ from segnn_ase.model.predict import Evaluator, Prediction, by_structure, with_bo
 from segnn_ase.model.structures import graph_of
 from segnn_ase.store.model_file import COUNTED, Committee, load_committee, settings_of
 from segnn_ase.store.tensors import checksum
-from segnn_ase.structure.cue_settings import FIELD, Cue
+from segnn_ase.structure.cue_settings import FIELD, Cue, names_read
 from segnn_ase.structure.cues import names_of_responses, net_charge, responses_of
 from segnn_ase.structure.graph import Graph, collate, within
 from segnn_ase.structure.neighbors import BACKENDS
@@ -159,7 +159,7 @@ class SEGNNCalculator(InspectedCalculator):
     @property
     def told_names(self) -> tuple[str, ...]:
         """What it is told of a structure besides atoms and cell: names in `atoms.arrays` or `atoms.info`."""
-        return tuple(cue.name for cue in self._cues)
+        return names_read(self._cues)
 
     def set(self, **settings):
         if settings:

@@ -24,6 +24,7 @@ OF_POTENTIALS = ("energy", "forces", "stress")
 OF_SOME = ("dipole", "polarizability", "charges")  # of those that know fields, or have charges
 OUTSIDE = "outside"  # entry of structures outside of what a potential was trained on
 OF_ENERGY = {"energies", "energy", "forces", "free_energy", "stress", "stresses", OUTSIDE}  # of one calculation
+OF_ENERGY |= {"charges", "dipole", "magmom", "magmoms"}
 BEFORE = "before_"  # names of what is there already as REF_
 
 

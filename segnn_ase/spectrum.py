@@ -19,7 +19,7 @@ from segnn_ase.md.spectra import FEWEST, Spectrum, check_numbers, highest_wavenu
 from segnn_ase.md.velocities import kinetic_temperature
 from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import label_of
-from segnn_ase.structure.told import told_in, with_told
+from segnn_ase.structure.told import same_told, told_in, with_told
 
 SHAPES = {"dipole": (3,), "polarizability": (3, 3)}
 AXES = {"infrared": "absorption / km cm mol⁻¹", "raman": "Raman intensity"}
@@ -141,7 +141,7 @@ def _predicted(frames: Sequence[Atoms], model: str, device: str) -> Series:
 
 
 def _of_potential(frames: Sequence[Atoms], model: str, device: str) -> Series:
-    """What a potential says that knows fields, where there is none."""
+    """What a potential says that knows fields, in that of the frames, where they have one."""
     calculator = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True)
     names = [name for name in SHAPES if name in calculator.implemented_properties]
     if not names:
@@ -149,8 +149,13 @@ def _of_potential(frames: Sequence[Atoms], model: str, device: str) -> Series:
             f"model is {model!r}, a potential that knows no dipoles; expected one that was trained with the cue "
             "external_field, or a model of dipole or polarizability"
         )
-    bare = [with_told(structure_alone(atoms, model), told_in(atoms, calculator.told_names)) for atoms in frames]
+    told = [told_in(atoms, calculator.told_names) for atoms in frames]
+    if not all(same_told(told[0], other, 1e-9) for other in told):
+        what = ", ".join(calculator.told_names)
+        raise DataError(f"{what} are not the same in all frames: what changes with them would be in the spectrum")
+    bare = [with_told(structure_alone(atoms, model), one) for atoms, one in zip(frames, told, strict=True)]
     said = calculator.evaluate(bare, names)
+    names = [name for name in names if name in said[0]]  # ions have no dipole
     return Series({name: np.array([one[name] for one in said]) for name in names}, dict.fromkeys(names, model))
 
 

@@ -26,6 +26,7 @@ from segnn_ase.check.linear_model import (
 from segnn_ase.check.matching import groups_of
 from segnn_ase.check.strained_series import strained_pairs, stress_offset
 from segnn_ase.data.frames import Frame, species_of
+from segnn_ase.structure.told import Told
 
 FORCE_FACTORS = {  # forces over forces in the units of the energies
     "forces in kcal/mol/Å, energies in eV": mol / kcal,
@@ -43,6 +44,10 @@ FORCE_FACTORS = {  # forces over forces in the units of the energies
 STRESS_FACTORS = {"GPa": 1 / GPa, "kbar": 10 / GPa, "bar": 1e4 / GPa, "eV/Å^3": 1.0}
 VOIGT = [0, 4, 8, 5, 2, 1]
 LEAST_FRAMES = 8
+STATE = {
+    "charge": 0,
+    "spin": 1,
+}  # in atoms.info, which energies may depend on, and what they are where they are missing
 MANY_FRAMES = 40  # of fewer, crystals and melts among them, some seem to have forces per Bohr
 MOST_SPECIES = 12
 MOST_NUMBERS = 120_000_000  # features kept; of larger sets every second, third, ... frame is judged
@@ -194,6 +199,9 @@ def find_levels(judged: Judged) -> list[Finding]:
         advice = "Kinds of structures, such as a crystal and its melt: nothing to do if all are of one level of theory"
         return [Finding("energies apart", "note", text, sources, advice)]
     text = f"the energies are of two kinds, {numbers}"
+    if told_apart_by_state([f.told for f in judged.frames], few, known):
+        advice = "They have other charges or multiplicities: nothing to do where the potential is told (--cues charge)"
+        return [Finding("energies apart", "note", text, sources, advice)]
     groups = groups_of([f.atoms for f in judged.frames]).values()
     alike = sum(few[group].sum() for group in groups if (known & ~few)[group].any())
     if 2 * alike < few.sum():  # structures of their own kind: surfaces, say
@@ -201,6 +209,17 @@ def find_levels(judged: Judged) -> list[Finding]:
         return [Finding("energies apart", "warning", text, sources, advice)]
     advice = "Two levels of theory or settings? Compute one of them again, or leave it out"
     return [Finding("mixed levels", "error", text, sources, advice)]
+
+
+def told_apart_by_state(told: list[Told | None], few: np.ndarray, known: np.ndarray) -> bool:
+    """Whether frames of one total charge and multiplicity are all in one of the groups."""
+
+    def state(one: Told | None) -> tuple[str, ...]:
+        values = [(one or {}).get(("info", name), usual) for name, usual in STATE.items()]
+        return tuple(f"{x:g}" if isinstance(x, int | float | np.number) else str(x) for x in values)
+
+    states = [{state(told[n]) for n in np.flatnonzero(group)} for group in (few, known & ~few)]
+    return not states[0] & states[1]
 
 
 def two_groups(equations: Equations, factor: float, lead: tuple[float, float]) -> Split | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
-from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue, names_read
 from segnn_ase.structure.cues import field_labels, gradient_of, net_charge, told
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
 from segnn_ase.structure.told import Told, with_told
@@ -57,7 +57,7 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
         of_field = {name: torch.from_numpy(value) for name, value in field_labels(in_field, n).items()}
         labels = labels._replace(**of_field)
         if cues:
-            names = {cue.name for cue in cues}
+            names = names_read(cues)
             atoms = with_told(atoms, {key: value for key, value in told_of.items() if key[1] in names})
             labels = labels._replace(cue_gradients=_gradient_labels(atoms, told_of, cues))
         return Item(told(with_pairs(graph_from_atoms(atoms, cutoff)), atoms, cues), labels, atoms)

@@ -95,10 +95,23 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     found = find_labels(atoms, keys or LabelKeys(), source)
     labels = found.energy, found.forces, found.stress
     names = (*INPUTS, *LABELS_OF_CUES, *(keys.inputs if keys else ()))
+    told = told_in(atoms, dict.fromkeys(names))
     results = {} if atoms.calc is None else atoms.calc.results
-    told = {("info", name): results[name] for name in LABELS_OF_CUES if results.get(name) is not None}
-    told |= told_in(atoms, dict.fromkeys(names))
+    told |= {("info", name): results[name] for name in LABELS_OF_CUES if results.get(name) is not None}
+    told |= labels_with_prefix(atoms)
     return Frame(structure_alone(atoms, source), *labels, source, found.origins, found.reading, told or None)
+
+
+def labels_with_prefix(atoms: Atoms) -> Told:
+    """Labels of cues behind a usual prefix, such as REF_dipole, under their own names: as with energies they go before
+    those of calculators and plain ones, which may be of a model."""
+    found: Told = {}
+    for place in ("arrays", "info"):
+        values = {str(name).lower(): value for name, value in getattr(atoms, place).items()}
+        for name in LABELS_OF_CUES:
+            known = [values[f"{prefix}_{name}"] for prefix in PREFIXES if values.get(f"{prefix}_{name}") is not None]
+            found |= {(place, name): known[0]} if known else {}
+    return found
 
 
 def check_atoms(atoms: Atoms, source: str) -> None:

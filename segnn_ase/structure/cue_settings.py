@@ -125,3 +125,9 @@ def check_cues(cues: tuple[Cue, ...]) -> tuple[Cue, ...]:
     if len(set(names)) < len(names):
         raise ValueError(f"expected every cue once, not {names}")
     return cues
+
+
+def names_read(cues: "tuple[Cue, ...]") -> tuple[str, ...]:
+    """What is read beside a structure: all cues, and beside a field the charge, which decides about dipoles."""
+    names = tuple(cue.name for cue in cues)
+    return names if FIELD not in names or "charge" in names else (*names, "charge")

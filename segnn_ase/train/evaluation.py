@@ -29,6 +29,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, with_born
 from segnn_ase.model.responses import nearest_branch
 from segnn_ase.store.model_file import load_committee
+from segnn_ase.structure.cue_settings import names_read
 from segnn_ase.structure.graph import Graph, sum_over_atoms
 from segnn_ase.train.loss import losses_of
 from segnn_ase.train.settings import OptimConfig
@@ -191,7 +192,7 @@ def labelled_items(
 ) -> list[Item]:
     """The frames of a file, for a potential that knows their elements; without the dispersion that it never saw."""
     cues = potential.config.cues
-    inputs = [cue.name for cue in cues]
+    inputs = names_read(cues)
     expect(keys is None or isinstance(keys, LabelKeys), "keys", keys, "LabelKeys")
     frames = read_frames(path, (keys or LabelKeys()).model_copy(update={"inputs": tuple(inputs)}))
     check_labels(frames)

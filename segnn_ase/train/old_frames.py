@@ -29,6 +29,7 @@ from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
+from segnn_ase.structure.cue_settings import names_read
 from segnn_ase.structure.stored import evenly
 from segnn_ase.structure.told import told_in, with_told
 from segnn_ase.train.beside import Beside, beside
@@ -64,7 +65,7 @@ def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -
     """Structures without labels: those given, else those that the potential has stored, unless frames are given."""
     if settings.structures:
         images = [image for path in as_paths(list(settings.structures)) for image in read_images(path)]
-        names = [cue.name for cue in start.config.cues]
+        names = names_read(start.config.cues)
         given = [(with_told(structure_alone(a, source), told_in(a, names)), source) for source, a in images]
         frames = [_bare(*one) for one in given]
     elif start.examples is not None and not settings.replay:

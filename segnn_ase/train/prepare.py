@@ -29,7 +29,7 @@ from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, 
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
-from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cue_settings import Cue, names_read
 from segnn_ase.structure.dispersion import require_dispersion
 from segnn_ase.structure.graph import collate
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
@@ -131,7 +131,7 @@ def seconds_of_training(items: list[Item], settings: OptimConfig) -> float:
 
 def label_keys(data: DataConfig, cues: tuple[Cue, ...]) -> LabelKeys:
     names = LabelKeys.model_fields.keys() - {"inputs"}
-    return LabelKeys(inputs=[cue.name for cue in cues], **{name: getattr(data, f"{name}_key") for name in names})
+    return LabelKeys(inputs=names_read(cues), **{name: getattr(data, f"{name}_key") for name in names})
 
 
 def read_sets(

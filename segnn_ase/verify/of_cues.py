@@ -6,7 +6,7 @@ from ase import Atoms
 from segnn_ase.base.errors import StructureError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.structure.cue_settings import FIELD, Cue
-from segnn_ase.structure.cues import response_of
+from segnn_ase.structure.cues import net_charge, response_of
 from segnn_ase.verify.certificate import Check
 from segnn_ase.verify.states import Subject, compared, judged, moved, state_of, without
 
@@ -57,8 +57,9 @@ def torque_of_cues(s: Subject, responses: dict) -> np.ndarray:
     """Sum of c x (-dE/dc) over vectors that turn with the atoms, eV: with that of the forces it is zero."""
     total = np.zeros(3)
     for cue in s.cues:
-        if cue.name == FIELD:
-            total += np.cross(np.asarray(s.atoms.info.get(FIELD, np.zeros(3)), dtype=float), responses["dipole"])
+        field = np.asarray(s.atoms.info.get(FIELD, np.zeros(3)), dtype=float)
+        if cue.name == FIELD and field.any():  # an ion, which is in none, has no dipole
+            total += np.cross(field, responses["dipole"])
         if cue.size == 3 and np.ndim(s.atoms.arrays.get(cue.name)) == 2:
             name, sign = response_of(cue)
             total -= sign * np.cross(s.atoms.arrays[cue.name], responses[name]).sum(axis=0)
@@ -84,9 +85,14 @@ def _checks_of(s: Subject, cue: Cue) -> list[Check]:
 
 def _of_field(s: Subject) -> list[Check]:
     """The field's conjugates by finite differences, their symmetry, and the sum rule of a neutral structure."""
-    here, rng = np.asarray(s.atoms.info.get(FIELD, np.zeros(3)), dtype=float), s.rng
-    names, atoms = ("dipole", "polarizability", "born_effective_charges"), s.atoms.copy()
-    mu, alpha, born = (s.double.get_property(name, atoms) for name in names)
+    here, rng, atoms = np.asarray(s.atoms.info.get(FIELD, np.zeros(3)), dtype=float), s.rng, s.atoms.copy()
+    alpha = s.double.get_property("polarizability", atoms)
+    even = judged(
+        "polarizability, symmetry", np.abs(alpha - alpha.T).max(), 1e-9 * max(1.0, abs(alpha).max()), "e Å²/V"
+    )
+    if net_charge(atoms, s.cues):
+        return [without("dipole = -dE/dF", "an ion is refused in a field"), even]
+    mu, born = (s.double.get_property(name, atoms) for name in ("dipole", "born_effective_charges"))
     u, v = rng.normal(size=3), rng.normal(size=(len(atoms), 3))
     u, v = u / np.linalg.norm(u), v / np.linalg.norm(v) * len(atoms) ** 0.5
 
@@ -110,7 +116,7 @@ def _of_field(s: Subject) -> list[Check]:
         judged(
             "polarizability = dmu/dF", np.abs(alpha @ u - dipole).max(), 1e-6 * max(1.0, abs(alpha).max()), "e Å²/V"
         ),
-        judged("polarizability, symmetry", np.abs(alpha - alpha.T).max(), 1e-9 * max(1.0, abs(alpha).max()), "e Å²/V"),
+        even,
         judged(
             "Born charges = dforces/dF", np.abs(np.einsum("i,nij->nj", u, born) - force).max(), 1e-6 * scale, "e", note
         ),

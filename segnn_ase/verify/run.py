@@ -20,6 +20,7 @@ from segnn_ase.calculator import SEGNNCalculator, members_of
 from segnn_ase.inspection import dispersion_to_add
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
+from segnn_ase.structure.cue_settings import names_read
 from segnn_ase.structure.told import bare as alone
 from segnn_ase.verify.certificate import Certificate, Check
 from segnn_ase.verify.checks import BLOCKS, CHECKS
@@ -59,7 +60,7 @@ def verify(
     check_elements(models[0].symbols, models[0].species, atoms.numbers)
     options = {"device": device, "dtype": dtype, "accelerate": accelerate, "neighbor_backend": neighbor_backend}
     make = partial(SEGNNCalculator, models, domain="ignore", allow_nonsmooth=True, **options)
-    bare = alone(atoms, [cue.name for cue in models[0].config.cues])
+    bare = alone(atoms, names_read(models[0].config.cues))
     bare.set_masses(atoms.get_masses())
     bare = with_defaults(bare, models[0].config.cues)
     calc = make()

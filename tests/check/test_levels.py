@@ -98,6 +98,18 @@ def test_two_levels_among_phases(name, part):
     assert finding.frames == tuple(f.source for f in frames[::3])
 
 
+def test_ions_are_no_other_level():
+    """Where frames say that these energies are of another total charge; without a word they are an error."""
+    frames = frames_of(SOLIDS[0], PARTS[0])
+    ions = {
+        n: frame._replace(energy=frame.energy + 0.1 * len(frame.atoms)) for n, frame in enumerate(frames) if n % 3 == 0
+    }
+    for told, severity in (({("info", "charge"): 1}, "note"), (None, "error")):
+        some = [ions[n]._replace(told=told) if n in ions else frame for n, frame in enumerate(frames)]
+        (finding,) = found_in(some)
+        assert finding.severity == severity and ("--cues charge" in finding.advice) is (severity == "note")
+
+
 def with_another_pair_term(frame: Frame) -> Frame:
     """As another functional: 130 to 300 meV/atom, forces and stress with them, by 20 to 50 less at the surface."""
     atoms = frame.atoms.copy()

@@ -34,7 +34,7 @@ def potential_for(*more: str, dtype=torch.float64, **settings) -> Potential:
     potential = Potential(config, [8, 12], scales=[0.1, 0.1], reference_energies=[-1.0, -2.0])
     potential.responses.scales[:] = torch.tensor([0.7, 1.3])
     potential.responses.usual[:] = torch.tensor([1.0, 2.0])
-    potential.calibrate(graph_of(potential, crystal()))
+    potential.calibrate(graph_of(potential, with_moments(crystal()) if "initial_magmoms" in more else crystal()))
     return potential.to(dtype)
 
 
@@ -50,6 +50,11 @@ def in_field(atoms: Atoms, field=FIELD) -> Atoms:
 
 def crystal() -> Atoms:
     return in_field(rattled(bulk("MgO", "rocksalt", 4.2, cubic=True)))
+
+
+def with_moments(atoms: Atoms) -> Atoms:
+    atoms.set_initial_magnetic_moments(np.random.default_rng(0).normal(size=(len(atoms), 3)))
+    return atoms
 
 
 def cluster() -> Atoms:
@@ -133,9 +138,11 @@ def test_T18f_a_lone_atom_is_polarized(calculator):
     assert energies[0] == pytest.approx(-2.0 - 0.5 * alpha[0, 0] * FIELD @ FIELD, abs=1e-12)
 
 
-def test_T18h_energy_is_conserved_in_a_field():
-    atoms = cluster()
-    atoms.calc = SEGNNCalculator(potential_for(), accelerate="require", domain="ignore")
+@pytest.mark.parametrize("more", [(), ("initial_magmoms",)])
+def test_T18h_energy_is_conserved_in_a_field(more):
+    """Also with moments, which stay as they are."""
+    atoms = with_moments(cluster()) if more else cluster()
+    atoms.calc = SEGNNCalculator(potential_for(*more), accelerate="require", domain="ignore")
     for step in (4, 2):  # fs; the fluctuation falls with the square of the step
         moving = atoms.copy()
         moving.calc = atoms.calc

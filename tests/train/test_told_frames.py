@@ -8,7 +8,7 @@ from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.base.errors import ConfigError, DataError
+from segnn_ase.base.errors import ConfigError, DataError, StructureError
 from segnn_ase.check.doctor import check
 from segnn_ase.data.convert import convert
 from segnn_ase.data.frames import read_frames
@@ -19,6 +19,7 @@ from segnn_ase.store.model_file import load_potential, read_committee
 from segnn_ase.train import TrainConfig, finetune, loop, train
 from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.resume import save_state
+from segnn_ase.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::segnn_ase.base.errors.UnusedInputWarning")
 TINY = {"hidden_irreps": "4x0e+4x1o+4x2e", "lmax_attr": 1, "interactions": 1, "radial_hidden": [4], "cutoff": 3.0}
@@ -204,3 +205,56 @@ def test_frames_without_what_is_told_are_refused(tmp_path):
     ase.io.write(tmp_path / "frames.traj", frames)
     with pytest.raises(DataError, match=r"frame 2.*initial_magmoms.*missing"):
         train(config(tmp_path, ["initial_magmoms"], name="frames.traj"), progress=False)
+
+
+def polar_molecules(n: int) -> list[Atoms]:
+    frames = []
+    for seed in range(n):
+        rng, atoms = np.random.default_rng(seed), molecule("H2O")
+        atoms.positions += rng.normal(0, 0.05, (3, 3))
+        atoms.info["external_field"] = 0.1 * rng.normal(size=3)
+        dipole = np.array([-0.6, 0.3, 0.3]) @ atoms.positions
+        energy = -float(dipole @ atoms.info["external_field"])
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=rng.normal(0, 0.1, (3, 3)), dipole=dipole)
+        frames.append(atoms)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def in_fields(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fields")
+    ase.io.write(folder / "train.xyz", polar_molecules(12))
+    training = {"epochs": 2, "rollout_steps": 0, "learning_rate": 0.01, "device": "cpu"}
+    values = {"data": {"train": str(folder / "train.xyz")}, "model": {**TINY, "cues": ["external_field"]}}
+    train(TrainConfig.parse({**values, "training": training, "out": str(folder / "model.pt")}), progress=False)
+    return folder
+
+
+def test_what_is_predicted_is_no_label_beside_the_labels(in_fields):
+    """The file's own come back as REF_dipole, which goes before the model's."""
+    model, labelled = in_fields / "model.pt", in_fields / "predicted.xyz"
+    predict_files(str(model), str(in_fields / "train.xyz"), labelled, overwrite=True)
+    first = ase.io.read(labelled, 0)
+    assert "REF_dipole" in first.info and "dipole" in first.calc.results
+    before, after = (evaluate_files(model, str(path)) for path in (in_fields / "train.xyz", labelled))
+    before, after = (next(iter(errors.values())) for errors in (before, after))
+    assert after["dipole_rmse"] == pytest.approx(before["dipole_rmse"], rel=1e-5) and before["dipole_rmse"] > 1e-3
+
+
+def test_ions_have_no_dipole_and_are_in_no_field(in_fields, tmp_path):
+    ions = polar_molecules(3)
+    for atoms in ions:
+        atoms.info["charge"] = 1
+    ase.io.write(tmp_path / "ions.xyz", ions)
+    with pytest.raises(StructureError, match="net charge"):
+        predict_files(str(in_fields / "model.pt"), str(tmp_path / "ions.xyz"), tmp_path / "out.xyz")
+    with pytest.raises(DataError, match="net charge"):
+        evaluate_files(in_fields / "model.pt", str(tmp_path / "ions.xyz"))
+    for atoms in ions:
+        del atoms.info["external_field"]
+    ase.io.write(tmp_path / "ions.xyz", ions)
+    predict_files(str(in_fields / "model.pt"), str(tmp_path / "ions.xyz"), tmp_path / "out.xyz")
+    first = ase.io.read(tmp_path / "out.xyz", 0)
+    assert "polarizability" in first.info and "dipole" not in first.calc.results
+    assert "dipole_rmse" not in next(iter(evaluate_files(in_fields / "model.pt", str(tmp_path / "ions.xyz")).values()))
+    assert not verify(in_fields / "model.pt", first).failed
