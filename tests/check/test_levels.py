@@ -100,7 +100,7 @@ def test_two_levels_among_phases(name, part):
 
 def test_ions_are_no_other_level():
     """Where frames say that these energies are of another total charge; without a word they are an error."""
-    frames = frames_of(SOLIDS[0], PARTS[0])
+    frames = frames_of(next(iter(SOLIDS)), PARTS[0])
     ions = {
         n: frame._replace(energy=frame.energy + 0.1 * len(frame.atoms)) for n, frame in enumerate(frames) if n % 3 == 0
     }
