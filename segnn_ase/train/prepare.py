@@ -77,6 +77,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         refuse_slabs([*frames, *valid, *(frame for some in tests.values() for frame in some)])
     train, held_out = ([make_item(frame, cutoff, cues) for frame in some] for some in (frames, valid))
     test = {path: [make_item(frame, cutoff, cues) for frame in some] for path, some in tests.items()}
+    if model.in_field:
+        report(what_teaches_dipoles(train))
     for name, some in (("training", frames), ("validation", valid)):
         refuse_labels_without_weight(name, some, config.training)
     energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
@@ -181,6 +183,17 @@ def fresh_potential(config: TrainConfig, data: TrainingData) -> Potential:
     if potential.responses is not None:
         set_scales(potential, data.train)
     return potential
+
+
+def what_teaches_dipoles(items: list[Item]) -> str:
+    """How many frames of the training set have labels of dipoles, or are in a field, in a line."""
+    names = ("dipole", "polarizability", "born")
+    counts = {name: sum(bool(getattr(item.labels, name).isfinite().any()) for item in items) for name in names}
+    counts |= {"field": sum(bool(item.graph.field.any()) for item in items)}
+    told = "of the field: " + ", ".join(f"{count}/{len(items)} {name}" for name, count in counts.items())
+    missing = {"dipoles": ("dipole", "born", "field"), "polarizabilities": ("polarizability", "field")}
+    untaught = [name for name, kinds in missing.items() if not any(counts[kind] for kind in kinds)]
+    return told if not untaught else f"{told}\n  warning: nothing teaches {' and '.join(untaught)}: they stay random"
 
 
 def set_scales(potential: Potential, items: list[Item]) -> None:

@@ -10,14 +10,17 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, StructureError
 from segnn_ase.check.doctor import check
+from segnn_ase.data.batches import make_item
 from segnn_ase.data.convert import convert
-from segnn_ase.data.frames import read_frames
+from segnn_ase.data.frames import frame_from_atoms, read_frames
 from segnn_ase.model.more_elements import with_more_elements
+from segnn_ase.model.settings import model_config
 from segnn_ase.prediction import predict_files
 from segnn_ase.store.description import describe_model
 from segnn_ase.store.model_file import load_potential, read_committee
 from segnn_ase.train import TrainConfig, finetune, loop, train
 from segnn_ase.train.evaluation import evaluate_files
+from segnn_ase.train.prepare import what_teaches_dipoles
 from segnn_ase.train.resume import save_state
 from segnn_ase.verify import verify
 
@@ -258,3 +261,14 @@ def test_ions_have_no_dipole_and_are_in_no_field(in_fields, tmp_path):
     assert "polarizability" in first.info and "dipole" not in first.calc.results
     assert "dipole_rmse" not in next(iter(evaluate_files(in_fields / "model.pt", str(tmp_path / "ions.xyz")).values()))
     assert not verify(in_fields / "model.pt", first).failed
+
+
+def test_what_teaches_dipoles_is_told(tmp_path):
+    model = model_config(**TINY, cues=["external_field"])
+    frames = polar_molecules(4)
+    items = [make_item(frame_from_atoms(atoms), 3.0, model.cues) for atoms in frames]
+    assert what_teaches_dipoles(items) == "of the field: 4/4 dipole, 0/4 polarizability, 0/4 born, 4/4 field"
+    for atoms in frames:
+        del atoms.info["external_field"], atoms.calc.results["dipole"]
+    items = [make_item(frame_from_atoms(atoms), 3.0, model.cues) for atoms in frames]
+    assert "nothing teaches dipoles and polarizabilities" in what_teaches_dipoles(items)
