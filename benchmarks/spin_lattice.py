@@ -78,7 +78,7 @@ def frame(seed: int, *, spin_orbit: bool) -> Atoms:
     gradient, turning = torch.autograd.grad(energy, [r, spins])
     atoms.set_initial_magnetic_moments(m)
     atoms.arrays["magnetic_forces"] = -turning.numpy()
-    atoms.calc = SinglePointCalculator(atoms, energy=float(energy), forces=-gradient.numpy())
+    atoms.calc = SinglePointCalculator(atoms, energy=energy.item(), forces=-gradient.numpy())
     return atoms
 
 
