@@ -109,8 +109,9 @@ def labels_with_prefix(atoms: Atoms) -> Told:
     for place in ("arrays", "info"):
         values = {str(name).lower(): value for name, value in getattr(atoms, place).items()}
         for name in LABELS_OF_CUES:
-            known = [values[f"{prefix}_{name}"] for prefix in PREFIXES if values.get(f"{prefix}_{name}") is not None]
-            found |= {(place, name): known[0]} if known else {}
+            ends = [key.removesuffix(f"_{name}") for key in values if key.endswith(f"_{name}")]
+            known = sorted((x for x in ends if x in PREFIXES), key=PREFIXES.index)
+            found |= {(place, name): values[f"{known[0]}_{name}"]} if known else {}
     return found
 
 

@@ -10,15 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from ase.units import Bohr, Hartree
 from torch import Tensor
 
 from segnn_ase.base.errors import StructureError
 from segnn_ase.structure.neighbors import compact
 
-COULOMB = Hartree * Bohr  # eV Å / e^2
+COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
 TOLERANCE = 1e-12  # of the weight of waves that are left out
-MOST = 5e7  # charges times waves: a few GB
+MOST = 5e7  # charges times waves, or components of distances: a few GB
 
 
 class Derivatives(NamedTuple):
@@ -64,7 +63,7 @@ def of_charges(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing
 
 
 def _of_molecule(charges: Tensor, positions: Tensor, smearing: float) -> Derivatives:
-    apart = positions[:, None] - positions
+    apart = _between(positions)
     distance, alone = _distances(apart)
     v = _potential(distance, smearing).masked_fill(alone, 0.0)
     gauss = math.sqrt(2.0 / math.pi) / smearing * torch.exp(-0.5 * (distance / smearing) ** 2)
@@ -73,6 +72,15 @@ def _of_molecule(charges: Tensor, positions: Tensor, smearing: float) -> Derivat
     push = torch.einsum("ij,ija->ia", pairs, apart)
     virial = 0.5 * torch.einsum("ij,ija,ijb->ab", pairs, apart, apart)
     return Derivatives(COULOMB * (v @ charges), -COULOMB * push, COULOMB * virial)
+
+
+def _between(positions: Tensor) -> Tensor:
+    """Vectors between all pairs, (N, N, 3). Raises StructureError where these are too many."""
+    if (expected := 3 * len(positions) ** 2) > MOST:
+        raise StructureError(
+            f"{len(positions)} charges in a molecule need {expected:.1e} numbers; expected at most {MOST:.0e}"
+        )
+    return positions[:, None] - positions
 
 
 def _distances(apart: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +95,7 @@ def _potential(distance: Tensor, smearing: float) -> Tensor:
 
 def _among(charges: Tensor, positions: Tensor, smearing: float) -> Tensor:
     """Potential of all others at each, e/Å."""
-    distance, alone = _distances(positions[:, None] - positions)
+    distance, alone = _distances(_between(positions))
     return _potential(distance, smearing).masked_fill(alone, 0.0) @ charges
 
 

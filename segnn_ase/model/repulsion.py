@@ -9,9 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from segnn_ase.model.coulomb import COULOMB
 from segnn_ase.structure.graph import Graph
 
-_COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
 CORE_MARGIN = 0.95  # of the shortest distance seen: what lies just below it is still learned well
 CORE_SWITCH = 0.25  # of the core radius: over this length the repulsion is switched on
 CORE_BLUR = 0.1  # of the core radius: over this length the network ceases to see that a pair comes closer
@@ -55,7 +55,7 @@ def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Te
     terms = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
     phi = sum(c * torch.exp(-b * x) for c, b in terms)
     y = _depth(d, radii, CORE_SWITCH * radii)
-    return _COULOMB * zi * zj / d * phi * y**3 * (10.0 - 15.0 * y + 6.0 * y**2)
+    return COULOMB * zi * zj / d * phi * y**3 * (10.0 - 15.0 * y + 6.0 * y**2)
 
 
 def held_apart(vectors: Tensor, radii: Tensor) -> Tensor:

@@ -127,6 +127,8 @@ def test_a_skewed_cell_is_the_same_and_too_many_waves_are_refused():
     assert energy_of(charges, skewed, 1.5) == pytest.approx(energy_of(charges, atoms, 1.5), abs=1e-9)
     with pytest.raises(StructureError, match=r"need .* numbers; expected at most"):
         energy_of(charges, Atoms(atoms.numbers, atoms.positions, cell=[300.0] * 3, pbc=True), 0.3)
+    with pytest.raises(StructureError, match="5000 charges in a molecule need"):
+        energy_of(np.zeros(5000), Atoms("Na5000", np.zeros((5000, 3))), 1.5)
 
 
 def test_points_that_are_apart_obey_coulombs_law():
