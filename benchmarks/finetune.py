@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("finetune"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.work.mkdir(exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
     known = args.work / "rows.json"
     rows = [{"frames": 30, **row} for row in (json.loads(known.read_text()) if known.exists() else [])]
     for name, mode, frames, seed in itertools.product(args.cases, args.modes, args.frames, range(args.seeds)):

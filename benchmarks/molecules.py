@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--out", default="molecules")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    Path(a.out).mkdir(exist_ok=True)
+    Path(a.out).mkdir(parents=True, exist_ok=True)
     files = files_of(Path(a.out), a.frames, a.frames // 10)
     for path in files.values():
         print(f"{path}: sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")

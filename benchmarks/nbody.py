@@ -157,7 +157,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     a.sizes = dict.fromkeys(SIZES, a.small) if a.small else SIZES
-    Path(a.out).mkdir(exist_ok=True)
+    Path(a.out).mkdir(parents=True, exist_ok=True)
     motion = motion_of(a.system, a.sizes, Path(a.out))
     print(f"{motion}: sha256 {hashlib.sha256(motion.read_bytes()).hexdigest()}")
     runs = [measure(a, model, seed, motion) for model in a.models for seed in range(a.seeds)]

@@ -96,6 +96,8 @@ def _kind(annotation: Any) -> Any:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _kind(inner[0])
+    if origin is tuple and Ellipsis not in inner:
+        return types.GenericAlias(tuple, tuple(map(_kind, inner)))
     if origin is tuple:
         return types.GenericAlias(list, (_kind(inner[0]),))
     if origin is dict:

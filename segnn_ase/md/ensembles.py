@@ -29,6 +29,7 @@ class Ensemble(NamedTuple):
     conserved: Callable[["MolecularDynamics"], float] | None = None  # energy in eV; NaN where it is not known
     centre_moves: bool = False  # the total momentum is not kept, so all 3N degrees of freedom are thermal
     constraints: bool = True  # atoms may be held
+    driven: bool = False  # a step takes the forces before it, so that a field may change meanwhile
 
 
 def readers(setting: str) -> str:
@@ -120,14 +121,17 @@ def _extended(dynamics) -> float:
 
 
 ENSEMBLES = {
-    "nve": Ensemble("constant energy, velocity Verlet", _verlet, conserved=_total),
-    "langevin": Ensemble("constant temperature by friction and noise", _langevin, ("friction",), centre_moves=True),
+    "nve": Ensemble("constant energy, velocity Verlet", _verlet, conserved=_total, driven=True),
+    "langevin": Ensemble(
+        "constant temperature by friction and noise", _langevin, ("friction",), centre_moves=True, driven=True
+    ),
     "bussi": Ensemble(
         "constant temperature by stochastic rescaling of velocities",
         _rescaling,
         ("tdamp",),
         state=lambda config: ("transferred_energy",),
         conserved=_untransferred,
+        driven=True,
     ),
     "nhc": Ensemble(
         "constant temperature by a Nosé-Hoover chain",

@@ -27,6 +27,7 @@ FORMAT = "segnn_ase md restart 3"
 LARGEST = 2 * 1024**3  # bytes of a file; ten million atoms
 LARGEST_HEADER = 64 * 1024**2
 LIMITS = ("max_minutes", "max_temperature", "max_energy_drift", "max_forces_std", "stop_outside_domain")
+LATER = {"field", "field_frequency"}  # settings that files of before do not have
 
 
 def write_restart(path: str, header: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -101,11 +102,12 @@ def check_state(header: dict, arrays: dict[str, np.ndarray]) -> list[str]:
     wrong += [name for name, least in (("step", 0), ("dof", 1)) if not _is_count(header[name], least)]
     wrong += [name for name in ("config", "rng", "marks") if not isinstance(header[name], dict)]
     wrong += ["pbc"] * (len(header["pbc"]) != 3)
-    wrong += ["config"] * bool(MDConfig.model_fields.keys() - header["config"].keys())
+    wrong += ["config"] * bool(MDConfig.model_fields.keys() - LATER - header["config"].keys())
     wrong += ["identity"] * (not all(isinstance(text, str) for text in header["identity"].values()))
     for name in OUTPUTS:
         if not all(value is None or _is_count(value) for value in Mark(*header["marks"][name])):
             wrong.append(f"mark of {name}")
+    wrong += ["work"] * (header["config"].get("field") is not None and arrays["work"].shape != ())
     return wrong + sorted({*state_names(MDConfig(**header["config"]))} - arrays.keys())
 
 
@@ -138,7 +140,7 @@ def set_state(dynamics: MolecularDynamics, config: MDConfig, arrays: dict[str, n
 
 def check_same_run(header: dict, arrays: dict, atoms: Atoms, config: MDConfig, identity: dict[str, str]) -> None:
     """Raise ConfigError saying what is not as in the run that wrote the restart file."""
-    old, new = dict(header["config"]), config.model_dump()
+    old, new = MDConfig(**header["config"]).model_dump(), config.model_dump()
     free = {*LIMITS, *(name for name in SUFFIXES if _may_have_moved(old.get(name), new[name]))}
     if new["steps"] > old.get("steps", 0):
         free.add("steps")

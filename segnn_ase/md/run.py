@@ -22,6 +22,7 @@ from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, 
 from segnn_ase.base.locks import only_writer
 from segnn_ase.md.able import check_run, has_barostat, implements
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
+from segnn_ase.md.drive import Drive, drive_of
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
 from segnn_ase.md.growing import Growing
 from segnn_ase.md.outputs import (
@@ -62,6 +63,7 @@ class Run(NamedTuple):
     rows: array  # log so far, flat
     identity: dict[str, str]  # of what gives the forces
     files: dict[str, Growing]  # `OUTPUTS`
+    drive: Drive | None = None
 
 
 class Snapshot(NamedTuple):
@@ -121,12 +123,13 @@ def refuse_existing(paths: dict[str, Path]) -> None:
 
 def start(atoms: Atoms, config: MDConfig) -> Run:
     """Prepare step 0. The restart file comes first, so that a run killed while it opens its files goes on too."""
+    drive = drive_of(atoms, config)
     rng, subject = np.random.default_rng(config.seed), identity(atoms)
     if config.velocities == "maxwell" or (config.velocities == "auto" and not atoms.get_momenta().any()):
         set_velocities(atoms, config.temperature, rng)
     dof = degrees_of_freedom(atoms, centre_moves=ENSEMBLES[config.ensemble].centre_moves)
     dynamics = make_dynamics(atoms, config, rng, dof)
-    run = Run(atoms, config, dynamics, rng, dof, array("d"), subject, {})
+    run = Run(atoms, config, dynamics, rng, dof, array("d"), subject, {}, drive)
     refresh(run)
     if reason := distrust(run):
         raise MDError(f"the run does not start: {reason}")
@@ -168,7 +171,10 @@ def advance(run: Run, first: int, progress: bool, deadline: float) -> float:
 def guarded_step(run: Run, good: Snapshot, step: int) -> Snapshot:
     """Do a step and return the state after it; raises MDError, the atoms back at `good`, where it is not acceptable."""
     try:
-        run.dynamics.step()  # type: ignore[attr-defined] # of every integrator
+        if run.drive is None:
+            run.dynamics.step()  # type: ignore[attr-defined] # of every integrator
+        else:
+            run.drive.step(run.dynamics, step)
     except (SEGNNError, np.linalg.LinAlgError) as error:
         stop(run, good, step, str(error), error)
     reason = violation(run) or distrust(run) or observe(run, step)
@@ -253,7 +259,7 @@ def log_row(run: Run, step: int) -> tuple[float, ...]:
     if atoms.pbc.all() and implements(atoms, "stress"):
         pressure = -float(np.mean(atoms.get_stress(include_ideal_gas=True)[:3])) / units.GPa
     energy = ENSEMBLES[run.config.ensemble].conserved
-    conserved = math.nan if energy is None else energy(run.dynamics)
+    conserved = math.nan if energy is None else energy(run.dynamics) - (run.drive.work if run.drive else 0.0)
     time_fs = step * run.config.timestep
     total = potential + kinetic
     ways = outside_domain(atoms.calc)
@@ -297,6 +303,8 @@ def stop(run: Run, good: Snapshot, step: int, reason: str, cause: Exception | No
     refused = make_frame(run.atoms, step, run.config.timestep, results=False)
     refused.info["reason"] = reason
     restore(run.atoms, good)
+    if run.drive is not None:
+        run.drive.place(step - 1)
     where = save_last_frames(run.config, make_frame(run.atoms, step - 1, run.config.timestep, results=False), refused)
     raise MDError(
         f"stopped at step {step} ({step * run.config.timestep:g} fs): {reason}. The frame before {where}."
@@ -339,14 +347,19 @@ def checkpoint(run: Run, step: int) -> None:
     }
     arrays = get_state(run.dynamics, run.config) | snapshot(atoms)._asdict()
     arrays |= {"numbers": atoms.numbers, "masses": atoms.get_masses()}
+    arrays |= {} if run.drive is None else {"work": np.array(run.drive.work)}
     arrays["forces"] = atoms.get_forces(apply_constraint=False)
     write_restart(run.config.restart, header, {**arrays, "first_row": np.array(run.rows[: len(COLUMNS)])})
 
 
 def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
     """Put everything back to where the restart file was written; returns the run and its step."""
+    drive = drive_of(atoms, config)
     subject, (header, arrays) = identity(atoms), read_restart(str(config.restart))
     check_same_run(header, arrays, atoms, config, subject)
+    if drive is not None:
+        drive.work = float(arrays["work"])
+        drive.place(header["step"])
     ends = {name: Mark(*header["marks"][name]) for name in OUTPUTS}
     for name, end in ends.items():
         check_marked(getattr(config, name), end)
@@ -358,7 +371,7 @@ def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
     for name, end in ends.items():
         cut(getattr(config, name), end)
     dynamics = saved_dynamics(atoms, config, rng, header["dof"], arrays)
-    run = Run(atoms, config, dynamics, rng, header["dof"], rows, subject, begun(config))
+    run = Run(atoms, config, dynamics, rng, header["dof"], rows, subject, begun(config), drive)
     refresh(run)
     repeat_output(run, header["step"])
     return run, header["step"]

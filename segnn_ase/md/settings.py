@@ -9,6 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from segnn_ase.base.settings import Settings
 from segnn_ase.md.ensembles import ENSEMBLES, readers
 
+LIGHT = 2.99792458e-5  # cm/fs
+FEWEST = 20  # steps of a period of the field
 SUFFIXES = {"log": (".csv",), "trajectory": (".traj", ".xyz", ".extxyz"), "restart": (".npz",)}
 
 
@@ -25,6 +27,13 @@ class MDConfig(Settings):
     pdamp: float = Field(1000.0, gt=0, description=f"fs, time of the barostat; {readers('pdamp')}")
     npt_cell: Literal["isotropic", "full"] = Field(
         "isotropic", description=f"what the barostat moves, volume or cell; {readers('npt_cell')}"
+    )
+    field: tuple[float, float, float] | None = Field(
+        None,
+        description="V/Å, a uniform electric field in place of that of the structure, for potentials that know one",
+    )
+    field_frequency: float = Field(
+        0.0, ge=0, le=1e5, description="1/cm, of the field, F cos(2 pi c nu t); 0: it is constant"
     )
     velocities: Literal["auto", "maxwell", "keep"] = Field(
         "auto", description="at the start: drawn anew, kept, or (auto) drawn where all are zero"
@@ -77,6 +86,15 @@ class MDConfig(Settings):
             raise ValueError(
                 f"pdamp is {self.pdamp} fs; expected at least tdamp, {self.tdamp} fs; 10 times it is usual"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _field(self):
+        if self.field is None and self.field_frequency:
+            raise ValueError(f"field_frequency is {self.field_frequency:g}, but there is no field: set that, too")
+        if FEWEST * LIGHT * self.field_frequency * self.timestep > 1:
+            turn = f"field_frequency is {self.field_frequency:g} cm^-1 and timestep {self.timestep:g} fs"
+            raise ValueError(f"{turn}: less than {FEWEST} steps a period; expected a smaller one")
         return self
 
     @model_validator(mode="after")

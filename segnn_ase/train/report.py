@@ -18,6 +18,12 @@ from segnn_ase.data.batches import Item
 from segnn_ase.train.evaluation import errors_of
 
 UNITS = {"energy": "eV/atom", "forces": "eV/Å", "stress": "eV/Å³"}
+RESPONSES = {  # what belongs to cues, and its unit
+    "cue_gradients": "eV for a cue of its scale",
+    "dipole": "e Å",
+    "polarizability": "e Å²/V",
+    "born": "e",
+}
 
 
 def printer(progress: bool):
@@ -95,12 +101,11 @@ def _slug(name: str, names: list[str]) -> str:
 
 
 def plot_parities(out: Path, name: str, values: dict[str, np.ndarray]) -> None:
-    for quantity, unit in UNITS.items():
-        reference, predicted = values[f"{quantity}_reference"], values[f"{quantity}_predicted"]
-        std = values.get(f"{quantity}_std", ())
+    for quantity, unit in (UNITS | RESPONSES).items():
+        reference, predicted, std = (values.get(f"{quantity}_{of}", ()) for of in ("reference", "predicted", "std"))
         if len(reference):
             path = out.with_suffix(f".parity_{quantity}_{name}.png")
-            figures.plot_parity(path, reference, predicted, label=quantity, unit=unit)
+            figures.plot_parity(path, reference, predicted, label=quantity.replace("_", " "), unit=unit)
         if len(std):
             path = out.with_suffix(f".calibration_{quantity}_{name}.png")
             figures.plot_calibration(path, std, predicted - reference, label=quantity, unit=unit)
@@ -125,14 +130,6 @@ def error_table(errors: dict[str, dict]) -> str:
     lines += [line for name, values in errors.items() for line in _of_responses(name, values)]
     lines += [_outside(name, values) for name, values in errors.items() if values.get("outside")]
     return "\n".join(lines)
-
-
-RESPONSES = {  # what belongs to cues, and its unit
-    "cue_gradients": "eV for a cue of its scale",
-    "dipole": "e Å",
-    "polarizability": "e Å²/V",
-    "born": "e",
-}
 
 
 def _of_responses(name: str, values: dict) -> list[str]:
