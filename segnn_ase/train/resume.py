@@ -27,7 +27,8 @@ from segnn_ase.train.settings import Looped, TrainConfig
 
 STATE_FORMAT = "segnn_ase training state"
 OF_CUES = ("cue_gradients", "dipole", "polarizability", "born")  # labels that came later
-LATER = {"response_weight": 1.0, "dipole_weight": 1.0, "polarizability_weight": 1.0, "born_weight": 10.0}  # settings
+OF_FIELDS = {"dipole_weight": 10.0, "polarizability_weight": 10.0, "born_weight": 10.0}  # that decide nothing without
+LATER = {"response_weight": 1.0, **OF_FIELDS}  # settings that are left out where they are so
 INDIFFERENT = {  # settings of the loop that may change, and why
     "save_minutes": "when files are written",
     "max_minutes": "when it stops, to go on the same way",
@@ -81,7 +82,10 @@ def fingerprint(config: TrainConfig, data: TrainingData, before: Potential | Non
     else:
         constants = [settings_of(before.config), before.species, before.reference_energies, before.scales]
         start = [*constants, dict(before.state_dict())]
-    return {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
+    settings = decisive_settings(config)
+    if any(item.graph.field is not None for item in data.train[:1]):
+        settings |= {name: getattr(config.training, name) for name in OF_FIELDS}
+    return {"settings": settings, "data": data.checksum, "start": checksum(start)}
 
 
 def decisive_settings(config: Looped) -> dict:

@@ -144,9 +144,9 @@ class OptimConfig(LoopConfig):
         ge=0,
         description="weight of squared errors of magnetic forces and electronegativities, times scales of cues, eV^2",
     )
-    dipole_weight: float = Field(1.0, ge=0, description="weight of squared errors of dipole / sqrt(atoms), (e Å)^2")
+    dipole_weight: float = Field(10.0, ge=0, description="weight of squared errors of dipole / sqrt(atoms), (e Å)^2")
     polarizability_weight: float = Field(
-        1.0, ge=0, description="weight of squared errors of polarizability / sqrt(atoms), (e Å^2/V)^2"
+        10.0, ge=0, description="weight of squared errors of polarizability / sqrt(atoms), (e Å^2/V)^2"
     )
     born_weight: float = Field(10.0, ge=0, description="weight of squared errors of Born charges, e^2")
     rollout_steps: int = Field(200, ge=0, description="steps of the short dynamics at some validations; 0: none")

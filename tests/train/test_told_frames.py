@@ -18,10 +18,12 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.prediction import predict_files
 from segnn_ase.store.description import describe_model
 from segnn_ase.store.model_file import load_potential, read_committee
+from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.train import TrainConfig, finetune, loop, train
 from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.prepare import what_teaches_dipoles
 from segnn_ase.train.resume import save_state
+from segnn_ase.train.settings import OptimConfig
 from segnn_ase.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::segnn_ase.base.errors.UnusedInputWarning")
@@ -106,6 +108,7 @@ def test_errors_of_dipoles_polarizabilities_and_born_charges(dipoles):
         born = atoms.arrays["born_charges"].reshape(-1, 3, 3)
         missed["born"] += list((found["born_effective_charges"] - born).ravel())
     for name, errors in missed.items():
+        assert (dipoles / f"model.parity_{name}_valid.png").exists()
         assert values[f"{name}_rmse"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), rel=1e-3)
 
 
@@ -145,6 +148,18 @@ def test_other_moments_are_another_training(magnet):
     (magnet / "model.pt").unlink()
     with pytest.raises(ConfigError, match="belongs to a training"):
         train(config(magnet, ["initial_magmoms"]), progress=False)
+
+
+def test_trainings_in_fields_with_the_weights_of_before_do_not_go_on(dipoles):
+    """Which were 1 and were left out of the file."""
+    state = load_tensors(dipoles / "model.resume.pt", "resume file")
+    for name in ("dipole_weight", "polarizability_weight"):
+        assert state["fingerprint"]["settings"].pop(name) == OptimConfig().model_dump()[name]
+        state["config"]["training"][name] = 1.0
+    save_tensors(dipoles / "model.resume.pt", state)
+    (dipoles / "model.pt").unlink()
+    with pytest.raises(ConfigError, match=r"training.dipole_weight = 1.0 \(now 10.0\), training.polarizability_weight"):
+        train(config(dipoles, ["external_field"]), progress=False)
 
 
 def test_predictions_are_told_what_the_file_tells(dipoles):
