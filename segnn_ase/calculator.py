@@ -39,7 +39,7 @@ from segnn_ase.structure.cues import names_of_responses, net_charge, responses_o
 from segnn_ase.structure.graph import Graph, collate, within
 from segnn_ase.structure.neighbors import BACKENDS
 from segnn_ase.structure.skin import SkinGraphs
-from segnn_ase.structure.told import same_told, told_in
+from segnn_ase.structure.told import said_in, same_told
 from segnn_ase.trust.monitor import Monitor
 from segnn_ase.trust.unused import unused_input
 
@@ -170,7 +170,7 @@ class SEGNNCalculator(InspectedCalculator):
         found = super().check_state(atoms, tol)
         names = [cue.name for cue in self._cues]
         names += ["charge"] if {"spin", FIELD} & {*names} and "charge" not in names else []  # it may be refused
-        if names and self.atoms is not None and not same_told(told_in(self.atoms, names), told_in(atoms, names), tol):
+        if names and self.atoms is not None and not same_told(said_in(self.atoms, names), said_in(atoms, names), tol):
             found += [name for name in names if name not in found]
         return found
 

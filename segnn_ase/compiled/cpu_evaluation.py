@@ -23,7 +23,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, in_any_order, stress_of, with_charges
 from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
-from segnn_ase.model.responses import field_energies, summed
+from segnn_ase.model.responses import in_field
 from segnn_ase.model.watch import Judgement, Watched
 from segnn_ase.structure.graph import Graph, sum_over_atoms, within
 
@@ -146,7 +146,7 @@ class CpuEvaluator(Evaluator):
         """Derivative of the field's energy with respect to what is read out of each atom."""
         if self._responses is None or graph.field is None or not bool(graph.field.any()):
             return None
-        return self._responses.seeds(graph.field[graph.batch])
+        return self._responses.seeds(graph)
 
     def _charged(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
         """First the charges, then with their potential the derivatives. None for pairs that are not sorted."""
@@ -161,15 +161,12 @@ class CpuEvaluator(Evaluator):
         return torch.cat([self._passes.at(x)[:n] for x in self._plan.read], dim=1)
 
     def _with_responses(self, graph: Graph, kind: Tensor, p: Prediction, along: Tensor | None) -> Prediction:
-        read = self._read(len(kind))
-        moments = self._responses.of_atoms(kind, read)
-        energies = p.energies + field_energies(graph, *moments)
-        p = p._replace(energy=sum_over_atoms(energies, graph), energies=energies, **summed(graph, *moments)._asdict())
+        added, responses = in_field(graph, self._responses.of_atoms(kind, self._read(len(kind))))
+        energies = p.energies + added
+        p = p._replace(energy=sum_over_atoms(energies, graph), energies=energies, **responses._asdict())
         if along is None:
             return p
-        slopes = self._evaluate(
-            graph, kind, True, False, -self._responses.slopes(along[graph.batch], graph), nothing=True
-        )
+        slopes = self._evaluate(graph, kind, True, False, -self._responses.slopes(along, graph), nothing=True)
         return p._replace(dipole_slopes=slopes.forces)
 
     def _kinds(self, numbers: Tensor) -> Tensor:

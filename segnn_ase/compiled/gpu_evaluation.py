@@ -20,7 +20,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, assemble, in_any_order, slopes_of, with_charges
 from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
-from segnn_ase.model.responses import field_energies, summed
+from segnn_ase.model.responses import in_field
 from segnn_ase.structure.graph import Graph, edge_vectors
 
 
@@ -88,14 +88,14 @@ class GpuEvaluator(Evaluator):
             said = self._network(kind, seen, graph.edge_src, near, weight, graph.cues, seeds)
             slopes = None
             if along is not None and self._responses is not None:
-                turned = self._responses.slopes(along[graph.batch], graph)
+                turned = self._responses.slopes(along, graph)
                 nothing = torch.zeros_like(elements.scale[kind], dtype=self._dtype)
                 slopes = self._network(kind, seen, graph.edge_src, near, nothing, graph.cues, turned).gradient
         energies, g = repelled(elements.energies(kind, said.epsilon), said.gradient, rounded, pairs)
         responses: dict = {}
         if self._responses is not None:
-            moments = self._responses.of_atoms(kind, said.read)
-            energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)._asdict()
+            in_it, found = in_field(graph, self._responses.of_atoms(kind, said.read))
+            energies, responses = energies + in_it, found._asdict()
             if slopes is not None:
                 responses["dipole_slopes"] = slopes_of(graph, pulled_back(slopes, rounded, pairs))
         found = assemble(graph, vectors, energies, g, said.features, forces=wanted, stress=stress)
@@ -105,7 +105,7 @@ class GpuEvaluator(Evaluator):
 
     def _seeds(self, graph: Graph) -> Tensor | None:
         known = self._responses is not None and graph.field is not None
-        return self._responses.seeds(graph.field[graph.batch]) if known else None
+        return self._responses.seeds(graph) if known else None
 
     def _network(
         self,

@@ -16,7 +16,7 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Loss, Prediction, assemble, slopes_of, with_charges
 from segnn_ase.model.readouts import columns_read
 from segnn_ase.model.repulsion import core_of, pulled_back, repelled, seen_by_network
-from segnn_ase.model.responses import ResponseReadout, field_energies, summed
+from segnn_ase.model.responses import ResponseReadout, in_field
 from segnn_ase.structure.graph import Graph, edge_vectors
 
 PASSES = {"value": value_pass, "gradient": gradient_pass, "tangent": tangent_pass, "dual": dual_pass}
@@ -215,14 +215,14 @@ class _Responses(NamedTuple):
         readout = potential.responses
         if readout is None:
             return cls(None, kind, None, None)
-        seeds = None if graph.field is None else readout.seeds(graph.field[graph.batch])
-        return cls(readout, kind, seeds, None if along is None else readout.slopes(along[graph.batch], graph))
+        seeds = None if graph.field is None else readout.seeds(graph)
+        return cls(readout, kind, seeds, None if along is None else readout.slopes(along, graph))
 
     def prediction(self, graph: Graph, energies: Tensor, read: Tensor | None, made: Callable) -> Prediction:
         if self.readout is None:
             return made(energies)
-        moments = self.readout.of_atoms(self.kind, read)
-        return made(energies + field_energies(graph, *moments))._replace(**summed(graph, *moments)._asdict())
+        added, responses = in_field(graph, self.readout.of_atoms(self.kind, read))
+        return made(energies + added)._replace(**responses._asdict())
 
 
 def _links(graph: Graph, kind: Tensor) -> tuple[Tensor, TrainingLinks]:

@@ -15,7 +15,7 @@ from segnn_ase.model.elements import Elements, species_index
 from segnn_ase.model.irreps import Features
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
 from segnn_ase.model.repulsion import CORE_MARGIN, core_of, seen_by_network, with_repulsion
-from segnn_ase.model.responses import ResponseReadout, Responses, field_energies, summed
+from segnn_ase.model.responses import ResponseReadout, Responses, in_field
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.cues import width_of
 from segnn_ase.structure.graph import Graph, edge_vectors, sum_over_atoms
@@ -228,8 +228,8 @@ class Potential(nn.Module):
         elements = self.elements(epsilon[n:]) if elements is None else elements
         energies, responses = elements.energies(kind, epsilon[:n]), None
         if self.responses is not None and read is not None:
-            moments = self.responses.of_atoms(kind, read[:n])
-            energies, responses = energies + field_energies(graph, *moments), summed(graph, *moments)
+            added, responses = in_field(graph, self.responses.of_atoms(kind, read[:n]))
+            energies = energies + added
         elif self.charges is not None and read is not None:
             responses = Responses(charges=self.charges.charges(read[:n], graph))
             energies = energies + self.charges.energies(responses.charges, graph)

@@ -19,10 +19,20 @@ VECTOR, TENSOR = Kind(1, -1), Kind(2, 1)
 READ = (VECTOR, SCALAR, TENSOR)  # out of an atom, in this order
 
 
+ROWS = (0,) * 3 + (1,) * 6  # of the scales, for what is read out
+
+
 @cache
-def symmetric() -> Tensor:
-    """The symmetric 3 x 3 matrices of 0e and 2e, row by row: (9, 6)."""
-    return torch.cat([matrices_of(0), matrices_of(2)], dim=1)
+def _table(device: torch.device) -> Tensor:
+    """(9, 12): an atom's dipole and polarizability, row by row, from its vector and its parts 0e and 2e; float64."""
+    symmetric = torch.cat([matrices_of(0), matrices_of(2)], dim=1)
+    return torch.block_diag(torch.eye(3), symmetric.mT).double().to(device)
+
+
+@cache
+def _unit(device: torch.device) -> Tensor:
+    """(12,): the polarizability of one atom that is 1."""
+    return torch.cat([torch.zeros(3), torch.eye(3).flatten()]).double().to(device)
 
 
 class Responses(NamedTuple):
@@ -41,43 +51,42 @@ class ResponseReadout(Readout):
         self.register_buffer("scales", torch.ones(2))  # e Å, e Å^2/V
         self.register_buffer("usual", torch.zeros(n_species))  # e Å^2/V, polarizability of an atom of each element
 
-    def of_atoms(self, kind: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-        """mu_i (N, 3) and alpha_i (N, 3, 3) in float64, of atoms of species kind (N,), from what was read out."""
-        read, scales = read.double(), self.scales.double()
-        usual = self.usual.double()[kind][:, None, None] * torch.eye(3, dtype=torch.float64, device=read.device)
-        alpha = (read[:, 3:] @ symmetric().to(read).T).unflatten(1, (3, 3))
-        return scales[0] * read[:, :3], usual + scales[1] * alpha
+    def _linear(self) -> Tensor:
+        return self.scales.double()[ROWS, None] * _table(self.scales.device)
 
-    def seeds(self, field: Tensor) -> Tensor:
-        """Derivative of the energy of fields (N, 3) V/Å at atoms with respect to what is read out, (N, 9)."""
-        squared = (field[:, :, None] * field[:, None]).flatten(1) @ symmetric().to(field)
-        scales = self.scales.to(field)
-        return torch.cat([-scales[0] * field, -0.5 * scales[1] * squared], dim=1)
+    def of_atoms(self, kind: Tensor, read: Tensor) -> Tensor:
+        """mu_i and alpha_i (N, 3 + 9) in float64, of atoms of species kind (N,), from what was read out."""
+        usual = self.usual.double()[kind][:, None] * _unit(kind.device)
+        return usual + read.double() @ self._linear()
+
+    def seeds(self, graph: Graph) -> Tensor:
+        """Derivative of the energy of a graph's field with respect to what is read out, (N, 9)."""
+        return (_weights(graph.field) @ self._linear().mT)[graph.batch]
 
     def slopes(self, along: Tensor, graph: Graph) -> Tensor:
-        """Derivative of u . mu, along (N, 3) the directions u at atoms, with respect to what is read out, (N, 9)."""
-        scales = self.scales.to(along)
-        bent = torch.zeros(len(along), 6, dtype=along.dtype, device=along.device)
+        """Derivative of u . mu along the directions u (B, 3) with respect to what is read out, (N, 9)."""
+        bent = torch.zeros(len(along), 9, dtype=torch.float64, device=along.device)
         if graph.field is not None:
-            field = graph.field.to(along)[graph.batch]
-            bent = (along[:, :, None] * field[:, None]).flatten(1) @ symmetric().to(along)
-        return torch.cat([scales[0] * along, scales[1] * bent], dim=1)
+            bent = (along.double()[:, :, None] * graph.field.double()[:, None]).flatten(1)
+        return (torch.cat([along.double(), bent], dim=1) @ self._linear().mT)[graph.batch]
 
 
-def field_energies(graph: Graph, mu: Tensor, alpha: Tensor) -> Tensor:
-    """-F . mu_i - F . alpha_i . F / 2 of every atom, (N,) eV; zero without a field."""
+def _weights(field: Tensor) -> Tensor:
+    """Of mu and alpha in the energy -F . mu - F . alpha . F / 2 of fields (B, 3) V/Å, (B, 12)."""
+    field = field.double()
+    return torch.cat([-field, (-0.5 * field[:, :, None] * field[:, None]).flatten(1)], dim=1)
+
+
+def in_field(graph: Graph, moments: Tensor) -> tuple[Tensor, Responses]:
+    """Of moments (N, 12): the energies that atoms have in the field, (N,) eV, zero where there is none; and, in the
+    field, the dipoles -dE/dF (B, 3) and polarizabilities -d2E/dF2 (B, 3, 3)."""
+    total = sum_over_atoms(moments, graph)
+    dipole, polarizability = total[:, :3], total[:, 3:].unflatten(1, (3, 3))
     if graph.field is None:
-        return mu.new_zeros(len(mu))
-    field = graph.field.to(mu)[graph.batch]
-    return -(field * mu).sum(1) - 0.5 * torch.einsum("na,nab,nb->n", field, alpha, field)
-
-
-def summed(graph: Graph, mu: Tensor, alpha: Tensor) -> Responses:
-    """In the field that there is: dipoles -dE/dF (B, 3) and polarizabilities -d2E/dF2 (B, 3, 3)."""
-    dipole, polarizability = sum_over_atoms(mu, graph), sum_over_atoms(alpha, graph)
-    if graph.field is not None:
-        dipole = dipole + torch.einsum("bac,bc->ba", polarizability, graph.field.to(dipole))
-    return Responses(dipole, polarizability)
+        return moments.new_zeros(len(moments)), Responses(dipole, polarizability)
+    energies = (moments * _weights(graph.field)[graph.batch]).sum(dim=1)
+    dipole = dipole + (polarizability @ graph.field.double()[:, :, None])[:, :, 0]
+    return energies, Responses(dipole, polarizability)
 
 
 def nearest_branch(label: Tensor, dipole: Tensor, cell: Tensor) -> Tensor:
