@@ -280,7 +280,7 @@ class SEGNNCalculator(InspectedCalculator):
     def _graph(self, atoms: Atoms | None, cutoff: float, graphs: SkinGraphs | None = None) -> Graph:
         atoms, graphs = self.atoms if atoms is None else atoms, graphs or self._graphs[cutoff]
         graph = graph_of(atoms, graphs, self._potentials[0])  # the other potentials know the same elements
-        _report_unused(atoms, self._warned, {cue.name for cue in self._cues})
+        _report_unused(atoms, self._warned, {*self.told_names})
         return graph
 
 

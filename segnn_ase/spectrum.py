@@ -19,6 +19,7 @@ from segnn_ase.md.spectra import FEWEST, Spectrum, check_numbers, highest_wavenu
 from segnn_ase.md.velocities import kinetic_temperature
 from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import label_of
+from segnn_ase.structure.cue_settings import FIELD
 from segnn_ase.structure.told import same_told, told_in, with_told
 
 SHAPES = {"dipole": (3,), "polarizability": (3, 3)}
@@ -58,6 +59,7 @@ def spectrum(
     images = read_images(trajectory)
     frames = [atoms for _, atoms in images]
     refuse_other_systems(images)
+    refuse_changes(frames, (FIELD,))
     step, kelvin = _time_between(frames, timestep), _temperature(frames, trajectory, temperature)
     check_numbers(len(frames), step, kelvin, resolution, laser)
     series = _predicted(frames, model, device) if model else _carried(images)
@@ -97,6 +99,14 @@ def refuse_other_systems(images: Sequence[tuple[str, Atoms]]) -> None:
             raise DataError(f"{source} has other atoms than the first frame; expected the frames of one run")
     if len(images) < FEWEST:
         raise DataError(f"there are {len(images)} frames; expected at least {FEWEST} for a spectrum")
+
+
+def refuse_changes(frames: Sequence[Atoms], names: Sequence[str]) -> None:
+    """Raise DataError where one of these is not the same in all frames."""
+    for name in names:
+        first, *others = (told_in(atoms, [name]) for atoms in frames)
+        if not all(same_told(first, other, 1e-9) for other in others):
+            raise DataError(f"{name} is not the same in all frames: what changes with it would be in the spectrum")
 
 
 def _time_between(frames: Sequence[Atoms], timestep: float | None) -> float:
@@ -149,10 +159,8 @@ def _of_potential(frames: Sequence[Atoms], model: str, device: str) -> Series:
             f"model is {model!r}, a potential that knows no dipoles; expected one that was trained with the cue "
             "external_field, or a model of dipole or polarizability"
         )
+    refuse_changes(frames, calculator.told_names)
     told = [told_in(atoms, calculator.told_names) for atoms in frames]
-    if not all(same_told(told[0], other, 1e-9) for other in told):
-        what = ", ".join(calculator.told_names)
-        raise DataError(f"{what} are not the same in all frames: what changes with them would be in the spectrum")
     bare = [with_told(structure_alone(atoms, model), one) for atoms, one in zip(frames, told, strict=True)]
     said = calculator.evaluate(bare, names)
     names = [name for name in names if name in said[0]]  # ions have no dipole

@@ -130,9 +130,11 @@ def test_responses_to_a_field_are_those_of_the_cpu(dtype):
     results = {}
     for device in ("cpu", "cuda"):
         calculator = SEGNNCalculator(potential_in_a_field(), device=device, dtype=dtype, accelerate="require")
-        for _ in range(3):  # the last is a recorded one
+        for n in range(3):  # the last is a recorded one
             atoms = crystal_in_a_field()
+            atoms.positions[0, 0] += 0.01 * n
             results[device] = {name: calculator.get_property(name, atoms) for name in RESPONSES}
+    assert calculator.evaluators == ("the network by Triton, recorded",)
     for name in RESPONSES:
         a, b = results["cuda"][name], results["cpu"][name]
         assert np.abs(a - b).max() <= 10 * TOLERANCE[dtype] * max(1.0, np.abs(b).max()), name

@@ -15,10 +15,10 @@ from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys, Reading, find_labels
-from segnn_ase.structure.cue_settings import INPUTS, LABELS_OF_CUES
-from segnn_ase.structure.graph import is_crystal
+from segnn_ase.structure.cue_settings import INPUTS, LABELS_OF_CUES, Cue
+from segnn_ase.structure.cues import refuse_sums
 from segnn_ase.structure.neighbors import check_geometry
-from segnn_ase.structure.told import Told, told_in
+from segnn_ase.structure.told import Told, told_in, with_told
 
 ALONE = 6.0  # Å to the next image of an isolated atom; neighbours in crystals of the elements are nearer
 
@@ -307,10 +307,10 @@ def with_isolated_atoms(frames: list[Frame], cutoff: float) -> list[Frame]:
     ]
 
 
-def refuse_slabs(frames: Iterable[Frame]) -> None:
-    """Raise DataError where charges of a frame cannot be summed up."""
+def refuse_wires(frames: Iterable[Frame], cues: Sequence[Cue]) -> None:
+    """Raise DataError where charges of a frame cannot be summed up, see `refuse_sums`."""
     for frame in frames:
         try:
-            is_crystal(frame.atoms.pbc.tolist())
+            refuse_sums(with_told(frame.atoms, frame.told or {}), cues)
         except StructureError as error:
             raise DataError(f"{frame.source}: {error}") from error

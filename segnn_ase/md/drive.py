@@ -1,6 +1,8 @@
 """A uniform electric field that a run brings along, constant or oscillating, and what it does to the energy."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from ase import Atoms
@@ -9,7 +11,7 @@ from ase.md.md import MolecularDynamics
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.md.ensembles import ENSEMBLES
 from segnn_ase.md.settings import LIGHT, MDConfig
-from segnn_ase.md.subject import summands
+from segnn_ase.md.subject import forget, summands
 from segnn_ase.structure.cue_settings import FIELD
 
 
@@ -31,6 +33,7 @@ class Drive:
     def place(self, step: int) -> None:
         """The field at a step, among what the structure tells its calculator."""
         self.atoms.info[FIELD] = self.amplitude * math.cos(self.omega * step * self.timestep)
+        forget(self.atoms.calc)
 
     def step(self, dynamics: MolecularDynamics, step: int) -> None:
         """The one that ends as this one."""
@@ -39,7 +42,7 @@ class Drive:
             return
         forces, before = self.atoms.get_forces(md=True), self.power(step - 1)
         self.place(step)
-        dynamics.step(forces)  # type: ignore[attr-defined] # of those that `check_run` lets through
+        dynamics.step(forces)  # type: ignore[attr-defined] # of those that `driven` lets through
         self.work += 0.5 * self.timestep * (before + self.power(step))
 
     def power(self, step: int) -> float:
@@ -48,11 +51,16 @@ class Drive:
         return -float(dipole_of(self.atoms.calc) @ rate)
 
 
-def drive_of(atoms: Atoms, config: MDConfig) -> Drive | None:
-    """None where the settings have no field. Raises ConfigError for a calculator that knows none."""
+@contextmanager
+def driven(atoms: Atoms, config: MDConfig) -> Iterator[Drive | None]:
+    """The field of a run, None where the settings have none; in the end atoms have what they had before.
+
+    Raises ConfigError for a calculator that knows no field, and an ensemble that cannot follow.
+    """
     if config.field is None:
-        return None
-    if not any(FIELD in getattr(calc, "told_names", ()) for calc, _ in summands(atoms.calc)):
+        yield None
+        return
+    if not any(map(_feels, (calc for calc, _ in summands(atoms.calc)))):
         raise ConfigError(
             f"field is {config.field}, but {type(atoms.calc).__name__} knows no {FIELD}: train a potential with "
             f"cues = ['{FIELD}'], or leave it out"
@@ -63,10 +71,26 @@ def drive_of(atoms: Atoms, config: MDConfig) -> Drive | None:
             f"field_frequency is {config.field_frequency:g} cm^-1, which ensemble {config.ensemble!r} cannot follow: "
             f"use {others}"
         )
-    return Drive(atoms, config)
+    before = atoms.info.get(FIELD)
+    try:
+        yield Drive(atoms, config)
+    finally:
+        atoms.info[FIELD] = before
+        if before is None:
+            del atoms.info[FIELD]
+        forget(atoms.calc)
 
 
 def dipole_of(calc) -> np.ndarray:
-    """(3,) e Å, of all parts of a sum of calculators that have one."""
-    found = [weight * part.results["dipole"] for part, weight in summands(calc) if "dipole" in part.results]
-    return np.sum(found, axis=0)
+    """(3,) e Å, of all parts of a sum of calculators that feel the field. Raises ConfigError where one tells none."""
+    parts = [(part, weight) for part, weight in summands(calc) if _feels(part)]
+    if any("dipole" not in part.results for part, _ in parts):
+        raise ConfigError(
+            f"field_frequency is set, but {type(calc).__name__} gives no dipole here, as of ions, so that the work of "
+            "the field is not known: expected neutral structures"
+        )
+    return np.sum([weight * part.results["dipole"] for part, weight in parts], axis=0)
+
+
+def _feels(calc) -> bool:
+    return FIELD in getattr(calc, "told_names", ())

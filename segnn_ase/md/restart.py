@@ -107,7 +107,9 @@ def check_state(header: dict, arrays: dict[str, np.ndarray]) -> list[str]:
     for name in OUTPUTS:
         if not all(value is None or _is_count(value) for value in Mark(*header["marks"][name])):
             wrong.append(f"mark of {name}")
-    wrong += ["work"] * (header["config"].get("field") is not None and arrays["work"].shape != ())
+    wrong += ["work"] * (
+        header["config"].get("field") is not None and (arrays["work"].shape, arrays["work"].dtype.kind) != ((), "f")
+    )
     return wrong + sorted({*state_names(MDConfig(**header["config"]))} - arrays.keys())
 
 

@@ -8,6 +8,7 @@ killed, the same call ends with the same files as if it never had been.
 import math
 import time
 from array import array
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -22,7 +23,7 @@ from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, 
 from segnn_ase.base.locks import only_writer
 from segnn_ase.md.able import check_run, has_barostat, implements
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
-from segnn_ase.md.drive import Drive, drive_of
+from segnn_ase.md.drive import Drive, dipole_of, driven
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
 from segnn_ase.md.growing import Growing
 from segnn_ase.md.outputs import (
@@ -50,6 +51,7 @@ from segnn_ase.md.restart import (
 from segnn_ase.md.settings import SUFFIXES, MDConfig
 from segnn_ase.md.subject import far_apart, identity, largest_forces_std, outside_domain
 from segnn_ase.md.velocities import degrees_of_freedom, set_velocities
+from segnn_ase.structure.cue_settings import FIELD
 
 
 class Run(NamedTuple):
@@ -82,11 +84,13 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
     unless `overwrite`. SIGINT and SIGTERM finish the step, write the restart file and raise KeyboardInterrupt, the
     end of `max_minutes` OutOfTime.
 
+    A field of the settings is that of the run alone: in the end `atoms` have what they had before.
+
     Raises ConfigError for what cannot be run, MDError when a guard stops the run: then `atoms`, and a file
     beside the trajectory, hold the last good frame, and another file the one that was refused.
     """
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
-    with without_idle_constraints(atoms):
+    with without_idle_constraints(atoms), ExitStack() as until_the_end:
         check_run(atoms, config)
         deadline = math.inf if config.max_minutes is None else time.monotonic() + 60 * config.max_minutes
         paths = {name: Path(getattr(config, name)) for name in SUFFIXES if getattr(config, name) is not None}
@@ -95,7 +99,8 @@ def run_md(atoms: Atoms, config: MDConfig, *, progress: bool = True, overwrite: 
             if progress:
                 tell_left_out(atoms, config)
             try:
-                run, first = resume(atoms, config) if resumed else (start(atoms, config), 0)
+                drive = until_the_end.enter_context(driven(atoms, config))
+                run, first = resume(atoms, config, drive) if resumed else (start(atoms, config, drive), 0)
                 seconds = advance(run, first, progress, deadline)
             except OutputError as error:
                 then = f"the same call goes on from {config.restart}" if config.restart else "there is no restart file"
@@ -121,10 +126,9 @@ def refuse_existing(paths: dict[str, Path]) -> None:
             )
 
 
-def start(atoms: Atoms, config: MDConfig) -> Run:
+def start(atoms: Atoms, config: MDConfig, drive: Drive | None) -> Run:
     """Prepare step 0. The restart file comes first, so that a run killed while it opens its files goes on too."""
-    drive = drive_of(atoms, config)
-    rng, subject = np.random.default_rng(config.seed), identity(atoms)
+    rng, subject = np.random.default_rng(config.seed), identity(atoms, without=(FIELD,) if drive else ())
     if config.velocities == "maxwell" or (config.velocities == "auto" and not atoms.get_momenta().any()):
         set_velocities(atoms, config.temperature, rng)
     dof = degrees_of_freedom(atoms, centre_moves=ENSEMBLES[config.ensemble].centre_moves)
@@ -192,6 +196,8 @@ def refresh(run: Run) -> None:
     if has_barostat(run.config):
         run.atoms.get_stress()
     calc = run.atoms.calc
+    if run.config.field_frequency:
+        dipole_of(calc)  # refuses those that give none
     if run.config.max_forces_std is not None and math.isnan(largest_forces_std(calc)):
         raise ConfigError(
             f"max_forces_std is set, but {type(calc).__name__} gives no 'forces_std': it is neither a committee nor a "
@@ -352,10 +358,10 @@ def checkpoint(run: Run, step: int) -> None:
     write_restart(run.config.restart, header, {**arrays, "first_row": np.array(run.rows[: len(COLUMNS)])})
 
 
-def resume(atoms: Atoms, config: MDConfig) -> tuple[Run, int]:
+def resume(atoms: Atoms, config: MDConfig, drive: Drive | None) -> tuple[Run, int]:
     """Put everything back to where the restart file was written; returns the run and its step."""
-    drive = drive_of(atoms, config)
-    subject, (header, arrays) = identity(atoms), read_restart(str(config.restart))
+    subject = identity(atoms, without=(FIELD,) if drive else ())
+    header, arrays = read_restart(str(config.restart))
     check_same_run(header, arrays, atoms, config, subject)
     if drive is not None:
         drive.work = float(arrays["work"])

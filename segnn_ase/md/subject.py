@@ -22,6 +22,15 @@ def summands(calc, weight: float = 1.0) -> list[tuple]:
     return [part for c, w in zip(mixer.calcs, mixer.weights, strict=True) for part in summands(c, weight * w)]
 
 
+def forget(calc) -> None:
+    """Let ASE's sums, which do not look at `info`, compute again; the calculators in them look by themselves."""
+    mixer = getattr(calc, "mixer", None)
+    if isinstance(mixer, Mixer):
+        calc.atoms = None
+        for part in mixer.calcs:
+            forget(part)
+
+
 def forces_std(calc) -> np.ndarray | None:
     """Standard deviations of the forces (N, 3) eV/Å; None where no part gives them. Those of parts add up."""
     found = [abs(weight) * part.results["forces_std"] for part, weight in summands(calc) if _says(part, "forces_std")]
@@ -44,8 +53,10 @@ def largest_forces_std(calc) -> float:
     return math.nan if found is None else float(np.max(found))
 
 
-def identity(atoms: Atoms) -> dict[str, str]:
-    """What the forces depend on besides the positions, by name and in words: the same in every process."""
+def identity(atoms: Atoms, without: tuple[str, ...] = ()) -> dict[str, str]:
+    """What the forces depend on besides the positions, by name and in words: the same in every process.
+
+    without: names of what they are told that does not count."""
     parts = summands(atoms.calc)
     found: dict[str, str] = {}
     for n, (calc, weight) in enumerate(parts, 1):
@@ -60,7 +71,7 @@ def identity(atoms: Atoms) -> dict[str, str]:
     ):
         found[name] = _as_json(values.tolist()) if values.any() else "none"
     for calc, _ in parts:  # what it is told besides
-        for name in getattr(calc, "told_names", ()):
+        for name in (name for name in getattr(calc, "told_names", ()) if name not in without):
             value = atoms.arrays.get(name, atoms.info.get(name))
             found |= {} if value is None else {name: _as_json(np.asarray(value).tolist())}
     return found

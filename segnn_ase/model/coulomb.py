@@ -1,8 +1,10 @@
-"""The Coulomb energy of Gaussian charges, in molecules by pairs, in crystals by plane waves, and its derivatives.
+"""The Coulomb energy of Gaussian charges, in molecules by pairs, in crystals and slabs by waves, and its derivatives.
 
 E = sum_i<j k q_i q_j v(r_ij), v(r) = erf(r / (s sqrt(2))) / r; the same in reciprocal space, less what each charge has
 with itself, and, for a net charge, with the background in which points have no mean potential (Ewald, Ann. Phys.
-369, 253 (1921); Frenkel and Smit, Understanding Molecular Simulation, chapter 12).
+369, 253 (1921); Frenkel and Smit, Understanding Molecular Simulation, chapter 12). In slabs waves run in two
+directions, and pairs know how far they are apart in the third, exactly and without vacuum (Parry, Surf. Sci. 49, 433
+(1975)).
 """
 
 import math
@@ -17,6 +19,7 @@ from segnn_ase.structure.neighbors import compact
 
 COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
 TOLERANCE = 1e-12  # of the weight of waves that are left out
+NEUTRAL = 1e-6  # e, that a slab may have in all
 MOST = 5e7  # charges times waves, or components of distances: a few GB
 
 
@@ -38,16 +41,23 @@ class Waves(NamedTuple):
 
 
 def coulomb_energies(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing: float) -> Tensor:
-    """Energy of Gaussian charges (N,) e at positions (N, 3) Å, half of every pair for either, (N,) eV; cell (3, 3) Å of
-    a crystal, whose net charge has a uniform background."""
-    around = _among(charges, positions, smearing) if cell is None else _in_waves(charges, positions, cell, smearing)
+    """Energy of Gaussian charges (N,) e at positions (N, 3) Å, half of every pair for either, (N,) eV; cell: vectors
+    (3, 3) Å of a crystal, whose net charge has a uniform background, or (2, 3) of a slab, which must have none."""
+    if cell is None:
+        around = _among(charges, positions, smearing)
+    elif len(cell) == 2:
+        around = _in_slab(charges, positions, cell, smearing)
+    else:
+        around = _in_waves(charges, positions, cell, smearing)
     return 0.5 * COULOMB * charges * around
 
 
 def of_charges(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing: float) -> Derivatives:
-    """All derivatives of `coulomb_energies`, in closed form."""
+    """All derivatives of `coulomb_energies`, in closed form but for slabs."""
     if cell is None:
         return _of_molecule(charges, positions, smearing)
+    if len(cell) == 2:
+        return _by_autograd(charges, positions, cell, smearing)
     size, squared = torch.linalg.det(cell).abs(), smearing**2
     waves = waves_of(positions, cell, smearing)
     c, s = charges @ waves.cosines, charges @ waves.sines
@@ -72,6 +82,17 @@ def _of_molecule(charges: Tensor, positions: Tensor, smearing: float) -> Derivat
     push = torch.einsum("ij,ija->ia", pairs, apart)
     virial = 0.5 * torch.einsum("ij,ija,ijb->ab", pairs, apart, apart)
     return Derivatives(COULOMB * (v @ charges), -COULOMB * push, COULOMB * virial)
+
+
+def _by_autograd(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) -> Derivatives:
+    with torch.enable_grad():
+        q, x, strain = charges.detach().clone(), positions.detach().clone(), positions.new_zeros(3, 3)
+        for leaf in (q, x, strain):
+            leaf.requires_grad_()
+        both = 0.5 * (strain + strain.mT)
+        energy = coulomb_energies(q, x + x @ both, cell.detach() + cell.detach() @ both, smearing).sum()
+        potential, slope, virial = torch.autograd.grad(energy, (q, x, strain))
+    return Derivatives(potential, -slope, virial)
 
 
 def _between(positions: Tensor) -> Tensor:
@@ -112,9 +133,39 @@ def _constant(charges: Tensor, size: Tensor, smearing: float) -> Tensor:
     return itself + 2.0 * math.pi * smearing**2 / size * charges.sum()
 
 
+def _in_slab(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) -> Tensor:
+    """The same of all images in two directions. Raises StructureError for a net charge, and for too many numbers."""
+    if (net := float(charges.detach().sum().abs())) > NEUTRAL:
+        raise StructureError(
+            f"the slab has a net charge of {net:g} e, whose energy is infinite: expected a neutral one, or a crystal "
+            "with vacuum, where a net charge has a uniform background"
+        )
+    normal = torch.linalg.cross(cell[0], cell[1])
+    area, longest = normal.norm(), _longest(smearing)
+    apart = _between(positions)
+    if (expected := len(positions) ** 2 * float(area.detach()) * longest**2 / (8 * math.pi)) > MOST:
+        raise StructureError(
+            f"{len(positions)} charges of width {smearing:g} Å in a slab of {float(area.detach()):.0f} Å^2 need "
+            f"{expected:.1e} numbers; expected at most {MOST:.0e}: make it a crystal with vacuum, which takes less"
+        )
+    waves = _whole_numbers(cell.detach(), longest) @ (2.0 * math.pi * torch.linalg.pinv(cell)).T
+    height, k = apart @ (normal / area), waves.norm(dim=1)
+    a, b = smearing * k / math.sqrt(2.0), height[:, :, None] / (math.sqrt(2.0) * smearing)
+    up = k * height[:, :, None]  # exp and erfc are 1e-260 and 1e260 before they are none
+    falling = sum(torch.exp((s * up).clamp_max(600.0)) * torch.erfc(a + s * b) for s in (1.0, -1.0))
+    pairs = (2.0 * math.pi / k * (apart @ waves.T).cos() * falling).sum(dim=2)
+    level = height * torch.erf(b[:, :, 0]) + smearing * math.sqrt(2.0 / math.pi) * torch.exp(-b[:, :, 0].square())
+    return (pairs - 2.0 * math.pi * level) / area @ charges - math.sqrt(2.0 / math.pi) / smearing * charges
+
+
+def _longest(smearing: float) -> float:
+    """Wave number from which on waves are left out, 1/Å."""
+    return math.sqrt(-2.0 * math.log(TOLERANCE)) / smearing
+
+
 def waves_of(positions: Tensor, cell: Tensor, smearing: float) -> Waves:
     """All that count. Raises StructureError where these are too many."""
-    longest = math.sqrt(-2.0 * math.log(TOLERANCE)) / smearing
+    longest = _longest(smearing)
     given = cell.detach().cpu().numpy()
     room = abs(np.linalg.det(given))
     if (expected := len(positions) * room * longest**3 / (12 * math.pi**2)) > MOST:
@@ -131,9 +182,9 @@ def waves_of(positions: Tensor, cell: Tensor, smearing: float) -> Waves:
 
 
 def _whole_numbers(cell: Tensor, longest: float) -> Tensor:
-    """Of the waves that are not longer, one of every two that are opposite, (K, 3)."""
+    """Of the waves along two or three vectors that are not longer, one of every two that are opposite."""
     most = (longest * cell.norm(dim=1) / (2.0 * math.pi)).floor().long().tolist()
     numbers = torch.cartesian_prod(*(torch.arange(-m, m + 1, device=cell.device) for m in most)).to(cell)
-    numbers = numbers[len(numbers) // 2 + 1 :]  # behind (0, 0, 0) come the opposites of those before
-    waves = numbers @ (2.0 * math.pi * torch.linalg.inv(cell)).T
+    numbers = numbers[len(numbers) // 2 + 1 :]  # behind that of zeros come the opposites of those before
+    waves = numbers @ (2.0 * math.pi * torch.linalg.pinv(cell)).T
     return numbers[waves.square().sum(1) <= longest**2]

@@ -6,11 +6,11 @@ is that of points where they are apart and smooth where they are not, which the 
 
     E = sum_i<j k q_i q_j erf(r_ij / (s sqrt(2))) / r_ij,  s = `smearing`,
 
-in crystals by Ewald's sum over plane waves; a net charge there has a uniform background (Grisafi and Ceriotti, J. Chem.
-Phys. 151, 204105 (2019); latent charges: Cheng, npj Comput. Mater. 11, 80 (2025)). Neutral structures have the same
-energy with all charges turned round, so that the sign of latent charges is arbitrary. The shift is shared by all atoms
-of a structure: where fragments of different kind are far apart, and the network does not make each of them neutral, one
-changes the charges of the other, and the energy is not the sum of theirs.
+in crystals and slabs by Ewald's sums over plane waves; a net charge of a crystal has a uniform background (Grisafi and
+Ceriotti, J. Chem. Phys. 151, 204105 (2019); latent charges: Cheng, npj Comput. Mater. 11, 80 (2025)). Neutral
+structures have the same energy with all charges turned round, so that the sign of latent charges is arbitrary. The
+shift is shared by all atoms of a structure: where fragments of different kind are far apart, and the network does not
+make each of them neutral, one changes the charges of the other, and the energy is not the sum of theirs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from segnn_ase.model.irreps import SCALAR
 from segnn_ase.model.readouts import Readout
 from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.cue_settings import Cue
-from segnn_ase.structure.graph import Graph, is_crystal, sum_over_atoms, volume
+from segnn_ase.structure.graph import Graph, refuse_wire, sum_over_atoms, volume
 
 USUAL = 0.3  # e, of what a network with random weights says
 
@@ -64,8 +64,8 @@ class ChargeReadout(Readout):
         return told if of_atoms else told / counts
 
     def energies(self, charges: Tensor, graph: Graph) -> Tensor:
-        """Of charges (N,), (N,) eV, differentiable in positions and cells too. Raises StructureError for slabs and
-        wires."""
+        """Of charges (N,), (N,) eV, differentiable in positions and cells too. Raises StructureError for wires,
+        and for slabs with a net charge."""
         found = [coulomb_energies(*one, self.smearing) for one in _by_structure(charges, graph)]
         return torch.cat(found) if found else charges
 
@@ -97,13 +97,14 @@ class ChargeReadout(Readout):
 
 
 def _by_structure(charges: Tensor, graph: Graph) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Charges, positions, and the cell of crystals."""
+    """Charges, positions, and the vectors by which they are repeated, None in molecules."""
     sizes = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
     if graph.periodic is None:
         raise ValueError("the graph does not say in which directions it is periodic, which charges need to know")
-    crystals = map(is_crystal, graph.periodic.tolist())
-    for q, x, h, crystal in zip(charges.split(sizes), graph.positions.split(sizes), graph.cell, crystals, strict=True):
-        yield q, x, h if crystal else None
+    parts = charges.split(sizes), graph.positions.split(sizes), graph.cell, graph.periodic
+    for q, x, h, periodic in zip(*parts, strict=True):
+        refuse_wire(periodic.tolist())
+        yield q, x, h[periodic] if bool(periodic.any()) else None
 
 
 def strained(graph: Graph) -> tuple[Graph, list[Tensor]]:

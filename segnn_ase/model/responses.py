@@ -19,9 +19,6 @@ VECTOR, TENSOR = Kind(1, -1), Kind(2, 1)
 READ = (VECTOR, SCALAR, TENSOR)  # out of an atom, in this order
 
 
-ROWS = (0,) * 3 + (1,) * 6  # of the scales, for what is read out
-
-
 @cache
 def _table(device: torch.device) -> Tensor:
     """(9, 12): an atom's dipole and polarizability, row by row, from its vector and its parts 0e and 2e; float64."""
@@ -52,7 +49,8 @@ class ResponseReadout(Readout):
         self.register_buffer("usual", torch.zeros(n_species))  # e Å^2/V, polarizability of an atom of each element
 
     def _linear(self) -> Tensor:
-        return self.scales.double()[ROWS, None] * _table(self.scales.device)
+        dipole, polarizability = self.scales.double().split(1)
+        return torch.cat([dipole.expand(3), polarizability.expand(6)])[:, None] * _table(self.scales.device)
 
     def of_atoms(self, kind: Tensor, read: Tensor) -> Tensor:
         """mu_i and alpha_i (N, 3 + 9) in float64, of atoms of species kind (N,), from what was read out."""

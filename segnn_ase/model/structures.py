@@ -6,8 +6,8 @@ from ase.data import chemical_symbols
 from segnn_ase.base.errors import StructureError, expect
 from segnn_ase.model.elements import check_elements
 from segnn_ase.model.potential import Potential
-from segnn_ase.structure.cues import told
-from segnn_ase.structure.graph import Graph, edge_vectors, is_crystal
+from segnn_ase.structure.cues import refuse_sums, told
+from segnn_ase.structure.graph import Graph, edge_vectors
 from segnn_ase.structure.skin import SkinGraphs
 
 CLOSEST_ALLOWED = 0.05  # Å; nearer than this two atoms are on one spot
@@ -20,7 +20,7 @@ def graph_of(atoms: Atoms | None, graphs: SkinGraphs, potential: Potential) -> G
         raise StructureError("atoms is empty: there is nothing to evaluate")
     check_elements(potential.symbols, potential.species, atoms.numbers)
     if potential.charges is not None:
-        is_crystal(atoms.pbc.tolist())  # refuse others before anything is chosen by them
+        refuse_sums(atoms, potential.config.cues)  # before anything is chosen by them
     cell = atoms.cell.array
     graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
     if not graphs.apart(CLOSEST_ALLOWED, cell):

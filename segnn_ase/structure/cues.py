@@ -10,7 +10,7 @@ from torch import Tensor
 
 from segnn_ase.base.errors import StructureError
 from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue
-from segnn_ase.structure.graph import Graph
+from segnn_ase.structure.graph import Graph, refuse_wire
 from segnn_ase.structure.told import Told
 
 BY_FIELD = ("dipole", "polarizability", "born_effective_charges")  # results of who knows fields
@@ -42,6 +42,18 @@ def net_charge(atoms: Atoms, cues: Sequence[Cue]) -> float:
         return float(np.asarray(told, dtype=float).item())
     except (TypeError, ValueError):
         raise StructureError(f"atoms.info['charge'] is {told!r}; expected an integer") from None
+
+
+def refuse_sums(atoms: Atoms, cues: Sequence[Cue]) -> None:
+    """Raise StructureError where charges that a potential has by itself cannot be summed up: in wires, and in slabs
+    that are told a net charge."""
+    refuse_wire(atoms.pbc.tolist())
+    of_charges = [cue for cue in cues if cue.name in ("charge", "initial_charges")]
+    if of_charges and sum(atoms.pbc) == 2 and (net := net_charge(atoms, of_charges)):
+        raise StructureError(
+            f"the slab has a net charge of {net:g} e, whose energy is infinite: expected a neutral one, or a crystal "
+            "with vacuum (pbc in three directions), where a net charge has a uniform background"
+        )
 
 
 def field_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor | None:

@@ -227,11 +227,10 @@ def sum_over_structure_edges(values: Tensor, graph: Graph) -> Tensor:
     return torch.stack([values.masked_fill(owner != b, 0).sum(0) for b in range(graph.n_graphs)])
 
 
-def is_crystal(pbc: Sequence[bool]) -> bool:
-    """Whether a structure is a crystal; else it is a molecule. Raises StructureError for slabs and wires."""
-    if any(pbc) and not all(pbc):
+def refuse_wire(pbc: Sequence[bool]) -> None:
+    """Raise StructureError where charges repeat in one direction."""
+    if sum(map(bool, pbc)) == 1:
         raise StructureError(
-            f"pbc is {[bool(x) for x in pbc]}; the charges of `electrostatics` are summed up in molecules (no periodic "
-            "direction) and crystals (three): make a slab a crystal with vacuum, whose copies then see its dipole"
+            f"pbc is {[bool(x) for x in pbc]}; the charges of `electrostatics` are summed up in molecules, slabs and "
+            "crystals: make a wire a crystal with vacuum, whose copies then see its charges"
         )
-    return all(pbc)

@@ -21,7 +21,7 @@ from segnn_ase.data.frames import (
     check_labels,
     check_species,
     read_frames,
-    refuse_slabs,
+    refuse_wires,
     rivals_of,
 )
 from segnn_ase.data.labels import LabelKeys
@@ -200,5 +200,5 @@ def labelled_items(
         report(f"{path}: {line}")
     check_species(frames, potential.species, path)
     if potential.charges is not None:
-        refuse_slabs(frames)
+        refuse_wires(frames, cues)
     return [make_item(frame, potential.cutoff, cues) for frame in without_dispersion(frames, potential.dispersion)]

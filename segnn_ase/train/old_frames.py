@@ -21,7 +21,7 @@ from segnn_ase.data.frames import (
     check_labels,
     check_species,
     read_frames,
-    refuse_slabs,
+    refuse_wires,
     structure_alone,
     with_isolated_atoms,
 )
@@ -57,7 +57,7 @@ def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential,
     check_labels(frames)
     check_species(frames, start.species, "replay")
     if start.charges is not None:
-        refuse_slabs(frames)
+        refuse_wires(frames, start.config.cues)
     return without_dispersion(evenly(frames, most), start.dispersion)
 
 
@@ -76,7 +76,7 @@ def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -
     check_geometries(frames)
     check_species(frames, start.species, "structures")
     if start.charges is not None:
-        refuse_slabs(frames)
+        refuse_wires(frames, start.config.cues)
     items = [make_item(frame, start.cutoff, start.config.cues) for frame in frames]
     return [item for item in items if len(item.graph.edge_src)]
 

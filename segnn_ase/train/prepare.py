@@ -19,7 +19,7 @@ from segnn_ase.data.frames import (
     check_species,
     label_table,
     read_frames,
-    refuse_slabs,
+    refuse_wires,
     species_of,
     split_frames,
     with_isolated_atoms,
@@ -74,7 +74,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         frames, valid, tests, isolated = learned_part(*as_read, dispersion)
         report(taken_off(as_read[0], frames, dispersion))
     if model.electrostatics != "none":
-        refuse_slabs([*frames, *valid, *(frame for some in tests.values() for frame in some)])
+        refuse_wires([*frames, *valid, *(frame for some in tests.values() for frame in some)], cues)
     train, held_out = ([make_item(frame, cutoff, cues) for frame in some] for some in (frames, valid))
     test = {path: [make_item(frame, cutoff, cues) for frame in some] for path, some in tests.items()}
     if model.in_field:

@@ -27,8 +27,9 @@ from segnn_ase.train.settings import Looped, TrainConfig
 
 STATE_FORMAT = "segnn_ase training state"
 OF_CUES = ("cue_gradients", "dipole", "polarizability", "born")  # labels that came later
-OF_FIELDS = {"dipole_weight": 10.0, "polarizability_weight": 10.0, "born_weight": 10.0}  # that decide nothing without
-LATER = {"response_weight": 1.0, **OF_FIELDS}  # settings that are left out where they are so
+OF_FIELDS = ("dipole_weight", "polarizability_weight", "born_weight")  # decide nothing without a field
+# settings that are left out where they are so: their defaults in the version in which they came
+LATER = {"response_weight": 1.0, "dipole_weight": 1.0, "polarizability_weight": 1.0, "born_weight": 10.0}
 INDIFFERENT = {  # settings of the loop that may change, and why
     "save_minutes": "when files are written",
     "max_minutes": "when it stops, to go on the same way",
@@ -83,8 +84,8 @@ def fingerprint(config: TrainConfig, data: TrainingData, before: Potential | Non
         constants = [settings_of(before.config), before.species, before.reference_energies, before.scales]
         start = [*constants, dict(before.state_dict())]
     settings = decisive_settings(config)
-    if any(item.graph.field is not None for item in data.train[:1]):
-        settings |= {name: getattr(config.training, name) for name in OF_FIELDS}
+    if all(item.graph.field is None for item in data.train[:1]):
+        settings = {name: value for name, value in settings.items() if name not in OF_FIELDS}
     return {"settings": settings, "data": data.checksum, "start": checksum(start)}
 
 
@@ -165,7 +166,7 @@ def refuse_another_training(path: Path, state: dict, job: Training) -> None:
 def what_differs(state: dict, job: Training) -> str:
     """The settings that were changed, each under the part of the fingerprint that it changes; else that part."""
     there, here, old, new = state["fingerprint"], job.fingerprint, state["config"], job.metadata["training"]
-    found = changed("training", here["settings"], old, new)
+    found = changed("training", {**there["settings"], **here["settings"]}, old, new)
     if there["data"] != here["data"]:
         found += changed("data", OF_FRAMES, old, new)
     if there["start"] != here["start"]:

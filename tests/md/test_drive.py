@@ -12,7 +12,7 @@ from ase.io import read, write
 from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.errors import ConfigError, MDError
 from segnn_ase.md import MDConfig, run_md
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
@@ -145,20 +145,68 @@ def test_who_cannot_follow_says_so():
         run_md(ion(), config(ensemble="nhc", field_frequency=100), progress=False)
 
 
-def test_a_potential_that_knows_fields_is_driven_beside_dispersion():
-    """By its own dipoles, where it is one part of a sum."""
-    config_of = {"hidden_irreps": "8x0e+8x1o+4x2e", "radial_hidden": (8,), "n_radial": 4, "cutoff": 3.5}
-    potential = Potential(model_config(cues=["external_field"], **config_of), [1, 8])
+class Bystander(LennardJones):
+    """Has a dipole, and feels no field."""
+
+    implemented_properties = [*LennardJones.implemented_properties, "dipole"]  # noqa: RUF012 - ASE's interface
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results["dipole"] = np.array([0.0, 1.0, 3.0])
+
+
+def sum_of(settings: dict) -> SumCalculator:
+    potential = Potential(model_config(cues=["external_field"], **settings), [1, 8])
     potential.responses.usual[:] = 1.0
+    return SumCalculator([SEGNNCalculator(potential.double(), domain="ignore"), Bystander(epsilon=1e-3)])
+
+
+SMALL = {"hidden_irreps": "8x0e+8x1o+4x2e", "radial_hidden": (8,), "n_radial": 4, "cutoff": 3.5}
+
+
+def test_a_potential_that_knows_fields_is_driven_within_a_sum():
+    """By its own dipoles; the sum, which does not look at `info`, was asked before."""
     spreads = []
     for timestep in (0.2, 0.1):
         atoms = molecule("H2O")
-        atoms.calc = SumCalculator([SEGNNCalculator(potential.double(), domain="ignore"), LennardJones(epsilon=1e-3)])
+        atoms.calc = sum_of(SMALL)
+        atoms.get_forces()
         of_run = {"timestep": timestep, "steps": round(20 / timestep), "field_frequency": 5000, "field": (0, 0.2, 0.3)}
+        alone = atoms.get_potential_energy()
         result = run_md(atoms, config(**of_run), progress=False)
+        assert abs(result.log["potential"][0] - alone) > 0.01
         assert np.ptp(result.log["total"]) > 50 * np.ptp(result.log["conserved"])
         spreads.append(np.ptp(result.log["conserved"]))
     assert spreads[0] / spreads[1] == pytest.approx(4, rel=0.2)
+
+
+def test_the_field_is_that_of_the_run_alone(tmp_path):
+    atoms, restart = molecule("H2O"), str(tmp_path / "run.npz")
+    atoms.calc = sum_of(SMALL)
+    alone = atoms.get_potential_energy()
+    run_md(atoms, config(steps=0, field=(0, 0.2, 0.3), restart=restart), progress=False)
+    assert "external_field" not in atoms.info and atoms.get_potential_energy() == alone
+    atoms.info["external_field"] = [0, 0, 0.01]
+    with pytest.raises(ConfigError, match=r"field was \(0.0, 0.2, 0.3\) and is \(0.0, 0.0, 0.1\). Only steps"):
+        run_md(atoms, config(steps=1, field=(0, 0, 0.1), restart=restart), progress=False)
+    assert atoms.info["external_field"] == [0, 0, 0.01]
+
+
+def test_work_that_is_none_is_refused(tmp_path):
+    restart = tmp_path / "run.npz"
+    run_md(ion(), config(steps=2, field_frequency=100, restart=str(restart)), progress=False)
+    arrays = dict(np.load(restart))
+    for wrong in (np.array(1j), np.array(True), np.zeros(2)):
+        np.savez(restart, **{**arrays, "work": wrong})
+        with pytest.raises(MDError, match="cannot be read: work of an unexpected type"):
+            run_md(ion(), config(steps=4, field_frequency=100, restart=str(restart)), progress=False)
+
+
+def test_ions_do_no_work_that_is_known():
+    atoms = molecule("H2O")
+    atoms.calc, atoms.info["charge"] = sum_of(SMALL).mixer.calcs[0], 1
+    with pytest.raises(ConfigError, match="gives no dipole here, as of ions"):
+        run_md(atoms, config(steps=2, field=(0, 0, 0), field_frequency=300), progress=False)
 
 
 def test_a_field_on_the_command_line(tmp_path, monkeypatch):

@@ -58,6 +58,13 @@ def crystal() -> Atoms:
     return rattled(bulk("NaCl", "rocksalt", 5.4, cubic=True))
 
 
+def slab() -> Atoms:
+    atoms = crystal()
+    atoms.cell += np.array([[0, 0, 0.3], [0.2, 0, -0.4], [0, 0, 0]])  # askew, and not across z
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
 def cluster() -> Atoms:
     return Atoms("Na2Cl2Na", [[0, 0, 0], [2.5, 0.3, 0], [0.8, 2.6, 0.4], [3.1, 2.8, 0.2], [9, 9, 9]])
 
@@ -77,7 +84,7 @@ def slope(of, h: float):
 
 def energy_of(charges, atoms: Atoms, smearing: float) -> float:
     q, x, h = (torch.as_tensor(np.asarray(v, dtype=float)) for v in (charges, atoms.positions, atoms.cell.array))
-    return float(coulomb_energies(q, x, h if atoms.pbc.all() else None, smearing).sum())
+    return float(coulomb_energies(q, x, h[atoms.pbc] if atoms.pbc.any() else None, smearing).sum())
 
 
 @pytest.mark.parametrize("structure", MADELUNG)
@@ -138,7 +145,7 @@ def test_points_that_are_apart_obey_coulombs_law():
     assert near == pytest.approx(-0.5 * COULOMB * math.sqrt(2 / math.pi), rel=1e-6)
 
 
-@pytest.mark.parametrize("make", [crystal, cluster])
+@pytest.mark.parametrize("make", [crystal, cluster, slab])
 def test_forces_and_stress_are_derivatives(calculator, make):
     atoms, rng = make(), np.random.default_rng(1)
     v, strain = rng.normal(size=atoms.positions.shape), rng.normal(size=(3, 3))
@@ -161,7 +168,7 @@ def test_forces_and_stress_are_derivatives(calculator, make):
 
 
 def test_charges_add_up_and_lone_atoms_keep_their_energy(calculator):
-    for atoms in (crystal(), cluster()):
+    for atoms in (crystal(), cluster(), slab()):
         charges = found(calculator, "charges", atoms)
         assert abs(charges.sum()) < 1e-12 and np.abs(charges).max() > 1e-3
         assert np.abs(found(calculator, "forces", atoms).sum(axis=0)).max() < 1e-10
@@ -231,7 +238,7 @@ def test_beyond_the_cutoff_atoms_attract_by_their_charges(calculator):
 
 
 def test_a_batch_is_one_by_one(calculator):
-    structures = [crystal(), cluster(), Atoms("Na")]
+    structures = [crystal(), cluster(), slab(), Atoms("Na")]
     together = calculator.evaluate(structures, ("energy", "forces", "charges"))
     for results, atoms in zip(together, structures, strict=True):
         for name in ("energy", "forces", "charges"):
@@ -252,7 +259,7 @@ def test_T16_compiled_code_is_right(cues, dtype):
     """Also of pairs within the core, lone atoms and ions, and of all gradients of a loss."""
     potential, close = potential_for(*cues, dtype=dtype), cluster()
     close.positions[1] = close.positions[0] + [0.3, 0.2, 0.9]
-    structures = [told_all(atoms, k) for k, atoms in enumerate([crystal(), cluster(), close, Atoms("Na")])]
+    structures = [told_all(atoms, k) for k, atoms in enumerate([crystal(), slab(), cluster(), close, Atoms("Na")])]
     graphs = [graph_of(potential, atoms) for atoms in structures]
     graph, tolerance = collate(graphs), 1e-9 if dtype is torch.float64 else 3e-4
     evaluator, plain = choose_evaluator(potential, graphs[0], "require"), PlainEvaluator(potential)
@@ -282,7 +289,7 @@ def test_T16_compiled_code_is_right(cues, dtype):
         assert torch.allclose(gradients[0][name], y, rtol=tolerance, atol=tolerance * float(y.abs().max())), name
 
 
-@pytest.mark.parametrize("make", [crystal, cluster])
+@pytest.mark.parametrize("make", [crystal, cluster, slab])
 def test_hessian(make):
     calculator, atoms = SEGNNCalculator(potential_for(), domain="ignore"), make()
     hessian, v = calculator.get_hessian(atoms), np.random.default_rng(0).normal(size=atoms.positions.shape)
@@ -311,20 +318,67 @@ def test_energy_is_conserved():
     assert spreads[1] < 0.35 * spreads[0]
 
 
-@pytest.mark.parametrize("pbc", [[True, True, False], [False, False, True]])
-def test_slabs_and_wires_are_refused(calculator, pbc, tmp_path):
-    slab = crystal()
-    slab.pbc = pbc
-    with pytest.raises(StructureError, match=r"pbc is \[.*make a slab a crystal with vacuum"):
-        found(calculator, "energy", slab)
-    slab.calc = SinglePointCalculator(slab, energy=-3.0, forces=0.2 * slab.positions)
-    ase.io.write(tmp_path / "slabs.xyz", [*map(crystal_with_labels, range(3)), slab])
-    values = {"data": {"train": str(tmp_path / "slabs.xyz")}, "model": {**SMALL, "electrostatics": "latent"}}
-    with pytest.raises(DataError, match=r"slabs\.xyz.*pbc is"):
-        train(TrainConfig.parse({**values, "out": str(tmp_path / "model.pt")}), progress=False)
-    save_potential(tmp_path / "known.pt", potential_for())
-    with pytest.raises(DataError, match="pbc is"):
-        evaluate_files(tmp_path / "known.pt", str(tmp_path / "slabs.xyz"))
+def test_wires_and_slabs_with_a_net_charge_are_refused(tmp_path):
+    wire, charged = crystal(), slab()
+    wire.pbc, charged.info["charge"] = (False, False, True), 1
+    wrong = {
+        "wire": (wire, r"pbc is \[.*make a wire a crystal"),
+        "charged": (charged, "the slab has a net charge of 1 e"),
+    }
+    save_potential(tmp_path / "known.pt", potential_for("charge"))
+    for name, (atoms, text) in wrong.items():
+        with pytest.raises(StructureError, match=text):
+            found(SEGNNCalculator(tmp_path / "known.pt", domain="ignore"), "energy", atoms)
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0, forces=0.2 * atoms.positions)
+        path = tmp_path / f"{name}.xyz"
+        ase.io.write(path, [*map(crystal_with_labels, range(3)), atoms])
+        model = {**SMALL, "electrostatics": "latent", "cues": ["charge"]}
+        with pytest.raises(DataError, match=rf"{name}\.xyz.*{text}"):
+            values = {"data": {"train": str(path)}, "model": model, "out": str(tmp_path / "model.pt")}
+            train(TrainConfig.parse(values), progress=False)
+        with pytest.raises(DataError, match=text):
+            evaluate_files(tmp_path / "known.pt", str(path))
+    with pytest.raises(StructureError, match=r"net charge of 0\.5 e"):
+        energy_of([0.5, 0, 0, 0, 0], slab()[:5], 1.5)
+
+
+def test_a_slab_is_a_crystal_with_much_vacuum_and_without_the_field_of_its_copies():
+    """Yeh and Berkowitz, J. Chem. Phys. 111, 3155 (1999): + 2 pi p^2 / V across the slab; with vacuum to 1e-9."""
+    atoms, rng = crystal(), np.random.default_rng(0)
+    charges = rng.normal(size=len(atoms))
+    charges -= charges.mean()
+    atoms.pbc = (True, True, False)
+    with_vacuum = atoms.copy()
+    with_vacuum.pbc = True
+    with_vacuum.cell[2, 2] = 30.0
+    p = charges @ atoms.positions[:, 2]
+    wanted = energy_of(charges, with_vacuum, 1.0) + 2 * math.pi * COULOMB * p**2 / with_vacuum.get_volume()
+    assert energy_of(charges, atoms, 1.0) == pytest.approx(wanted, abs=1e-7)
+    turned = atoms.copy()
+    turned.rotate(50, (1, 2, 3), rotate_cell=True)
+    turned.positions += [3.0, -2.0, 40.0]
+    turned.cell[2] = [0, 0, 0]
+    assert energy_of(charges, turned, 1.0) == pytest.approx(energy_of(charges, atoms, 1.0), abs=1e-9)
+
+
+def test_sheets_of_charges_are_a_capacitor():
+    """2 pi k q^2 / A is the force between them at any distance, also where exp and erfc leave the range of numbers."""
+    energies = [
+        energy_of([1.0, -1.0], Atoms("NaCl", [[0, 0, 0], [1.7, 0, d]], cell=[5, 5, 0], pbc=(1, 1, 0)), 0.5)
+        for d in (20, 70, 320)
+    ]
+    assert np.diff(energies) == pytest.approx(2 * math.pi * COULOMB / 25 * np.array([50, 250]), rel=1e-9)
+
+
+def test_a_slab_of_salt_has_the_energy_of_its_sheets():
+    """Neutral (001) layers hardly see each other: two more of them have that of the crystal."""
+    energies = []
+    for layers in (4, 6):
+        atoms = bulk("NaCl", "rocksalt", 5.0, cubic=True).repeat((1, 1, layers // 2))
+        atoms.pbc = (True, True, False)
+        energies.append(energy_of(np.where(atoms.numbers == 11, 1.0, -1.0), atoms, 0.4))
+    per_pair = (energies[1] - energies[0]) / 4
+    assert -per_pair * 2.5 / COULOMB == pytest.approx(MADELUNG["rocksalt"], abs=1e-4)
 
 
 def crystal_with_labels(seed: int) -> Atoms:

@@ -14,7 +14,7 @@ from segnn_ase.base.errors import ConfigError
 from segnn_ase.store.model_file import load_with_metadata, save_potential
 from segnn_ase.store.tensors import checksum
 from segnn_ase.train import loop
-from segnn_ase.train.resume import INDIFFERENT, ONLY_LOGGED, decisive_settings
+from segnn_ase.train.resume import INDIFFERENT, OF_FIELDS, ONLY_LOGGED, decisive_settings
 from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.start import finetune, train
 
@@ -49,6 +49,7 @@ MAY_CHANGE = {
     "rollout_steps": 7,
     "rollout_every": 1,
     "rollout_temperature": 400.0,
+    **dict.fromkeys(OF_FIELDS, 2.0),  # without a field; see test_told_frames.py
 }
 MUST_NOT = {
     "epochs": 3,
@@ -67,9 +68,6 @@ MUST_NOT = {
     "forces_weight": 2.0,
     "stress_weight": 2.0,
     "response_weight": 2.0,
-    "dipole_weight": 2.0,
-    "polarizability_weight": 2.0,
-    "born_weight": 2.0,
     "patience": 5,
     "validate_every": 2,
     "select": "stability",
@@ -83,7 +81,7 @@ def test_every_setting_of_the_loop_is_decided_upon():
     """`committee` and `teachers` are those of other kinds of training, whose members have their own files."""
     others = {"committee", "teachers"}
     assert set(MAY_CHANGE) | set(MUST_NOT) | others == set(OptimConfig.model_fields)
-    assert set(INDIFFERENT) | set(ONLY_LOGGED) == set(MAY_CHANGE) | others
+    assert set(INDIFFERENT) | set(ONLY_LOGGED) | set(OF_FIELDS) == set(MAY_CHANGE) | others
 
 
 @pytest.mark.parametrize("name", MAY_CHANGE)

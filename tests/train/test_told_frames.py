@@ -23,7 +23,6 @@ from segnn_ase.train import TrainConfig, finetune, loop, train
 from segnn_ase.train.evaluation import evaluate_files
 from segnn_ase.train.prepare import what_teaches_dipoles
 from segnn_ase.train.resume import save_state
-from segnn_ase.train.settings import OptimConfig
 from segnn_ase.verify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore::segnn_ase.base.errors.UnusedInputWarning")
@@ -150,16 +149,30 @@ def test_other_moments_are_another_training(magnet):
         train(config(magnet, ["initial_magmoms"]), progress=False)
 
 
-def test_trainings_in_fields_with_the_weights_of_before_do_not_go_on(dipoles):
-    """Which were 1 and were left out of the file."""
-    state = load_tensors(dipoles / "model.resume.pt", "resume file")
-    for name in ("dipole_weight", "polarizability_weight"):
-        assert state["fingerprint"]["settings"].pop(name) == OptimConfig().model_dump()[name]
-        state["config"]["training"][name] = 1.0
+def test_trainings_in_fields_go_on_with_the_weights_that_they_had(dipoles):
+    """Files of before have no 1, which were the defaults of dipoles and polarizabilities, and others as they were."""
+    state, before = (
+        load_tensors(dipoles / "model.resume.pt", "resume file"),
+        {"dipole_weight": 1.0, "born_weight": 10.0},
+    )
+    before["polarizability_weight"] = 1.0
+    settings = state["fingerprint"]["settings"]
+    assert {n: settings.get(n) for n in before} == {
+        "dipole_weight": 10,
+        "polarizability_weight": 10,
+        "born_weight": None,
+    }
+    for name, value in before.items():
+        settings.pop(name, None)
+        state["config"]["training"][name] = value
     save_tensors(dipoles / "model.resume.pt", state)
     (dipoles / "model.pt").unlink()
     with pytest.raises(ConfigError, match=r"training.dipole_weight = 1.0 \(now 10.0\), training.polarizability_weight"):
         train(config(dipoles, ["external_field"]), progress=False)
+    with pytest.raises(ConfigError, match=r"training.born_weight = 10.0 \(now 3.0\)"):
+        train(config(dipoles, ["external_field"], **{**before, "born_weight": 3.0}), progress=False)
+    train(config(dipoles, ["external_field"], **before), progress=False)
+    assert (dipoles / "model.pt").exists()
 
 
 def test_predictions_are_told_what_the_file_tells(dipoles):
