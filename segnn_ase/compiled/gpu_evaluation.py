@@ -94,8 +94,8 @@ class GpuEvaluator(Evaluator):
         energies, g = repelled(elements.energies(kind, said.epsilon), said.gradient, rounded, pairs)
         responses: dict = {}
         if self._responses is not None:
-            in_it, found = in_field(graph, self._responses.of_atoms(kind, said.read))
-            energies, responses = energies + in_it, found._asdict()
+            of_field, told_of_it = in_field(graph, self._responses.of_atoms(kind, said.read))
+            energies, responses = energies + of_field, told_of_it._asdict()
             if slopes is not None:
                 responses["dipole_slopes"] = slopes_of(graph, pulled_back(slopes, rounded, pairs))
         found = assemble(graph, vectors, energies, g, said.features, forces=wanted, stress=stress)

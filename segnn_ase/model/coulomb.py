@@ -2,15 +2,14 @@
 
 E = sum_i<j k q_i q_j v(r_ij), v(r) = erf(r / (s sqrt(2))) / r; the same in reciprocal space, less what each charge has
 with itself, and, for a net charge, with the background in which points have no mean potential (Ewald, Ann. Phys.
-369, 253 (1921); Frenkel and Smit, Understanding Molecular Simulation, chapter 12). In slabs waves run in two
-directions, and pairs know how far they are apart in the third, exactly and without vacuum (Parry, Surf. Sci. 49, 433
-(1975)).
+369, 253 (1921); Frenkel and Smit, Understanding Molecular Simulation, chapter 12). A slab is a crystal with so much
+vacuum that no wave crosses it, and without the field of its copies' dipoles (Yeh and Berkowitz, J. Chem. Phys. 111,
+3155 (1999)).
 """
 
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +18,11 @@ from segnn_ase.structure.neighbors import compact
 
 COULOMB = 14.399645478425668  # e^2 / (4 pi eps_0) in eV Å, CODATA 2018
 TOLERANCE = 1e-12  # of the weight of waves that are left out
+SHORTEST = 1e-12  # 1/Å^2, of k^2; what is shorter is the mean
+FADED = 1e-10  # of a wave that crosses the vacuum between slabs
+STEP = 5.0  # Å, by which that grows with the slab
 NEUTRAL = 1e-6  # e, that a slab may have in all
-MOST = 5e7  # charges times waves, or components of distances: a few GB
+MOST = 5e7  # numbers that are held at once: a few GB
 
 
 class Derivatives(NamedTuple):
@@ -32,12 +34,35 @@ class Derivatives(NamedTuple):
 
 
 class Waves(NamedTuple):
-    """One of every two plane waves that are opposite."""
+    """Plane waves exp(i k r), k = a b_1 + b b_2 + c b_3, for whole numbers from -A to A, -B to B and 0 to C: one of two
+    that are opposite, but both where c = 0. A sum over charges or waves is a product of matrices."""
 
-    vectors: Tensor  # (K, 3) 1/Å
-    weight: Tensor  # (K,) of |sum_i q_i exp(i k r_i)|^2 in the sum of both, 1/Å
-    cosines: Tensor  # (N, K)
-    sines: Tensor
+    numbers: tuple[Tensor, Tensor, Tensor]  # a, b and c
+    reciprocal: Tensor  # (3, 3) 1/Å
+    weight: Tensor  # of |S|^2, S = sum_i q_i exp(i k r_i), in the sum of all waves, (2A+1, 2B+1, C+1) 1/Å
+    planes: Tensor  # phases of each charge by a and b, (N, (2A+1) * (2B+1))
+    along: Tensor  # and by c, (N, C+1)
+
+    @property
+    def indices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The numbers, each along a dimension of its own."""
+        a, b, c = self.numbers
+        return a[:, None, None], b[:, None], c
+
+    @property
+    def vectors(self) -> Tensor:
+        """k, (2A+1, 2B+1, C+1, 3)."""
+        a, b, c = (n[..., None] * row for n, row in zip(self.indices, self.reciprocal, strict=True))
+        return a + b + c
+
+    def sums(self, charges: Tensor) -> Tensor:
+        """S, (2A+1, 2B+1, C+1)."""
+        return (self.planes.mT @ (charges[:, None] * self.along)).view(self.weight.shape)
+
+    def at_charges(self, *amplitudes: Tensor) -> Tensor:
+        """sum of amplitudes * exp(i k r) at each charge, for each of some amplitudes, (N, some)."""
+        found = self.planes @ torch.stack(amplitudes, dim=2).flatten(2).flatten(0, 1)
+        return (found.unflatten(1, (len(amplitudes), -1)) * self.along[:, None]).sum(dim=2)
 
 
 def coulomb_energies(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing: float) -> Tensor:
@@ -60,13 +85,13 @@ def of_charges(charges: Tensor, positions: Tensor, cell: Tensor | None, smearing
         return _by_autograd(charges, positions, cell, smearing)
     size, squared = torch.linalg.det(cell).abs(), smearing**2
     waves = waves_of(positions, cell, smearing)
-    c, s = charges @ waves.cosines, charges @ waves.sines
-    both = [waves.weight * x for x in (c, s)]
-    potential = waves.cosines @ both[0] + waves.sines @ both[1] - _constant(charges, size, smearing)
-    push = (waves.sines * both[0] - waves.cosines * both[1]) @ waves.vectors
-    energy = 0.5 * waves.weight * (c.square() + s.square())
-    k = waves.vectors
-    bent = 2.0 * energy * (0.5 * squared + 1.0 / k.square().sum(1))
+    found = waves.sums(charges)
+    amplitudes = waves.weight * found.conj()
+    around, *slopes = waves.at_charges(amplitudes, *(n * amplitudes for n in waves.indices)).unbind(1)
+    potential = around.real - _constant(charges, size, smearing)
+    push = torch.stack(slopes, dim=1).imag @ waves.reciprocal
+    energy, k = 0.5 * (amplitudes * found).real.flatten(), waves.vectors.flatten(0, 2)
+    bent = 2.0 * energy * (0.5 * squared + 1.0 / k.square().sum(1).clamp_min(SHORTEST))
     even = math.pi * squared / size * charges.sum() ** 2 - energy.sum()
     virial = (bent[:, None] * k).mT @ k + even * torch.eye(3).to(k)
     return Derivatives(COULOMB * potential, COULOMB * charges[:, None] * push, COULOMB * virial)
@@ -79,9 +104,8 @@ def _of_molecule(charges: Tensor, positions: Tensor, smearing: float) -> Derivat
     gauss = math.sqrt(2.0 / math.pi) / smearing * torch.exp(-0.5 * (distance / smearing) ** 2)
     slope = ((gauss - v) / distance.square()).masked_fill(alone, 0.0)  # v'(r) / r
     pairs = charges[:, None] * charges * slope
-    push = torch.einsum("ij,ija->ia", pairs, apart)
-    virial = 0.5 * torch.einsum("ij,ija,ijb->ab", pairs, apart, apart)
-    return Derivatives(COULOMB * (v @ charges), -COULOMB * push, COULOMB * virial)
+    push = (pairs[:, :, None] * apart).sum(dim=1)
+    return Derivatives(COULOMB * (v @ charges), -COULOMB * push, COULOMB * positions.mT @ push)
 
 
 def _by_autograd(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) -> Derivatives:
@@ -122,8 +146,8 @@ def _among(charges: Tensor, positions: Tensor, smearing: float) -> Tensor:
 
 def _in_waves(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) -> Tensor:
     """The same of all periodic images."""
-    _, weight, c, s = waves_of(positions, cell, smearing)
-    around = c @ (weight * (charges @ c)) + s @ (weight * (charges @ s))
+    waves = waves_of(positions, cell, smearing)
+    around = waves.at_charges(waves.weight * waves.sums(charges).conj())[:, 0].real
     return around - _constant(charges, torch.linalg.det(cell).abs(), smearing)
 
 
@@ -134,57 +158,60 @@ def _constant(charges: Tensor, size: Tensor, smearing: float) -> Tensor:
 
 
 def _in_slab(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) -> Tensor:
-    """The same of all images in two directions. Raises StructureError for a net charge, and for too many numbers."""
+    """The same of all images in two directions. Raises StructureError for a net charge."""
     if (net := float(charges.detach().sum().abs())) > NEUTRAL:
         raise StructureError(
             f"the slab has a net charge of {net:g} e, whose energy is infinite: expected a neutral one, or a crystal "
             "with vacuum, where a net charge has a uniform background"
         )
     normal = torch.linalg.cross(cell[0], cell[1])
-    area, longest = normal.norm(), _longest(smearing)
-    apart = _between(positions)
-    if (expected := len(positions) ** 2 * float(area.detach()) * longest**2 / (8 * math.pi)) > MOST:
-        raise StructureError(
-            f"{len(positions)} charges of width {smearing:g} Å in a slab of {float(area.detach()):.0f} Å^2 need "
-            f"{expected:.1e} numbers; expected at most {MOST:.0e}: make it a crystal with vacuum, which takes less"
-        )
-    waves = _whole_numbers(cell.detach(), longest) @ (2.0 * math.pi * torch.linalg.pinv(cell)).T
-    height, k = apart @ (normal / area), waves.norm(dim=1)
-    a, b = smearing * k / math.sqrt(2.0), height[:, :, None] / (math.sqrt(2.0) * smearing)
-    up = k * height[:, :, None]  # exp and erfc are 1e-260 and 1e260 before they are none
-    falling = sum(torch.exp((s * up).clamp_max(600.0)) * torch.erfc(a + s * b) for s in (1.0, -1.0))
-    pairs = (2.0 * math.pi / k * (apart @ waves.T).cos() * falling).sum(dim=2)
-    level = height * torch.erf(b[:, :, 0]) + smearing * math.sqrt(2.0 / math.pi) * torch.exp(-b[:, :, 0].square())
-    return (pairs - 2.0 * math.pi * level) / area @ charges - math.sqrt(2.0 / math.pi) / smearing * charges
+    area = normal.norm()
+    heights = positions @ (normal / area)
+    thick = float(heights.detach().max() - heights.detach().min())
+    height = STEP * math.ceil((thick + _vacuum(cell.detach(), smearing)) / STEP)
+    around = _in_waves(charges, positions, torch.cat([cell, height * (normal / area)[None]]), smearing)
+    return around + 4.0 * math.pi / (area * height) * (charges @ heights) * heights
 
 
-def _longest(smearing: float) -> float:
-    """Wave number from which on waves are left out, 1/Å."""
-    return math.sqrt(-2.0 * math.log(TOLERANCE)) / smearing
+def _vacuum(cell: Tensor, smearing: float) -> float:
+    """What waves along two vectors need to fade from one slab to the next, and Gaussians not to overlap, Å."""
+    short = torch.as_tensor(compact(torch.nn.functional.pad(cell, (0, 0, 0, 1)).cpu().numpy(), (True, True, False))[1])
+    longest = float((short.to(cell)[:2, :2] @ cell).norm(dim=1).max())
+    return -math.log(FADED) * longest / (2.0 * math.pi) + 8.0 * smearing
 
 
 def waves_of(positions: Tensor, cell: Tensor, smearing: float) -> Waves:
     """All that count. Raises StructureError where these are too many."""
-    longest = _longest(smearing)
-    given = cell.detach().cpu().numpy()
-    room = abs(np.linalg.det(given))
-    if (expected := len(positions) * room * longest**3 / (12 * math.pi**2)) > MOST:
+    given, longest = compact(cell.detach().cpu().numpy(), True)[1], math.sqrt(-2.0 * math.log(TOLERANCE)) / smearing
+    short = torch.as_tensor(given).to(cell) @ cell
+    most = _most(short.detach(), longest)
+    box = [2 * m + 1 for m in most]
+    if (expected := max(len(positions) * box[0] * box[1], 1.5 * math.prod(box))) > MOST:
+        room = float(torch.linalg.det(cell.detach()).abs())
         raise StructureError(
             f"{len(positions)} charges of width {smearing:g} Å in {room:.0f} Å^3 need {expected:.1e} numbers; expected "
             f"at most {MOST:.0e}: fewer atoms, less vacuum, or a potential with another `smearing`"
         )
-    short = torch.as_tensor(compact(given, True)[1]).to(cell) @ cell
-    vectors = _whole_numbers(short.detach(), longest) @ (2.0 * math.pi * torch.linalg.inv(short)).T
-    squares = vectors.square().sum(1)
-    weight = 8.0 * math.pi / torch.linalg.det(cell).abs() * torch.exp(-0.5 * smearing**2 * squares) / squares
-    phase = positions @ vectors.T
-    return Waves(vectors, weight, phase.cos(), phase.sin())
+    numbers = tuple(torch.arange(0 if k == 2 else -m, m + 1).to(short) for k, m in enumerate(most))
+    inverse = torch.linalg.inv(short)
+    turns = 2.0 * math.pi * positions @ inverse
+    angles = [turn[:, None] * n for turn, n in zip(turns.unbind(1), numbers, strict=True)]
+    x, y, along = (torch.polar(torch.ones_like(angle), angle) for angle in angles)
+    planes = (x[:, :, None] * y[:, None]).flatten(1)
+    waves = Waves(numbers, 2.0 * math.pi * inverse.T, short, planes, along)
+    squares = waves.vectors.square().sum(3)
+    weight = (
+        4.0
+        * math.pi
+        / torch.linalg.det(cell).abs()
+        * torch.exp(-0.5 * smearing**2 * squares)
+        / squares.clamp_min(SHORTEST)
+    )
+    counted = (squares.detach() <= longest**2) & (squares.detach() > SHORTEST)
+    twice = 1.0 + (numbers[2] > 0).to(weight)
+    return waves._replace(weight=torch.where(counted, weight, 0.0) * twice)
 
 
-def _whole_numbers(cell: Tensor, longest: float) -> Tensor:
-    """Of the waves along two or three vectors that are not longer, one of every two that are opposite."""
-    most = (longest * cell.norm(dim=1) / (2.0 * math.pi)).floor().long().tolist()
-    numbers = torch.cartesian_prod(*(torch.arange(-m, m + 1, device=cell.device) for m in most)).to(cell)
-    numbers = numbers[len(numbers) // 2 + 1 :]  # behind that of zeros come the opposites of those before
-    waves = numbers @ (2.0 * math.pi * torch.linalg.pinv(cell)).T
-    return numbers[waves.square().sum(1) <= longest**2]
+def _most(cell: Tensor, longest: float) -> list[int]:
+    """Largest whole numbers of waves that are not longer, along each vector."""
+    return (longest * cell.norm(dim=1) / (2.0 * math.pi)).floor().long().tolist()
