@@ -50,8 +50,7 @@ class ChargeReadout(Readout):
 
     def charges(self, read: Tensor, graph: Graph) -> Tensor:
         """q_i (N,) e, float64, of what was read out (N, 1); they add up to the total charge of their structure."""
-        raw = USUAL * read[:, 0].double()
-        counts = torch.bincount(graph.batch, minlength=graph.n_graphs).clamp_min(1)
+        raw, counts = USUAL * read[:, 0].double(), self._counts(graph)
         excess = sum_over_atoms(raw, graph) - self.total_charges(graph, counts)
         return raw - (excess / counts)[graph.batch]
 
@@ -63,6 +62,21 @@ class ChargeReadout(Readout):
         told = unit * sum_over_atoms(graph.cues[:, column].double(), graph)
         return told if of_atoms else told / counts
 
+    def _counts(self, graph: Graph) -> Tensor:
+        return torch.bincount(graph.batch, minlength=graph.n_graphs).clamp_min(1)
+
+    def _slopes(self, potential: Tensor, graph: Graph) -> tuple[Tensor, Tensor | None]:
+        """dE/d of what is read out and dE/dcues, of the potential dE/dq (N,) at each charge."""
+        counts = self._counts(graph)
+        mean = sum_over_atoms(potential, graph) / counts
+        if self.total is None or graph.cues is None:
+            told = None if graph.cues is None else torch.zeros_like(graph.cues)
+        else:
+            column, unit, of_atoms = self.total
+            told = torch.zeros_like(graph.cues)
+            told[:, column] = unit * (mean if of_atoms else mean / counts)[graph.batch]
+        return USUAL * (potential - mean[graph.batch])[:, None], told
+
     def energies(self, charges: Tensor, graph: Graph) -> Tensor:
         """Of charges (N,), (N,) eV, differentiable in positions and cells too. Raises StructureError for wires,
         and for slabs with a net charge."""
@@ -72,17 +86,14 @@ class ChargeReadout(Readout):
     @torch.no_grad()
     def long_range(self, read: Tensor, graph: Graph, *, derivatives: bool) -> LongRange:
         """What the charges that were read out add."""
-        with torch.enable_grad():
-            leaves = [x.detach().requires_grad_() for x in (read, graph.cues) if x is not None]
-            charges = self.charges(leaves[0], graph if graph.cues is None else graph._replace(cues=leaves[1]))
+        charges = self.charges(read, graph)
         if not derivatives:
-            return LongRange(charges.detach(), self.energies(charges.detach(), graph))
-        found = [of_charges(*one, self.smearing) for one in _by_structure(charges.detach(), graph)]
+            return LongRange(charges, self.energies(charges, graph))
+        found = [of_charges(*one, self.smearing) for one in _by_structure(charges, graph)]
         potential, forces = (torch.cat([x[k] for x in found]) for k in (0, 1))
-        slope, *told = torch.autograd.grad(charges, leaves, potential, materialize_grads=True)
+        slope, told = self._slopes(potential, graph)
         virial = torch.stack([one.virial for one in found])
-        energies = 0.5 * charges.detach() * potential
-        return LongRange(charges.detach(), energies, slope, forces, virial, *told)
+        return LongRange(charges, 0.5 * charges * potential, slope, forces, virial, told)
 
     def differentiable(self, read: Tensor, graph: Graph) -> LongRange:
         """The same for a loss: by autograd, differentiable in what was read out."""

@@ -20,7 +20,7 @@ READ = (VECTOR, SCALAR, TENSOR)  # out of an atom, in this order
 
 
 @cache
-def _table(device: torch.device) -> Tensor:
+def _basis(device: torch.device) -> Tensor:
     """(9, 12): an atom's dipole and polarizability, row by row, from its vector and its parts 0e and 2e; float64."""
     symmetric = torch.cat([matrices_of(0), matrices_of(2)], dim=1)
     return torch.block_diag(torch.eye(3), symmetric.mT).double().to(device)
@@ -50,7 +50,7 @@ class ResponseReadout(Readout):
 
     def _linear(self) -> Tensor:
         dipole, polarizability = self.scales.double().split(1)
-        return torch.cat([dipole.expand(3), polarizability.expand(6)])[:, None] * _table(self.scales.device)
+        return torch.cat([dipole.expand(3), polarizability.expand(6)])[:, None] * _basis(self.scales.device)
 
     def of_atoms(self, kind: Tensor, read: Tensor) -> Tensor:
         """mu_i and alpha_i (N, 3 + 9) in float64, of atoms of species kind (N,), from what was read out."""
