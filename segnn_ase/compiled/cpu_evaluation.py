@@ -83,6 +83,19 @@ class Held:
         self._placed = positions, cell
         self.c.positions, self.c.cell = positions.data_ptr(), cell.data_ptr()
 
+    def room(self, wanted: bool, stress: bool) -> tuple:
+        """Where C will write energy, energies, features, and where they are wanted forces, gradients and virial."""
+        c = self.c
+        energy, energies = torch.empty(c.n_graphs, dtype=EXACT), torch.empty(c.n, dtype=EXACT)
+        features = torch.empty(c.n, c.width, dtype=self.memory.features.dtype)
+        forces = gradients = virial = None
+        if wanted:
+            forces, gradients = torch.empty(c.n, 3, dtype=EXACT), torch.empty(c.n_pairs, 3, dtype=EXACT)
+            virial = torch.empty(c.n_graphs, 3, 3, dtype=EXACT) if stress else None
+        results = energy, energies, features, forces, gradients, virial
+        c.energy, c.energies, c.descriptors, c.forces, c.gradients, c.virial = map(address, results)
+        return results
+
 
 def _what_stays(graph: Graph, kind: Tensor, links: Links) -> tuple:
     return graph.batch, graph.edge_dst, graph.edge_src, graph.edge_shift, kind, links
@@ -99,8 +112,8 @@ class CpuEvaluator(Evaluator):
     def __init__(self, potential: Potential):
         self._dtype, self._cutoff = potential.dtype, potential.cutoff
         tables = radial_tables(potential)
-        plan = self._plan = evaluation(make_steps(potential, tables))
-        passes = {"energies": plan.energies, "all": plan.everything}
+        plan = self._plan = evaluation(make_steps(potential, tables), apart=potential.charges is not None)
+        passes = {"energies": plan.energies, "all": plan.everything, "back": plan.back}
         self._passes = CpuPasses(passes, plan.storage(), self._dtype)
         self._runtime = self._passes.runtime
         self._limits = self._cutoff, tables.step, round(self._cutoff / tables.step)
@@ -133,7 +146,8 @@ class CpuEvaluator(Evaluator):
         kind = self._kinds(graph.numbers)
         with self._lock:
             if self._charges is None:
-                found = self._evaluate(graph, kind, forces or stress, stress, self._seeds(graph))
+                seeds = None if self._responses is None else self._responses.seeds(graph)
+                found = self._evaluate(graph, kind, forces or stress, stress, seeds)
             else:
                 found = self._charged(graph, kind, forces or stress, stress)
             if found is not None and self._responses is not None:
@@ -142,20 +156,29 @@ class CpuEvaluator(Evaluator):
             found = in_any_order(self, within(graph, self._cutoff), forces=forces, stress=stress, along=along)
         return found
 
-    def _seeds(self, graph: Graph) -> Tensor | None:
-        """Derivative of the field's energy with respect to what is read out of each atom."""
-        if self._responses is None or graph.field is None or not bool(graph.field.any()):
-            return None
-        return self._responses.seeds(graph)
-
     def _charged(self, graph: Graph, kind: Tensor, wanted: bool, stress: bool) -> Prediction | None:
         """First the charges, then with their potential the derivatives. None for pairs that are not sorted."""
         p = self._evaluate(graph, kind, False, False, None)
         if p is None:
             return None
         added = self._charges.long_range(self._read(len(kind)), graph, derivatives=wanted)
-        p = self._evaluate(graph, kind, True, stress, added.slope) if wanted else p
+        if wanted:
+            held = self._passes.holds  # none where there are cores in contact
+            if held is None:
+                p = self._evaluate(graph, kind, True, stress, added.slope)
+            else:
+                results = held.room(True, stress)
+                self._seed(held.c.n, added.slope)
+                self._runtime.run_found(held.address, *self._passes.in_c["back"])
+                self._runtime.finish(held.address)
+                p = self._prediction(held.c, results, graph)
         return with_charges(p, added, graph)
+
+    def _seed(self, n: int, seeds: Tensor | None) -> None:
+        """Weights of what is read out in the sum whose gradient is taken."""
+        sizes = [place.array.size for place in self._plan.read_weight]
+        for place, values in zip(self._plan.read_weight, columns_read(seeds, sizes), strict=True):
+            self._passes.at(place)[:n] = 0 if values is None else values
 
     def _read(self, n: int) -> Tensor:
         return torch.cat([self._passes.at(x)[:n] for x in self._plan.read], dim=1)
@@ -181,11 +204,9 @@ class CpuEvaluator(Evaluator):
         """wanted: whether derivatives are, of the energy, or with `nothing` of nothing, and of what is read out times
         seeds (N, as much as that is). None for pairs that are not sorted by receiver."""
         held, segments = self._hold(graph, kind), self._passes.in_c["all" if wanted else "energies"]
-        c, (energy, energies, features, forces, gradients, s) = held.c, self._room_for_results(held.c, wanted, stress)
+        c, results = held.c, held.room(wanted, stress)
         self._tell(graph.cues, c.n)
-        sizes = [place.array.size for place in self._plan.read_weight]
-        for place, values in zip(self._plan.read_weight, columns_read(seeds, sizes), strict=True):
-            self._passes.at(place)[: c.n] = 0 if values is None else values
+        self._seed(c.n, seeds)
         c.scale, c.repels = address(self._nothing if nothing else held.scale), self.elements.repels
         if self._runtime.evaluate(held.address, *segments):
             self._passes.holds = held
@@ -195,10 +216,17 @@ class CpuEvaluator(Evaluator):
             return self._evaluate(graph, kind, wanted, stress, seeds, nothing=nothing)
         else:
             self._evaluate_apart(held, segments, nothing=nothing)
+        return self._prediction(c, results, graph)
+
+    def _prediction(self, c: CGraph, results: tuple, graph: Graph) -> Prediction:
+        """Of what C has written."""
+        energy, energies, features, forces, gradients, s = results
         s = None if s is None else stress_of(s, graph)
-        gradients = None if gradients is None else gradients[: c.n_edges]
-        found = Prediction(energy, energies, forces, s, gradients, features, close=c.close > 0)
-        if self._plan.cue_gradient is None or not wanted:
+        found = Prediction(energy, energies, forces, s, None, features, close=c.close > 0)
+        if forces is None:
+            return found
+        found = found._replace(edge_gradients=gradients[: c.n_edges])
+        if self._plan.cue_gradient is None:
             return found
         return found._replace(cue_gradients=self._passes.at(self._plan.cue_gradient)[: c.n].to(EXACT, copy=True))
 
@@ -223,18 +251,6 @@ class CpuEvaluator(Evaluator):
         if self._links.capacity is not self._passes.capacity:
             self._links = Links(self._passes.capacity)
         return moved
-
-    def _room_for_results(self, c: CGraph, wanted: bool, stress: bool) -> tuple:
-        """Where C will write energy, energies, features, and where they are wanted forces, gradients and virial."""
-        energy, energies = torch.empty(c.n_graphs, dtype=EXACT), torch.empty(c.n, dtype=EXACT)
-        features = torch.empty(c.n, c.width, dtype=self._dtype)
-        forces = gradients = virial = None
-        if wanted:
-            forces, gradients = torch.empty(c.n, 3, dtype=EXACT), torch.empty(c.n_pairs, 3, dtype=EXACT)
-            virial = torch.empty(c.n_graphs, 3, 3, dtype=EXACT) if stress else None
-        results = energy, energies, features, forces, gradients, virial
-        c.energy, c.energies, c.descriptors, c.forces, c.gradients, c.virial = map(address, results)
-        return results
 
     def _evaluate_apart(self, held: Held, segments: tuple, *, nothing: bool) -> None:
         """Let the network see the pairs of the core further apart than they are, and add their repulsion; `nothing`: do

@@ -80,7 +80,8 @@ class GpuEvaluator(Evaluator):
         rounded = vectors.to(self._dtype)
         pairs = core_of(graph, kind, rounded, elements.core) if core else None
         with self._lock:
-            seen, added, seeds = seen_by_network(rounded, pairs), None, self._seeds(graph)
+            seen, added = seen_by_network(rounded, pairs), None
+            seeds = None if self._responses is None else self._responses.seeds(graph)
             if self._charges is not None:
                 read = self._network(kind, seen, graph.edge_src, near, None, graph.cues, None).read
                 added = self._charges.long_range(read, graph, derivatives=wanted)
@@ -102,10 +103,6 @@ class GpuEvaluator(Evaluator):
         told = None if said.cue_gradients is None else said.cue_gradients.double()
         found = found._replace(neighbors=near.first.diff(), close=close, cue_gradients=told, **responses)
         return found if added is None else with_charges(found, added, graph)
-
-    def _seeds(self, graph: Graph) -> Tensor | None:
-        known = self._responses is not None and graph.field is not None
-        return self._responses.seeds(graph) if known else None
 
     def _network(
         self,

@@ -181,6 +181,7 @@ class Evaluation(NamedTuple):
 
     energies: list[Segment]
     everything: list[Segment]  # energies and their gradient
+    back: list[Segment]  # the gradient, once the energies are there
     vectors: Place
     gradient: Place  # with respect to the vectors
     epsilon: Place
@@ -197,15 +198,17 @@ class Evaluation(NamedTuple):
         return shared(self.everything, {x for x in inputs | outputs | back if x is not None})
 
 
-def evaluation(network: NetworkSteps) -> Evaluation:
-    forward = value_pass(network)
+def evaluation(network: NetworkSteps, *, apart: bool = False) -> Evaluation:
+    """apart: whether energies and gradient are run one by one, and not only in one pass."""
+    forward, back = value_pass(network), gradient_pass(network)
     vectors, gradient = (Place(role, network.vectors) for role in ("value", "gradient"))
     epsilon, weight = (Place(role, network.epsilon) for role in ("value", "gradient"))
     features = Place("value", network.features.array)
-    everything, told = joined(forward, gradient_pass(network)), network.cues
+    everything, told = [*forward, *back] if apart else joined(forward, back), network.cues
     cues = (None, None) if told is None else (Place("value", told), Place("gradient", told))
     read = (tuple(Place(role, x) for x in network.read) for role in ("value", "gradient"))
-    return Evaluation(forward, everything, vectors, gradient, epsilon, weight, features, *cues, *read)
+    passes = forward, everything, back if apart else []
+    return Evaluation(*passes, vectors, gradient, epsilon, weight, features, *cues, *read)
 
 
 @dataclass(eq=False)

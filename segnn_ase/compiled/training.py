@@ -215,8 +215,7 @@ class _Responses(NamedTuple):
         readout = potential.responses
         if readout is None:
             return cls(None, kind, None, None)
-        seeds = None if graph.field is None else readout.seeds(graph)
-        return cls(readout, kind, seeds, None if along is None else readout.slopes(along, graph))
+        return cls(readout, kind, readout.seeds(graph), None if along is None else readout.slopes(along, graph))
 
     def prediction(self, graph: Graph, energies: Tensor, read: Tensor | None, made: Callable) -> Prediction:
         if self.readout is None:

@@ -57,8 +57,10 @@ class ResponseReadout(Readout):
         usual = self.usual.double()[kind][:, None] * _unit(kind.device)
         return usual + read.double() @ self._linear()
 
-    def seeds(self, graph: Graph) -> Tensor:
-        """Derivative of the energy of a graph's field with respect to what is read out, (N, 9)."""
+    def seeds(self, graph: Graph) -> Tensor | None:
+        """Derivative of the energy of a field with respect to what is read out, (N, 9); None without one."""
+        if graph.field is None:
+            return None
         return (_weights(graph.field) @ self._linear().mT)[graph.batch]
 
     def slopes(self, along: Tensor, graph: Graph) -> Tensor:
