@@ -59,6 +59,9 @@ class Cue(Settings):
     def _by_name(cls, value: Any) -> Any:
         if isinstance(value, str):  # as "initial_magmoms,spin_orbit=true"
             name, *settings = value.split(",")
+            for one in settings:
+                if "=" not in one:
+                    raise ValueError(f"{one.strip()!r} is no SETTING=VALUE; every cue is given by itself")
             value = {"name": name.strip(), **{k.strip(): v.strip() for k, _, v in (s.partition("=") for s in settings)}}
             if " " in value.get("default", ""):  # as "default=0 0 1"
                 value["default"] = value["default"].split()

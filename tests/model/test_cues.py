@@ -367,6 +367,8 @@ def test_a_declaration_in_short():
         model_config("segnn2022", cues=["charge"])
     with pytest.raises(ValidationError):
         Cue.model_validate(3)
+    with pytest.raises(ConfigError, match="'spin' is no SETTING=VALUE; every cue is given by itself"):
+        model_config(cues=["charge, spin"])
 
 
 @pytest.mark.proof
