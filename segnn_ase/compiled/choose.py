@@ -151,6 +151,8 @@ class Sample(NamedTuple):
 def samples(potential: Potential, graph: Graph) -> list[Sample]:
     """The user's structure, the same displaced, and other weights on atoms thrown together."""
     part, rng = fragment(graph, FRAGMENT), np.random.default_rng(0)
+    if potential.charges is not None and len(part.numbers) < len(graph.numbers):  # a part of a slab may be charged
+        part = part._replace(periodic=torch.zeros_like(part.periodic))
     moved = torch.as_tensor(rng.normal(size=tuple(part.positions.shape))).to(part.positions.device)
     limit = CERTAIN * potential.cutoff
     thrown = within(_thrown(potential, rng), limit)

@@ -10,6 +10,7 @@ vacuum that no wave crosses it, and without the field of its copies' dipoles (Ye
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,10 +122,8 @@ def _by_autograd(charges: Tensor, positions: Tensor, cell: Tensor, smearing: flo
 
 def _between(positions: Tensor) -> Tensor:
     """Vectors between all pairs, (N, N, 3). Raises StructureError where these are too many."""
-    if (expected := 3 * len(positions) ** 2) > MOST:
-        raise StructureError(
-            f"{len(positions)} charges in a molecule need {expected:.1e} numbers; expected at most {MOST:.0e}"
-        )
+    if len(positions) > (most := math.isqrt(int(MOST / 3))):
+        raise StructureError(f"there are {len(positions)} charges in a molecule; expected at most {most}, or a crystal")
     return positions[:, None] - positions
 
 
@@ -167,10 +166,14 @@ def _in_slab(charges: Tensor, positions: Tensor, cell: Tensor, smearing: float) 
     normal = torch.linalg.cross(cell[0], cell[1])
     area = normal.norm()
     heights = positions @ (normal / area)
+    heights = heights - heights.detach().mean()
     thick = float(heights.detach().max() - heights.detach().min())
     height = STEP * math.ceil((thick + _vacuum(cell.detach(), smearing)) / STEP)
     around = _in_waves(charges, positions, torch.cat([cell, height * (normal / area)[None]]), smearing)
-    return around + 4.0 * math.pi / (area * height) * (charges @ heights) * heights
+    # without the field of the copies' dipoles, and of the mean potential that there is none between slabs
+    squares = heights.square()
+    field = 2.0 * (charges @ heights) * heights - charges @ squares - charges.sum() * squares
+    return around + 2.0 * math.pi / (area * height) * field
 
 
 def _vacuum(cell: Tensor, smearing: float) -> float:
@@ -183,14 +186,15 @@ def _vacuum(cell: Tensor, smearing: float) -> float:
 def waves_of(positions: Tensor, cell: Tensor, smearing: float) -> Waves:
     """All that count. Raises StructureError where these are too many."""
     given, longest = compact(cell.detach().cpu().numpy(), True)[1], math.sqrt(-2.0 * math.log(TOLERANCE)) / smearing
+    given = given[np.argsort(np.linalg.norm(given @ cell.detach().cpu().numpy(), axis=1))]  # the longest last
     short = torch.as_tensor(given).to(cell) @ cell
     most = _most(short.detach(), longest)
     box = [2 * m + 1 for m in most]
-    if (expected := max(len(positions) * box[0] * box[1], 1.5 * math.prod(box))) > MOST:
+    if (expected := max(len(positions) * max(box[0] * box[1], 2 * box[2]), 1.5 * math.prod(box))) > MOST:
         room = float(torch.linalg.det(cell.detach()).abs())
         raise StructureError(
             f"{len(positions)} charges of width {smearing:g} Å in {room:.0f} Å^3 need {expected:.1e} numbers; expected "
-            f"at most {MOST:.0e}: fewer atoms, less vacuum, or a potential with another `smearing`"
+            f"at most {MOST:.0e}: fewer atoms, a smaller cell, none far off a slab, or a potential of larger `smearing`"
         )
     numbers = tuple(torch.arange(0 if k == 2 else -m, m + 1).to(short) for k, m in enumerate(most))
     inverse = torch.linalg.inv(short)

@@ -26,8 +26,8 @@ from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.structure.graph import Graph, refuse_wire, sum_over_atoms, volume
 
-USUAL = 2.0  # e, for what a network with random weights says
-FIRST = 0.15  # of these weights, so that charges begin at 0.3 e and go their way in large steps: they matter late
+USUAL = 1.0  # e, for what a network with random weights says
+FIRST = 0.3  # of these weights, so that charges begin at 0.3 e and go their way in large steps: they matter late
 
 
 class LongRange(NamedTuple):

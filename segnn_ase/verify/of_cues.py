@@ -127,7 +127,15 @@ def _of_field(s: Subject) -> list[Check]:
     ]
 
 
+def _must_be_neutral(s: Subject, cue: Cue) -> bool:
+    """Whether the structure is a slab whose charges the potential sums up, and the cue is their sum."""
+    charged = s.parts.potentials[0].charges is not None and sum(s.atoms.pbc) == 2
+    return charged and cue.name in ("charge", "initial_charges")
+
+
 def _matters(s: Subject, cue: Cue) -> list[Check]:
+    if _must_be_neutral(s, cue) and cue.per == "graph":
+        return [without(f"{cue.name} matters", "a charged slab is refused")]
     changed = s.atoms.copy()
     if cue.per == "node":
         changed.arrays[cue.name] = _stretched(s, cue)
@@ -139,7 +147,11 @@ def _matters(s: Subject, cue: Cue) -> list[Check]:
 
 def _stretched(s: Subject, cue: Cue) -> np.ndarray:
     here = s.atoms.arrays[cue.name]
-    return 1.2 * here if here.any() else np.full_like(here, cue.scale, dtype=float)
+    changed = 1.2 * here if here.any() else np.full_like(here, cue.scale, dtype=float)
+    if _must_be_neutral(s, cue):
+        changed = here + cue.scale * (-1.0) ** np.arange(len(here))
+        changed -= changed.mean()
+    return changed
 
 
 def _derivative(s: Subject, cue: Cue) -> list[Check]:
@@ -148,6 +160,7 @@ def _derivative(s: Subject, cue: Cue) -> list[Check]:
         return [without(name, "an integer has no small steps")]
     here = np.asarray(s.atoms.arrays[cue.name], dtype=float)
     v = s.rng.normal(size=here.shape)
+    v -= v.mean(axis=0) * _must_be_neutral(s, cue)
     v *= cue.scale / np.linalg.norm(v) * len(s.atoms) ** 0.5
 
     def energy(x: float, calc: SEGNNCalculator = s.double) -> float:

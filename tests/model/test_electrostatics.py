@@ -26,6 +26,8 @@ from segnn_ase.properties import PropertyModel
 from segnn_ase.properties.targets import Target
 from segnn_ase.store.model_file import load_potential, save_potential
 from segnn_ase.structure import cues as of_structures
+from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cues import refuse_sums
 from segnn_ase.structure.graph import Graph, collate, graph_from_atoms, with_pairs
 from segnn_ase.train import TrainConfig, train
 from segnn_ase.train.evaluation import evaluate_files
@@ -135,7 +137,7 @@ def test_a_skewed_cell_is_the_same_and_too_many_waves_are_refused():
     assert energy_of(charges, skewed, 1.5) == pytest.approx(energy_of(charges, atoms, 1.5), abs=1e-9)
     with pytest.raises(StructureError, match=r"need .* numbers; expected at most"):
         energy_of(charges, Atoms(atoms.numbers, atoms.positions, cell=[300.0] * 3, pbc=True), 0.3)
-    with pytest.raises(StructureError, match="5000 charges in a molecule need"):
+    with pytest.raises(StructureError, match="5000 charges in a molecule; expected at most 4082"):
         energy_of(np.zeros(5000), Atoms("Na5000", np.zeros((5000, 3))), 1.5)
 
 
@@ -215,11 +217,16 @@ def test_a_committee_turns_charges_alike():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "charge"), [(crystal, 0), (cluster, 0), (cluster, 1)])
+@pytest.mark.parametrize(("make", "charge"), [(crystal, 0), (cluster, 0), (cluster, 1), (slab, 0), (slab, None)])
 def test_verify_passes(make, charge):
     atoms = make()[:4] if make is cluster else make()
-    atoms.info["charge"] = charge
-    certificate = verify(potential_for("charge"), atoms, dtype="float64")
+    cue = "charge"
+    if charge is None:
+        cue = "initial_charges"
+        atoms.set_initial_charges(np.tile([0.3, -0.3], len(atoms) // 2))
+    else:
+        atoms.info["charge"] = charge
+    certificate = verify(potential_for(cue, told=atoms if charge is None else None), atoms, dtype="float64")
     assert not certificate.failed
 
 
@@ -379,6 +386,43 @@ def test_slabs_have_the_energy_of_parry(smearing):
     skewed = turned.copy()
     skewed.cell[1] += 9 * turned.cell[0]
     assert energy_of(charges, skewed, smearing) == pytest.approx(energy, abs=1e-8)
+
+
+def test_energies_of_atoms_in_slabs_have_no_origin():
+    calculator, here = SEGNNCalculator(potential_for(), domain="ignore"), slab()
+    there = here.copy()
+    there.positions += [1.0, 2.0, 300.0]
+    energies = found(calculator, "energies", here)
+    assert np.allclose(found(calculator, "energies", there), energies, atol=1e-9)
+    assert energies.sum() == pytest.approx(found(calculator, "energy", here), abs=1e-9)
+
+
+def test_large_slabs_are_compiled_whatever_charge_a_part_of_them_has():
+    """Code is tried on 64 of its atoms."""
+    atoms = bulk("NaCl", "rocksalt", 5.4, cubic=True) * (3, 3, 1)
+    atoms.pbc = (True, True, False)
+    atoms.set_initial_charges(np.where(atoms.positions[:, 0] > 8.0, 1.0, -1.0))
+    assert atoms.get_initial_charges().sum() == 0
+    told = crystal()
+    told.set_initial_charges(0.1 * np.arange(len(told)))
+    potential = potential_for("initial_charges", told=told)
+    graph = graph_of(potential, atoms)
+    assert choose_evaluator(potential, graph, "require").name == "the network in C"
+    assert choose_loss_gradient(potential.train(), graph, "require").name == "all passes in C"
+
+
+def test_the_charge_of_a_slab_is_that_which_the_potential_takes():
+    """That of the cue `charge`, its default where it is absent, and of `initial_charges` where that is none."""
+    atoms = slab()
+    atoms.set_initial_charges(np.full(8, 0.25))
+    for cues, default, refused in ((["charge"], 0, False), (["initial_charges"], 0, True), (["charge"], 1, True)):
+        charge = [Cue(name=name, default=default) if name == "charge" else Cue(name=name) for name in cues]
+        if not refused:
+            assert refuse_sums(atoms, charge) is None
+            continue
+        with pytest.raises(StructureError, match="the slab has a net charge"):
+            refuse_sums(atoms, charge)
+    refuse_sums(atoms, [Cue(name="charge", default=0), Cue(name="initial_charges")])
 
 
 def test_sheets_of_charges_are_a_capacitor():
