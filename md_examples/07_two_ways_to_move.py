@@ -126,9 +126,7 @@ def medians(rows):
 
 
 print("a table of medians over bodies that neither has seen (time: error, energy off / kinetic, momentum off)")
-print(
-    f"of {FOLLOWED} {(~kept[:, 0]).sum()} are lost by the potential until 1, {(~kept[:, -1]).sum()} until {HORIZONS}"
-)
+print(f"of {FOLLOWED} {(~kept[:, 0]).sum()} are lost by the potential until 1, {(~kept[:, -1]).sum()} until {HORIZONS}")
 for name in errors:
     for n in (0, HORIZONS - 1):
         error, drift, momentum = (medians(found[name])[n] for found in (errors, drifts, momenta))

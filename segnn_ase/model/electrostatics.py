@@ -26,8 +26,7 @@ from segnn_ase.model.settings import ModelConfig
 from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.structure.graph import Graph, refuse_wire, sum_over_atoms, volume
 
-USUAL = 1.0  # e, for what a network with random weights says
-FIRST = 0.3  # of these weights, so that charges begin at 0.3 e and go their way in large steps: they matter late
+USUAL = 0.3  # e, of what a network with random weights says
 
 
 class LongRange(NamedTuple):
@@ -46,9 +45,6 @@ class ChargeReadout(Readout):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config, (SCALAR,))
-        with torch.no_grad():
-            for weight in self.parameters():
-                weight.mul_(FIRST)
         self.smearing = config.smearing
         self.total = _column_of_charge(config.cues)
 
