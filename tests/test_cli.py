@@ -171,6 +171,8 @@ SAMPLES = {  # what the type of a field does not tell: words on the command line
     "rattled": ("--rattled 2", 2),
     "ensemble": ("--ensemble nhc", "nhc"),
     "dispersion": ("--dispersion d3bj:pbe", "d3bj:pbe"),
+    "field": ("--field 0 -0.1 2e-2", (0.0, -0.1, 0.02)),
+    "field_frequency": ("--field-frequency 300 --field 0 0 1", 300.0),
     "pressure": ("--pressure -1.5 --ensemble npt", -1.5),
     "max_energy_drift": ("--max-energy-drift 0.1 --ensemble nve", 0.1),
     "log": ("--log other.csv", "other.csv"),

@@ -83,16 +83,14 @@ def fingerprint(config: TrainConfig, data: TrainingData, before: Potential | Non
     else:
         constants = [settings_of(before.config), before.species, before.reference_energies, before.scales]
         start = [*constants, dict(before.state_dict())]
-    settings = decisive_settings(config)
-    if all(item.graph.field is None for item in data.train[:1]):
-        settings = {name: value for name, value in settings.items() if name not in OF_FIELDS}
+    settings = decisive_settings(config, fields=any(item.graph.field is not None for item in data.train[:1]))
     return {"settings": settings, "data": data.checksum, "start": checksum(start)}
 
 
-def decisive_settings(config: Looped) -> dict:
-    """The settings of the loop that decide about the weights that are kept."""
+def decisive_settings(config: Looped, *, fields: bool = False) -> dict:
+    """The settings of the loop that decide about the weights that are kept; fields: of a potential that knows one."""
     settings = config.training.model_dump(mode="json")
-    others = {**INDIFFERENT, **({} if config.training.by_stability else ONLY_LOGGED)}
+    others = {*INDIFFERENT, *(() if config.training.by_stability else ONLY_LOGGED), *(() if fields else OF_FIELDS)}
     settings = {name: value for name, value in settings.items() if LATER.get(name, ...) != value}
     return {name: value for name, value in settings.items() if name not in others}
 
