@@ -35,8 +35,9 @@ from segnn_ase.model.structures import graph_of
 from segnn_ase.store.model_file import COUNTED, Committee, load_committee, settings_of
 from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.cue_settings import FIELD, Cue, names_read
-from segnn_ase.structure.cues import names_of_responses, net_charge, responses_of
+from segnn_ase.structure.cues import names_of_responses, responses_of
 from segnn_ase.structure.graph import Graph, collate, within
+from segnn_ase.structure.ions import with_net_charge
 from segnn_ase.structure.neighbors import BACKENDS
 from segnn_ase.structure.skin import SkinGraphs
 from segnn_ase.structure.told import said_in, same_told
@@ -47,7 +48,6 @@ BATCH_ATOMS = 2048  # in one pass of `evaluate`
 DERIVATIVES = ("forces", "stress", "stresses")
 OF_ATOMS = ("dipole", "polarizability")  # that are read out of atoms
 BORN = "born_effective_charges"
-OF_ORIGIN = ("dipole", BORN)  # which of ions depend on an origin, or on charges that are not known
 VOIGT = np.array([0, 4, 8, 5, 2, 1])  # of a stress (3, 3), which is symmetric to the bit
 OUTSIDE = ("warn", "raise", "ignore")
 
@@ -244,12 +244,12 @@ class SEGNNCalculator(InspectedCalculator):
             results |= _responses(atoms, members, self._cues)
         if "stresses" in properties:
             results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
-        if self._potentials[0].config.in_field and net_charge(atoms, self._cues):
-            results = {name: value for name, value in results.items() if name not in OF_ORIGIN}
+        graph = graphs[self._cutoffs[0]]
+        results = with_net_charge(results, atoms, self.told_names, graph.field)
         if self._dispersion is not None:
             results = with_dispersion(results, self._dispersion, atoms, properties)
         volume = self._volume(atoms) if all(atoms.pbc.tolist()) else None
-        evaluator, graph = self._evaluators[0] if self._evaluators else None, graphs[self._cutoffs[0]]
+        evaluator = self._evaluators[0] if self._evaluators else None
         return {**self._monitor(graph, members[0], volume, evaluator), **results}
 
     def _volume(self, atoms: Atoms) -> float:

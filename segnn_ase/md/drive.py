@@ -86,8 +86,8 @@ def dipole_of(calc) -> np.ndarray:
     parts = [(part, weight) for part, weight in summands(calc) if _feels(part)]
     if any("dipole" not in part.results for part, _ in parts):
         raise ConfigError(
-            f"field_frequency is set, but {type(calc).__name__} gives no dipole here, as of ions, so that the work of "
-            "the field is not known: expected neutral structures"
+            f"field_frequency is set, but {type(calc).__name__} gives no dipole here, as of periodic ions, so that the "
+            "work of the field is not known: expected neutral structures, or molecules"
         )
     return np.sum([weight * part.results["dipole"] for part, weight in parts], axis=0)
 

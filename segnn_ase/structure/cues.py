@@ -9,8 +9,9 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from segnn_ase.base.errors import StructureError
-from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue, names_read
 from segnn_ase.structure.graph import Graph, refuse_wire
+from segnn_ase.structure.ions import net_charge
 from segnn_ase.structure.told import Told
 
 BY_FIELD = ("dipole", "polarizability", "born_effective_charges")  # results of who knows fields
@@ -31,17 +32,6 @@ def told(graph: Graph, atoms: Atoms, cues: tuple[Cue, ...]) -> Graph:
     return graph._replace(
         cues=steering.to(device) if steering.shape[1] else None, field=None if field is None else field.to(device)
     )
-
-
-def net_charge(atoms: Atoms, cues: Sequence[Cue]) -> float:
-    """By atoms.info, else the sum of what the atoms are said to have."""
-    told = atoms.info.get("charge", 0)
-    if told is None or ("charge" not in atoms.info and any(cue.name == "initial_charges" for cue in cues)):
-        told = round(float(np.sum(atoms.arrays.get("initial_charges", 0.0))), 6)
-    try:
-        return float(np.asarray(told, dtype=float).item())
-    except (TypeError, ValueError):
-        raise StructureError(f"atoms.info['charge'] is {told!r}; expected an integer") from None
 
 
 def refuse_sums(atoms: Atoms, cues: Sequence[Cue]) -> None:
@@ -75,10 +65,11 @@ def field_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor | None:
         field = np.zeros(0)
     if field.shape != (3,) or not np.isfinite(field).all():
         raise StructureError(f"atoms.info[{FIELD!r}] is {value!r}; expected three finite numbers, V/Å")
-    if field.any() and net_charge(atoms, cues):
+    charge = net_charge(atoms, names_read(tuple(cues)))
+    if charge and field.any() and atoms.pbc.any():
         raise StructureError(
-            f"the structure has a net charge of {net_charge(atoms, cues):g} e in a field: it is pulled as a whole, "
-            "which this potential does not know; expected a neutral structure, or no field"
+            f"the structure has a net charge of {charge:g} e in a field and is periodic (pbc is {atoms.pbc.tolist()}): "
+            "its energy depends on the choice of the cell. Expected a neutral one, no field, or a molecule (pbc False)"
         )
     return torch.from_numpy(field.copy())[None]
 

@@ -17,9 +17,10 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.choose import choose_evaluator
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction
-from segnn_ase.structure.cue_settings import Cue
+from segnn_ase.structure.cue_settings import FIELD, Cue
 from segnn_ase.structure.cues import told
 from segnn_ase.structure.graph import graph_from_arrays, graph_from_atoms
+from segnn_ase.structure.ions import pull_on_charge
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.trust.domain import Outside
 from segnn_ase.verify.certificate import Check
@@ -127,25 +128,36 @@ def parts_of(calc: SEGNNCalculator, models: Sequence[Potential], atoms: Atoms, o
 
 
 def state_of(calc: SEGNNCalculator, atoms: Atoms) -> State:
+    """What the network says: without what a field does to a net charge as a whole."""
     atoms = atoms.copy()
     atoms.calc = calc
-    forces = atoms.get_forces()
-    stress = atoms.get_stress(voigt=False) if atoms.pbc.all() else None
-    return State(atoms.get_potential_energy(), atoms.get_potential_energies(), forces, stress)
+    atoms.get_forces()
+    if atoms.pbc.all():
+        atoms.get_stress()
+    return _state(calc.results, calc, atoms)
+
+
+def _state(results: dict, calc: SEGNNCalculator, atoms: Atoms) -> State:
+    added = pull_on(calc, atoms)
+    energy, energies, forces = (results[name] - added.get(name, 0.0) for name in ("energy", "energies", "forces"))
+    stress = voigt_6_to_full_3x3_stress(results["stress"]) if "stress" in results else None
+    return State(energy, energies, forces, stress)
+
+
+def pull_on(calc: SEGNNCalculator, atoms: Atoms) -> dict:
+    """What a net charge in a field adds to results, of structures that say which field they are in."""
+    return pull_on_charge(atoms, calc.told_names, atoms.info.get(FIELD) if FIELD in calc.told_names else None)
 
 
 def states_of(calc: SEGNNCalculator, structures: Sequence[Atoms]) -> list[State]:
     """The same by `evaluate`: without skin and cache."""
-    out = []
-    for results in calc.evaluate(structures, ("energy", "forces", "stress")):
-        stress = voigt_6_to_full_3x3_stress(results["stress"]) if "stress" in results else None
-        out.append(State(results["energy"], results["energies"], results["forces"], stress))
-    return out
+    found = calc.evaluate(structures, ("energy", "forces", "stress"))
+    return [_state(results, calc, atoms) for results, atoms in zip(found, structures, strict=True)]
 
 
 def energies_of(calc: SEGNNCalculator, atoms: Atoms) -> np.ndarray:
     atoms.calc = calc
-    return atoms.get_potential_energies()
+    return atoms.get_potential_energies() - pull_on(calc, atoms).get("energies", 0.0)
 
 
 def sizes_of(parts: Parts, atoms: Atoms, pairs: Neighbors, here: State) -> Sizes:

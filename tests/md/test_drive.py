@@ -202,10 +202,10 @@ def test_work_that_is_none_is_refused(tmp_path):
             run_md(ion(), config(steps=4, field_frequency=100, restart=str(restart)), progress=False)
 
 
-def test_ions_do_no_work_that_is_known():
-    atoms = molecule("H2O")
+def test_periodic_ions_do_no_work_that_is_known():
+    atoms = molecule("H2O", vacuum=4.0, pbc=True)
     atoms.calc, atoms.info["charge"] = sum_of(SMALL).mixer.calcs[0], 1
-    with pytest.raises(ConfigError, match="gives no dipole here, as of ions"):
+    with pytest.raises(ConfigError, match="gives no dipole here, as of periodic ions"):
         run_md(atoms, config(steps=2, field=(0, 0, 0), field_frequency=300), progress=False)
 
 

@@ -6,6 +6,7 @@ import torch
 from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.verlet import VelocityVerlet
 from helpers.systems import rattled
 
@@ -178,17 +179,88 @@ def test_what_is_no_field_is_refused(field):
         found(SEGNNCalculator(potential_for()), "energy", atoms)
 
 
-def test_a_net_charge_in_a_field_is_refused():
-    calculator, atoms = SEGNNCalculator(potential_for("charge")), cluster()
-    atoms.info["charge"] = 1
-    with pytest.raises(StructureError, match="net charge"):
+def ion(charge: int = 1) -> Atoms:
+    atoms = cluster()
+    atoms.info["charge"] = charge
+    return atoms
+
+
+def test_a_field_pulls_a_net_charge_as_a_whole():
+    calculator, shift, here = SEGNNCalculator(potential_for("charge")), np.array([3.0, -7.0, 2.0]), ion(2)
+    moved = here.copy()
+    moved.positions += shift
+    assert np.allclose(found(calculator, "forces", here).sum(axis=0), 2.0 * FIELD, atol=1e-12)
+    change = found(calculator, "energy", moved) - found(calculator, "energy", here)
+    assert change == pytest.approx(-2.0 * FIELD @ shift, abs=1e-10)
+    assert found(calculator, "free_energy", here) == found(calculator, "energy", here)
+    assert found(calculator, "energies", here).sum() == pytest.approx(found(calculator, "energy", here), abs=1e-11)
+    dipoles = (found(calculator, "dipole", atoms) for atoms in (moved, here))
+    assert np.allclose(np.subtract(*dipoles), 2.0 * shift, atol=1e-12)
+    assert np.allclose(found(calculator, "born_effective_charges", here).sum(axis=0), 2.0 * np.eye(3), atol=1e-12)
+
+
+def test_T18c_derivatives_of_an_ion_are_those_of_differences():
+    calculator, here, rng = SEGNNCalculator(potential_for("charge")), ion(-1), np.random.default_rng(0)
+    u, v = rng.normal(size=3), rng.normal(size=here.positions.shape)
+
+    def stepped(x: float, y: float) -> Atoms:
+        atoms = in_field(here, FIELD + x * u)
+        atoms.positions += y * v
+        return atoms
+
+    by_field = slope(lambda x: found(calculator, "energy", stepped(x, 0.0)), 1e-2)
+    assert found(calculator, "dipole", here) @ u == pytest.approx(-by_field, abs=1e-9)
+    by_place = slope(lambda y: found(calculator, "energy", stepped(0.0, y)), 1e-3)
+    assert np.sum(found(calculator, "forces", here) * v) == pytest.approx(-by_place, abs=1e-7)
+    dipoles = slope(lambda y: found(calculator, "dipole", stepped(0.0, y)), 1e-3)
+    born = found(calculator, "born_effective_charges", here)
+    assert np.allclose(np.einsum("nij,nj->i", born, v), dipoles, atol=1e-7)
+
+
+def test_labels_of_ions_are_learned_without_the_pull():
+    """So that a network, which is the same wherever a structure stands, can learn them."""
+    potential = potential_for("charge")
+    calculator, here = SEGNNCalculator(potential), ion()
+    here.positions += [5.0, 0.0, -3.0]
+    names = ("energy", "forces", "dipole", "polarizability", "born_effective_charges")
+    results = {name: found(calculator, name, here) for name in names}
+    here.calc = SinglePointCalculator(here, **{name: results[name] for name in names[:3]})
+    here.info |= {"polarizability": results["polarizability"]}
+    here.arrays["born_effective_charges"] = results["born_effective_charges"].reshape(-1, 9)
+    item = make_item(frame_from_atoms(here), potential.cutoff, potential.config.cues)
+    said = with_born(PlainEvaluator(potential), item.graph, forces=True, stress=False)
+    for name in ("energy", "forces", "dipole", "polarizability", "born"):
+        assert torch.allclose(getattr(item.labels, name), getattr(said, name), atol=1e-9), name
+
+
+def test_a_periodic_net_charge_in_a_field_is_refused():
+    calculator, atoms = SEGNNCalculator(potential_for("charge")), ion()
+    atoms.pbc, atoms.cell = True, 10 * np.eye(3)
+    with pytest.raises(StructureError, match="net charge of 1 e in a field and is periodic"):
         found(calculator, "energy", atoms)
-    ion = in_field(atoms, np.zeros(3))
-    assert found(calculator, "energy", ion) != 0.0
-    assert found(calculator, "polarizability", ion).shape == (3, 3)
-    for name in ("dipole", "born_effective_charges"):  # which depend on an origin
+    without = in_field(atoms, np.zeros(3))
+    assert found(calculator, "energy", without) != 0.0
+    assert found(calculator, "polarizability", without).shape == (3, 3)
+    for name in ("dipole", "born_effective_charges"):  # which depend on the choice of the cell
         with pytest.raises(PropertyNotImplementedError):
-            found(calculator, name, ion)
+            found(calculator, name, without)
+
+
+def test_ions_conserve_energy_in_a_field():
+    """As well as a time step of velocity Verlet does, whose error falls with its square; and are pulled away."""
+
+    def errors(timestep: float) -> float:
+        atoms = ion()
+        atoms.calc = SEGNNCalculator(potential_for("charge"), domain="ignore")
+        dynamics, energies = VelocityVerlet(atoms, timestep * units.fs), []
+        for _ in range(int(25 / timestep)):
+            dynamics.run(1)
+            energies.append(atoms.get_total_energy())
+        pull = atoms.get_momenta().sum(axis=0) / (25 * units.fs)
+        assert np.allclose(pull, FIELD, rtol=1e-6)
+        return float(np.ptp(energies))
+
+    assert errors(0.5) / errors(0.25) == pytest.approx(4.0, rel=0.1)
 
 
 def test_a_batch_may_come_first():

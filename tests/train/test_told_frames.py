@@ -272,10 +272,31 @@ def test_what_is_predicted_is_no_label_beside_the_labels(in_fields):
     assert after["dipole_rmse"] == pytest.approx(before["dipole_rmse"], rel=1e-5) and before["dipole_rmse"] > 1e-3
 
 
-def test_ions_have_no_dipole_and_are_in_no_field(in_fields, tmp_path):
-    ions = polar_molecules(3)
+def test_ions_are_pulled_where_they_are_not_periodic(in_fields, tmp_path):
+    model, ions = in_fields / "model.pt", polar_molecules(3)
     for atoms in ions:
         atoms.info["charge"] = 1
+        atoms.calc.results["forces"] += (atoms.info["external_field"] - atoms.calc.results["forces"].sum(axis=0)) / 3
+        atoms.calc.results["energy"] -= float(atoms.info["external_field"] @ atoms.positions.mean(axis=0))
+        atoms.calc.results["dipole"] += atoms.positions.mean(axis=0)
+    ase.io.write(tmp_path / "ions.xyz", ions)
+    errors = next(iter(evaluate_files(model, str(tmp_path / "ions.xyz")).values()))
+    predict_files(str(model), str(tmp_path / "ions.xyz"), tmp_path / "out.xyz")
+    said = ase.io.read(tmp_path / "out.xyz", ":")
+    for name in ("energy", "forces", "dipole"):  # of files as of results
+        off = np.array([b.calc.results[name] - a.calc.results[name] for a, b in zip(ions, said, strict=True)])
+        off = off / 3 if name == "energy" else off
+        assert errors[f"{name}_rmse"] == pytest.approx(np.sqrt(np.mean(off**2)), rel=1e-5)
+    assert "net forces" not in {finding.code for finding in check([str(tmp_path / "ions.xyz")]).findings}
+    said[1].positions += [30.0, -20.0, 10.0]
+    for atoms in said[:2]:
+        assert not verify(model, atoms).failed
+
+
+def test_periodic_ions_have_no_dipole_and_are_in_no_field(in_fields, tmp_path):
+    ions = polar_molecules(3)
+    for atoms in ions:
+        atoms.info["charge"], atoms.pbc, atoms.cell = 1, True, 9 * np.eye(3)
     ase.io.write(tmp_path / "ions.xyz", ions)
     with pytest.raises(StructureError, match="net charge"):
         predict_files(str(in_fields / "model.pt"), str(tmp_path / "ions.xyz"), tmp_path / "out.xyz")
