@@ -5,8 +5,8 @@ python benchmarks/fields.py --minutes 5
 Ethanol along dynamics at 500 K: 500 frames in fields of up to 0.2 V/Å in random directions, with energies, forces,
 dipoles and polarizabilities, learned with `external_field`, and the same structures without a field, learned without.
 Acetaldehyde along dynamics at 500 K, each structure with charges of -1, 0 and +1, in one potential that is told
-`charge`, and one potential for each. Errors are root mean squares on 200 frames of another trajectory. Needs tblite
-(pip install tblite). A potential that is there is not trained again.
+`charge`, and one potential for each; and the same in fields, in one that is told both. Errors are root mean squares on
+200 frames of another trajectory. Needs tblite (pip install tblite). A potential that is there is not trained again.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def some_field(rng: np.random.Generator) -> np.ndarray:
 
 def frames_of(work: Path) -> dict[str, dict[str, Path]]:
     """Files to learn from and to be tested on, of each set; made once."""
-    sets = ["field", "no field", *(f"charge {q:+d}" for q in CHARGES), "charges"]
+    sets = ["field", "no field", *(f"charge {q:+d}" for q in CHARGES), "charges", "ions in fields"]
     paths = {name: {part: work / f"{name.replace(' ', '_')}_{part}.xyz" for part in ("train", "test")} for name in sets}
     if all(path.exists() for parts in paths.values() for path in parts.values()):
         return paths
@@ -68,6 +68,8 @@ def frames_of(work: Path) -> dict[str, dict[str, Path]]:
         structures = sampled(molecule("CH3CHO"), count, kelvin=KELVIN, seed=10 + seed)
         for q in CHARGES:
             made[f"charge {q:+d}", part] = [labelled(atoms, charge=q) for atoms in structures]
+        apart = np.random.default_rng(20 + seed)  # so that the others stay as they were
+        made["ions in fields", part] = [labelled(x, some_field(apart), q) for q in CHARGES for x in structures]
         made["charges", part] = [atoms for q in CHARGES for atoms in made[f"charge {q:+d}", part]]
     for (name, part), frames in made.items():
         ase.io.write(paths[name][part], frames)
@@ -110,8 +112,9 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     files = frames_of(work)
     told = {"field": {"cues": ["external_field"]}, "no field": {}, "charges": {"cues": ["charge"]}}
-    for name in ("no field", "field", *(f"charge {q:+d}" for q in CHARGES), "charges"):
-        minutes = a.minutes * (len(CHARGES) if name == "charges" else 1)
+    told["ions in fields"] = {"cues": ["charge", "external_field"]}
+    for name in ("no field", "field", *(f"charge {q:+d}" for q in CHARGES), "charges", "ions in fields"):
+        minutes = a.minutes * (len(CHARGES) if name in ("charges", "ions in fields") else 1)
         model = trained(work, name, files[name]["train"], minutes, told.get(name, {}))
         tests = [f"charge {q:+d}" for q in CHARGES] if name == "charges" else [name]
         rows += [{"learned": name, "test": test} | errors_of(model, files[test]["test"]) for test in tests]

@@ -150,7 +150,7 @@ def like(charges: np.ndarray, others: np.ndarray) -> np.ndarray:
 def refuse_with_charges(potentials: Sequence[Potential], what: str) -> None:
     if any(p.charges is not None for p in potentials):
         raise PropertyNotImplementedError(
-            f"{what} with electrostatics = 'latent': the share of each atom in the energy of plane waves is not known"
+            f"{what} with electrostatics: the share of each atom in the energy of plane waves is not known"
         )
 
 

@@ -1,8 +1,10 @@
-"""Charges of atoms that the network learns by itself, and their Coulomb energy at any distance.
+"""Charges of atoms, which the network learns by itself or a structure brings along, and their Coulomb energy at any
+distance.
 
-q_i is read out of the features, without labels, and shifted so that a structure has its total charge, that of the cue
-`charge` or the sum of `initial_charges`, 0 without; an isolated atom keeps E0. The charges are Gaussians, whose energy
-is that of points where they are apart and smooth where they are not, which the network of short range sees anyway:
+Latent ones: q_i is read out of the features, without labels, and shifted so that a structure has its total charge, that
+of the cue `charge` or the sum of `initial_charges`, 0 without. Given ones are those of `initial_charges`. An isolated
+atom keeps E0. The charges are Gaussians, whose energy is that of points where they are apart and smooth where they are
+not, which the network of short range sees anyway:
 
     E = sum_i<j k q_i q_j erf(r_ij / (s sqrt(2))) / r_ij,  s = `smearing`,
 
@@ -17,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from segnn_ase.model.coulomb import coulomb_energies, of_charges
 from segnn_ase.model.irreps import SCALAR
@@ -107,6 +109,35 @@ class ChargeReadout(Readout):
         return LongRange(charges.detach(), energies, slope, -push, virial, *told)
 
 
+class GivenCharges(ChargeReadout):
+    """q_i of the cue `initial_charges`, whatever the network says: nothing of it is read out, its weights are zero."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        for weight in self.parameters():
+            nn.init.zeros_(weight)
+        self.column = _columns_of_cues(config.cues)["initial_charges"][:2]
+
+    def charges(self, read: Tensor, graph: Graph) -> Tensor:
+        if graph.cues is None:
+            raise ValueError("the graph has no cues; expected initial_charges among them")
+        column, unit = self.column
+        return unit * graph.cues[:, column].double() + 0.0 * read[:, 0].double()  # so that its gradients are there
+
+    def _slopes(self, potential: Tensor, graph: Graph) -> tuple[Tensor, Tensor | None]:
+        column, unit = self.column
+        told = torch.zeros_like(graph.cues)
+        told[:, column] = unit * potential
+        return torch.zeros_like(potential)[:, None], told
+
+
+def charges_of(config: ModelConfig) -> ChargeReadout | None:
+    """What gives the charges of the settings' electrostatics."""
+    if config.electrostatics == "none":
+        return None
+    return GivenCharges(config) if config.electrostatics == "given" else ChargeReadout(config)
+
+
 def _by_structure(charges: Tensor, graph: Graph) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     """Charges, positions, and the vectors by which they are repeated, None in molecules."""
     sizes = torch.bincount(graph.batch, minlength=graph.n_graphs).tolist()
@@ -131,11 +162,17 @@ def strained(graph: Graph) -> tuple[Graph, list[Tensor]]:
 def _column_of_charge(cues: Sequence[Cue]) -> tuple[int, float, bool] | None:
     """Where the total charge is among the numbers of an atom's cues, its unit, and whether it is the sum of those of
     the atoms: `charge`, or else `initial_charges`."""
+    found = _columns_of_cues(cues)
+    return found.get("charge") or found.get("initial_charges")
+
+
+def _columns_of_cues(cues: Sequence[Cue]) -> dict[str, tuple[int, float, bool]]:
+    """Where each is among the numbers of an atom, its unit, and whether every atom has its own."""
     found, first = {}, 0
     for cue in cues:
         found[cue.name] = first, cue.unit, cue.per == "node"
         first += cue.size
-    return found.get("charge") or found.get("initial_charges")
+    return found
 
 
 def stress_of_charges(virial: Tensor, graph: Graph) -> Tensor:

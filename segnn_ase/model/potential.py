@@ -10,7 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 from torch import Tensor, nn
 
 from segnn_ase.base.errors import expect
-from segnn_ase.model.electrostatics import ChargeReadout
+from segnn_ase.model.electrostatics import ChargeReadout, charges_of
 from segnn_ase.model.elements import Elements, species_index
 from segnn_ase.model.irreps import Features
 from segnn_ase.model.network import SEGNN, EnergyReadout, Operations
@@ -68,7 +68,7 @@ class Potential(nn.Module):
             self.segnn = SEGNN(config, f"{len(species)}x0e")
             self.readout = EnergyReadout(config)
             self.responses = ResponseReadout(config, len(species)) if config.in_field else None
-            self.charges = ChargeReadout(config) if config.electrostatics == "latent" else None
+            self.charges = charges_of(config)
         self.domain = None  # a `domain.Domain`: what the training structures covered
         self.uncertainty = None  # an `uncertainty.Uncertainty`
         self.examples: StoredStructures | None = None  # some of the training structures

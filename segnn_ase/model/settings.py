@@ -39,8 +39,10 @@ class ModelConfig(Settings):
         description="what a channel of messages does not exceed in self-products, in its usual sizes; 0: unbounded",
     )
     readout_hidden: int = Field(16, ge=1, le=4096, description="width of the hidden layer of the last readout")
-    electrostatics: Literal["none", "latent"] = Field(
-        "none", description="latent: charges of atoms, learned without labels, whose Coulomb energy has no cutoff"
+    electrostatics: Literal["none", "latent", "given"] = Field(
+        "none",
+        description="of charges whose Coulomb energy has no cutoff: latent, learned without labels, or given, those of "
+        "the cue initial_charges",
     )
     smearing: float = Field(1.5, gt=0.2, le=5, description="width of the charges of electrostatics, Å")
     core_repulsion: bool = Field(True, description="keeps atoms apart below the shortest distances of the data")
@@ -84,8 +86,13 @@ class ModelConfig(Settings):
             raise ValueError(f"hidden_irreps is {self.hidden_irreps!r}; expected some 1o, which polar cues steer")
         if self.electrostatics != "none" and self.in_field:
             raise ValueError(
-                "electrostatics = 'latent' and external_field is a cue: what a field does to charges of its own is not "
-                "known yet; expected one of both"
+                f"electrostatics is {self.electrostatics!r} and external_field is a cue: what a field does to charges "
+                "that act at any distance is not known yet; expected one of both"
+            )
+        if self.electrostatics == "given" and "initial_charges" not in {cue.name for cue in self.cues}:
+            raise ValueError(
+                "electrostatics is 'given' and initial_charges is no cue; expected it among cues, which gives the "
+                "charges, or 'latent'"
             )
         if self.message == "published" and self.electrostatics != "none":
             raise ValueError("electrostatics is none of message = 'published'; leave it out")

@@ -47,7 +47,7 @@ def _of_network(potential: Potential) -> list[str]:
         f"irreps      {config.hidden_irreps}, attributes to l = {config.lmax_attr}, {config.interactions} interactions",
         *(f"told        {_of_cue(cue)}" for cue in config.cues),
         *(
-            [f"charges     latent, of width {config.smearing:g} Å, which act at any distance"]
+            [f"charges     {config.electrostatics}, of width {config.smearing:g} Å, which act at any distance"]
             if potential.charges
             else []
         ),

@@ -40,7 +40,7 @@ NEAREST = {"rocksalt": 0.5, "cesiumchloride": 0.75**0.5, "zincblende": 0.75**0.5
 
 
 def potential_for(*cues: str, dtype=torch.float64, told: Atoms | None = None, **settings) -> Potential:
-    config = model_config(electrostatics="latent", cues=cues, **{**SMALL, **settings})
+    config = model_config(cues=cues, **{**SMALL, "electrostatics": "latent", **settings})
     potential = Potential(config, [11, 17], scales=[0.1, 0.1], reference_energies=[-1.0, -2.0], seed=3)
     potential.set_core({(11, 11): 2.5, (11, 17): 1.8, (17, 17): 2.5})
     potential.calibrate(graph_of(potential, told_all(crystal()) if told is None else told))
@@ -49,7 +49,10 @@ def potential_for(*cues: str, dtype=torch.float64, told: Atoms | None = None, **
 
 def told_all(atoms: Atoms, seed: int = 0) -> Atoms:
     atoms.info["charge"] = seed - 1
-    atoms.arrays["initial_magmoms"] = np.random.default_rng(seed).normal(size=(len(atoms), 3))
+    rng = np.random.default_rng(seed)
+    atoms.arrays["initial_magmoms"] = rng.normal(size=(len(atoms), 3))
+    charges = rng.normal(size=len(atoms))
+    atoms.set_initial_charges(charges - charges.mean() if sum(atoms.pbc) == 2 else charges)
     return atoms
 
 
@@ -218,16 +221,17 @@ def test_a_committee_turns_charges_alike():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "charge"), [(crystal, 0), (cluster, 0), (cluster, 1), (slab, 0), (slab, None)])
-def test_verify_passes(make, charge):
+@pytest.mark.parametrize("kind", ["latent", "given"])
+def test_verify_passes(make, charge, kind):
     atoms = make()[:4] if make is cluster else make()
-    cue = "charge"
-    if charge is None:
-        cue = "initial_charges"
-        atoms.set_initial_charges(np.tile([0.3, -0.3], len(atoms) // 2))
+    cue = "charge" if charge is not None and kind == "latent" else "initial_charges"
+    if cue == "initial_charges":
+        charges = np.tile([0.3, -0.3], len(atoms) // 2)
+        atoms.set_initial_charges(charges + (charge or 0) / len(atoms))
     else:
         atoms.info["charge"] = charge
-    certificate = verify(potential_for(cue, told=atoms if charge is None else None), atoms, dtype="float64")
-    assert not certificate.failed
+    model = potential_for(cue, told=None if cue == "charge" else atoms, electrostatics=kind)
+    assert not verify(model, atoms, dtype="float64").failed
 
 
 def test_beyond_the_cutoff_atoms_attract_by_their_charges(calculator):
@@ -261,11 +265,15 @@ def test_a_supercell_has_the_energy_of_its_cells(calculator, n):
     assert np.allclose(found(calculator, "forces", atoms * (1, 1, n)), np.tile(forces, (n, 1)), atol=1e-8)
 
 
-@pytest.mark.parametrize("cues", [(), ("charge",), ("initial_magmoms", "charge")])
+GIVEN = ("initial_magmoms", "initial_charges,scale=0.5", "charge")
+
+
+@pytest.mark.parametrize("cues", [(), ("charge",), ("initial_magmoms", "charge"), GIVEN])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_T16_compiled_code_is_right(cues, dtype):
     """Also of pairs within the core, lone atoms and ions, and of all gradients of a loss."""
-    potential, close = potential_for(*cues, dtype=dtype), cluster()
+    kind = "given" if cues is GIVEN else "latent"
+    potential, close = potential_for(*cues, dtype=dtype, electrostatics=kind), cluster()
     close.positions[1] = close.positions[0] + [0.3, 0.2, 0.9]
     structures = [told_all(atoms, k) for k, atoms in enumerate([crystal(), slab(), cluster(), close, Atoms("Na")])]
     graphs = [graph_of(potential, atoms) for atoms in structures]
@@ -295,6 +303,42 @@ def test_T16_compiled_code_is_right(cues, dtype):
     assert gradients[0].keys() == gradients[1].keys() and any("charges" in name for name in gradients[0])
     for name, y in gradients[1].items():
         assert torch.allclose(gradients[0][name], y, rtol=tolerance, atol=tolerance * float(y.abs().max())), name
+
+
+def test_given_charges_are_those_of_the_structure():
+    """Their energy is added to that of a network, and what it changes with them to the electronegativities."""
+    potential = potential_for(*GIVEN, told=told_all(crystal()), electrostatics="given", smearing=0.8)
+    without = potential_for(*GIVEN, told=told_all(crystal()), electrostatics="none")
+    without.load_state_dict({k: x for k, x in potential.state_dict().items() if not k.startswith("charges")})
+    both = [SEGNNCalculator(p, domain="ignore") for p in (potential, without)]
+    for make in (crystal, cluster, slab):
+        atoms = told_all(make(), 1)
+        charges = atoms.get_initial_charges()
+        added = energy_of(charges, atoms, 0.8)
+        assert np.array_equal(found(both[0], "charges", atoms), charges)
+        energies = [found(calculator, "energy", atoms) for calculator in both]
+        assert energies[0] - energies[1] == pytest.approx(added, abs=1e-9)
+        potentials = np.subtract(*(found(calculator, "electronegativities", atoms) for calculator in both))
+        assert potentials @ charges == pytest.approx(2 * added, abs=1e-8)
+        forces = np.subtract(*(found(calculator, "forces", atoms) for calculator in both))
+        v = np.random.default_rng(0).normal(size=forces.shape)
+
+        def moved(x: float, atoms=atoms, charges=charges, v=v) -> float:
+            other = atoms.copy()
+            other.positions += x * v
+            return energy_of(charges, other, 0.8)
+
+        assert np.sum(forces * v) == pytest.approx(-slope(moved, 1e-3), abs=1e-6)
+
+
+def test_given_charges_need_to_be_given():
+    with pytest.raises(ConfigError, match="initial_charges is no cue"):
+        model_config(electrostatics="given", cues=["charge"])
+    calculator = SEGNNCalculator(potential_for(*GIVEN, told=told_all(crystal()), electrostatics="given"))
+    atoms = told_all(cluster())
+    del atoms.arrays["initial_charges"]
+    with pytest.raises(StructureError, match="initial_charges"):
+        found(calculator, "energy", atoms)
 
 
 @pytest.mark.parametrize("make", [crystal, cluster, slab])
@@ -481,6 +525,7 @@ def test_it_learns_what_a_cutoff_hides(tmp_path):
             one.rotate(rng.uniform(0, 180), rng.normal(size=3))
         parts[1].positions += rng.uniform(5.5, 8.0) * np.array([1.0, 0, 0])
         atoms = parts[0] + parts[1]
+        atoms.set_initial_charges(truth.numpy())
         x = torch.tensor(atoms.positions, requires_grad=True)
         pairs = coulomb_energies(truth, x, None, 1.0).sum()
         spring = sum((x[a] - x[a + 1]).norm().sub(2.5).square() for a in (0, 2))
@@ -491,12 +536,13 @@ def test_it_learns_what_a_cutoff_hides(tmp_path):
     ase.io.write(tmp_path / "train.xyz", frames[:100])
     ase.io.write(tmp_path / "test.xyz", frames[100:])
     errors = {}
-    for name in ("latent", "none"):
-        model = {**SMALL, "cutoff": 3.0, "electrostatics": name, "core_repulsion": False}
+    for name, cues in (("latent", []), ("given", ["initial_charges"]), ("none", ["initial_charges"])):
+        model = {**SMALL, "cutoff": 3.0, "electrostatics": name, "core_repulsion": False, "cues": cues}
         training = {"epochs": 120, "learning_rate": 0.02, "batch_size": 5, "device": "cpu", "rollout_steps": 0}
         data = {"train": str(tmp_path / "train.xyz"), "test": str(tmp_path / "test.xyz")}
         values = {"data": data, "model": model, "training": training, "out": str(tmp_path / f"{name}.pt")}
         errors[name] = train(TrainConfig.parse(values), progress=False)[str(tmp_path / "test.xyz")]["forces_rmse"]
-    assert errors["latent"] < 0.4 * errors["none"]
-    pair = SEGNNCalculator(tmp_path / "latent.pt", domain="ignore").get_property("charges", frames[0].copy())
+    assert errors["latent"] < 0.4 * errors["none"] > 2.5 * errors["given"]
+    bare = Atoms(frames[0].numbers, frames[0].positions)
+    pair = SEGNNCalculator(tmp_path / "latent.pt", domain="ignore").get_property("charges", bare)
     assert np.allclose(pair, truth, atol=0.1) or np.allclose(pair, -truth, atol=0.1)
