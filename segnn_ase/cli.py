@@ -163,6 +163,9 @@ def check_command(
     keys: dict,
     out: Annotated[Path | None, typer.Option(help="report in Markdown, with a figure beside it")] = None,
     fix: Annotated[str | None, typer.Option(help="new file for the frames, repaired where that is safe")] = None,
+    cues: Annotated[
+        list[str] | None, typer.Option(help="what a potential is to be told, as segnn train takes it")
+    ] = None,
     overwrite: Overwrite = False,
 ):
     """Find what would spoil a training: labels, units, signs, copies, outliers. Exit status 1 if there is an error."""
@@ -176,7 +179,8 @@ def check_command(
             refuse_suffix("out", out, ".md")
         if fix is not None:
             refuse_as_output(fix, frames, overwrite=overwrite)
-        report = run(frames, **data, keys=_label_keys(keys))
+        named = tuple(cue.partition(",")[0].strip() for cue in cues or ())  # frames may differ in these
+        report = run(frames, **data, keys=_label_keys(keys).model_copy(update={"inputs": named}))
         typer.echo(report.markdown())
         if out is not None:
             typer.echo(f"wrote {', '.join(write_report(report, out))}")

@@ -20,7 +20,8 @@ from segnn_ase.check.matching import (
     turn_onto,
 )
 from segnn_ase.data.frames import Frame, is_isolated_atom, species_of, told_inputs
-from segnn_ase.data.references import reference_energies
+from segnn_ase.data.references import energies_of_isolated_atoms, reference_energies
+from segnn_ase.structure.cue_settings import INPUTS
 
 TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one structure
 MUCH = 5.0  # times these: one of the two is wrong
@@ -109,7 +110,7 @@ def find_reference_problems(sets: Sets) -> list[Finding]:
         if fit.rank is not None and fit.rank < len(species):
             text += f", and the compositions determine {fit.rank} of {len(species)}"
         return [Finding("E0", "note", text, (), "Compute one atom of each element at the same level, if you can")]
-    values = {int(f.atoms.numbers[0]): f.energy for f in lonely}
+    values = energies_of_isolated_atoms(lonely, names=INPUTS)
     per_atom = np.array([(f.energy - sum(values[z] for z in f.atoms.numbers.tolist())) / len(f.atoms) for f in bound])
     middle = float(np.median(per_atom))
     if -15 < middle < 0.5:

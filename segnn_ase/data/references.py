@@ -1,13 +1,14 @@
 """Reference energies E0 of the elements, eV, and the scale of what a network has to add to them."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from segnn_ase.base.errors import DataError
-from segnn_ase.data.frames import Frame, is_isolated_atom
+from segnn_ase.data.frames import Frame, is_isolated_atom, told_inputs
 
 SAME = 1e-6  # eV, between calculations of one isolated atom
 ALIKE = 1e-8  # compositions that differ by less, relatively, are the same
@@ -40,13 +41,15 @@ def reference_energies(
     *,
     table: dict[int, float] | None = None,
     isolated: "list[Frame] | None" = None,
+    names: Collection[str] = (),
 ) -> ReferenceEnergies:
     """E0 from a table, else from isolated atoms, else by least squares on the total energies.
 
-    isolated: frames read for this purpose only; those among the frames are used, too.
+    isolated: frames read for this purpose only; those among the frames are used, too. names: of what the potential is
+    told, in which isolated atoms may differ.
     Raises DataError when the table or `isolated` lacks an element, or where two of them contradict one another.
     """
-    lonely = energies_of_isolated_atoms([*frames, *(isolated or ())], table)
+    lonely = energies_of_isolated_atoms([*frames, *(isolated or ())], table, names)
     known, method = (lonely, "isolated atoms") if table is None else (table, "a table")
     missing = ", ".join(chemical_symbols[z] for z in species if z not in known)
     if not missing:
@@ -58,22 +61,37 @@ def reference_energies(
     return fitted_energies([f for f in frames if f.energy is not None], species)
 
 
-def energies_of_isolated_atoms(frames: list[Frame], table: dict[int, float] | None = None) -> dict[int, float]:
+def energies_of_isolated_atoms(
+    frames: list[Frame], table: dict[int, float] | None = None, names: Collection[str] = ()
+) -> dict[int, float]:
     """Energies, eV, of a table and of isolated atoms. Raises DataError where two of one element differ.
 
-    The potential gives an isolated atom exactly E0, so that frames with another energy could never be learned.
+    The potential gives an isolated atom of which it is told nothing exactly E0, so that frames with another energy
+    could never be learned. names: of what it is told. Of atoms that differ in that, E0 is the energy of the one of
+    which nothing is told, or else the lowest; the others (ions, say) are learned.
     """
-    found = {z: (energy, "reference_energies", AS_TYPED) for z, energy in (table or {}).items()}
+    found = {(z, ()): (energy, "reference_energies", AS_TYPED) for z, energy in (table or {}).items()}
     for frame in frames:
         if is_isolated_atom(frame) and frame.energy is not None:
             here = frame.energy, frame.source, SAME
-            energy, source, tolerance = found.setdefault(int(frame.atoms.numbers[0]), here)
+            energy, source, tolerance = found.setdefault((int(frame.atoms.numbers[0]), _told(frame, names)), here)
             if abs(frame.energy - energy) > tolerance:
                 raise DataError(
                     f"an isolated atom of {frame.atoms.symbols} has different energies: {energy} eV ({source}) and "
                     f"{frame.energy} eV ({frame.source}); keep the one that is to be E0"
                 )
-    return {z: energy for z, (energy, *_) in found.items()}
+    lowest: dict[int, float] = {}
+    for (z, _), (energy, *_) in sorted(found.items(), key=lambda one: (bool(one[0][1]), one[1][0])):
+        lowest.setdefault(z, energy)
+    return lowest
+
+
+def _told(frame: Frame, names: Collection[str]) -> tuple:
+    """What is said of an atom under some names: nothing where that is zero, or a multiplicity of one."""
+    said = {
+        name: np.ravel(value) - (name == "spin") for (_, name), value in told_inputs(frame).items() if name in names
+    }
+    return tuple((name, *map(float, said[name])) for name in sorted(said) if np.any(said[name]))
 
 
 def fitted_energies(frames: list[Frame], species: list[int]) -> ReferenceEnergies:

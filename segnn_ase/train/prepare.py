@@ -81,7 +81,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         report(what_teaches_dipoles(train))
     for name, some in (("training", frames), ("validation", valid)):
         refuse_labels_without_weight(name, some, config.training)
-    energies_of_isolated_atoms([*frames, *(isolated or ())])  # refuse before they are judged
+    names = [cue.name for cue in cues]
+    energies_of_isolated_atoms([*frames, *(isolated or ())], names=names)  # refuse before they are judged
     sets = as_files_have_them(*as_read, for_e0=config.data.reference_energies is None)
     sets = sets if known is None else sets._replace(known=known.species)
     thorough = seconds_of_check(sets.all) < CHEAP * seconds_of_training(train, config.training)
@@ -90,7 +91,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     if known is None:
         table = config.data.reference_energies
         table = table and dict(zip(parse_species(list(table)), table.values(), strict=True))
-        references = reference_energies(frames, species, table=table, isolated=isolated)
+        references = reference_energies(frames, species, table=table, isolated=isolated, names=names)
         scale = energy_scale(frames, references.values)
         report(references.report())
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])

@@ -89,7 +89,8 @@ def with_elements_of(frames: list[Frame], start: Potential, config: TrainConfig,
     begin = config.finetune.new_elements
     like = ", ".join(f"{named([z])} begins like {named([nearest_element(z, start.species)])}" for z in added)
     report(f"new elements: {named(added)}; {like if begin == 'nearest' else 'they begin with random weights'}")
-    scale = energy_scale(frames, reference_energies(frames, species_of(frames)).values)
+    names = [cue.name for cue in start.config.cues]
+    scale = energy_scale(frames, reference_energies(frames, species_of(frames), names=names).values)
     grown = with_more_elements(start, added, begin=begin, scale=scale, seed=config.training.seed)
     grown.domain = start.domain and domain_of_more(start.domain, len(grown.species))
     grown.uncertainty, grown.examples = start.uncertainty, start.examples
@@ -131,7 +132,7 @@ def shift_references(
     if not differences:
         return None
     species = species_of(differences)
-    shift = reference_energies(differences, species)
+    shift = reference_energies(differences, species, names=[cue.name for cue in potential.config.cues])
     if not shift.of_atoms and (old or set(added) & set(species)):
         shift = shift_beside(differences, [item.atoms.numbers for item in old], added)
     report(f"shift of {shift.report()}")

@@ -582,6 +582,20 @@ def test_contradictions_by_their_size(size, severity):
     assert found.get("contradiction") == severity and ("duplicates" in found) == (severity is None)
 
 
+def test_frames_may_differ_in_what_a_potential_is_told(tmp_path):
+    """Under names that are not ASE's they are given."""
+    images = []
+    for n, one in enumerate([*molecules(), molecules()[4]]):
+        energy = one.get_potential_energy() + 0.02 * 9 * (n == 80)
+        images.append(labelled(one, one.calc.results, energy=energy))
+        images[-1].info["pressure_of_light"] = float(n == 80)
+    ase.io.write(tmp_path / "frames.xyz", images)
+    found = segnn("check", tmp_path / "frames.xyz")
+    assert "contradiction" in found.output and found.exit_code == 1
+    named = segnn("check", tmp_path / "frames.xyz", "--cues", "pressure_of_light,kind=scalar,per=graph")
+    assert "contradiction" not in named.output and named.exit_code == 0, named.output
+
+
 @pytest.mark.parametrize("data", ["alloys", "molecules"])
 def test_copies_that_moved_a_little_have_other_forces(data):
     """By 5 mÅ, within what counts as the same structure; forces change by a multiple of what labels may."""

@@ -56,6 +56,24 @@ def test_the_same_energies_within_rounding_contradict_nothing():
     assert reference_energies(FRAMES, WATER, table=typed).values == typed
 
 
+def told(one: Frame, **values) -> Frame:
+    return one._replace(told={("info", name): value for name, value in values.items()})
+
+
+def test_isolated_atoms_may_differ_in_what_a_potential_is_told():
+    """E0 is that of which nothing is told, or else the lowest; the others are learned."""
+    ions = [told(frame(Atoms("H"), e, f"ions.xyz, frame {q}"), charge=q) for q, e in ((1, 12.1), (-1, -2.3))]
+    assert reference_energies([*FRAMES, *ions], WATER, names=["charge"]).values == {1: -1.5, 8: -2.5}
+    assert energies_of_isolated_atoms(ions, names=["charge"]) == {1: -2.3}
+    atoms = [told(one, charge=0, spin=1) for one in FRAMES[1:]]
+    assert energies_of_isolated_atoms([*atoms, *ions], names=["charge", "spin"]) == {1: -1.5, 8: -2.5}
+    with pytest.raises(DataError, match="different energies"):  # who is told nothing cannot learn them
+        reference_energies([*FRAMES, *ions], WATER)
+    again = told(frame(Atoms("H"), 12.0, "ions.xyz, frame 2"), charge=1)
+    with pytest.raises(DataError, match=r"12.1 eV \(ions.xyz, frame 1\) and 12.0 eV"):
+        reference_energies([*FRAMES, *ions, again], WATER, names=["charge"])
+
+
 def test_energies_of_isolated_atoms_leave_out_what_is_none():
     in_crystal = frame(Atoms("H", cell=[2, 2, 2], pbc=True), -3.0, "train.xyz, frame 3")
     assert energies_of_isolated_atoms([*FRAMES, in_crystal]) == {1: -1.5, 8: -2.5}
