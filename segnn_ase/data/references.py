@@ -74,7 +74,9 @@ def energies_of_isolated_atoms(
     for frame in frames:
         if is_isolated_atom(frame) and frame.energy is not None:
             here = frame.energy, frame.source, SAME
-            energy, source, tolerance = found.setdefault((int(frame.atoms.numbers[0]), _told(frame, names)), here)
+            energy, source, tolerance = found.setdefault(
+                (int(frame.atoms.numbers[0]), _told_of_atom(frame, names)), here
+            )
             if abs(frame.energy - energy) > tolerance:
                 raise DataError(
                     f"an isolated atom of {frame.atoms.symbols} has different energies: {energy} eV ({source}) and "
@@ -86,7 +88,7 @@ def energies_of_isolated_atoms(
     return lowest
 
 
-def _told(frame: Frame, names: Collection[str]) -> tuple:
+def _told_of_atom(frame: Frame, names: Collection[str]) -> tuple:
     """What is said of an atom under some names: nothing where that is zero, or a multiplicity of one."""
     said = {
         name: np.ravel(value) - (name == "spin") for (_, name), value in told_inputs(frame).items() if name in names
