@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +37,7 @@ from segnn_ase.structure.cue_settings import FIELD, Cue, names_read
 from segnn_ase.structure.cues import names_of_responses, responses_of
 from segnn_ase.structure.graph import Graph, collate, within
 from segnn_ase.structure.ions import with_net_charge
-from segnn_ase.structure.neighbors import BACKENDS
+from segnn_ase.structure.neighbors import resolve_backend
 from segnn_ase.structure.skin import SkinGraphs
 from segnn_ase.structure.told import said_in, same_told
 from segnn_ase.trust.monitor import Monitor
@@ -131,13 +130,13 @@ class SEGNNCalculator(InspectedCalculator):
                 f"the members of the committee know different elements: {sorted(elements)}; expected the same, for "
                 "their mean makes sense only for potentials of one system and level of theory"
             )
-        self._cues = self._potentials[0].config.cues
-        responses, charged = names_of_responses(self._cues), ["charges"] if self._potentials[0].charges else []
+        self.cues = self._potentials[0].config.cues
+        responses, charged = names_of_responses(self.cues), ["charges"] if self._potentials[0].charges else []
         self.implemented_properties = [*type(self).implemented_properties, *responses, *charged]
         self._derivatives = (*DERIVATIVES, *(name for name in responses if name not in OF_ATOMS))
         if len({(p.config.cues, p.config.electrostatics) for p in self._potentials}) > 1:
             raise ConfigError("the members of the committee differ in cues or electrostatics; expected the same of all")
-        backend = _resolve_backend(neighbor_backend, self.device)
+        backend = resolve_backend(neighbor_backend, self.device.type)
         self._forces_follow = self._asked = False  # whether forces are asked for after the energy, as a rule
         self._cutoffs = [p.cutoff for p in self._potentials]
         self._graphs = {cutoff: SkinGraphs(cutoff, skin, backend, self.device) for cutoff in set(self._cutoffs)}
@@ -159,7 +158,7 @@ class SEGNNCalculator(InspectedCalculator):
     @property
     def told_names(self) -> tuple[str, ...]:
         """What it is told of a structure besides atoms and cell: names in `atoms.arrays` or `atoms.info`."""
-        return names_read(self._cues)
+        return names_read(self.cues)
 
     def set(self, **settings):
         if settings:
@@ -168,7 +167,7 @@ class SEGNNCalculator(InspectedCalculator):
 
     def check_state(self, atoms, tol=1e-15):
         found = super().check_state(atoms, tol)
-        names = [cue.name for cue in self._cues]
+        names = [cue.name for cue in self.cues]
         names += ["charge"] if {"spin", FIELD} & {*names} and "charge" not in names else []  # it may be refused
         if names and self.atoms is not None and not same_told(said_in(self.atoms, names), said_in(atoms, names), tol):
             found += [name for name in names if name not in found]
@@ -181,10 +180,8 @@ class SEGNNCalculator(InspectedCalculator):
     @one_at_a_time
     def calculate(self, atoms: Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
         self.atoms = atoms = self.atoms if atoms is None else _copied(atoms, self.before, system_changes)
-        if atoms is not None and self._cues:  # a field may be changed in place
-            atoms.info |= {
-                cue.name: copy.deepcopy(atoms.info[cue.name]) for cue in self._cues if cue.name in atoms.info
-            }
+        if atoms is not None and self.cues:  # a field may be changed in place
+            atoms.info |= {name: copy.deepcopy(atoms.info[name]) for name in self.told_names if name in atoms.info}
         periodic = atoms is None or all(atoms.pbc.tolist())  # that there is nothing is said below
         if "stress" in properties and not periodic:
             raise PropertyNotImplementedError(
@@ -240,12 +237,12 @@ class SEGNNCalculator(InspectedCalculator):
     ) -> dict:
         """Results of one structure; deviations are those of the committee, where there is one."""
         results = _results(members, self._factors)
-        if self._cues and members[0].cue_gradients is not None:
-            results |= _responses(atoms, members, self._cues)
+        if self.cues and members[0].cue_gradients is not None:
+            results |= _responses(atoms, members, self.cues)
         if "stresses" in properties:
-            results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs))
+            results["stresses"] = full_3x3_to_voigt_6_stress(self._virials(graphs, atoms))
         graph = graphs[self._cutoffs[0]]
-        results = with_net_charge(results, atoms, self.told_names, graph.field)
+        results = with_net_charge(results, atoms, self.cues, graph.field)
         if self._dispersion is not None:
             results = with_dispersion(results, self._dispersion, atoms, properties)
         volume = self._volume(atoms) if all(atoms.pbc.tolist()) else None
@@ -353,15 +350,6 @@ def _choose(potentials: list[Potential], graphs: dict[float, Graph], mode: str, 
 def _check_choices(**choices: tuple) -> None:
     for name, (value, known) in choices.items():
         expect(isinstance(value, str) and value in known, name, value, f"one of {', '.join(known)}")
-
-
-def _resolve_backend(name: str, device: torch.device) -> str:
-    if isinstance(name, str) and name == "auto":
-        on_gpu = device.type == "cuda" and importlib.util.find_spec("torch_cluster") is not None
-        return "torch_cluster" if on_gpu else "matscipy"
-    known = isinstance(name, str) and name in BACKENDS
-    expect(known, "neighbor_backend", name, f"'auto' or one of {', '.join(BACKENDS)}")
-    return name
 
 
 def _checked_request(structures, properties, names: Sequence[str]) -> tuple[Iterable[Atoms], Sequence[str]]:

@@ -16,6 +16,7 @@ from segnn_ase.base.threads import SharedCalculator, one_at_a_time
 from segnn_ase.model.heat_flux import heat_flux
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, atomic_virials, hessian
+from segnn_ase.structure.cues import field_of
 from segnn_ase.structure.dispersion import (
     dispersion_energies,
     dispersion_hessian,
@@ -23,6 +24,7 @@ from segnn_ase.structure.dispersion import (
     require_dispersion,
 )
 from segnn_ase.structure.graph import Graph, within
+from segnn_ase.structure.ions import is_charged
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.structure.skin import SkinGraphs
 
@@ -59,13 +61,15 @@ class InspectedCalculator(SharedCalculator):
 
         Their sum is the stress times the volume. The heat flux is not theirs: see `get_heat_flux`.
         """
-        return self._virials({cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs})
+        graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
+        return self._virials(graphs, self.atoms if atoms is None else atoms)
 
     def get_atomic_volumes(self) -> float:
         """What "stresses" are divided by: nothing. ASE asks for it to add the ideal gas in the same units."""
         return 1.0
 
-    def _virials(self, graphs: dict[float, Graph]) -> np.ndarray:
+    def _virials(self, graphs: dict[float, Graph], atoms: Atoms) -> np.ndarray:
+        self._refuse_pulled(atoms, "virials of the atoms (stresses)")
         refuse_with_dispersion(self._dispersion, "virials of the atoms (stresses)")
         refuse_with_charges(self._potentials, "virials of the atoms (stresses)")
         near = {cutoff: within(graph, CERTAIN * cutoff) for cutoff, graph in graphs.items()}
@@ -84,7 +88,14 @@ class InspectedCalculator(SharedCalculator):
         refuse_with_charges(self._potentials, "heat flux")
         graphs = {cutoff: self._graph(atoms, cutoff) for cutoff in self._graphs}
         atoms = self.atoms if atoms is None else atoms
+        self._refuse_pulled(atoms, "heat flux")
         return np.mean([flux_of(p, graphs[p.cutoff], atoms, convective=convective) for p in self._potentials], axis=0)
+
+    def _refuse_pulled(self, atoms: Atoms, what: str) -> None:
+        cues = self._potentials[0].config.cues
+        field = field_of(atoms, cues)
+        if field is not None and field.any() and is_charged(atoms, cues):
+            raise PropertyNotImplementedError(f"{what} of an ion in a field, whose pull depends on the origin")
 
     @one_at_a_time
     def get_descriptors(self, atoms: Atoms | None = None) -> np.ndarray:

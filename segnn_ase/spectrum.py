@@ -163,7 +163,7 @@ def _of_potential(frames: Sequence[Atoms], model: str, device: str) -> Series:
     told = [told_in(atoms, calculator.told_names) for atoms in frames]
     bare = [with_told(structure_alone(atoms, model), one) for atoms, one in zip(frames, told, strict=True)]
     said = calculator.evaluate(bare, names)
-    names = [name for name in names if name in said[0]]  # ions have no dipole
+    names = [name for name in names if name in said[0]]  # periodic ions have no dipole
     return Series({name: np.array([one[name] for one in said]) for name in names}, dict.fromkeys(names, model))
 
 

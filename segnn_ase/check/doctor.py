@@ -27,7 +27,11 @@ from segnn_ase.check.surroundings import Surroundings, survey
 from segnn_ase.data.frames import Frame, as_paths, frame_from_atoms, keys_not_found, species_of
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys
+from segnn_ase.data.pulled import without_pull
+from segnn_ase.structure.cue_settings import FIELD, Cue
 from segnn_ase.structure.neighbors import check_geometry
+
+IN_FIELDS = tuple(map(Cue.model_validate, (FIELD, "initial_charges")))  # what decides about the pull of a field
 
 
 def check(
@@ -54,7 +58,7 @@ def check(
             images = {frame.source: atoms for frame, atoms in pairs}
     isolated = None
     if isolated_atoms is not None:
-        pairs, found = read_all([str(isolated_atoms)], LabelKeys(energy=keys.energy))
+        pairs, found = read_all([str(isolated_atoms)], LabelKeys(energy=keys.energy, inputs=keys.inputs))
         isolated = [frame for frame, _ in pairs]
         findings += found
     sets = Sets(*sets, isolated)
@@ -121,7 +125,7 @@ def read_all(paths: list[str], keys: LabelKeys) -> tuple[list[tuple[Frame, Atoms
         for source, atoms in images:
             try:
                 check_geometry(atoms.positions, atoms.cell.array, atoms.pbc)
-                good.append((frame_from_atoms(atoms, keys, source=source), atoms))
+                good.append((_pull_taken_off(frame_from_atoms(atoms, keys, source=source)), atoms))
             except (DataError, StructureError) as error:
                 text = str(error).replace(f" of {source}", "")
                 bad.setdefault(re.sub(r"-?\d[\d.e+-]*", "#", text), (text, []))[1].append(source)
@@ -130,6 +134,14 @@ def read_all(paths: list[str], keys: LabelKeys) -> tuple[list[tuple[Frame, Atoms
     lost = keys_not_found(keys, [frame for frame, _ in good], [atoms for _, atoms in good]) if good else {}
     findings += [Finding("labels", "error", f"no frame has the {name} key {key!r}") for name, key in lost.items()]
     return good, findings
+
+
+def _pull_taken_off(frame: Frame) -> Frame:
+    """As a training knows it: without the pull of a field on its net charge, if that is one."""
+    try:
+        return without_pull([frame], IN_FIELDS)[0]
+    except DataError:  # a training says so, where it matters
+        return frame
 
 
 def warn_or_refuse(sets: Sets, report, *, refuse: bool = True, thorough: bool = False) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from ase import Atoms
 from ase.data import chemical_symbols
 
+from segnn_ase.base.errors import DataError
 from segnn_ase.check.findings import LABELS, Finding, Sets, energies_per_atom, numbered
 from segnn_ase.check.matching import (
     NEAR,
@@ -21,7 +22,6 @@ from segnn_ase.check.matching import (
 )
 from segnn_ase.data.frames import Frame, is_isolated_atom, species_of, told_inputs
 from segnn_ase.data.references import energies_of_isolated_atoms, reference_energies
-from segnn_ase.structure.cue_settings import INPUTS
 
 TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one structure
 MUCH = 5.0  # times these: one of the two is wrong
@@ -110,7 +110,10 @@ def find_reference_problems(sets: Sets) -> list[Finding]:
         if fit.rank is not None and fit.rank < len(species):
             text += f", and the compositions determine {fit.rank} of {len(species)}"
         return [Finding("E0", "note", text, (), "Compute one atom of each element at the same level, if you can")]
-    values = energies_of_isolated_atoms(lonely, names=INPUTS)
+    try:
+        values = energies_of_isolated_atoms(lonely, names=None)
+    except DataError as error:
+        return [Finding("contradictory E0", "error", str(error), (), "Keep the energy of the lowest state of each")]
     per_atom = np.array([(f.energy - sum(values[z] for z in f.atoms.numbers.tolist())) / len(f.atoms) for f in bound])
     middle = float(np.median(per_atom))
     if -15 < middle < 0.5:

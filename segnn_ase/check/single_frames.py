@@ -6,9 +6,6 @@ from ase.units import Bohr, GPa, Hartree
 from segnn_ase.check.findings import FEW, Finding, Sets, fit_residuals, robust_score, sources_of
 from segnn_ase.check.surroundings import DETACHED, distances_from
 from segnn_ase.data.frames import Frame, is_isolated_atom
-from segnn_ase.structure.cue_settings import FIELD, INPUTS
-from segnn_ase.structure.ions import net_charge
-from segnn_ase.structure.told import with_told
 
 
 def find_energy_outliers(sets: Sets) -> list[Finding]:
@@ -53,24 +50,15 @@ def find_net_forces(sets: Sets) -> list[Finding]:
     if not known:
         return []
     rms = np.sqrt(np.mean(np.concatenate([f.forces for f in known]) ** 2))
-    net = np.array([np.linalg.norm(f.forces.sum(0) - _pull(f)) for f in known])
+    net = np.array([np.linalg.norm(f.forces.sum(0)) for f in known])
     per_atom = net / [len(f.atoms) for f in known]
     chosen = (net > 0.01) & (per_atom > 1e-4 * rms)
     if not chosen.any():
         return []
     severity = "warning" if (per_atom[chosen] > 0.03 * rms).any() else "note"
     text = f"forces sum to up to {net[chosen].max():.2f} eV/Å a frame ({per_atom[chosen].max():.4f} an atom) in "
-    text += f"{chosen.sum()} frames; a potential's always sum to zero, or to what pulls a net charge"
+    text += f"{chosen.sum()} frames; a potential's always sum to zero"
     return [Finding("net forces", severity, text, sources_of(known, chosen) if severity != "note" else ())]
-
-
-def _pull(frame: Frame) -> np.ndarray:
-    """The force of a field on a net charge."""
-    told = frame.told or {}
-    field = told.get(("info", FIELD))
-    if np.shape(field) != (3,):
-        return np.zeros(3)
-    return net_charge(with_told(frame.atoms, told), INPUTS) * np.asarray(field, dtype=float)
 
 
 def find_cut_forces(sets: Sets) -> list[Finding]:

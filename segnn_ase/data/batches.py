@@ -10,10 +10,9 @@ from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
-from segnn_ase.structure.cue_settings import CONJUGATES, OF_FIELD, Cue, names_read
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, Cue, names_read
 from segnn_ase.structure.cues import field_labels, gradient_of, told
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
-from segnn_ase.structure.ions import net_charge, pull_on_charge
 from segnn_ase.structure.told import Told, with_told
 
 
@@ -38,9 +37,10 @@ class Item(NamedTuple):
 
 
 def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
-    """A frame for a potential with this cutoff and these cues. Raises DataError for what it cannot be told."""
+    """A frame, `without_pull`, for a potential with this cutoff and cues; DataError for what it cannot be told."""
     n = len(frame.atoms)
     nan, told_of = float("nan"), frame.told or {}
+    in_field = told_of if any(cue.name == FIELD for cue in cues) else {}
     labels = Labels(
         energy=torch.tensor([nan if frame.energy is None else frame.energy], dtype=torch.float64),
         forces=torch.full((n, 3), nan, dtype=torch.float64) if frame.forces is None else torch.tensor(frame.forces),
@@ -52,33 +52,15 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
     )
     atoms = frame.atoms
     try:
+        of_field = {name: torch.from_numpy(value) for name, value in field_labels(in_field, n).items()}
+        labels = labels._replace(**of_field)
         if cues:
             names = names_read(cues)
             atoms = with_told(atoms, {key: value for key, value in told_of.items() if key[1] in names})
             labels = labels._replace(cue_gradients=_gradient_labels(atoms, told_of, cues))
-        graph = told(with_pairs(graph_from_atoms(atoms, cutoff)), atoms, cues)
-        if graph.field is not None:
-            labels = _with_field(labels, atoms, told_of, names_read(cues), graph.field)
-        return Item(graph, labels, atoms)
+        return Item(told(with_pairs(graph_from_atoms(atoms, cutoff)), atoms, cues), labels, atoms)
     except StructureError as error:
         raise DataError(f"{frame.source}: {error}") from error
-
-
-def _with_field(labels: Labels, atoms: Atoms, told_of: Told, names: tuple[str, ...], field: Tensor) -> Labels:
-    """With labels of the field's conjugates; all without what it does to a net charge as a whole."""
-    if atoms.pbc.any() and net_charge(atoms, names):  # whose dipole depends on the choice of the cell
-        told_of = {key: value for key, value in told_of.items() if key[1] in OF_FIELD["polarizability"]}
-    of_field = {name: torch.from_numpy(value) for name, value in field_labels(told_of, len(atoms)).items()}
-    labels = labels._replace(**of_field)
-    added = pull_on_charge(atoms, names, field)
-    if not added:
-        return labels
-    return labels._replace(
-        energy=labels.energy - added["energy"],
-        forces=labels.forces - torch.as_tensor(added["forces"]),
-        dipole=labels.dipole - torch.as_tensor(added["dipole"]),
-        born=labels.born - torch.as_tensor(added["born_effective_charges"]),
-    )
 
 
 def _gradient_labels(atoms: Atoms, told_of: Told, cues: tuple[Cue, ...]) -> Tensor:

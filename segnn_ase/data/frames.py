@@ -307,10 +307,10 @@ def with_isolated_atoms(frames: list[Frame], cutoff: float) -> list[Frame]:
     ]
 
 
-def refuse_wires(frames: Iterable[Frame], cues: Sequence[Cue]) -> None:
+def refuse_wires(frames: Iterable[Frame], cues: Sequence[Cue], electrostatics: str) -> None:
     """Raise DataError where charges of a frame cannot be summed up, see `refuse_sums`."""
     for frame in frames:
         try:
-            refuse_sums(with_told(frame.atoms, frame.told or {}), cues)
+            refuse_sums(with_told(frame.atoms, frame.told or {}), cues, electrostatics)
         except StructureError as error:
             raise DataError(f"{frame.source}: {error}") from error

@@ -62,21 +62,19 @@ def reference_energies(
 
 
 def energies_of_isolated_atoms(
-    frames: list[Frame], table: dict[int, float] | None = None, names: Collection[str] = ()
+    frames: list[Frame], table: dict[int, float] | None = None, names: Collection[str] | None = ()
 ) -> dict[int, float]:
     """Energies, eV, of a table and of isolated atoms. Raises DataError where two of one element differ.
 
     The potential gives an isolated atom of which it is told nothing exactly E0, so that frames with another energy
-    could never be learned. names: of what it is told. Of atoms that differ in that, E0 is the energy of the one of
-    which nothing is told, or else the lowest; the others (ions, say) are learned.
+    could never be learned. names: of what it is told, None for all that is said. Of atoms that differ in that, E0 is
+    the energy of the one of which nothing is told, or else the lowest; the others (ions, say) are learned.
     """
     found = {(z, ()): (energy, "reference_energies", AS_TYPED) for z, energy in (table or {}).items()}
     for frame in frames:
         if is_isolated_atom(frame) and frame.energy is not None:
-            here = frame.energy, frame.source, SAME
-            energy, source, tolerance = found.setdefault(
-                (int(frame.atoms.numbers[0]), _told_of_atom(frame, names)), here
-            )
+            which = int(frame.atoms.numbers[0]), _told_of_atom(frame, names)
+            energy, source, tolerance = found.setdefault(which, (frame.energy, frame.source, SAME))
             if abs(frame.energy - energy) > tolerance:
                 raise DataError(
                     f"an isolated atom of {frame.atoms.symbols} has different energies: {energy} eV ({source}) and "
@@ -88,12 +86,18 @@ def energies_of_isolated_atoms(
     return lowest
 
 
-def _told_of_atom(frame: Frame, names: Collection[str]) -> tuple:
+def _told_of_atom(frame: Frame, names: Collection[str] | None) -> tuple:
     """What is said of an atom under some names: nothing where that is zero, or a multiplicity of one."""
-    said = {
-        name: np.ravel(value) - (name == "spin") for (_, name), value in told_inputs(frame).items() if name in names
-    }
-    return tuple((name, *map(float, said[name])) for name in sorted(said) if np.any(said[name]))
+    said = {name: value for (_, name), value in told_inputs(frame).items() if names is None or name in names}
+    found = []
+    for name in sorted(said):
+        try:
+            numbers = np.ravel(np.asarray(said[name], dtype=float)) - (name == "spin")
+        except (TypeError, ValueError):  # refused where a potential is told it
+            found.append((name, str(said[name])))
+            continue
+        found += [(name, *numbers.tolist())] if numbers.any() else []
+    return tuple(found)
 
 
 def fitted_energies(frames: list[Frame], species: list[int]) -> ReferenceEnergies:

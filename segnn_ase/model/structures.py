@@ -20,7 +20,7 @@ def graph_of(atoms: Atoms | None, graphs: SkinGraphs, potential: Potential) -> G
         raise StructureError("atoms is empty: there is nothing to evaluate")
     check_elements(potential.symbols, potential.species, atoms.numbers)
     if potential.charges is not None:
-        refuse_sums(atoms, potential.config.cues)  # before anything is chosen by them
+        refuse_sums(atoms, potential.config.cues, potential.config.electrostatics)  # before anything is chosen by them
     cell = atoms.cell.array
     graph = graphs(atoms.numbers, atoms.positions, cell, atoms.pbc)
     if not graphs.apart(CLOSEST_ALLOWED, cell):

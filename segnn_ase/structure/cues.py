@@ -9,9 +9,9 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch import Tensor
 
 from segnn_ase.base.errors import StructureError
-from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue, names_read
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, OF_FIELD, Cue
 from segnn_ase.structure.graph import Graph, refuse_wire
-from segnn_ase.structure.ions import net_charge
+from segnn_ase.structure.ions import charged_by, is_charged, net_charge
 from segnn_ase.structure.told import Told
 
 BY_FIELD = ("dipole", "polarizability", "born_effective_charges")  # results of who knows fields
@@ -34,12 +34,12 @@ def told(graph: Graph, atoms: Atoms, cues: tuple[Cue, ...]) -> Graph:
     )
 
 
-def refuse_sums(atoms: Atoms, cues: Sequence[Cue]) -> None:
-    """Raise StructureError where charges that a potential has by itself cannot be summed up: in wires, and in slabs
-    that are told a net charge."""
+def refuse_sums(atoms: Atoms, cues: Sequence[Cue], electrostatics: str) -> None:
+    """Raise StructureError where charges that act at any distance cannot be summed up: in wires, and in slabs that are
+    told a net charge, or given charges that have one."""
     refuse_wire(atoms.pbc.tolist())
     known = {cue.name: cue for cue in cues}
-    cue = known.get("charge") or known.get("initial_charges")  # as `electrostatics` takes it
+    cue = known.get("initial_charges") if electrostatics == "given" else charged_by(cues)
     if cue is None or sum(atoms.pbc) != 2:
         return
     told = _value(atoms, cue)
@@ -65,11 +65,11 @@ def field_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor | None:
         field = np.zeros(0)
     if field.shape != (3,) or not np.isfinite(field).all():
         raise StructureError(f"atoms.info[{FIELD!r}] is {value!r}; expected three finite numbers, V/Å")
-    charge = net_charge(atoms, names_read(tuple(cues)))
-    if charge and field.any() and atoms.pbc.any():
+    if field.any() and atoms.pbc.any() and is_charged(atoms, cues):
         raise StructureError(
-            f"the structure has a net charge of {charge:g} e in a field and is periodic (pbc is {atoms.pbc.tolist()}): "
-            "its energy depends on the choice of the cell. Expected a neutral one, no field, or a molecule (pbc False)"
+            f"the structure has a net charge of {net_charge(atoms, cues):g} e in a field and is periodic (pbc is "
+            f"{atoms.pbc.tolist()}): its energy depends on the choice of the cell. Expected a neutral one, no field, or a "
+            "molecule (pbc False)"
         )
     return torch.from_numpy(field.copy())[None]
 

@@ -4,6 +4,7 @@
 with |r_ij| < cutoff, for the positions as given (atoms may lie outside the cell).
 """
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import numpy as np
@@ -236,3 +237,13 @@ def radius_pairs(positions, cell, pbc, cutoff: float):
 
 
 BACKENDS = {"matscipy": _matscipy, "torch_cluster": _torch_cluster}
+
+
+def resolve_backend(name: str, device: str) -> str:
+    """The name of one of `BACKENDS`; "auto" is what suits a kind of device. Raises ConfigError for others."""
+    if isinstance(name, str) and name == "auto":
+        on_gpu = device == "cuda" and find_spec("torch_cluster") is not None
+        return "torch_cluster" if on_gpu else "matscipy"
+    known = isinstance(name, str) and name in BACKENDS
+    expect(known, "neighbor_backend", name, f"'auto' or one of {', '.join(BACKENDS)}")
+    return name

@@ -25,6 +25,7 @@ from segnn_ase.data.frames import (
     rivals_of,
 )
 from segnn_ase.data.labels import LabelKeys
+from segnn_ase.data.pulled import without_pull
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Evaluator, Prediction, with_born
 from segnn_ase.model.responses import nearest_branch
@@ -200,5 +201,6 @@ def labelled_items(
         report(f"{path}: {line}")
     check_species(frames, potential.species, path)
     if potential.charges is not None:
-        refuse_wires(frames, cues)
-    return [make_item(frame, potential.cutoff, cues) for frame in without_dispersion(frames, potential.dispersion)]
+        refuse_wires(frames, cues, potential.config.electrostatics)
+    frames = without_pull(without_dispersion(frames, potential.dispersion), cues)
+    return [make_item(frame, potential.cutoff, cues) for frame in frames]

@@ -27,6 +27,7 @@ from segnn_ase.data.frames import (
 )
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys
+from segnn_ase.data.pulled import without_pull
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import Prediction
 from segnn_ase.structure.cue_settings import names_read
@@ -57,8 +58,8 @@ def read_old_frames(settings: FinetuneConfig, keys: LabelKeys, start: Potential,
     check_labels(frames)
     check_species(frames, start.species, "replay")
     if start.charges is not None:
-        refuse_wires(frames, start.config.cues)
-    return without_dispersion(evenly(frames, most), start.dispersion)
+        refuse_wires(frames, start.config.cues, start.config.electrostatics)
+    return without_pull(without_dispersion(evenly(frames, most), start.dispersion), start.config.cues)
 
 
 def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -> list[Item]:
@@ -76,7 +77,7 @@ def read_old_structures(settings: FinetuneConfig, start: Potential, most: int) -
     check_geometries(frames)
     check_species(frames, start.species, "structures")
     if start.charges is not None:
-        refuse_wires(frames, start.config.cues)
+        refuse_wires(frames, start.config.cues, start.config.electrostatics)
     items = [make_item(frame, start.cutoff, start.config.cues) for frame in frames]
     return [item for item in items if len(item.graph.edge_src)]
 

@@ -25,6 +25,7 @@ from segnn_ase.data.frames import (
     with_isolated_atoms,
 )
 from segnn_ase.data.labels import LabelKeys
+from segnn_ase.data.pulled import without_pull
 from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
@@ -74,7 +75,9 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         frames, valid, tests, isolated = learned_part(*as_read, dispersion)
         report(taken_off(as_read[0], frames, dispersion))
     if model.electrostatics != "none":
-        refuse_wires([*frames, *valid, *(frame for some in tests.values() for frame in some)], cues)
+        refuse_wires(
+            [*frames, *valid, *(frame for some in tests.values() for frame in some)], cues, model.electrostatics
+        )
     train, held_out = ([make_item(frame, cutoff, cues) for frame in some] for some in (frames, valid))
     test = {path: [make_item(frame, cutoff, cues) for frame in some] for path, some in tests.items()}
     if model.in_field:
@@ -144,7 +147,7 @@ def read_sets(
     keys = label_keys(data, cues)
 
     def read(paths: str | list[str], keys: LabelKeys = keys) -> list[Frame]:
-        return with_isolated_atoms(read_frames(paths, keys), cutoff)
+        return without_pull(with_isolated_atoms(read_frames(paths, keys), cutoff), cues)
 
     frames = read(list(data.train))
     if data.valid:
@@ -157,7 +160,7 @@ def read_sets(
     if data.valid:
         check_labels(valid)
     tests = {path: read(path) for path in data.test}
-    isolated = data.isolated_atoms and read(data.isolated_atoms, LabelKeys(energy=data.energy_key))
+    isolated = data.isolated_atoms and read(data.isolated_atoms, LabelKeys(energy=data.energy_key, inputs=keys.inputs))
     return frames, valid, tests, isolated
 
 

@@ -26,9 +26,6 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_committee
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum
-from segnn_ase.structure.cue_settings import names_read
-from segnn_ase.structure.cues import field_of
-from segnn_ase.structure.ions import pull_on_charge
 from segnn_ase.structure.stored import evenly
 from segnn_ase.structure.told import standing
 from segnn_ase.train.beside import beside
@@ -212,7 +209,7 @@ def agreed(near: list[Visited], teachers: list[Potential], scale: float, config:
     spreads = [spread for group in labelled for _, spread in group[1:]]
     usual = float(np.median(spreads)) if spreads else 0.0
     return [
-        _labelled(frame, labels, first)
+        frame._replace(energy=float(labels.energy[0]), forces=labels.forces.numpy(), stress=_matrix(labels.stress))
         for group, found in zip(groups, labelled, strict=True)
         for frame, (labels, spread) in zip(group[1:], found[1:], strict=True)
         if len(teachers) == 1 or spread <= DISAGREED * max(usual, found[0][1])
@@ -221,14 +218,6 @@ def agreed(near: list[Visited], teachers: list[Potential], scale: float, config:
 
 def _unlabelled(atoms: Atoms) -> Frame:
     return Frame(standing(atoms), None, None, None, "training frame", (None, None, None))
-
-
-def _labelled(frame: Frame, said: Labels, teacher: Potential) -> Frame:
-    """With what its network says, as labels of files are: with the pull of a field on a net charge."""
-    cues = teacher.config.cues
-    added = pull_on_charge(frame.atoms, names_read(cues), field_of(frame.atoms, cues))
-    energy, forces = float(said.energy[0]) + added.get("energy", 0.0), said.forces.numpy() + added.get("forces", 0.0)
-    return frame._replace(energy=energy, forces=forces, stress=_matrix(said.stress))
 
 
 def _matrix(stress: Tensor) -> np.ndarray | None:

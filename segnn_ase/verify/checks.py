@@ -19,7 +19,7 @@ from segnn_ase.base.errors import UnusedInputWarning
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.compiled.guard import ROUNDING
 from segnn_ase.md.analysis import energy_slope
-from segnn_ase.structure.ions import net_charge
+from segnn_ase.structure.ions import is_charged
 from segnn_ase.structure.neighbors import Neighbors
 from segnn_ase.verify.added import dispersion
 from segnn_ase.verify.certificate import Check
@@ -250,7 +250,8 @@ def copies(s: Subject) -> list[Check]:
         twice, note = s.atoms + moved(s.atoms, np.eye(3), distance * u), "a copy out of sight"
     expected = State(2 * here.energy, np.tile(here.energies, 2), np.tile(here.forces, (2, 1)), here.stress)
     label = "size extensivity"
-    if s.parts.potentials[0].charges is not None and net_charge(s.atoms, s.calc.told_names):
+    latent = s.parts.potentials[0].config.electrostatics == "latent"
+    if latent and is_charged(s.atoms, s.cues):
         return [without(label, "two have twice the charge, which the network is told")]
     found = state_of(s.calc, twice)
     if u is not None and s.parts.potentials[0].charges is not None:

@@ -7,7 +7,7 @@ from segnn_ase.base.errors import StructureError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.structure.cue_settings import FIELD, Cue
 from segnn_ase.structure.cues import response_of
-from segnn_ase.structure.ions import net_charge
+from segnn_ase.structure.ions import is_charged, net_charge
 from segnn_ase.verify.certificate import Check
 from segnn_ase.verify.states import Subject, compared, judged, moved, pull_on, state_of, without
 
@@ -91,8 +91,8 @@ def _of_field(s: Subject) -> list[Check]:
     even = judged(
         "polarizability, symmetry", np.abs(alpha - alpha.T).max(), 1e-9 * max(1.0, abs(alpha).max()), "e Å²/V"
     )
-    charge = net_charge(atoms, s.calc.told_names)
-    if charge and atoms.pbc.any():
+    charge = net_charge(atoms, s.cues)
+    if atoms.pbc.any() and is_charged(atoms, s.cues):
         return [without("dipole = -dE/dF", "a periodic ion is refused in a field"), even]
     mu, born = (s.double.get_property(name, atoms) for name in ("dipole", "born_effective_charges"))
     u, v = rng.normal(size=3), rng.normal(size=(len(atoms), 3))

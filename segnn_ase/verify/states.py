@@ -131,22 +131,22 @@ def state_of(calc: SEGNNCalculator, atoms: Atoms) -> State:
     """What the network says: without what a field does to a net charge as a whole."""
     atoms = atoms.copy()
     atoms.calc = calc
-    atoms.get_forces()
-    if atoms.pbc.all():
-        atoms.get_stress()
-    return _state(calc.results, calc, atoms)
+    forces = atoms.get_forces()
+    stress = atoms.get_stress() if atoms.pbc.all() else None
+    energy, energies = atoms.get_potential_energy(), atoms.get_potential_energies()
+    return _state({"energy": energy, "energies": energies, "forces": forces, "stress": stress}, calc, atoms)
 
 
 def _state(results: dict, calc: SEGNNCalculator, atoms: Atoms) -> State:
     added = pull_on(calc, atoms)
     energy, energies, forces = (results[name] - added.get(name, 0.0) for name in ("energy", "energies", "forces"))
-    stress = voigt_6_to_full_3x3_stress(results["stress"]) if "stress" in results else None
-    return State(energy, energies, forces, stress)
+    stress = results.get("stress")
+    return State(energy, energies, forces, None if stress is None else voigt_6_to_full_3x3_stress(stress))
 
 
 def pull_on(calc: SEGNNCalculator, atoms: Atoms) -> dict:
     """What a net charge in a field adds to results, of structures that say which field they are in."""
-    return pull_on_charge(atoms, calc.told_names, atoms.info.get(FIELD) if FIELD in calc.told_names else None)
+    return pull_on_charge(atoms, calc.cues, atoms.info.get(FIELD) if FIELD in calc.told_names else None)
 
 
 def states_of(calc: SEGNNCalculator, structures: Sequence[Atoms]) -> list[State]:

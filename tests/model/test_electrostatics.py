@@ -462,11 +462,13 @@ def test_the_charge_of_a_slab_is_that_which_the_potential_takes():
     for cues, default, refused in ((["charge"], 0, False), (["initial_charges"], 0, True), (["charge"], 1, True)):
         charge = [Cue(name=name, default=default) if name == "charge" else Cue(name=name) for name in cues]
         if not refused:
-            assert refuse_sums(atoms, charge) is None
+            assert refuse_sums(atoms, charge, "latent") is None
             continue
         with pytest.raises(StructureError, match="the slab has a net charge"):
-            refuse_sums(atoms, charge)
-    refuse_sums(atoms, [Cue(name="charge", default=0), Cue(name="initial_charges")])
+            refuse_sums(atoms, charge, "latent")
+    refuse_sums(atoms, [Cue(name="charge", default=0), Cue(name="initial_charges")], "latent")
+    with pytest.raises(StructureError, match="net charge of 2 e"):  # of those that are summed up
+        refuse_sums(atoms, [Cue(name="charge", default=0), Cue(name="initial_charges")], "given")
 
 
 def test_sheets_of_charges_are_a_capacitor():

@@ -15,13 +15,16 @@ from segnn_ase.base.errors import ConfigError, StructureError
 from segnn_ase.compiled.choose import choose_evaluator, choose_loss_gradient
 from segnn_ase.data.batches import collate_items, make_item
 from segnn_ase.data.frames import frame_from_atoms
+from segnn_ase.data.pulled import without_pull
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator, with_born
 from segnn_ase.model.responses import nearest_branch
 from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_potential, save_potential
+from segnn_ase.structure.cue_settings import Cue
 from segnn_ase.structure.cues import told
 from segnn_ase.structure.graph import Graph, collate, graph_from_atoms, with_pairs
+from segnn_ase.structure.ions import net_charge
 from segnn_ase.train.loss import loss_of
 from segnn_ase.train.potential_goal import some_directions
 from segnn_ase.train.settings import OptimConfig
@@ -30,12 +33,13 @@ FIELD = np.array([0.1, -0.2, 0.05])
 SMALL = {"hidden_irreps": "8x0e+8x1o+4x2e", "radial_hidden": (8,), "n_radial": 4, "cutoff": 3.5, "lmax_attr": 2}
 
 
-def potential_for(*more: str, dtype=torch.float64, **settings) -> Potential:
+def potential_for(*more: str, dtype=torch.float64, told_to: Atoms | None = None, **settings) -> Potential:
     config = model_config(cues=["external_field", *more], **{**SMALL, **settings})
     potential = Potential(config, [8, 12], scales=[0.1, 0.1], reference_energies=[-1.0, -2.0])
     potential.responses.scales[:] = torch.tensor([0.7, 1.3])
     potential.responses.usual[:] = torch.tensor([1.0, 2.0])
-    potential.calibrate(graph_of(potential, with_moments(crystal()) if "initial_magmoms" in more else crystal()))
+    atoms = with_moments(crystal()) if "initial_magmoms" in more else crystal()
+    potential.calibrate(graph_of(potential, atoms if told_to is None else told_to))
     return potential.to(dtype)
 
 
@@ -227,10 +231,65 @@ def test_labels_of_ions_are_learned_without_the_pull():
     here.calc = SinglePointCalculator(here, **{name: results[name] for name in names[:3]})
     here.info |= {"polarizability": results["polarizability"]}
     here.arrays["born_effective_charges"] = results["born_effective_charges"].reshape(-1, 9)
-    item = make_item(frame_from_atoms(here), potential.cutoff, potential.config.cues)
+    (frame,) = without_pull([frame_from_atoms(here)], potential.config.cues)
+    item = make_item(frame, potential.cutoff, potential.config.cues)
     said = with_born(PlainEvaluator(potential), item.graph, forces=True, stress=False)
     for name in ("energy", "forces", "dipole", "polarizability", "born"):
         assert torch.allclose(getattr(item.labels, name), getattr(said, name), atol=1e-9), name
+
+
+def test_derivatives_by_charges_know_the_pull():
+    """Where the net charge is their sum, they change what is pulled, also of a neutral structure; labels likewise."""
+    crystal_told = crystal()
+    crystal_told.set_initial_charges(np.zeros(len(crystal_told)))
+    cues = ("initial_charges", "charge"), ("initial_charges",)
+    potential = [potential_for(*names, told_to=crystal_told) for names in cues]
+    atoms = cluster()
+    atoms.positions += [3.0, 1.0, 4.0]
+    atoms.set_initial_charges([0.3, -0.1, 0.2, -0.2, -0.2])
+    v = np.random.default_rng(0).normal(size=len(atoms))
+    for one, whose in zip(potential, (False, True), strict=True):
+        calculator = SEGNNCalculator(one)
+
+        def charged(x: float) -> Atoms:
+            other = atoms.copy()
+            other.set_initial_charges(atoms.get_initial_charges() + x * v)
+            return other
+
+        by_charges = slope(lambda x, of=calculator: found(of, "energy", charged(x)), 1e-3)
+        label = found(calculator, "electronegativities", atoms)
+        assert label @ v == pytest.approx(by_charges, abs=1e-8)
+        labelled = atoms.copy()
+        labelled.arrays["electronegativities"] = label
+        labelled.calc = SinglePointCalculator(labelled, energy=found(calculator, "energy", atoms))
+        (frame,) = without_pull([frame_from_atoms(labelled)], one.config.cues)
+        taken_off = label - frame.told["arrays", "electronegativities"]
+        assert np.allclose(taken_off, -FIELD @ atoms.positions.mean(axis=0) if whose else 0.0)
+
+
+def test_what_the_net_charge_is():
+    atoms = cluster()
+    charges = [Cue.model_validate(text) for text in ("initial_charges", "charge,default=1")]
+    assert (net_charge(atoms, []), net_charge(atoms, charges), net_charge(atoms, charges[:1])) == (0.0, 1.0, 0.0)
+    atoms.set_initial_charges(np.full(5, 0.4))
+    assert (net_charge(atoms, []), net_charge(atoms, charges), net_charge(atoms, charges[:1])) == (0.0, 1.0, 2.0)
+    for said, charge in ((None, 2.0), (-1, -1.0), (np.array([3.0]), 3.0)):
+        atoms.info["charge"] = said
+        assert net_charge(atoms, charges[:1]) == charge
+    for wrong in (np.nan, "neutral", [1, 2], np.inf):
+        atoms.info["charge"] = wrong
+        with pytest.raises(StructureError, match=r"charge'\] is .*expected an integer"):
+            net_charge(atoms, charges)
+        with pytest.raises(StructureError, match=r"charge'\] is .*expected an integer"):
+            found(SEGNNCalculator(potential_for()), "energy", Atoms(cluster(), info=atoms.info))
+
+
+def test_virials_of_a_pulled_ion_are_refused():
+    calculator, atoms = SEGNNCalculator(potential_for("charge")), ion()
+    for ask in (calculator.get_virials, calculator.get_heat_flux, lambda x: calculator.get_property("stresses", x)):
+        with pytest.raises(PropertyNotImplementedError, match="of an ion in a field"):
+            ask(atoms)
+        assert np.isfinite(ask(in_field(atoms, np.zeros(3)))).all()
 
 
 def test_a_periodic_net_charge_in_a_field_is_refused():

@@ -6,6 +6,7 @@ import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
+from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, StructureError
@@ -291,6 +292,49 @@ def test_ions_are_pulled_where_they_are_not_periodic(in_fields, tmp_path):
     said[1].positions += [30.0, -20.0, 10.0]
     for atoms in said[:2]:
         assert not verify(model, atoms).failed
+
+
+def test_where_an_ion_stands_changes_no_training(in_fields, tmp_path):
+    """E0 neither of a fit nor of a fine-tuning, and no copy elsewhere contradicts another."""
+    model, frames = load_potential(in_fields / "model.pt"), []
+    calculator = SEGNNCalculator(model, domain="ignore", dtype="float64")
+    for n, atoms in enumerate([*polar_molecules(12), *polar_molecules(2)]):
+        atoms.info["charge"] = 1
+        atoms.positions += np.random.default_rng(100 + n).uniform(0, 30, 3)
+        atoms.calc = calculator
+        results = {name: atoms.calc.get_property(name, atoms) for name in ("energy", "forces", "dipole")}
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        frames.append(atoms)
+    ase.io.write(tmp_path / "ions.xyz", frames)
+    codes = {finding.code for finding in check([str(tmp_path / "ions.xyz")]).findings}
+    assert "duplicates" in codes and not codes & {"contradiction", "energy outliers", "net forces"}
+    training = {"epochs": 1, "rollout_steps": 0, "device": "cpu"}
+    values = {"data": {"train": str(tmp_path / "ions.xyz")}, "training": training, "out": str(tmp_path / "tuned.pt")}
+    finetune(str(in_fields / "model.pt"), TrainConfig.parse(values), progress=False)
+    shift = load_potential(tmp_path / "tuned.pt").reference_energies
+    assert np.allclose(shift, model.reference_energies, atol=1e-3)
+
+
+def test_lone_atoms_may_differ_in_any_cue(tmp_path):
+    frames = [Atoms(symbol) for symbol in "HHO"]
+    for n, (atoms, energy) in enumerate(zip(frames, (-1.0, -1.3, -2.0), strict=True)):
+        atoms.info["light"] = float(n == 1)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
+    ase.io.write(tmp_path / "atoms.xyz", frames)
+    molecules_ = polar_molecules(12)
+    for atoms in molecules_:
+        atoms.info["light"] = 0.0
+    ase.io.write(tmp_path / "train.xyz", [*molecules_, *frames])
+    cue = {"name": "light", "kind": "scalar", "per": "graph"}
+    named = segnn("check", tmp_path / "train.xyz", "--cues", "light,kind=scalar,per=graph")
+    assert "contradictory E0" not in named.output
+    assert "contradictory E0" in segnn("check", tmp_path / "train.xyz").output
+    for n, isolated in enumerate((None, str(tmp_path / "atoms.xyz"))):
+        data = {"train": str(tmp_path / "train.xyz"), "isolated_atoms": isolated, "refuse_flaws": False}
+        values = {"data": data, "model": {**TINY, "cues": [cue]}, "out": str(tmp_path / f"{n}.pt")}
+        values |= {"training": {"epochs": 1, "rollout_steps": 0, "device": "cpu"}}
+        train(TrainConfig.parse(values), progress=False)
+        assert load_potential(tmp_path / f"{n}.pt").reference_energies == [-1.0, -2.0]
 
 
 def test_periodic_ions_have_no_dipole_and_are_in_no_field(in_fields, tmp_path):
