@@ -68,8 +68,8 @@ def field_of(atoms: Atoms, cues: Sequence[Cue]) -> Tensor | None:
     if field.any() and atoms.pbc.any() and is_charged(atoms, cues):
         raise StructureError(
             f"the structure has a net charge of {net_charge(atoms, cues):g} e in a field and is periodic (pbc is "
-            f"{atoms.pbc.tolist()}): its energy depends on the choice of the cell. Expected a neutral one, no field, or "
-            "a molecule (pbc False)"
+            f"{atoms.pbc.tolist()}): its energy depends on the choice of the cell. Expected a neutral one, no field, "
+            "or a molecule (pbc False)"
         )
     return torch.from_numpy(field.copy())[None]
 
