@@ -19,7 +19,7 @@ from segnn_ase.check.findings import Finding, Sets, sentence
 from segnn_ase.check.labels import OF_LABELS, readable_part
 from segnn_ase.check.pairs import Pairs
 from segnn_ase.check.report import SEVERITIES, Report
-from segnn_ase.check.sets_of_frames import OF_SETS
+from segnn_ase.check.sets_of_frames import OF_DIGITS, OF_SETS
 from segnn_ase.check.single_frames import OF_FRAMES
 from segnn_ase.check.sizes import OF_SIZES
 from segnn_ase.check.stiffness import find_unit_of_energy
@@ -77,7 +77,7 @@ class Examined(NamedTuple):
 
 def examine(sets: Sets) -> Examined:
     """All checks of frames that have been read."""
-    frames = sets.all
+    frames = as_learned(sets).all
     chosen = judgeable(frames)
     some = [frames[n] for n in chosen]
     seen = survey([f.atoms for f in frames], chosen, species_of(some))
@@ -92,8 +92,17 @@ def check_frames(sets: Sets, around: Sequence[Surroundings] | None = None) -> li
         return [Finding("empty", "error", "there are no usable frames")]
     around = survey([f.atoms for f in sets.all]).around if around is None else around
     sets = sets._replace(around=around)
-    of_frames = [of_tests_milder(finding, sets) for find in OF_LABELS + OF_FRAMES + OF_SIZES for finding in find(sets)]
-    return of_frames + [finding for find in OF_SETS for finding in find(sets)]
+    known = as_learned(sets)
+    of_frames = [of_tests_milder(finding, sets) for find in OF_LABELS + OF_FRAMES + OF_SIZES for finding in find(known)]
+    return of_frames + [finding for find in OF_SETS for finding in find(sets if find in OF_DIGITS else known)]
+
+
+def as_learned(sets: Sets) -> Sets:
+    """Without the pull of fields on net charges, where there are such; digits are looked at as files have them."""
+    if not any(("info", FIELD) in (frame.told or {}) for frame in sets.all):
+        return sets
+    found = [without_pull(list(frames or ()), IN_FIELDS, strict=False) for frames in sets[:4]]
+    return sets._replace(train=found[0], valid=found[1], test=found[2], isolated=sets.isolated and found[3])
 
 
 def of_tests_milder(finding: Finding, sets: Sets) -> Finding:
@@ -125,7 +134,7 @@ def read_all(paths: list[str], keys: LabelKeys) -> tuple[list[tuple[Frame, Atoms
         for source, atoms in images:
             try:
                 check_geometry(atoms.positions, atoms.cell.array, atoms.pbc)
-                good.append((_pull_taken_off(frame_from_atoms(atoms, keys, source=source)), atoms))
+                good.append((frame_from_atoms(atoms, keys, source=source), atoms))
             except (DataError, StructureError) as error:
                 text = str(error).replace(f" of {source}", "")
                 bad.setdefault(re.sub(r"-?\d[\d.e+-]*", "#", text), (text, []))[1].append(source)
@@ -134,14 +143,6 @@ def read_all(paths: list[str], keys: LabelKeys) -> tuple[list[tuple[Frame, Atoms
     lost = keys_not_found(keys, [frame for frame, _ in good], [atoms for _, atoms in good]) if good else {}
     findings += [Finding("labels", "error", f"no frame has the {name} key {key!r}") for name, key in lost.items()]
     return good, findings
-
-
-def _pull_taken_off(frame: Frame) -> Frame:
-    """As a training knows it: without the pull of a field on its net charge, if that is one."""
-    try:
-        return without_pull([frame], IN_FIELDS)[0]
-    except DataError:  # a training says so, where it matters
-        return frame
 
 
 def warn_or_refuse(sets: Sets, report, *, refuse: bool = True, thorough: bool = False) -> None:

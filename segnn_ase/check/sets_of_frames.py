@@ -21,7 +21,7 @@ from segnn_ase.check.matching import (
     turn_onto,
 )
 from segnn_ase.data.frames import Frame, is_isolated_atom, species_of, told_inputs
-from segnn_ase.data.references import energies_of_isolated_atoms, reference_energies
+from segnn_ase.data.references import energies_of_isolated_atoms, is_lone_ion, reference_energies
 
 TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one structure
 MUCH = 5.0  # times these: one of the two is wrong
@@ -96,6 +96,7 @@ def find_reference_problems(sets: Sets) -> list[Finding]:
     """E0 that are missing, undetermined, or give absurd atomisation energies."""
     species = species_of(sets.all)
     lonely = [f for f in (*sets.train, *(sets.isolated or ())) if is_isolated_atom(f) and f.energy is not None]
+    lonely = [f for f in lonely if not is_lone_ion(f, None)]
     known = {int(f.atoms.numbers[0]) for f in lonely}
     missing = ", ".join(chemical_symbols[z] for z in species if z not in known)
     bound = [f for f in sets.all if f.energy is not None and not is_isolated_atom(f)]
@@ -316,3 +317,4 @@ OF_SETS = (
     find_unseen_elements,
     find_copies,
 )
+OF_DIGITS = (find_stale_labels, find_coarse_energies)  # of labels as files have them

@@ -58,7 +58,7 @@ def reference_energies(
         raise DataError(f"reference energies lack {missing}; give one for every element or none at all")
     if isolated is not None:
         raise DataError(f"isolated atoms lack an energy of {missing}; add one frame of one atom for each")
-    return fitted_energies([f for f in frames if f.energy is not None], species)
+    return fitted_energies([f for f in frames if f.energy is not None and not is_lone_ion(f, names)], species)
 
 
 def energies_of_isolated_atoms(
@@ -68,12 +68,12 @@ def energies_of_isolated_atoms(
 
     The potential gives an isolated atom of which it is told nothing exactly E0, so that frames with another energy
     could never be learned. names: of what it is told, None for all that is said. Of atoms that differ in that, E0 is
-    the energy of the one of which nothing is told, or else the lowest; the others (ions, say) are learned.
+    the energy of the one of which nothing is told, or else the lowest; the others are learned, as are ions always.
     """
     found = {(z, ()): (energy, "reference_energies", AS_TYPED) for z, energy in (table or {}).items()}
     for frame in frames:
         if is_isolated_atom(frame) and frame.energy is not None:
-            which = int(frame.atoms.numbers[0]), _told_of_atom(frame, names)
+            which = int(frame.atoms.numbers[0]), told_of_atom(frame, names)
             energy, source, tolerance = found.setdefault(which, (frame.energy, frame.source, SAME))
             if abs(frame.energy - energy) > tolerance:
                 raise DataError(
@@ -81,12 +81,22 @@ def energies_of_isolated_atoms(
                     f"{frame.energy} eV ({frame.source}); keep the one that is to be E0"
                 )
     lowest: dict[int, float] = {}
-    for (z, _), (energy, *_) in sorted(found.items(), key=lambda one: (bool(one[0][1]), one[1][0])):
+    neutral = {key: one for key, one in found.items() if not _is_charged(key[1])}
+    for (z, _), (energy, *_) in sorted(neutral.items(), key=lambda one: (bool(one[0][1]), one[1][0])):
         lowest.setdefault(z, energy)
     return lowest
 
 
-def _told_of_atom(frame: Frame, names: Collection[str] | None) -> tuple:
+def is_lone_ion(frame: Frame, names: Collection[str] | None) -> bool:
+    """Whether a potential is told a charge of an isolated atom, whose energy is not E0 then."""
+    return is_isolated_atom(frame) and _is_charged(told_of_atom(frame, names))
+
+
+def _is_charged(told: tuple) -> bool:
+    return any(name in ("charge", "initial_charges") for name, *_ in told)
+
+
+def told_of_atom(frame: Frame, names: Collection[str] | None) -> tuple:
     """What is said of an atom under some names: nothing where that is zero, or a multiplicity of one."""
     said = {name: value for (_, name), value in told_inputs(frame).items() if names is None or name in names}
     found = []

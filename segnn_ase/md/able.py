@@ -7,6 +7,9 @@ from ase.data import atomic_masses
 from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.md.ensembles import ENSEMBLES
 from segnn_ase.md.settings import MDConfig
+from segnn_ase.md.subject import summands
+from segnn_ase.structure.cue_settings import FIELD
+from segnn_ase.structure.ions import is_charged
 
 
 def check_run(atoms: Atoms, config: MDConfig) -> None:
@@ -41,10 +44,25 @@ def check_ensemble(atoms: Atoms, config: MDConfig) -> None:
     if atoms.constraints and not ENSEMBLES[config.ensemble].constraints:
         others = " or ".join(repr(other) for other, row in ENSEMBLES.items() if row.constraints)
         raise ConfigError(f"{name} cannot hold constraints: remove them, or use {others}")
+    row = ENSEMBLES[config.ensemble]
+    if row.reads and not row.centre_moves and flies_away(atoms, config):
+        others = " or ".join(repr(other) for other, row in ENSEMBLES.items() if row.centre_moves or not row.reads)
+        raise ConfigError(
+            f"{name} takes the motion of the whole for heat, and a field pulls the ion away, which would freeze it: "
+            f"use {others}"
+        )
     if has_barostat(config) and not atoms.pbc.all():
         raise ConfigError(f"{name} needs pbc in three directions, not {atoms.pbc.tolist()}: use one without pressure")
     if has_barostat(config) and not implements(atoms, "stress"):
         raise ConfigError(f"{name} needs the stress, which {type(atoms.calc).__name__} does not implement")
+
+
+def flies_away(atoms: Atoms, config: MDConfig) -> bool:
+    """Whether a field accelerates a molecule as a whole, by its net charge."""
+    field = atoms.info.get(FIELD) if config.field is None else config.field
+    feeling = [calc for calc, _ in summands(atoms.calc) if FIELD in getattr(calc, "told_names", ())]
+    pulled = feeling and not atoms.pbc.any() and np.any(np.asarray(0.0 if field is None else field, dtype=float))
+    return bool(pulled) and any(is_charged(atoms, getattr(calc, "cues", ())) for calc in feeling)
 
 
 def has_barostat(config: MDConfig) -> bool:

@@ -26,7 +26,7 @@ from segnn_ase.data.frames import (
 )
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.data.pulled import without_pull
-from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies
+from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies, told_of_atom
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
@@ -72,7 +72,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         check_species(others, species, name)
     if dispersion is not None:
         require_dispersion(dispersion, species)
-        frames, valid, tests, isolated = learned_part(*as_read, dispersion)
+    frames, valid, tests, isolated = learned_part(*as_read, dispersion, cues)
+    if dispersion is not None:
         report(taken_off(as_read[0], frames, dispersion))
     if model.electrostatics != "none":
         refuse_wires(
@@ -97,6 +98,8 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
         references = reference_energies(frames, species, table=table, isolated=isolated, names=names)
         scale = energy_scale(frames, references.values)
         report(references.report())
+        if ions := sum(bool(told_of_atom(frame, names)) for frame in isolated or ()):
+            report(f"{config.data.isolated_atoms}: {ions} atoms are ions or the like, which only training frames teach")
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])
     found = TrainingData(train, held_out, test, checksum, frames, closest, isolated, references, scale)
     return with_teacher(found, config, cutoff, report)
@@ -114,10 +117,14 @@ def refuse_labels_without_weight(name: str, frames: list[Frame], settings: Optim
         )
 
 
-def learned_part(frames, valid, tests: dict[str, list[Frame]], isolated, dispersion: str) -> tuple:
-    """The sets without the dispersion of their labels."""
-    frames, valid, isolated = (some and without_dispersion(some, dispersion) for some in (frames, valid, isolated))
-    return frames, valid, {path: without_dispersion(some, dispersion) for path, some in tests.items()}, isolated
+def learned_part(frames, valid, tests: dict[str, list[Frame]], isolated, dispersion: str | None, cues) -> tuple:
+    """The sets without the dispersion of their labels, and without the pull of fields on net charges."""
+
+    def learned(some: list[Frame], *, strict: bool = True) -> list[Frame]:
+        return without_pull(without_dispersion(some, dispersion), cues, strict=strict)
+
+    isolated = isolated and learned(isolated, strict=False)  # which are read for E0 only
+    return learned(frames), learned(valid), {path: learned(some) for path, some in tests.items()}, isolated
 
 
 def as_files_have_them(frames, valid, tests: dict[str, list[Frame]], isolated, *, for_e0: bool) -> Sets:
@@ -147,7 +154,7 @@ def read_sets(
     keys = label_keys(data, cues)
 
     def read(paths: str | list[str], keys: LabelKeys = keys) -> list[Frame]:
-        return without_pull(with_isolated_atoms(read_frames(paths, keys), cutoff), cues)
+        return with_isolated_atoms(read_frames(paths, keys), cutoff)
 
     frames = read(list(data.train))
     if data.valid:

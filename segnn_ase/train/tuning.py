@@ -8,7 +8,7 @@ from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import Frame, species_of
-from segnn_ase.data.references import ALIKE, ReferenceEnergies, energy_scale, reference_energies
+from segnn_ase.data.references import ALIKE, ReferenceEnergies, energy_scale, is_lone_ion, reference_energies
 from segnn_ase.model.more_elements import named, nearest_element, with_more_elements
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
@@ -128,11 +128,13 @@ def shift_references(
 
     old: structures of before, whose energies are left as they are where the labels allow that.
     """
-    differences = differences_of(potential, frames, items)
+    names = [cue.name for cue in potential.config.cues]
+    given = [(f, item) for f, item in zip(frames, items, strict=True) if not is_lone_ion(f, names)]
+    differences = differences_of(potential, *map(list, zip(*given, strict=True))) if given else []
     if not differences:
         return None
     species = species_of(differences)
-    shift = reference_energies(differences, species, names=[cue.name for cue in potential.config.cues])
+    shift = reference_energies(differences, species, names=names)
     if not shift.of_atoms and (old or set(added) & set(species)):
         shift = shift_beside(differences, [item.atoms.numbers for item in old], added)
     report(f"shift of {shift.report()}")

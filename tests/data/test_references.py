@@ -61,10 +61,12 @@ def told(one: Frame, **values) -> Frame:
 
 
 def test_isolated_atoms_may_differ_in_what_a_potential_is_told():
-    """E0 is that of which nothing is told, or else the lowest; the others are learned."""
+    """E0 is that of which nothing is told, or else the lowest, but never that of ions; the others are learned."""
     ions = [told(frame(Atoms("H"), e, f"ions.xyz, frame {q}"), charge=q) for q, e in ((1, 12.1), (-1, -2.3))]
     assert reference_energies([*FRAMES, *ions], WATER, names=["charge"]).values == {1: -1.5, 8: -2.5}
-    assert energies_of_isolated_atoms(ions, names=["charge"]) == {1: -2.3}
+    assert energies_of_isolated_atoms(ions, names=["charge"]) == {}
+    states = [told(frame(Atoms("O"), e, f"o.xyz, frame {s}"), spin=s) for s, e in ((3, -2.0), (5, -1.8))]
+    assert energies_of_isolated_atoms(states, names=["spin"]) == {8: -2.0}
     atoms = [told(one, charge=0, spin=1) for one in FRAMES[1:]]
     assert energies_of_isolated_atoms([*atoms, *ions], names=["charge", "spin"]) == {1: -1.5, 8: -2.5}
     with pytest.raises(DataError, match="different energies"):  # who is told nothing cannot learn them

@@ -209,6 +209,19 @@ def test_periodic_ions_do_no_work_that_is_known():
         run_md(atoms, config(steps=2, field=(0, 0, 0), field_frequency=300), progress=False)
 
 
+@pytest.mark.parametrize("ensemble", ["bussi", "nhc"])
+def test_thermostats_that_would_freeze_a_pulled_ion_are_refused(ensemble):
+    atoms = molecule("H2O")
+    atoms.calc, atoms.info["charge"] = sum_of(SMALL).mixer.calcs[0], 1
+    with pytest.raises(ConfigError, match=r"a field pulls the ion away.*use 'nve' or 'langevin'"):
+        run_md(atoms, config(ensemble=ensemble, steps=2, field=(0, 0, 0.1)), progress=False)
+    atoms.info["external_field"] = [0, 0, 0.1]
+    with pytest.raises(ConfigError, match="a field pulls the ion away"):
+        run_md(atoms, config(ensemble=ensemble, steps=2, field=None), progress=False)
+    run_md(atoms, config(ensemble="langevin", steps=2, field=(0, 0, 0.1)), progress=False)
+    run_md(atoms, config(ensemble=ensemble, steps=2, field=(0, 0, 0)), progress=False)
+
+
 def test_a_field_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write("water.xyz", molecule("H2O"))

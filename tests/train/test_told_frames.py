@@ -10,10 +10,12 @@ from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, StructureError
-from segnn_ase.check.doctor import check
+from segnn_ase.check.doctor import check, examine
+from segnn_ase.check.findings import Sets
 from segnn_ase.data.batches import make_item
 from segnn_ase.data.convert import convert
 from segnn_ase.data.frames import frame_from_atoms, read_frames
+from segnn_ase.data.pulled import without_pull
 from segnn_ase.model.more_elements import with_more_elements
 from segnn_ase.model.settings import model_config
 from segnn_ase.prediction import predict_files
@@ -313,6 +315,53 @@ def test_where_an_ion_stands_changes_no_training(in_fields, tmp_path):
     finetune(str(in_fields / "model.pt"), TrainConfig.parse(values), progress=False)
     shift = load_potential(tmp_path / "tuned.pt").reference_energies
     assert np.allclose(shift, model.reference_energies, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dipole", 1.85), ("dipole", [1.0, 2.0]), ("dipole", "none"), ("born_charges", np.ones(3)), ("born_charges", "x")],
+)
+def test_labels_of_another_shape_are_refused_of_ions_too(tmp_path, name, value):
+    ions = polar_molecules(4)
+    for atoms in ions:
+        atoms.info["charge"], atoms.positions = 1, atoms.positions + 5.0
+        del atoms.calc.results["dipole"]
+        atoms.info[name] = value
+    frames = [frame_from_atoms(atoms) for atoms in ions]
+    model = model_config(**TINY, cues=["external_field"])
+    with pytest.raises((DataError, ValueError), match=r"shape|float"):
+        make_item(without_pull(frames, model.cues)[0], 3.0, model.cues)
+    assert {finding.code for finding in examine(Sets(frames)).findings}  # and no traceback
+
+
+def test_digits_are_looked_at_as_files_have_them():
+    frames = []
+    for n, atoms in enumerate(polar_molecules(24)):
+        atoms.info["charge"] = 1
+        atoms.positions += np.random.default_rng(n).uniform(0, 9, 3)
+        rounded = round(n * 0.37 - 0.1 * float(atoms.info["external_field"] @ atoms.positions.mean(axis=0)), 2)
+        atoms.calc = SinglePointCalculator(atoms, energy=rounded, forces=atoms.calc.results["forces"])
+        frames.append(frame_from_atoms(atoms))
+    assert "coarse energies" in {finding.code for finding in examine(Sets(frames)).findings}
+
+
+def test_lone_ions_move_no_E0_of_a_fine_tuning(in_fields, tmp_path):
+    ions = [Atoms("H"), Atoms("O")]
+    for atoms, energy in zip(ions, (13.0, -7.0), strict=True):
+        atoms.info |= {"charge": 1, "external_field": np.zeros(3)}
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.zeros((1, 3)))
+    frames = polar_molecules(12)
+    for atoms in frames:
+        atoms.info["charge"] = 0
+    ase.io.write(tmp_path / "train.xyz", [*frames, *ions])
+    model = {**TINY, "cues": ["external_field", "charge"]}
+    training = {"epochs": 1, "rollout_steps": 0, "device": "cpu"}
+    values = {"data": {"train": str(tmp_path / "train.xyz"), "refuse_flaws": False}, "training": training}
+    train(TrainConfig.parse({**values, "model": model, "out": str(tmp_path / "model.pt")}), progress=False)
+    before = np.array(load_potential(tmp_path / "model.pt").reference_energies)
+    assert np.abs(before).max() < 3.0  # of a fit without them
+    finetune(str(tmp_path / "model.pt"), TrainConfig.parse({**values, "out": str(tmp_path / "o.pt")}), progress=False)
+    assert np.abs(load_potential(tmp_path / "o.pt").reference_energies - before).max() < 1.0
 
 
 def test_lone_atoms_may_differ_in_any_cue(tmp_path):
