@@ -45,8 +45,8 @@ def _without_its_pull(frame: Frame, cues: Sequence[Cue], strict: bool) -> Frame:
 def _less(frame: Frame, added: dict) -> Frame:
     told = {key: _label_less(value, key[1], frame, added) for key, value in (frame.told or {}).items()}
     return frame._replace(
-        energy=None if frame.energy is None else frame.energy - added["energy"],
-        forces=None if frame.forces is None else frame.forces - added["forces"],
+        energy=None if frame.energy is None else frame.energy - added.get("energy", 0.0),
+        forces=None if frame.forces is None else frame.forces - added.get("forces", 0.0),
         told=told or None,
     )
 

@@ -54,10 +54,15 @@ def pull_on_charge(
     Nothing where it is periodic."""
     if field is None or atoms.pbc.any():
         return {}
-    charge, cue = net_charge(atoms, cues), charged_by(cues)
-    share, along = charge / len(atoms), np.asarray(field, dtype=float).reshape(3)
-    energies, height = -share * (atoms.positions @ along), -float(atoms.positions.mean(axis=0) @ along)
-    found = {
+    charge, cue, along = net_charge(atoms, cues), charged_by(cues), np.asarray(field, dtype=float).reshape(3)
+    found: dict[str, float | np.ndarray] = {}
+    if cue is not None and (cue.name == "charge" or atoms.info.get("charge") is None):
+        found[DERIVATIVES[cue.name]] = -float(atoms.positions.mean(axis=0) @ along)
+    if not charge:
+        return found
+    share = charge / len(atoms)
+    energies = -share * (atoms.positions @ along)
+    return found | {
         "energy": float(energies.sum()),
         "free_energy": float(energies.sum()),
         "energies": energies,
@@ -65,9 +70,6 @@ def pull_on_charge(
         "dipole": share * atoms.positions.sum(axis=0),
         "born_effective_charges": np.tile(share * np.eye(3), (len(atoms), 1, 1)),
     }
-    if cue is not None and (cue.name == "charge" or atoms.info.get("charge") is None):
-        found[DERIVATIVES[cue.name]] = height
-    return found if charge or height else {}
 
 
 def with_net_charge(results: dict, atoms: Atoms, cues: Sequence[Cue], field: Tensor | None) -> dict:

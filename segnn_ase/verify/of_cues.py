@@ -132,8 +132,9 @@ def _of_field(s: Subject) -> list[Check]:
 
 def _must_be_neutral(s: Subject, cue: Cue) -> bool:
     """Whether the structure is a slab whose charges the potential sums up, and the cue is their sum."""
-    charged = s.parts.potentials[0].charges is not None and sum(s.atoms.pbc) == 2
-    return charged and cue.name in ("charge", "initial_charges")
+    kind = s.parts.potentials[0].config.electrostatics
+    summed = {"latent": ("charge", "initial_charges"), "given": ("initial_charges",)}.get(kind, ())
+    return sum(s.atoms.pbc) == 2 and cue.name in summed
 
 
 def _matters(s: Subject, cue: Cue) -> list[Check]:
