@@ -1,8 +1,8 @@
 """Ions and water far apart, labelled by GFN2-xTB here: what a cutoff leaves out, and latent charges bring back.
 
-python benchmarks/long_range.py --minutes 5
+python benchmarks/long_range.py --minutes 5 --frames 1000 --energy-weight 1.0
 
-Ammonium with water and formate with water, 400 frames of each with 2.6 to 12 Å between the centres, turned at random,
+Ammonium with water and formate with water, so many frames of each with 2.6 to 12 Å between the centres, turned at random,
 in one potential that is told the total charge, with and without `electrostatics = "latent"`. Printed are the largest
 errors along a straight line from 10 to 20 Å, whole and but for a constant, and root mean squares on 100 further frames
 of each. Needs tblite (pip install tblite). A potential that is there is not trained again.
@@ -29,7 +29,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DISPLACED, NEAREST, FARTHEST = 0.03, 2.6, 12.0  # Å
-TRAIN, TEST = 400, 100  # of each ion
+TEST = 100  # frames of each ion
 LINE = np.arange(10.0, 20.1, 0.5)  # Å
 BOTH = {"latent charges": {"electrostatics": "latent"}, "cutoff": {}}
 
@@ -82,11 +82,11 @@ def line_of(ion: Atoms, charge: int) -> list[Atoms]:
     return [labelled(ion, centred(molecule("H2O")), np.array([0.0, 0.0, d]), charge) for d in LINE]
 
 
-def trained(work: Path, name: str, model: dict, minutes: float) -> Path:
+def trained(work: Path, name: str, model: dict, training: dict) -> Path:
     out = work / f"{name.replace(' ', '_')}.pt"
     if not out.exists():
         settings = {"cues": ["charge"], **model}
-        data, training = {"train": [str(work / "train.xyz")]}, {"minutes": minutes, "rollout_steps": 0}
+        data, training = {"train": [str(work / "train.xyz")]}, {"rollout_steps": 0, **training}
         train(TrainConfig.parse({"data": data, "model": settings, "training": training, "out": str(out)}))
     return out
 
@@ -105,13 +105,18 @@ def missed(model: Path, frames: list[Atoms]) -> tuple[np.ndarray, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--frames", type=int, default=400, help="to train on, of each ion")
+    parser.add_argument("--energy-weight", type=float, help="default: that of the package")
+    parser.add_argument("--patience", type=int, help="in epochs; default: that of the package")
     parser.add_argument("--out", default="long_range")
     a = parser.parse_args()
     work, rng, known, rows = Path(a.out), np.random.default_rng(0), ions(), []
     work.mkdir(parents=True, exist_ok=True)
     if not (work / "test.xyz").exists():
-        for part, count in (("train", TRAIN), ("test", TEST)):
+        for part, count in (("train", a.frames), ("test", TEST)):
             ase.io.write(work / f"{part}.xyz", [f for one in known.values() for f in some_frames(*one, count, rng)])
+    given = {"minutes": a.minutes, "energy_weight": a.energy_weight, "patience": a.patience}
+    training = {name: value for name, value in given.items() if value is not None}
     tests = ase.io.read(work / "test.xyz", ":")
     fig, axes = plt.subplots(1, len(known), figsize=(9, 3.5), sharey=True)
     for ax, (ion, one) in zip(axes, known.items(), strict=True):
@@ -119,7 +124,7 @@ def main() -> None:
         reference = np.array([f.get_potential_energy() for f in frames])
         ax.plot(LINE, 1e3 * (reference - reference[-1]), "k.", label="GFN2-xTB")
         for name, model in BOTH.items():
-            path = trained(work, name, model, a.minutes)
+            path = trained(work, name, model, training)
             along, _ = missed(path, frames)
             energies, forces = missed(path, [f for f in tests if f.info["charge"] == one[1]])
             ax.plot(LINE, 1e3 * (reference + along - reference[-1]), label=name)

@@ -55,7 +55,7 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *kept])
 
 
-_COMMON = ["-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11", "-w"]
+COMMON = ["-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11", "-w"]
 # OpenMP is compiled in but not linked: it comes from the runtime that PyTorch has loaded, with its threads
 # what these passes would keep does not fit into the registers; to combine more than two takes minutes
 _GCC = ["-fno-gcse", "-fno-tree-pre", "--param=max-combine-insns=2"]
@@ -63,7 +63,7 @@ _ATTEMPTS = [[*_GCC, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"]
 
 
 def _key_of(source: str) -> str:
-    return hashlib.sha256(f"{source}{_COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{source}{COMMON}{_ATTEMPTS}{_processor()}".encode()).hexdigest()[:32]
 
 
 def load_library(source: str) -> ctypes.CDLL:
@@ -148,7 +148,7 @@ def _compile(source: str, folder: Path) -> tuple[ctypes.CDLL, bytes]:
     messages = []
     for flags in _ATTEMPTS:
         steps = [["-c", str(code), "-o", str(compiled)], ["-shared", str(compiled), "-o", str(library), "-lm"]]
-        for options in ([*_COMMON, *flags, *steps[0]], steps[1]):
+        for options in ([*COMMON, *flags, *steps[0]], steps[1]):
             # a compiler speaks in the letters of the user's language, not always in those of Python
             done = subprocess.run([*compiler(), *options], capture_output=True, encoding="utf-8", errors="replace")
             if done.returncode:

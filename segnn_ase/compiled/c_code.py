@@ -71,8 +71,13 @@ def _exponential(degree: int) -> list[float]:
 @cache
 def c_source(operation: Operation, order: "int | str", dtype: torch.dtype) -> str:
     """The C code of one derivative of an operation: the function `rows`, and `run`, which shares it among threads."""
-    rows = _lanes_in_c(operation, order) if operation.rows_are_lanes else _CPrinter(operation, order).text()
-    return prelude(dtype) + rows + _RUN
+    return prelude(dtype) + rows_in_c(operation, order) + _RUN
+
+
+def rows_in_c(operation: Operation, order: "int | str", name: str = "rows") -> str:
+    """The function that does it for some rows, to stand behind a `prelude`."""
+    text = _lanes_in_c(operation, order) if operation.rows_are_lanes else _CPrinter(operation, order).text()
+    return text.replace("\nvoid rows(", f"\nvoid {name}(")
 
 
 _INDEX = {"row": "e", "pair": "q", "knot": "k", "receiver": "i", "sender": "j", "shared": "0"}

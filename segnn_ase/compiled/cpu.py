@@ -14,24 +14,15 @@ import torch
 from torch import Tensor
 
 from segnn_ase.compiled.build import load_libraries
+from segnn_ase.compiled.c_steps import Described, GradientOf, Panels, described, privately, shape_of
+from segnn_ase.compiled.c_steps import Tensor as DescribedTensor
 from segnn_ase.compiled.passes import Storage
-from segnn_ase.compiled.runtime import CHUNK, KINDS, SLOTS, CSegment, CStep, Memory, Op, Slot, load_runtime
-from segnn_ase.compiled.steps import (
-    MatrixProduct,
-    Place,
-    RowOperation,
-    Segment,
-    Step,
-    View,
-    Weight,
-    WeightGradient,
-    steps_of,
-)
+from segnn_ase.compiled.runtime import CHUNK, KINDS, SLOTS, CSegment, CStep, Memory, Slot, load_runtime
+from segnn_ase.compiled.steps import MatrixProduct, Place, RowOperation, Segment, Step, Weight, steps_of
 
 HEADROOM = 1.15  # of the memory, so that it does not grow at every step
 ALIGNED = 16  # numbers: a line of the cache
 LARGE = 1 << 22  # bytes: two large pages
-NOTHING = Slot(None, 0, 0, 0, 0)
 
 
 class PackedWeights:
@@ -53,7 +44,7 @@ class PackedWeights:
         self.load()
 
     def _length(self, weight: Weight, transposed: bool) -> int:
-        inner, outer = _shape(weight, transposed)
+        inner, outer = shape_of(weight, transposed)
         width = self._runtime.width
         return inner * -(-outer // width) * width
 
@@ -61,7 +52,7 @@ class PackedWeights:
         """Take the present values of the parameters."""
         for (weight, transposed), out in self._panels.items():
             p = weight.parameter.detach().to(self._dtype).contiguous()
-            inner, outer = _shape(weight, transposed)
+            inner, outer = shape_of(weight, transposed)
             strides = (1, inner) if transposed else (outer, 1)
             self._runtime.pack(inner, outer, p.data_ptr(), *strides, weight.scale, out.data_ptr())
         for weight, out in self._plain.items():
@@ -97,12 +88,7 @@ class CpuPasses:
         self._steps = [step for segments in passes.values() for step in steps_of(segments)]
         self.weights = PackedWeights(self._steps, self.runtime, dtype)
         self._functions = self._compile()
-        self._private = {
-            storage[x]
-            for step in self._steps
-            for k, x in enumerate(step.outputs if isinstance(step, RowOperation) else ())
-            if isinstance(x, Place) and _memory(step, k) is Memory.PRIVATE
-        }
+        self._private = set().union(*(privately(segments, storage) for segments in passes.values()))
         self.capacity = dict.fromkeys((*KINDS, "threads"), 0)
         self._memory: dict[Storage, Tensor] = {}
         self.holds: Any = None  # whose rows are there, for those who share the memory
@@ -149,71 +135,32 @@ class CpuPasses:
     # steps
 
     def _prepared(self, segments: list[Segment]) -> "list[_Prepared]":
-        there: set[Place] = set()  # what edges have added to
-        return [
-            _Prepared(s.where, s.summed, (CStep * len(s.steps))(*(self._c_step(step, there) for step in s.steps)))
-            for s in segments
-        ]
+        both = zip(segments, described(segments, self._storage), strict=True)
+        return [_Prepared(s.where, s.summed, (CStep * len(d))(*map(self._c_step, d))) for s, d in both]
 
-    def _c_step(self, step: Step, there: set[Place]) -> CStep:
-        if isinstance(step, RowOperation):
-            slots, n_in, numbers = self._rows(step, there)
-        elif isinstance(step, MatrixProduct):
-            slots, n_in, numbers = self._product(step)
-        else:
-            slots, n_in, numbers = self._weight_gradient(step)
-        if len(slots) > SLOTS:
-            raise ValueError(f"a step with {len(slots)} tensors; the runtime has room for {SLOTS}")
-        return CStep(n_in=n_in, n_out=len(slots) - n_in, slots=(Slot * SLOTS)(*slots), **numbers)
+    def _c_step(self, step: Described) -> CStep:
+        slots, n_in = [self._slot(x) for x in step.tensors], step.n_in
+        function = None if step.function is None else self._functions[step.function]
+        numbers = {"n_in": n_in, "n_out": len(slots) - n_in, "function": function, **step.numbers}
+        return CStep(slots=(Slot * SLOTS)(*slots), **numbers)
 
-    def _rows(self, step: RowOperation, there: set[Place]) -> tuple:
-        inputs = [self.weights.plain(x) if isinstance(x, Weight) else self._slot(x) for x in step.inputs]
-        outputs = []
-        for k, x in enumerate(step.outputs):
-            if isinstance(x, Weight):
-                outputs.append(self._gradients[x])
-                continue
-            slot = self._slot(x)
-            if x is not None and step.operation.edges:
-                slot.memory, slot.where = _memory(step, k), KINDS.index(x.array.where)
-                slot.clear = x not in there
-            outputs.append(slot)
-        there.update(x for x in step.outputs if isinstance(x, Place) and step.operation.edges)
-        function = self._functions[step.operation, step.order]
-        return [*inputs, *outputs], len(inputs), {"op": Op.ROWS, "function": function}
-
-    def _product(self, step: MatrixProduct) -> tuple:
-        inner, outer = _shape(step.weight, step.transposed)
-        bias = NOTHING if step.bias is None else self.weights.panels(step.bias)
-        weight = self.weights.panels(step.weight, step.transposed)
-        slots = [self._view(step.a), weight, bias, self._view(step.d), self._view(step.c)]
-        strides = {"a_stride": step.a.stride, "d_stride": step.d.stride if step.d else 0, "c_stride": step.c.stride}
-        numbers = {"rows": step.a.rows, "inner": inner, "outer": outer, "add": step.add, **strides}
-        return slots, 4, {"op": Op.PRODUCT, **numbers}
-
-    def _weight_gradient(self, step: WeightGradient) -> tuple:
-        inner, outer = _shape(step.weight, False)
-        numbers = {"rows": step.g.rows, "inner": inner, "outer": outer, "d_stride": step.g.stride}
-        slots = [self._view(step.g), self._gradients[step.weight]]
-        if step.a is None:
-            return slots, 1, {"op": Op.BIAS_GRADIENT, **numbers}
-        return [self._view(step.a), *slots], 2, {"op": Op.WEIGHT_GRADIENT, "a_stride": step.a.stride, **numbers}
-
-    def _view(self, view: View | None) -> Slot:
-        return NOTHING if view is None else self._slot(view.array, view.offset)
-
-    def _slot(self, place: Place | None, offset: int = 0) -> Slot:
-        if place is None:
+    def _slot(self, x: DescribedTensor) -> Slot:
+        if isinstance(x.of, Panels):
+            return self.weights.panels(*x.of)
+        if isinstance(x.of, Weight):
+            return self.weights.plain(x.of)
+        if isinstance(x.of, GradientOf):
+            return self._gradients[x.of.weight]
+        if x.of is None:
             return Slot(None, 0, 0, 0, 0)
-        storage, tensor = self._storage[place], self.at(place)
-        memory = Memory.SCRATCH if storage.where == "scratch" else Memory.WHOLE
-        return Slot(tensor.data_ptr() + offset * tensor.element_size(), storage.size, memory, 0, 0)
+        storage, tensor = self._storage[x.of], self.at(x.of)
+        return Slot(tensor.data_ptr() + x.offset * tensor.element_size(), storage.size, x.memory, x.where, x.clear)
 
     def run(self, name: str, counts: dict[str, int], cuts: list[int], on_edges, on_nodes) -> None:
         """Run a pass: cuts of the receivers for each thread; addresses of links (`Topology`) of edges and nodes."""
         threads, bounds = len(cuts) - 1, (ctypes.c_int64 * len(cuts))(*cuts)
         rows = (ctypes.c_int64 * 3)(counts["node"], counts["pair"], counts["edge"])  # as in KINDS
-        self.runtime.run_pass(*self.in_c[name], threads, bounds, on_edges, on_nodes, rows)
+        self.runtime.run_pass(*self.in_c[name], threads, bounds, on_edges, on_nodes, rows, rows)
 
 
 class _Prepared(NamedTuple):
@@ -251,20 +198,3 @@ def _zeros(n: int, dtype: torch.dtype) -> Tensor:
 def fixed(tensor: Tensor) -> Slot:
     """A tensor without rows."""
     return Slot(tensor.data_ptr(), 0, Memory.WHOLE, 0, 0)
-
-
-def _memory(step: RowOperation, output: int) -> Memory:
-    """How the threads of a step on edges share one of its outputs."""
-    operation = step.operation
-    if not operation.edges:
-        return Memory.WHOLE
-    if step.order in (0, "tangent"):
-        return Memory.RECEIVERS
-    places = {o.where for o in operation.inputs if o.tensor == output}
-    return Memory.WHOLE if places == {"row"} else Memory.PRIVATE
-
-
-def _shape(weight: Weight, transposed: bool) -> tuple[int, int]:
-    shape = weight.parameter.shape
-    inner, outer = shape if len(shape) == 2 else (1, shape[0])
-    return (outer, inner) if transposed else (inner, outer)

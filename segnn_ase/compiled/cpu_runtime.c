@@ -178,11 +178,12 @@ void run_edges(const Step *s, int threads, const int64_t *bounds, const int64_t 
     }
 }
 
-/* all of a pass; counts: of nodes, pairs and edges, as in KINDS */
+/* all of a pass; counts: of nodes, pairs and edges, as in KINDS, on which steps are done; rows: of which there are
+   numbers, more where senders are among others' nodes */
 void run_pass(const Segment *s, int64_t n_segments, int threads, const int64_t *bounds, const int64_t *const *on_edges,
-              const int64_t *const *on_nodes, const int64_t *counts) {
+              const int64_t *const *on_nodes, const int64_t *counts, const int64_t *rows) {
   for (; n_segments--; s++)
-    if (s->summed) run_edges(s->steps, threads, bounds, on_edges, counts);
+    if (s->summed) run_edges(s->steps, threads, bounds, on_edges, rows);
     else run_nodes(s->steps, s->n_steps, counts[s->where], threads, s->where == EDGE ? on_edges : on_nodes);
 }
 
@@ -222,18 +223,24 @@ int find_edges(Graph *g) {
   return kept <= g->room && g->threads <= g->room_for_threads;
 }
 
-/* a pass over what was found; every thread has receivers with as many edges as the others */
-void run_found(const Graph *g, const Segment *segments, int64_t n_segments) {
+/* a pass over what was found; every thread has receivers with as many edges as the others; n_all: of nodes, those of
+   others included */
+static void run_parted(const Graph *g, const Segment *segments, int64_t n_segments, int64_t n_all) {
   const int64_t *first = g->first, threads = g->threads;
   const int64_t *const on_edges[] = {first, g->src, g->src, g->knot}, *const on_nodes[] = {first, g->src, g->src, g->kind};
-  int64_t bounds[threads + 1], counts[] = {g->n, 0, g->n_edges}; /* as in KINDS */
+  const int64_t counts[] = {g->n, 0, g->n_edges}, rows[] = {n_all, 0, g->n_edges}; /* as in KINDS */
+  int64_t bounds[threads + 1];
   bounds[0] = 0;
   for (int64_t t = 1, i = 0; t < threads; t++) {
     while (i < g->n && first[i] < g->n_edges * t / threads) i++;
     bounds[t] = i;
   }
   bounds[threads] = g->n;
-  run_pass(segments, n_segments, threads, bounds, on_edges, on_nodes, counts);
+  run_pass(segments, n_segments, threads, bounds, on_edges, on_nodes, counts, rows);
+}
+
+void run_found(const Graph *g, const Segment *segments, int64_t n_segments) {
+  run_parted(g, segments, n_segments, g->n);
 }
 
 /* forces and virials (B, 3, 3) from the gradient of every edge */

@@ -116,7 +116,7 @@ FUNCTIONS = {  # result and arguments
     "pack": (None, (c_int64, c_int64, c_void_p, c_int64, c_int64, c_double, c_void_p)),
     "run_nodes": (None, (c_void_p, c_int64, c_int64, c_int, c_void_p)),
     "run_edges": (None, (c_void_p, c_int, c_void_p, c_void_p, c_void_p)),
-    "run_pass": (None, (c_void_p, c_int64, c_int, *[c_void_p] * 4)),
+    "run_pass": (None, (c_void_p, c_int64, c_int, *[c_void_p] * 5)),
     "find_edges": (c_int, (c_void_p,)),
     "run_found": (None, (c_void_p, c_void_p, c_int64)),
     "finish": (None, (c_void_p,)),
@@ -146,12 +146,16 @@ def load_runtime(dtype: torch.dtype) -> ctypes.CDLL:
 
 
 def runtime_source(dtype: torch.dtype) -> str:
+    return "\n".join([declarations(dtype), Path(__file__).with_name("cpu_runtime.c").read_text(encoding="utf-8")])
+
+
+def declarations(dtype: torch.dtype) -> str:
+    """What stands before `cpu_runtime.c`."""
     constants = {"CHUNK": CHUNK, "SLOTS": SLOTS, "EDGE": KINDS.index("edge")}
     lines = [f"#define {name} {value}" for name, value in constants.items()]
     lines += [f"enum {{ {', '.join(f'{x.name} = {x.value}' for x in codes)} }};" for codes in (Op, Memory)]
     lines += [_structure(*one) for one in STRUCTURES.items()]
-    runtime = Path(__file__).with_name("cpu_runtime.c").read_text(encoding="utf-8")
-    return "\n".join([prelude(dtype), *lines, runtime])
+    return "\n".join([prelude(dtype), *lines])
 
 
 NAMES = {c_void_p: "void *", c_int64: "int64_t ", c_double: "double ", Slot * SLOTS: "Slot "}

@@ -185,12 +185,14 @@ class Coupling:
     `columns[i]` are the widths of the products of left kind i, one for each out kind: n_paths[i][k] paths
     of 2 l_out + 1 columns each. With `normalize=True` the paths into one kind are divided by the square
     root of their number, so that their sum has unit variance. With `symmetric=True` both factors are the
-    same vector and mirrored paths are dropped.
+    same vector and mirrored paths are dropped. The last `with_scalars` of the right kinds multiply 0e alone.
     """
 
-    def __init__(self, left, right, out, *, normalize: bool = False, symmetric: bool = False):
+    def __init__(
+        self, left, right, out, *, normalize: bool = False, symmetric: bool = False, with_scalars: int = 0
+    ):
         self.left, self.right, self.out = tuple(left), tuple(right), tuple(out)
-        self._identity = (self.left, self.right, self.out, normalize, symmetric)
+        self._identity = (self.left, self.right, self.out, normalize, symmetric, with_scalars)
         self._normalize = normalize
         self.paths = [
             Path(i, j, k)
@@ -199,6 +201,7 @@ class Coupling:
             for j, b in enumerate(self.right)
             if abs(a.l - b.l) <= c.l <= a.l + b.l
             and a.p * b.p == c.p
+            and (a == SCALAR or j < len(self.right) - with_scalars)
             # the antisymmetric part of a product of a vector with itself is zero
             and not (symmetric and (i > j or (i == j and (2 * a.l + c.l) % 2)))
         ]

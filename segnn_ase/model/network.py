@@ -70,15 +70,20 @@ class SEGNN(nn.Module):
                     linear=config.message == "linear",
                     n_radial=config.n_radial,
                     hidden=config.radial_hidden,
+                    n_cues=len(self.message_terms),
                 )
                 for _ in self._interactions
             ]
         self.messages = nn.ModuleList(layers)
         self.register_buffer("norms", torch.tensor([[4.0, 1.0]]).repeat(config.interactions, 1))
         powers = self._interactions if config.body_order > 1 else ()
-        self.products = nn.ModuleList(SelfProduct(self.irreps, config.body_order, config.bound) for _ in powers)
+        self.products = nn.ModuleList(self._self_product() for _ in powers)
         self.updates = nn.ModuleList(Update(self.irreps, attr) for _ in self._interactions)
         self._calibrating = False
+
+    def _self_product(self) -> SelfProduct:
+        config = self.config
+        return SelfProduct(self.irreps, config.body_order, config.bound, config.power_scale)
 
     @property
     def _interactions(self) -> range:

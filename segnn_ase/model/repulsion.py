@@ -51,7 +51,8 @@ def core_repulsion(vectors: Tensor, zi: Tensor, zj: Tensor, radii: Tensor) -> Te
     `CORE_SWITCH` below it, with two continuous derivatives: y^3 (10 - 15 y + 6 y^2).
     """
     d = _length(vectors)
-    x = d * (zi.to(d) ** 0.23 + zj.to(d) ** 0.23) / 0.46850
+    zi, zj = zi.to(d), zj.to(d)  # a number times integers would be in single precision
+    x = d * (zi**0.23 + zj**0.23) / 0.46850
     terms = ((0.18175, 3.19980), (0.50986, 0.94229), (0.28022, 0.40290), (0.02817, 0.20162))
     phi = sum(c * torch.exp(-b * x) for c, b in terms)
     y = _depth(d, radii, CORE_SWITCH * radii)

@@ -10,11 +10,10 @@ from ase.data import chemical_symbols
 from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.irreps import CONVENTION
-from segnn_ase.model.settings import ModelConfig
 from segnn_ase.properties.model import Constants, PropertyModel
 from segnn_ase.properties.settings import check_name
 from segnn_ase.properties.targets import POOLINGS, Target, checked_irreps, is_of_matrix
-from segnn_ase.store.model_file import WRONG, check_weights, checked_metadata
+from segnn_ase.store.model_file import WRONG, check_weights, checked_metadata, stored_config
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_form, load_tensors, save_tensors
 
@@ -61,7 +60,7 @@ def read_properties(path: "str | Path") -> tuple[PropertyModel, dict]:
 
 
 def _built(content: dict) -> PropertyModel:
-    config, weights = ModelConfig.parse(content["config"], section="model"), content["weights"]
+    config, weights = stored_config(content["config"]), content["weights"]
     check_weights(weights, config, next(iter(content["weights"].values())).dtype)
     if not bool((weights["segnn.norms"] > 0).all()):
         raise ValueError("its norms are not all above zero")

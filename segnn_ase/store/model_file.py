@@ -49,6 +49,7 @@ WRONG = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, 
 SINCE = {
     "density_weighting": False,
     "bound": 0.0,
+    "power_scale": 1.0,
     "cues": (),
     "electrostatics": "none",
     "smearing": 1.5,
@@ -222,14 +223,20 @@ def _checked_version(path: Path, content: dict) -> int:
     return version
 
 
+def stored_config(values: dict) -> ModelConfig:
+    """The settings of the network of a file, which may be older than some of them. Raises ConfigError."""
+    settings = {**SINCE, **values}
+    config = ModelConfig.parse(settings, section="model")
+    if missing := ModelConfig.model_fields.keys() - settings.keys():
+        raise ConfigError(f"config lacks {', '.join(sorted(missing))}")
+    return config
+
+
 def _build(content: dict) -> Potential:
-    settings = {**SINCE, **content["config"]}
-    config, weights = ModelConfig.parse(settings, section="model"), content["weights"]
+    config, weights = stored_config(content["config"]), content["weights"]
     if content["units"] != UNITS:
         raise ConfigError(f"units are {content['units']}; expected {UNITS}")
     check_weights(weights, config, weights["readout.last.last.weight"].dtype)
-    if missing := ModelConfig.model_fields.keys() - settings.keys():
-        raise ConfigError(f"config lacks {', '.join(sorted(missing))}")
     for name in ("reference_energies", "scales"):
         if not isinstance(content[name], list):
             raise ConfigError(f"{name} is {in_short(content[name])}; expected a list")

@@ -6,7 +6,7 @@ from helpers.potentials import LAYERS_ONLY, ODD_CASES, VARIANTS, in_two_precisio
 from helpers.systems import CUTOFF, NAMED, squeezed
 
 from segnn_ase.base.errors import AccelerationError, AccelerationWarning
-from segnn_ase.compiled import choose, cpu, kernels
+from segnn_ase.compiled import c_steps, choose, cpu, kernels
 from segnn_ase.compiled.choose import choose_loss_gradient
 from segnn_ase.compiled.cpu_training import CpuLossGradient
 from segnn_ase.compiled.layers import FUSED
@@ -129,15 +129,15 @@ def test_the_guard_lets_it_through_and_stops_a_wrong_one(new_potential, monkeypa
     potential, graph = new_potential("fast").requires_grad_(True), batch(["ethanol"])
     assert isinstance(choose_loss_gradient(potential, graph, "off"), PlainLossGradient)
     assert isinstance(choose_loss_gradient(potential, graph, "require"), CpuLossGradient)
-    original = cpu.CpuPasses._weight_gradient
+    original = c_steps._weight_gradient
 
-    def short(self, step):
-        slots, n_in, numbers = original(self, step)
-        if numbers["op"] is Op.WEIGHT_GRADIENT:
-            numbers["outer"] -= 1  # the last channel is left out
-        return slots, n_in, numbers
+    def short(*given):
+        step = original(*given)
+        if step.numbers["op"] is Op.WEIGHT_GRADIENT:
+            step.numbers["outer"] -= 1  # the last channel is left out
+        return step
 
-    monkeypatch.setattr(cpu.CpuPasses, "_weight_gradient", short)
+    monkeypatch.setattr(c_steps, "_weight_gradient", short)
     with pytest.warns(AccelerationWarning, match=r"gradient of the loss: gradients of .* differ"):
         assert choose_loss_gradient(potential, graph).name == "compiled layers"  # they were right
     with pytest.raises(AccelerationError, match=r"gradients of .* differ"):

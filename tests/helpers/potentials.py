@@ -21,7 +21,7 @@ VARIANTS = {  # name: (preset, replaced settings)
     "sparse": ("fast", {"hidden_irreps": "8x0e+8x1o", "density_weighting": True}),
     "pointconv": ("tfn", {**STEERABLE, "density_weighting": True}),
     "bounded": ("segnn", {**STEERABLE, "bound": 0.5}),
-    "unbounded": ("segnn", {**STEERABLE, "bound": 0.0}),
+    "unbounded": ("segnn", {**STEERABLE, "bound": 0.0, "power_scale": 1.0}),
     "coreless": ("segnn", {**STEERABLE, "core_repulsion": False}),
     "segnn2022": ("segnn2022", STEERABLE),
     "default": ("segnn", {}),

@@ -415,6 +415,15 @@ def test_self_product_is_a_polynomial_of_its_order(irreps, order):
     assert (fit.abs().amax(dim=1) > 0.01).all()
 
 
+def test_powers_are_scaled_once_for_each_product():
+    torch.manual_seed(0)
+    product, scaled = (double(SelfProduct(parse_irreps("4x0e+4x1o"), 3, 0.7, p)) for p in (1.0, 0.3))
+    scaled.load_state_dict(product.state_dict())
+    m = random_features("4x0e+4x1o")
+    for p, (whole, part) in enumerate(zip(powers_by_steps(product, m), powers_by_steps(scaled, m), strict=True), 1):
+        assert_features_close(part, tuple(x * 0.3**p for x in whole))
+
+
 def test_self_product_of_scalars_is_an_ordinary_polynomial():
     product = double(SelfProduct(parse_irreps("4x0e"), 3))
     (m,) = random_features("4x0e")

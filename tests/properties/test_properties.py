@@ -34,6 +34,7 @@ from segnn_ase.properties.labels import (
 )
 from segnn_ase.properties.learning import item_of, split
 from segnn_ase.properties.targets import Target, irreps_of, matrices_of
+from segnn_ase.store.model_file import SINCE
 from segnn_ase.store.tensors import load_tensors, save_tensors
 from segnn_ase.structure.graph import graph_from_atoms
 
@@ -467,6 +468,14 @@ def test_structures_that_cannot_be_evaluated_are_refused(trained):
         model.predict(Atoms("Si"))  # and no word of fine-tuning, which there is not
     with pytest.raises(ConfigError, match="expected Atoms"):
         model.predict("H2O")
+
+
+def test_files_of_before_a_setting_came_are_as_they_were(trained, tmp_path):
+    content = load_tensors(trained[0])
+    for name in SINCE:
+        del content["config"][name]
+    save_tensors(tmp_path / "old.pt", content)
+    assert load_properties(tmp_path / "old.pt").config == load_properties(trained[0]).config.model_copy(update=SINCE)
 
 
 def test_damaged_and_foreign_files_are_refused(trained, tmp_path):
