@@ -2,10 +2,10 @@
 
 python benchmarks/long_range.py --minutes 5 --frames 1000 --energy-weight 1.0
 
-Ammonium with water and formate with water, so many frames of each with 2.6 to 12 Å between the centres, turned at random,
-in one potential that is told the total charge, with and without `electrostatics = "latent"`. Printed are the largest
-errors along a straight line from 10 to 20 Å, whole and but for a constant, and root mean squares on 100 further frames
-of each. Needs tblite (pip install tblite). A potential that is there is not trained again.
+Ammonium with water and formate with water, so many frames of each with 2.6 to 12 Å between the centres, turned at
+random, in one potential that is told the total charge, with and without `electrostatics = "latent"`. Printed are the
+largest errors along a straight line from 10 to 20 Å, whole and but for a constant, and root mean squares on 100
+further frames of each. Needs tblite (pip install tblite). A potential that is there is not trained again.
 """
 
 import argparse

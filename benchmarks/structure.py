@@ -24,7 +24,7 @@ FLOORS = (
     "compiled trust check inspection",
     "store",
     "calculator",
-    "train verify",
+    "train verify export",
     "dynamics properties",
     "prediction drawing spectrum",
     "cli",

@@ -132,7 +132,7 @@ assert not hooks, hooks
 
 def test_every_folder_and_file_is_installed():
     settings = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
-    files = {p for p in (CHECKOUT / "segnn_ase").rglob("*.*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    files = {p for p in (CHECKOUT / "segnn_ase").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
     listed = {name: CHECKOUT.joinpath(*name.split(".")) for name in settings["packages"]}
     del listed["segnn_ase.potentials"]  # lies elsewhere; tests/test_potentials.py finds its files
     assert set(listed.values()) == {path.parent for path in (CHECKOUT / "segnn_ase").rglob("*.py")}

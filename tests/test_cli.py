@@ -293,6 +293,7 @@ def test_every_help_has_an_example_that_parses():
         "predict",
         "check",
         "convert",
+        "export",
         "info",
         "verify",
         "md",

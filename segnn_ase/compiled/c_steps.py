@@ -22,7 +22,7 @@ class GradientOf(NamedTuple):
     weight: Weight
 
 
-class Tensor(NamedTuple):
+class TensorInC(NamedTuple):
     """What a step reads or writes: from number `offset` of a row on."""
 
     of: Place | Weight | Panels | GradientOf | None
@@ -32,77 +32,77 @@ class Tensor(NamedTuple):
     clear: bool = False  # nothing was there before
 
 
-class Described(NamedTuple):
+class StepInC(NamedTuple):
     """A step: its tensors, of which the first n_in are read, the numbers of `CStep`, and its function."""
 
-    tensors: list[Tensor]
+    tensors: list[TensorInC]
     n_in: int
     numbers: dict[str, Any]
     function: tuple[Operation, int | str] | None = None
 
 
-NOTHING = Tensor(None)
+NOTHING = TensorInC(None)
 
 
-def described(segments: list[Segment], storage: Mapping[Place, Storage]) -> list[list[Described]]:
+def steps_in_c(segments: list[Segment], storage: Mapping[Place, Storage]) -> list[list[StepInC]]:
     """The steps of each segment. Raises ValueError for one with more tensors than the runtime has room for."""
     there: set[Place] = set()  # what edges have added to
-    found = [[_described(step, storage, there) for step in segment.steps] for segment in segments]
+    found = [[_step_in_c(step, storage, there) for step in segment.steps] for segment in segments]
     most = max((len(step.tensors) for steps in found for step in steps), default=0)
     if most > SLOTS:
         raise ValueError(f"a step with {most} tensors; the runtime has room for {SLOTS}")
     return found
 
 
-def _described(step: Step, storage: Mapping[Place, Storage], there: set[Place]) -> Described:
+def _step_in_c(step: Step, storage: Mapping[Place, Storage], there: set[Place]) -> StepInC:
     if isinstance(step, RowOperation):
         return _rows(step, storage, there)
     return _product(step, storage) if isinstance(step, MatrixProduct) else _weight_gradient(step, storage)
 
 
-def _rows(step: RowOperation, storage: Mapping[Place, Storage], there: set[Place]) -> Described:
-    inputs = [Tensor(x) if isinstance(x, Weight) else _tensor(x, storage) for x in step.inputs]
+def _rows(step: RowOperation, storage: Mapping[Place, Storage], there: set[Place]) -> StepInC:
+    inputs = [TensorInC(x) if isinstance(x, Weight) else _tensor(x, storage) for x in step.inputs]
     outputs = []
     for k, x in enumerate(step.outputs):
         if isinstance(x, Weight):
-            outputs.append(Tensor(GradientOf(x), memory=Memory.SUMMED))
+            outputs.append(TensorInC(GradientOf(x), memory=Memory.SUMMED))
         elif x is not None and step.operation.edges:
             where = KINDS.index(x.array.where)
-            outputs.append(Tensor(x, memory=memory_of(step, k), where=where, clear=x not in there))
+            outputs.append(TensorInC(x, memory=memory_of(step, k), where=where, clear=x not in there))
         else:
             outputs.append(_tensor(x, storage))
     there.update(x for x in step.outputs if isinstance(x, Place) and step.operation.edges)
-    return Described([*inputs, *outputs], len(inputs), {"op": Op.ROWS}, (step.operation, step.order))
+    return StepInC([*inputs, *outputs], len(inputs), {"op": Op.ROWS}, (step.operation, step.order))
 
 
-def _product(step: MatrixProduct, storage: Mapping[Place, Storage]) -> Described:
+def _product(step: MatrixProduct, storage: Mapping[Place, Storage]) -> StepInC:
     inner, outer = shape_of(step.weight, step.transposed)
-    bias = NOTHING if step.bias is None else Tensor(Panels(step.bias))
-    weight = Tensor(Panels(step.weight, step.transposed))
+    bias = NOTHING if step.bias is None else TensorInC(Panels(step.bias))
+    weight = TensorInC(Panels(step.weight, step.transposed))
     tensors = [_view(step.a, storage), weight, bias, _view(step.d, storage), _view(step.c, storage)]
     strides = {"a_stride": step.a.stride, "d_stride": step.d.stride if step.d else 0, "c_stride": step.c.stride}
     numbers = {"rows": step.a.rows, "inner": inner, "outer": outer, "add": step.add, **strides}
-    return Described(tensors, 4, {"op": Op.PRODUCT, **numbers})
+    return StepInC(tensors, 4, {"op": Op.PRODUCT, **numbers})
 
 
-def _weight_gradient(step: WeightGradient, storage: Mapping[Place, Storage]) -> Described:
+def _weight_gradient(step: WeightGradient, storage: Mapping[Place, Storage]) -> StepInC:
     inner, outer = shape_of(step.weight, False)
     numbers = {"rows": step.g.rows, "inner": inner, "outer": outer, "d_stride": step.g.stride}
-    tensors = [_view(step.g, storage), Tensor(GradientOf(step.weight), memory=Memory.SUMMED)]
+    tensors = [_view(step.g, storage), TensorInC(GradientOf(step.weight), memory=Memory.SUMMED)]
     if step.a is None:
-        return Described(tensors, 1, {"op": Op.BIAS_GRADIENT, **numbers})
+        return StepInC(tensors, 1, {"op": Op.BIAS_GRADIENT, **numbers})
     numbers |= {"op": Op.WEIGHT_GRADIENT, "a_stride": step.a.stride}
-    return Described([_view(step.a, storage), *tensors], 2, numbers)
+    return StepInC([_view(step.a, storage), *tensors], 2, numbers)
 
 
-def _view(view: View | None, storage: Mapping[Place, Storage]) -> Tensor:
+def _view(view: View | None, storage: Mapping[Place, Storage]) -> TensorInC:
     return NOTHING if view is None else _tensor(view.array, storage, view.offset)
 
 
-def _tensor(place: Place | None, storage: Mapping[Place, Storage], offset: int = 0) -> Tensor:
+def _tensor(place: Place | None, storage: Mapping[Place, Storage], offset: int = 0) -> TensorInC:
     if place is None:
         return NOTHING
-    return Tensor(place, offset, Memory.SCRATCH if storage[place].where == "scratch" else Memory.WHOLE)
+    return TensorInC(place, offset, Memory.SCRATCH if storage[place].where == "scratch" else Memory.WHOLE)
 
 
 def memory_of(step: RowOperation, output: int) -> Memory:

@@ -155,7 +155,7 @@ def samples(potential: Potential, graph: Graph) -> list[Sample]:
         part = part._replace(periodic=torch.zeros_like(part.periodic))
     moved = torch.as_tensor(rng.normal(size=tuple(part.positions.shape))).to(part.positions.device)
     limit = CERTAIN * potential.cutoff
-    thrown = within(_thrown(potential, rng), limit)
+    thrown = within(thrown_together(potential, rng), limit)
     return [
         Sample(potential, within(part, limit), 1),
         Sample(potential, _moved_along(potential, part, moved, limit), LEEWAY),
@@ -194,7 +194,7 @@ def _with_random_weights(potential: Potential, graph: Graph) -> Potential:
     return other.train(potential.training)
 
 
-def _thrown(potential: Potential, rng: np.random.Generator) -> Graph:
+def thrown_together(potential: Potential, rng: np.random.Generator) -> Graph:
     """Atoms of all elements in a ball in which each sees all others, none much closer than they need be."""
     n = max(THROWN, len(potential.species))
     places = np.zeros((0, 3))

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from segnn_ase.compiled.build import load_libraries
-from segnn_ase.compiled.c_steps import Described, GradientOf, Panels, described, privately, shape_of
-from segnn_ase.compiled.c_steps import Tensor as DescribedTensor
+from segnn_ase.compiled.c_steps import GradientOf, Panels, StepInC, TensorInC, privately, shape_of, steps_in_c
 from segnn_ase.compiled.passes import Storage
 from segnn_ase.compiled.runtime import CHUNK, KINDS, SLOTS, CSegment, CStep, Memory, Slot, load_runtime
 from segnn_ase.compiled.steps import MatrixProduct, Place, RowOperation, Segment, Step, Weight, steps_of
@@ -135,16 +134,16 @@ class CpuPasses:
     # steps
 
     def _prepared(self, segments: list[Segment]) -> "list[_Prepared]":
-        both = zip(segments, described(segments, self._storage), strict=True)
+        both = zip(segments, steps_in_c(segments, self._storage), strict=True)
         return [_Prepared(s.where, s.summed, (CStep * len(d))(*map(self._c_step, d))) for s, d in both]
 
-    def _c_step(self, step: Described) -> CStep:
+    def _c_step(self, step: StepInC) -> CStep:
         slots, n_in = [self._slot(x) for x in step.tensors], step.n_in
         function = None if step.function is None else self._functions[step.function]
         numbers = {"n_in": n_in, "n_out": len(slots) - n_in, "function": function, **step.numbers}
         return CStep(slots=(Slot * SLOTS)(*slots), **numbers)
 
-    def _slot(self, x: DescribedTensor) -> Slot:
+    def _slot(self, x: TensorInC) -> Slot:
         if isinstance(x.of, Panels):
             return self.weights.panels(*x.of)
         if isinstance(x.of, Weight):

@@ -18,6 +18,7 @@ from segnn_ase.compiled.c_code import prelude, rows_in_c
 from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.network_steps import supported
 from segnn_ase.compiled.runtime import declarations
+from segnn_ase.export.evaluator import library_problem
 from segnn_ase.export.plan import Plan
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.cue_settings import FIELD
@@ -41,7 +42,8 @@ def export(potential: Potential, out: "str | Path", *, portable: bool = False) -
     Args: potential, in the precision that the library shall have; out: the folder, new or empty; portable: for any
     processor of this family, not only the like of this one.
     Raises ConfigError for what a library does not carry yet, and for a folder that is not empty; CompilerError where
-    the sources cannot be compiled here; OSError where nothing can be written.
+    the sources cannot be compiled here, or the library does not give what plain PyTorch gives; OSError where nothing
+    can be written.
     """
     expect(isinstance(potential, Potential), "potential", potential, "a Potential")
     expect(isinstance(out, str | os.PathLike), "out", out, "a path")
@@ -89,6 +91,8 @@ def _fill(folder: Path, potential: Potential, *, portable: bool) -> None:
     numbers = plan.numbers()
     (folder / NUMBERS).write_bytes(MAGIC + key + struct.pack("<QIi", len(numbers), zlib.crc32(numbers), 0) + numbers)
     compile_library(folder, portable=portable)
+    if problem := library_problem(folder / LIBRARY, folder / NUMBERS, potential):
+        raise CompilerError(f"{compiler()[0]} made a library that is wrong: {problem}")
 
 
 def _sources(potential: Potential, plan: Plan) -> dict[str, str]:
@@ -118,9 +122,7 @@ def compile_library(folder: Path, *, portable: bool = False) -> None:
         options = [*COMMON, *machine, *openmp, "-fvisibility=hidden"]
         with ThreadPoolExecutor(usable_cores()) as pool:
             problems = list(pool.map(lambda file, o=options: _run(folder, [*o, "-c", file]), sources))
-        problem = next(filter(None, problems), "") or _run(
-            folder, ["-shared", *openmp, *objects, "-o", LIBRARY, "-lm"]
-        )
+        problem = next(filter(None, problems), "") or _run(folder, ["-shared", *openmp, *objects, "-o", LIBRARY, "-lm"])
         for file in objects:
             (folder / file).unlink(missing_ok=True)
         if not problem:

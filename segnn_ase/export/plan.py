@@ -7,15 +7,14 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from segnn_ase.compiled.c_steps import Described, Panels, described, privately, shape_of
-from segnn_ase.compiled.c_steps import Tensor as Described_tensor
+from segnn_ase.compiled.c_steps import Panels, StepInC, TensorInC, privately, shape_of, steps_in_c
 from segnn_ase.compiled.cpu_evaluation import EDGES_PER_THREAD
 from segnn_ase.compiled.derivatives import Operation
 from segnn_ase.compiled.network_steps import make_steps
 from segnn_ase.compiled.passes import Evaluation, Storage, evaluation
 from segnn_ase.compiled.runtime import KINDS
 from segnn_ase.compiled.splines import radial_tables
-from segnn_ase.compiled.steps import Place, Segment, Weight
+from segnn_ase.compiled.steps import Place, Weight
 from segnn_ase.model.coulomb import COULOMB
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.repulsion import CORE_BLUR, CORE_SWITCH
@@ -27,7 +26,7 @@ class Stage(NamedTuple):
     """Segments up to where processes exchange something, and what: storages of atoms' rows."""
 
     first: int
-    count: int
+    size: int
     direction: str  # "SEGNN_FORWARD" to copies of atoms, "SEGNN_REVERSE" from them, or none
     exchanged: list[Storage]
 
@@ -40,7 +39,7 @@ class Plan:
         self._potential, self._knot = potential, tables.step
         self._plan: Evaluation = evaluation(make_steps(potential, tables))
         self._segments, self._places = self._plan.everything, self._plan.storage()
-        self._steps = described(self._segments, self._places)
+        self._steps = steps_in_c(self._segments, self._places)
         self._storages = list(dict.fromkeys(self._places.values()))
         self._at = {storage: k for k, storage in enumerate(self._storages)}
         self._private = privately(self._segments, self._places)
@@ -73,21 +72,26 @@ class Plan:
     def numbers(self) -> bytes:
         """`Numbers` of the tables, and behind them the weights."""
         p, n = self._potential, len(self._potential.species)
-        core = p.core_radii.double().cpu().numpy() if p.config.core_repulsion else np.zeros((n, n))
+        core = self._radii if p.config.core_repulsion else np.zeros((n, n))
         parts = [np.array(p.reference_energies), np.array(p.scales), core, *self._domain()]
         whole = np.concatenate([np.ravel(part).astype("<f8") for part in parts])
         return whole.tobytes() + np.concatenate(self._parts).tobytes()
 
     def _domain(self) -> list[np.ndarray]:
         p, n = self._potential, len(self._potential.species)
-        form = np.zeros((1, self._width)) if p.uncertainty is None else p.uncertainty.atoms.double().cpu().numpy()
+        known = p.uncertainty
+        form = np.zeros((1, self._width)) if known is None else known.atoms.double().cpu().numpy()
         if p.domain is None:
             return [np.zeros((n, n)), np.zeros((2, n)), np.zeros(2), form]
         limits = DomainCheck(p).limits(torch.tensor(p.species))
         closest = DISTANCE * p.domain.closest.double().cpu().numpy()
-        closest = np.where(np.isinf(closest), p.core_radii.double().cpu().numpy(), closest)
+        closest = np.where(np.isinf(closest), self._radii, closest)
         leverage = np.inf if p.uncertainty is None else limits.leverage
         return [closest, limits.neighbors, np.array([leverage, limits.force]), form]
+
+    @property
+    def _radii(self) -> np.ndarray:
+        return self._potential.get_buffer("core_radii").double().cpu().numpy()
 
     @property
     def _width(self) -> int:
@@ -102,8 +106,8 @@ class Plan:
                 "/* Written by segnn export: the network as steps; see segnn.c for the structures. */",
                 *self._constants(),
                 *(f"void {name}({_ROWS});" for name in self.kernels.values()),
-                _table("Storage", "storages", [self._storage_row(s) for s in self._storages]),
-                _table("Panel", "panels", [self._panel_row(p) for p in self._panels]),
+                _table_in_c("Storage", "storages", [self._storage_row(s) for s in self._storages]),
+                _table_in_c("Panel", "panels", [self._panel_row(p) for p in self._panels]),
                 *self._step_tables(),
                 *self._stage_tables(),
             ]
@@ -111,7 +115,7 @@ class Plan:
 
     def _constants(self) -> list[str]:
         p, config = self._potential, self._potential.config
-        lonely, cues = p.domain is not None and p.domain.lone_atoms, _numbers_of(config.cues)
+        lonely, cues = p.domain is not None and p.domain.lone_atoms, numbers_of(config.cues)
         numbers = {
             "CUTOFF": repr(float(config.cutoff)),
             "KNOT_DISTANCE": repr(float(self._knot)),
@@ -139,11 +143,11 @@ class Plan:
         return [
             *(f"#define {name} {value}" for name, value in numbers.items()),
             _STRUCTURES,
-            _array("char *const", "symbols", symbols),
-            _array("int", "atomic_numbers", p.species),
-            _array("char *const", "cue_names", [f'"{name}"' for name, *_ in cues] or ["NULL"]),
-            _array("double", "cue_zeros", [zero for _, zero, _ in cues] or [0.0]),
-            _array("double", "cue_units", [unit for *_, unit in cues] or [1.0]),
+            _array_in_c("char *const", "symbols", symbols),
+            _array_in_c("int", "atomic_numbers", p.species),
+            _array_in_c("char *const", "cue_names", [f'"{name}"' for name, *_ in cues] or ["NULL"]),
+            _array_in_c("double", "cue_zeros", [zero for _, zero, _ in cues] or [0.0]),
+            _array_in_c("double", "cue_units", [unit for *_, unit in cues] or [1.0]),
         ]
 
     def _known_places(self) -> dict[str, Place]:
@@ -160,25 +164,27 @@ class Plan:
         return [self._raw[panels.weight], inner, outer, int(panels.transposed), repr(float(panels.weight.scale))]
 
     def _step_tables(self) -> list[str]:
-        slots, steps, segments = [], [], []
-        for segment, described_steps in zip(self._segments, self._steps, strict=True):
-            segments.append([KINDS.index(segment.where), int(segment.summed), len(described_steps)])
-            for step in described_steps:
+        slots: list[list] = []
+        steps: list[list] = []
+        segments: list[list] = []
+        for segment, its_steps in zip(self._segments, self._steps, strict=True):
+            segments.append([KINDS.index(segment.where), int(segment.summed), len(its_steps)])
+            for step in its_steps:
                 steps.append(self._step_row(step, len(slots)))
                 slots += [self._slot_row(x) for x in step.tensors]
         return [
-            _table("PlannedSlot", "planned_slots", slots),
-            _table("PlannedStep", "planned_steps", steps),
-            _table("PlannedSegment", "planned_segments", segments),
+            _table_in_c("PlannedSlot", "planned_slots", slots),
+            _table_in_c("PlannedStep", "planned_steps", steps),
+            _table_in_c("PlannedSegment", "planned_segments", segments),
         ]
 
-    def _step_row(self, step: Described, first_slot: int) -> list:
+    def _step_row(self, step: StepInC, first_slot: int) -> list:
         function = "NULL" if step.function is None else self.kernels[step.function]
         counts = [step.n_in, len(step.tensors) - step.n_in, first_slot]
         numbers = ("rows", "inner", "outer", "a_stride", "d_stride", "c_stride", "add")
         return [int(step.numbers["op"]), function, *counts, *(int(step.numbers.get(name, 0)) for name in numbers)]
 
-    def _slot_row(self, x: Described_tensor) -> list:
+    def _slot_row(self, x: TensorInC) -> list:
         if isinstance(x.of, Panels):
             return ["IN_PANELS", self._panels[x.of], 0, 0, 0, 0]
         if isinstance(x.of, Weight):
@@ -188,11 +194,12 @@ class Plan:
         return ["NOTHING", 0, 0, 0, 0, 0]
 
     def _stage_tables(self) -> list[str]:
-        exchanged, rows = [], []
+        exchanged: list[int] = []
+        rows: list[list] = []
         for stage in self.stages():
-            rows.append([stage.first, stage.count, stage.direction, len(exchanged), len(stage.exchanged)])
+            rows.append([stage.first, stage.size, stage.direction, len(exchanged), len(stage.exchanged)])
             exchanged += [self._at[storage] for storage in stage.exchanged]
-        return [_array("int", "exchanged", exchanged or [0]), _table("Stage", "stages", rows)]
+        return [_array_in_c("int", "exchanged", exchanged or [0]), _table_in_c("Stage", "stages", rows)]
 
     def stages(self) -> list[Stage]:
         """Segments between exchanges: what senders have is known of a process's own atoms only."""
@@ -213,7 +220,7 @@ class Plan:
         return list(dict.fromkeys(self._places[x] for x in places))
 
 
-def _numbers_of(cues: "tuple[Cue, ...]") -> list[tuple[str, float, float]]:
+def numbers_of(cues: "tuple[Cue, ...]") -> list[tuple[str, float, float]]:
     """Of each number that an atom is told: its name, what says nothing, and its unit."""
     axes = {1: [""], 3: ["_x", "_y", "_z"]}
     return [
@@ -232,7 +239,8 @@ typedef struct { int where; int64_t size; int is_private; } Storage;
 typedef struct { int64_t raw, inner, outer; int transposed; double scale; } Panel;
 typedef struct { int of; int64_t number, offset; int memory, where, clear; } PlannedSlot;
 typedef struct {
-  int op; rows_function function; int64_t n_in, n_out, first_slot, rows, inner, outer, a_stride, d_stride, c_stride; int add;
+  int op; rows_function function; int64_t n_in, n_out, first_slot, rows, inner, outer, a_stride, d_stride, c_stride;
+  int add;
 } PlannedStep;
 typedef struct { int where, summed; int64_t n_steps; } PlannedSegment;
 typedef struct { int64_t first_segment, n_segments; int direction, first_exchanged, n_exchanged; } Stage;
@@ -244,12 +252,10 @@ typedef struct { /* of the file; eV and Angstrom */
 """
 
 
-def _table(kind: str, name: str, rows: list[list]) -> str:
+def _table_in_c(kind: str, name: str, rows: list[list]) -> str:
     lines = (f"  {{{', '.join(map(str, row))}}}," for row in rows)
     return "\n".join([f"static const {kind} {name}[] = {{", *lines, "};"])
 
 
-def _array(kind: str, name: str, values: list) -> str:
+def _array_in_c(kind: str, name: str, values: list) -> str:
     return f"static const {kind} {name}[] = {{{', '.join(map(str, values))}}};"
-
-

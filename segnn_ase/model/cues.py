@@ -72,6 +72,14 @@ def kinds_of(terms: Sequence[Term]) -> tuple[Kind, ...]:
     return tuple(term.out for term in terms)
 
 
+def scalars_alone(terms: Sequence[Term]) -> int:
+    """How many of the terms of messages multiply scalars alone, which gate all else: all, where all are scalars.
+
+    A step is a fifth cheaper so; but what moments do to directions (spin-orbit coupling) is learned less well then.
+    """
+    return len(terms) if set(kinds_of(terms)) <= {SCALAR} else 0
+
+
 def steering(terms: Sequence[Term], own: Tensor, other: Tensor) -> Tensor:
     """Attributes (n, sum of 2l+1) of some terms, from the cues (n, width) of the same or of two atoms."""
     parts = [

@@ -30,14 +30,14 @@ class Message(nn.Module):
         linear: bool,
         n_radial: int,
         hidden: tuple[int, ...],
-        n_cues: int = 0,
+        gating: int = 0,
     ):
         super().__init__()
         self.linear = linear
         self.blocks = ChannelBlocks(irreps)
         mul = multiplicities(irreps)
         blocks = range(len(self.blocks.ranges))
-        self.couplings = message_couplings(self.blocks, attr, n_cues)
+        self.couplings = message_couplings(self.blocks, attr, gating)
         self.pair = nn.ModuleList(Dense(m, m if linear else 2 * m) for m in mul)
         self.n_factors = [len(c.paths) * self.blocks.width(b) for b, c in enumerate(self.couplings)]
         self.radial = MLP(n_radial, *hidden, sum(self.n_factors))
@@ -131,11 +131,11 @@ def _second_product(coupling: Coupling, steering: list[Tensor], h: Features, edg
     return side_by_side(coupling, totals)
 
 
-def message_couplings(blocks: ChannelBlocks, attr: tuple[Kind, ...], n_cues: int = 0) -> list[Coupling]:
-    """Of each block; the last `n_cues` attributes, of what is known of a pair besides, multiply scalars alone: these gate
-    all kinds, and with all kinds a step takes a quarter longer."""
+def message_couplings(blocks: ChannelBlocks, attr: tuple[Kind, ...], gating: int = 0) -> list[Coupling]:
+    """Of each block; the last `gating` attributes, of what is known of a pair besides, multiply scalars alone: these
+    gate all kinds, and with all kinds a step takes a quarter longer."""
     members = [blocks.kinds_of(b) for b in range(len(blocks.ranges))]
-    return [Coupling(kinds, attr, kinds, normalize=True, with_scalars=n_cues) for kinds in members]
+    return [Coupling(kinds, attr, kinds, normalize=True, with_scalars=gating) for kinds in members]
 
 
 class SelfProduct(nn.Module):

@@ -188,9 +188,7 @@ class Coupling:
     same vector and mirrored paths are dropped. The last `with_scalars` of the right kinds multiply 0e alone.
     """
 
-    def __init__(
-        self, left, right, out, *, normalize: bool = False, symmetric: bool = False, with_scalars: int = 0
-    ):
+    def __init__(self, left, right, out, *, normalize: bool = False, symmetric: bool = False, with_scalars: int = 0):
         self.left, self.right, self.out = tuple(left), tuple(right), tuple(out)
         self._identity = (self.left, self.right, self.out, normalize, symmetric, with_scalars)
         self._normalize = normalize

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from segnn_ase.model.cues import kinds_of, message_terms, steering, update_terms
+from segnn_ase.model.cues import kinds_of, message_terms, scalars_alone, steering, update_terms
 from segnn_ase.model.edges import Edges, inverse_density, make_edges, node_attributes
 from segnn_ase.model.interactions import (
     Message,
@@ -70,7 +70,7 @@ class SEGNN(nn.Module):
                     linear=config.message == "linear",
                     n_radial=config.n_radial,
                     hidden=config.radial_hidden,
-                    n_cues=len(self.message_terms),
+                    gating=scalars_alone(self.message_terms),
                 )
                 for _ in self._interactions
             ]

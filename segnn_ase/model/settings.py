@@ -39,7 +39,10 @@ class ModelConfig(Settings):
         description="what a channel of messages does not exceed in self-products, in its usual sizes; 0: unbounded",
     )
     power_scale: float = Field(
-        0.3, gt=0, le=1, description="what each power of messages is multiplied with: below one, powers are learned later"
+        0.3,
+        gt=0,
+        le=1,
+        description="what each power of messages is multiplied with: below 1, powers are learned later",
     )
     readout_hidden: int = Field(16, ge=1, le=4096, description="width of the hidden layer of the last readout")
     electrostatics: Literal["none", "latent", "given"] = Field(

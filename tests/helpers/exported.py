@@ -4,9 +4,10 @@ import ctypes
 from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int64, c_size_t, c_void_p
 from typing import NamedTuple
 
-import ase.neighborlist
 import numpy as np
 from ase import Atoms
+
+from segnn_ase.structure.graph import edge_vectors, graph_from_atoms
 
 FORWARD, REVERSE = 1, 2
 FUNCTIONS = {
@@ -83,10 +84,12 @@ class Handle:
 
     def pairs(self, atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """first, senders and vectors; some beyond the cutoff too."""
-        i, j, vectors = ase.neighborlist.neighbor_list("ijD", atoms, self.cutoff + 0.3)
-        order = np.argsort(i, kind="stable")
-        first = np.concatenate([[0], np.cumsum(np.bincount(i, minlength=len(atoms)))]).astype(np.int64)
-        return first, j[order].astype(np.int64), np.ascontiguousarray(vectors[order])
+        graph = graph_from_atoms(atoms, self.cutoff + 0.3)
+        order = np.argsort(graph.edge_dst.numpy(), kind="stable")
+        counts = np.bincount(graph.edge_dst.numpy(), minlength=len(atoms))
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        vectors = edge_vectors(graph).double().numpy()
+        return first, graph.edge_src.numpy()[order], np.ascontiguousarray(vectors[order])
 
     def evaluate(self, atoms: Atoms) -> Results:
         found, given = room_for(len(atoms)), (self.species(atoms), *self.pairs(atoms))
