@@ -60,6 +60,16 @@ static Pairs pairs_of(int64_t n, const double *x, const double *box, double cuto
   return p;
 }
 
+static double edge_of(const char *text) {
+  char *end;
+  const double x = strtod(text, &end);
+  if (*end || end == text || !(x > 0 && x < 1e6)) {
+    fprintf(stderr, "an edge of the box is %s; expected a length in Angstrom\n", text);
+    exit(1);
+  }
+  return x;
+}
+
 static int64_t read_atoms(const char *path, const segnn *s, int **species, double **x) {
   char symbol[16], line[4096];
   long n = 0;
@@ -99,7 +109,12 @@ int main(int count, char **given) {
     fprintf(stderr, "%s\n", error);
     return 1;
   }
-  for (int k = 0; k < 3 && count == 6; k++) box[k] = atof(given[3 + k]);
+  if (segnn_n_cues(s)) {
+    fprintf(stderr, "this potential is told %s of each atom, of which this example knows nothing\n", segnn_cue(s, 0));
+    segnn_close(s);
+    return 1;
+  }
+  for (int k = 0; k < 3 && count == 6; k++) box[k] = edge_of(given[3 + k]);
   const int64_t n = read_atoms(given[2], s, &species, &x);
   Pairs p = pairs_of(n, x, box, segnn_cutoff(s));
   double *forces = checked(malloc(3 * (size_t)n * sizeof *forces));

@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import subprocess
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -12,19 +13,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from segnn_ase.base.devices import usable_cores
-from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.base.errors import AccelerationError, ConfigError, expect
 from segnn_ase.compiled.build import COMMON, compiler
 from segnn_ase.compiled.c_code import prelude, rows_in_c
 from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.network_steps import supported
 from segnn_ase.compiled.runtime import declarations
 from segnn_ase.export.evaluator import library_problem
-from segnn_ase.export.plan import Plan
+from segnn_ase.export.plan import Plan, in_quotes
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.cue_settings import FIELD
 
 MAGIC = b"SEGNN\0\r\n"
 LIBRARY, NUMBERS = "libsegnn.so", "model.segnn"
+SHARED = ("-shared", "-Wl,-Bsymbolic")  # two libraries in one program call their own functions
 HAND_WRITTEN = ("segnn.h", "segnn.c", "example.c", "example.f90", "Makefile")
 
 
@@ -41,21 +43,24 @@ def export(potential: Potential, out: "str | Path", *, portable: bool = False) -
 
     Args: potential, in the precision that the library shall have; out: the folder, new or empty; portable: for any
     processor of this family, not only the like of this one.
-    Raises ConfigError for what a library does not carry yet, and for a folder that is not empty; CompilerError where
-    the sources cannot be compiled here, or the library does not give what plain PyTorch gives; OSError where nothing
-    can be written.
+    Raises ConfigError for what a library does not carry yet, and for a folder that is not empty; AccelerationError
+    where radial functions are too rough for tables, where the sources cannot be compiled here, and where the library
+    does not give what plain PyTorch gives; OSError where nothing can be written.
     """
     expect(isinstance(potential, Potential), "potential", potential, "a Potential")
     expect(isinstance(out, str | os.PathLike), "out", out, "a path")
     refuse_what_is_missing(potential)
-    folder = Path(out).expanduser()
+    folder = Path(out).expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"out is {str(out)!r}, which is there already; expected the name of a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    work = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        work.mkdir()
-        _fill(work, potential, portable=portable)
+        work.chmod(0o755)
+        try:
+            _fill(work, potential, portable=portable)
+        except (CompilerError, ValueError) as error:
+            raise AccelerationError(f"no library is made: {error}") from error
         if folder.exists():
             folder.rmdir()
         work.rename(folder)
@@ -85,14 +90,14 @@ def _fill(folder: Path, potential: Potential, *, portable: bool) -> None:
     plan = Plan(potential)
     sources = _sources(potential, plan)
     key = hashlib.sha256("".join(sources.values()).encode()).digest()[:8]
-    sources["plan.h"] += f"\n#define KEY {int.from_bytes(key, 'little')}u\n#define MAGIC {_in_quotes(MAGIC)}\n"
+    sources["plan.h"] += f"\n#define KEY {int.from_bytes(key, 'little')}u\n#define MAGIC {in_quotes(MAGIC)}\n"
     for file, text in sources.items():
         (folder / file).write_text(text, encoding="utf-8")
     numbers = plan.numbers()
     (folder / NUMBERS).write_bytes(MAGIC + key + struct.pack("<QIi", len(numbers), zlib.crc32(numbers), 0) + numbers)
     compile_library(folder, portable=portable)
     if problem := library_problem(folder / LIBRARY, folder / NUMBERS, potential):
-        raise CompilerError(f"{compiler()[0]} made a library that is wrong: {problem}")
+        raise AccelerationError(f"{compiler()[0]} made a library that is wrong: {problem}")
 
 
 def _sources(potential: Potential, plan: Plan) -> dict[str, str]:
@@ -108,12 +113,8 @@ def _sources(potential: Potential, plan: Plan) -> dict[str, str]:
     return sources
 
 
-def _in_quotes(magic: bytes) -> str:
-    return '"' + "".join(f"\\{byte:03o}" for byte in magic) + '"'
-
-
 def compile_library(folder: Path, *, portable: bool = False) -> None:
-    """Compile the C files of a folder side by side into its library. Raises CompilerError."""
+    """Compile the C files of a folder side by side into its library. Raises AccelerationError."""
     machine = [] if portable else ["-march=native"]
     sources = sorted(["segnn.c", *(path.name for path in folder.glob("rows_*.c"))])
     objects = [f"{file.removesuffix('.c')}.o" for file in sources]
@@ -122,12 +123,12 @@ def compile_library(folder: Path, *, portable: bool = False) -> None:
         options = [*COMMON, *machine, *openmp, "-fvisibility=hidden"]
         with ThreadPoolExecutor(usable_cores()) as pool:
             problems = list(pool.map(lambda file, o=options: _run(folder, [*o, "-c", file]), sources))
-        problem = next(filter(None, problems), "") or _run(folder, ["-shared", *openmp, *objects, "-o", LIBRARY, "-lm"])
+        problem = next(filter(None, problems), "") or _run(folder, [*SHARED, *openmp, *objects, "-o", LIBRARY, "-lm"])
         for file in objects:
             (folder / file).unlink(missing_ok=True)
         if not problem:
             return
-    raise CompilerError(f"{compiler()[0]} does not compile the library: {problem}")
+    raise AccelerationError(f"{compiler()[0]} does not compile the library: {problem}")
 
 
 def _run(folder: Path, options: list[str]) -> str:

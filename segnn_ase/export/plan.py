@@ -145,7 +145,7 @@ class Plan:
             _STRUCTURES,
             _array_in_c("char *const", "symbols", symbols),
             _array_in_c("int", "atomic_numbers", p.species),
-            _array_in_c("char *const", "cue_names", [f'"{name}"' for name, *_ in cues] or ["NULL"]),
+            _array_in_c("char *const", "cue_names", [in_quotes(name.encode()) for name, *_ in cues] or ["NULL"]),
             _array_in_c("double", "cue_zeros", [zero for _, zero, _ in cues] or [0.0]),
             _array_in_c("double", "cue_units", [unit for *_, unit in cues] or [1.0]),
         ]
@@ -218,6 +218,11 @@ class Plan:
 
     def _of(self, places: list[Place]) -> list[Storage]:
         return list(dict.fromkeys(self._places[x] for x in places))
+
+
+def in_quotes(text: bytes) -> str:
+    """As C has it, byte by byte: what stands in a model's file is no code."""
+    return '"' + "".join(f"\\{byte:03o}" for byte in text) + '"'
 
 
 def numbers_of(cues: "tuple[Cue, ...]") -> list[tuple[str, float, float]]:

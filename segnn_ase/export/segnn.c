@@ -11,6 +11,7 @@
 
 #define HEADROOM 1.15 /* of the memory, so that it does not grow at every step */
 #define ALIGNED 64    /* bytes: a line of the cache */
+#define CLOSEST 0.05  /* Angstrom: atoms that are closer are at one place */
 #define HEADER 32     /* bytes: magic, key, length, checksum */
 
 struct segnn {
@@ -183,6 +184,7 @@ static int reserve(segnn *s, int64_t nodes, int64_t edges, int64_t threads) {
   free(s->memory);
   T *at = s->memory = aligned(length);
   if (!at) {
+    memset(s->storage, 0, sizeof s->storage);
     memset(s->room, 0, sizeof s->room);
     s->n_threads = 0;
     return 0;
@@ -301,7 +303,8 @@ static int add_core(segnn *s, int64_t edge, int64_t i, const double *r) {
 }
 
 /* the pairs within the cutoff, and what is in a core */
-static int place(segnn *s, const int *species, const int64_t *first, const int64_t *senders, const double *vectors) {
+static int place(segnn *s, const int *species, const int64_t *first, const int64_t *senders, const double *vectors,
+                 int64_t most) {
   Graph *g = &s->graph;
   T *to = s->storage[VECTORS];
   int64_t kept = 0;
@@ -310,13 +313,12 @@ static int place(segnn *s, const int *species, const int64_t *first, const int64
     s->first[i] = kept;
     for (int64_t e = first[i]; e < first[i + 1]; e++) {
       const double *r = vectors + 3 * e, square = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
-      if (square >= CUTOFF * CUTOFF) continue;
+      if (square >= CUTOFF * CUTOFF || kept == most) continue; /* most: as counted before, which may round otherwise */
       const int64_t j = senders[e];
       double d = sqrt(square), factor = 1, slope;
       const double radius = s->numbers.core[species[i]][species[j]];
       if (REPELS && d < radius) {
         if (!add_core(s, kept, i, r)) return 0;
-        d = fmax(d, 1e-6);
         factor = seen_from(d, radius, &slope);
         d *= factor;
       }
@@ -351,6 +353,10 @@ static int wrong_atoms(segnn *s, int64_t n, int64_t n_all, const int *species, c
                     (long long)senders[e], (long long)n_all - 1);
     if (!isfinite(vectors[3 * e]) || !isfinite(vectors[3 * e + 1]) || !isfinite(vectors[3 * e + 2]))
       return failed(s, SEGNN_NOT_FINITE, "the vector of pair %lld is not finite", (long long)e);
+    const double *r = vectors + 3 * e;
+    if (r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < CLOSEST * CLOSEST)
+      return failed(s, SEGNN_WRONG_ARGUMENT, "pair %lld has its atoms at one place: they are closer than %g Angstrom",
+                    (long long)e, CLOSEST);
   }
   return SEGNN_OK;
 }
@@ -372,7 +378,7 @@ int segnn_begin(segnn *s, int64_t n, int64_t n_all, const int *species, const in
   if (!make_lists(s, n_all, n_pairs)) return failed(s, SEGNN_NO_MEMORY, "there is no memory for %lld atoms",
                                                        (long long)n_all);
   for (int64_t i = 0; i < n_all; i++) s->kinds[i] = species[i];
-  if (!place(s, species, first, senders, vectors)) return failed(s, SEGNN_NO_MEMORY, "there is no memory for pairs");
+  if (!place(s, species, first, senders, vectors, n_pairs)) return failed(s, SEGNN_NO_MEMORY, "there is no memory for pairs");
   g->first = s->first; g->src = s->src; g->knot = s->knot; g->kind = s->kinds; g->batch = s->batch;
   g->n_graphs = 1; g->width = WIDTH;
   g->reference = s->numbers.reference; g->scale = s->numbers.scale; g->isolated = s->isolated;
@@ -429,8 +435,19 @@ int segnn_exchange(const segnn *s, int stage, size_t *bytes) {
   return p->direction;
 }
 
-int segnn_get(const segnn *s, int stage, int64_t count, const int *atoms, void *buffer) {
-  if (stage < 0 || stage >= N_STAGES) return SEGNN_WRONG_ARGUMENT;
+/* whether rows can be exchanged behind a stage */
+static int wrong_exchange(segnn *s, int stage, int64_t count, const int *atoms) {
+  if (wrong_stage(s, stage)) return SEGNN_WRONG_ARGUMENT;
+  if (!s->begun || s->ran != stage + 1)
+    return failed(s, SEGNN_WRONG_ARGUMENT, "atoms are exchanged behind stage %d; expected it to be the last that ran", stage);
+  for (int64_t n = 0; n < count; n++)
+    if (atoms[n] < 0 || atoms[n] >= s->n_all)
+      return failed(s, SEGNN_WRONG_ARGUMENT, "atom %d is exchanged; expected 0 to %lld", atoms[n], (long long)s->n_all - 1);
+  return SEGNN_OK;
+}
+
+int segnn_get(segnn *s, int stage, int64_t count, const int *atoms, void *buffer) {
+  if (wrong_exchange(s, stage, count, atoms)) return SEGNN_WRONG_ARGUMENT;
   const Stage *p = stages + stage;
   char *to = buffer;
   for (int64_t n = 0; n < count; n++)
@@ -444,7 +461,7 @@ int segnn_get(const segnn *s, int stage, int64_t count, const int *atoms, void *
 }
 
 int segnn_put(segnn *s, int stage, int64_t count, const int *atoms, const void *buffer) {
-  if (wrong_stage(s, stage)) return SEGNN_WRONG_ARGUMENT;
+  if (wrong_exchange(s, stage, count, atoms)) return SEGNN_WRONG_ARGUMENT;
   const Stage *p = stages + stage;
   const char *from = buffer;
   for (int64_t n = 0; n < count; n++)
@@ -471,7 +488,7 @@ static void take_core(segnn *s) {
     struct core *c = s->core + n;
     const int64_t i = s->kinds[c->i], j = s->kinds[s->src[c->edge]];
     const double *r = c->vector, radius = s->numbers.core[i][j];
-    const double d = fmax(sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]), 1e-6);
+    const double d = sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
     double slope, rise, dot = 0;
     const double factor = seen_from(d, radius, &slope);
     c->energy = 0.5 * repulsion(d, radius, atomic_numbers[i], atomic_numbers[j], &rise);
@@ -557,7 +574,7 @@ int64_t segnn_outside(segnn *s, const double *forces, int *flags) {
     if (!(sqrt(square) <= x->leverage)) found |= SEGNN_NEW;
     for (int k = 0; k < 3 && forces; k++)
       if (!(fabs(forces[3 * i + k]) <= x->force)) found |= SEGNN_FORCE;
-    if (ALONE_IS_INSIDE && !count) found = 0;
+    if (ALONE_IS_INSIDE && !s->graph.n_edges) found = 0; /* all are alone */
     if (flags) flags[i] = found;
     outside += found != 0;
   }

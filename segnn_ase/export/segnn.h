@@ -2,7 +2,8 @@
    given, without Python or PyTorch. MIT licence, as segnn_ase.
 
    Units are eV and Å. A handle is for one thread at a time; any number of handles may be used side by side. Functions
-   that return int give 0 (SEGNN_OK), or what went wrong, of which segnn_message tells.
+   that evaluate or take something give 0 (SEGNN_OK), or what went wrong, of which segnn_message tells; an evaluation
+   that was going on is then over.
 
    All in one call, for the atoms of one process: segnn_evaluate. In pieces, where atoms are parted among processes:
    segnn_begin with the own atoms first and behind them those of others (ghosts) that are within the cutoff of an own
@@ -47,7 +48,7 @@ SEGNN_API int segnn_set_threads(segnn *s, int threads);      /* at most so many,
    3, 3), whose sum that is: -sum_j r_ij dE/dr_ij for the receiver i.
    species (n): numbers as of segnn_species. Pairs in order of their receivers i: those of atom i are first[i] ...
    first[i + 1] - 1, with senders (0 ... n - 1; the atom whose image it is) and vectors r_ij from i to j (pairs, 3);
-   both directions of each pair; those beyond the cutoff are left out here. */
+   both directions of each pair; those beyond the cutoff are left out here. Atoms are told nothing: see segnn_tell. */
 SEGNN_API int segnn_evaluate(segnn *s, int64_t n, const int *species, const int64_t *first, const int64_t *senders,
                              const double *vectors, double *energy, double *energies, double *forces, double *virial,
                              double *virials);
@@ -55,7 +56,8 @@ SEGNN_API int segnn_evaluate(segnn *s, int64_t n, const int *species, const int6
 /* The same in pieces. n own atoms, n_all with those of others; species (n_all); senders are 0 ... n_all - 1. */
 SEGNN_API int segnn_begin(segnn *s, int64_t n, int64_t n_all, const int *species, const int64_t *first,
                           const int64_t *senders, const double *vectors);
-/* What it is told of the atoms, (n_all, segnn_n_cues), behind segnn_begin; zeros where this is not called. */
+/* What it is told of the atoms, (n_all, segnn_n_cues), called behind segnn_begin. Where this is not called nothing is
+   told: charges, moments and the total charge are 0, a multiplicity is 1. */
 SEGNN_API int segnn_tell(segnn *s, const double *cues);
 SEGNN_API int segnn_n_stages(const segnn *s);
 SEGNN_API int segnn_run(segnn *s, int stage);
@@ -63,14 +65,14 @@ SEGNN_API int segnn_run(segnn *s, int stage);
    REVERSE: what segnn_get takes from ghosts goes to the atoms that they are copies of, where segnn_put adds it.
    bytes: of an atom. */
 SEGNN_API int segnn_exchange(const segnn *s, int stage, size_t *bytes);
-SEGNN_API int segnn_get(const segnn *s, int stage, int64_t count, const int *atoms, void *buffer);
+SEGNN_API int segnn_get(segnn *s, int stage, int64_t count, const int *atoms, void *buffer);
 SEGNN_API int segnn_put(segnn *s, int stage, int64_t count, const int *atoms, const void *buffer);
 /* As segnn_evaluate, of the own atoms; but forces (n_all, 3): those on ghosts are to be added to their atoms. */
 SEGNN_API int segnn_finish(segnn *s, double *energy, double *energies, double *forces, double *virial, double *virials);
 
 /* How many own atoms were outside of what the training data covered in the last evaluation, and flags for each, where
    that is not NULL: closer to another, with more or fewer neighbours, in new surroundings (leverage), with larger
-   forces. forces (n, 3), or NULL. -1 for a potential without a domain, and without an evaluation. */
+   forces. Among parted atoms each process sees its own alone. forces (n, 3), or NULL. -1 for a potential without a domain, and without an evaluation. */
 SEGNN_API int64_t segnn_outside(segnn *s, const double *forces, int *flags);
 
 #ifdef __cplusplus

@@ -13,7 +13,7 @@ from segnn_ase.model.irreps import CONVENTION
 from segnn_ase.properties.model import Constants, PropertyModel
 from segnn_ase.properties.settings import check_name
 from segnn_ase.properties.targets import POOLINGS, Target, checked_irreps, is_of_matrix
-from segnn_ase.store.model_file import WRONG, check_weights, checked_metadata, stored_config
+from segnn_ase.store.model_file import WRONG, check_weights, checked_metadata, load_weights, stored_config
 from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import load_form, load_tensors, save_tensors
 
@@ -77,7 +77,7 @@ def _built(content: dict) -> PropertyModel:
         ):
             raise ValueError(f"the constants of {target.name!r} are not as many finite numbers as it needs")
     model = PropertyModel(config, species, targets, constants=constants)
-    model.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+    load_weights(model.to(next(iter(weights.values())).dtype), weights, config)
     return model.eval()
 
 

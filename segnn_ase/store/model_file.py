@@ -223,6 +223,15 @@ def _checked_version(path: Path, content: dict) -> int:
     return version
 
 
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], config: ModelConfig) -> None:
+    """Raises ConfigError for messages that were steered otherwise by what they are told than they are now."""
+    known, name = model.state_dict(), "segnn.messages.0.radial.last.weight"
+    if config.cues and name in weights and name in known and weights[name].shape != known[name].shape:
+        told = ", ".join(cue.name for cue in config.cues)
+        raise ConfigError(f"it was written before the way changed in which messages are told {told}: train it again")
+    model.load_state_dict(weights)
+
+
 def stored_config(values: dict) -> ModelConfig:
     """The settings of the network of a file, which may be older than some of them. Raises ConfigError."""
     settings = {**SINCE, **values}
@@ -246,7 +255,7 @@ def _build(content: dict) -> Potential:
         reference_energies=content["reference_energies"],
         scales=content["scales"],
     )
-    potential.to(weights["readout.last.last.weight"].dtype).load_state_dict(weights, strict=True)
+    load_weights(potential.to(weights["readout.last.last.weight"].dtype), weights, config)
     domain, uncertainty = (_with_tuples(content[name], name) for name in ("domain", "uncertainty"))
     potential.domain = domain and parse_domain(domain, len(potential.species))
     potential.uncertainty = uncertainty and parse_uncertainty(uncertainty, potential.readout.width)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from helpers.command_line import segnn
+from helpers.command_line import assert_one_line_error, segnn
 from helpers.exported import Handle, parted, pointers, room_for
 from helpers.potentials import TINY, build_potential, tiny_potential
 from helpers.systems import NAMED, ethanol, rattled_copper
@@ -193,8 +193,52 @@ def test_a_library_that_is_wrong_is_noticed(small, tmp_path):
     assert library_problem(small.files.library, small.files.numbers, small.potential) is None
     other = build_potential("segnn")
     with torch.no_grad():
-        next(other.segnn.messages[1].out.parameters())[0, 0] += 1e-3
+        next(other.segnn.messages[1].out.parameters())[0, 0] += 0.1
     assert "differ by" in library_problem(small.files.library, small.files.numbers, other)
+
+
+def test_names_in_a_file_are_no_code(tmp_path):
+    name = 'my "q"}; \\ int x\n'
+    config = model_config(**{**TINY, "hidden_irreps": "4x0e", "cues": [{"name": name, "kind": "scalar"}]})
+    potential, atoms = Potential(config, [1, 6, 8]).double(), ethanol()
+    atoms.arrays[name] = np.arange(9.0)
+    potential.calibrate(told(graph_from_atoms(atoms, potential.cutoff), atoms, potential.config.cues))
+    handle = Handle(export(potential.eval(), tmp_path / "named"))
+    assert handle.c.segnn_cue(handle.s, 0).decode() == name
+    shutil.rmtree(tmp_path / "named")
+    potential.calibrate(told(graph_from_atoms(atoms, potential.cutoff), atoms, potential.config.cues))
+    with torch.no_grad():
+        potential.segnn.norms *= 2.0
+    export(potential, tmp_path / "named")  # what is held against PyTorch is not the first one
+
+
+def test_errors_of_the_command_are_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", "/nonexistent")
+    assert_one_line_error(segnn("export", "silicon-pbe", "--out", tmp_path / "none"), "no library is made: CC is")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("CC", "false")
+    assert_one_line_error(segnn("export", "silicon-pbe", "--out", tmp_path / "none"), "does not compile the library")
+
+
+def test_atoms_at_one_place_are_refused(small):
+    handle, atoms = Handle(small.files), ethanol()
+    for distance in (0.0, 1e-9, 0.04):
+        atoms.positions[1] = atoms.positions[0] + [distance, 0, 0]
+        with pytest.raises(ValueError, match=r"has its atoms at one place|closer"):
+            handle.evaluate(atoms)
+
+
+def test_rows_are_exchanged_only_where_there_are_some(small):
+    handle, atoms = Handle(small.files), ethanol()
+    given, one, buffer = [handle.species(atoms), *handle.pairs(atoms)], np.array([9], dtype=np.intc), np.zeros(10**5)
+    with pytest.raises(ValueError, match="expected it to be the last that ran"):
+        handle.do("segnn_get", 0, 1, *pointers([one, buffer]))
+    handle.do("segnn_begin", 9, 9, *pointers(given))
+    handle.do("segnn_run", 0)
+    with pytest.raises(ValueError, match="atom 9 is exchanged; expected 0 to 8"):
+        handle.do("segnn_put", 0, 1, *pointers([one, buffer]))
+    with pytest.raises(ValueError, match="stage is 99"):
+        handle.do("segnn_get", 99, 1, *pointers([one, buffer]))
 
 
 def test_what_a_library_does_not_carry_is_refused_by_name(tmp_path, small):
