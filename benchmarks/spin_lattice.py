@@ -114,6 +114,7 @@ def errors_of(model: Path, frames: list[Atoms], *, told: bool) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--epochs", type=int, help="instead of minutes, at a rate of 0.03, without patience")
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--out", default="benchmarks/results/spin_lattice")
     a = parser.parse_args()
@@ -129,7 +130,12 @@ def main() -> None:
         for told in (True, False):
             model = out / f"{name}-{'told' if told else 'blind'}.pt"
             config = settings_of(spin_orbit=spin_orbit, told=told)
-            settings = {"minutes": a.minutes, "rollout_steps": 0}
+            length = (
+                {"epochs": a.epochs, "learning_rate": 0.03, "patience": a.epochs}
+                if a.epochs
+                else {"minutes": a.minutes}
+            )
+            settings = {**length, "rollout_steps": 0}
             values = {"data": {"train": [str(file)]}, "model": config, "training": settings, "out": str(model)}
             if not model.exists():
                 train(TrainConfig.parse(values))

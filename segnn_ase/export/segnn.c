@@ -24,13 +24,12 @@ struct segnn {
   T *storage[N_STORAGES];
   Step *steps;
   Segment segments[N_SEGMENTS];
-  T isolated[N_SPECIES], *epsilons;
+  T isolated[N_SPECIES];
   /* of the atoms */
   Graph graph;
-  int64_t n_all, *first, *src, *knot, *kinds, *batch, n_first, n_edge_room, n_core, core_room;
+  int64_t n_all, *first, *src, *knot, *kinds, n_first, n_edge_room, n_core, core_room;
   struct core { int64_t edge, i; double vector[3], energy; } *core; /* what is within a core */
-  double *forces, *energies, *gradients, energy;
-  int64_t n_forces;
+  double *energies;
   int most_threads, begun, ran;
   char message[256];
 };
@@ -210,15 +209,13 @@ static int make_lists(segnn *s, int64_t n_all, int64_t edges) {
   if (n_all + 1 > s->n_first) {
     const int64_t rows = 1 + (int64_t)(HEADROOM * (n_all + 1));
     s->n_first = 0;
-    if (!MORE(s->first, rows) || !MORE(s->kinds, rows) || !MORE(s->batch, rows) || !MORE(s->forces, 3 * rows) ||
-        !MORE(s->energies, rows) || !MORE(s->epsilons, rows * WIDTH)) return 0;
-    memset(s->batch, 0, rows * sizeof *s->batch);
+    if (!MORE(s->first, rows) || !MORE(s->kinds, rows) || !MORE(s->energies, rows)) return 0;
     s->n_first = rows;
   }
   if (edges > s->n_edge_room) {
     const int64_t rows = 1 + (int64_t)(HEADROOM * edges);
     s->n_edge_room = 0;
-    if (!MORE(s->src, rows) || !MORE(s->knot, rows) || !MORE(s->gradients, 3 * rows)) return 0;
+    if (!MORE(s->src, rows) || !MORE(s->knot, rows)) return 0;
     s->n_edge_room = rows;
   }
   return reserve(s, n_all, edges, s->graph.threads);
@@ -261,8 +258,8 @@ fail:
 
 void segnn_close(segnn *s) {
   if (!s) return;
-  void *all[] = {s->content, s->raw, s->weights, s->memory, s->steps, s->first, s->src, s->knot, s->kinds, s->batch,
-                 s->core, s->forces, s->energies, s->gradients, s->epsilons};
+  void *all[] = {s->content, s->raw, s->weights, s->memory, s->steps, s->first, s->src, s->knot, s->kinds,
+                 s->core, s->energies};
   for (size_t k = 0; k < sizeof all / sizeof *all; k++) free(all[k]);
   free(s);
 }
@@ -379,13 +376,9 @@ int segnn_begin(segnn *s, int64_t n, int64_t n_all, const int *species, const in
                                                        (long long)n_all);
   for (int64_t i = 0; i < n_all; i++) s->kinds[i] = species[i];
   if (!place(s, species, first, senders, vectors, n_pairs)) return failed(s, SEGNN_NO_MEMORY, "there is no memory for pairs");
-  g->first = s->first; g->src = s->src; g->knot = s->knot; g->kind = s->kinds; g->batch = s->batch;
-  g->n_graphs = 1; g->width = WIDTH;
-  g->reference = s->numbers.reference; g->scale = s->numbers.scale; g->isolated = s->isolated;
+  g->first = s->first; g->src = s->src; g->knot = s->knot; g->kind = s->kinds;
   g->vectors = s->storage[VECTORS]; g->gradient = s->storage[GRADIENT]; g->epsilon = s->storage[EPSILON];
   g->features = s->storage[FEATURES]; g->weight = s->storage[WEIGHTS];
-  g->energy = &s->energy; g->energies = s->energies; g->descriptors = s->epsilons; g->forces = s->forces;
-  g->gradients = s->gradients;
   T *weight = g->weight;
   for (int64_t i = 0; i < n; i++) weight[i] = s->numbers.scale[species[i]];
   if (N_CUES) memset(s->storage[CUES], 0, n_all * N_CUES * sizeof(T));
