@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from segnn_ase.base.devices import usable_cores
 from segnn_ase.base.errors import AccelerationError, ConfigError, expect
-from segnn_ase.compiled.build import COMMON, compiler
+from segnn_ase.compiled.build import COMMON, EVEN_SUMS, compiler
 from segnn_ase.compiled.c_code import prelude, rows_in_c
 from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.network_steps import supported
@@ -119,8 +119,8 @@ def compile_library(folder: Path, *, portable: bool = False) -> None:
     sources = sorted(["segnn.c", *(path.name for path in folder.glob("rows_*.c"))])
     objects = [f"{file.removesuffix('.c')}.o" for file in sources]
     problem = ""
-    for openmp in (["-fopenmp"], []):
-        options = [*COMMON, *machine, *openmp, "-fvisibility=hidden"]
+    for even, openmp in ((EVEN_SUMS, ["-fopenmp"]), ([], ["-fopenmp"]), ([], [])):
+        options = [*COMMON, *even, *machine, *openmp, "-fvisibility=hidden"]
         with ThreadPoolExecutor(usable_cores()) as pool:
             problems = list(pool.map(lambda file, o=options: _run(folder, [*o, "-c", file]), sources))
         problem = next(filter(None, problems), "") or _run(folder, [*SHARED, *openmp, *objects, "-o", LIBRARY, "-lm"])

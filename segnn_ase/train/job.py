@@ -112,6 +112,7 @@ class Learner(NamedTuple):
     averaged: nn.Module  # the moving average of its weights, which is what is kept
     weights: list[Tensor]  # those that are trained
     means: list[Tensor]  # the same in `averaged`
+    trusted: list[Tensor]  # `means` without the last step, which may have led to a spike
     optimizer: Soap
     gradient: Gradient
     measure: Measure  # of `averaged`

@@ -119,6 +119,7 @@ def save_state(path: Path, job: Training, learner: Learner, done: Progress) -> N
         "config": job.metadata["training"],
         "weights": learner.model.state_dict(),
         "averaged": learner.averaged.state_dict(),
+        "trusted": learner.trusted,
         "optimizer": learner.optimizer.state_dict(),
         "progress": asdict(done),
     }
@@ -148,6 +149,7 @@ def restore_state(state: dict, learner: Learner) -> Progress:
         raise ValueError(f"progress is {done}")
     learner.model.load_state_dict(state["weights"])
     learner.averaged.load_state_dict(state["averaged"])
+    torch._foreach_copy_(learner.trusted, state.get("trusted", [mean.detach() for mean in learner.means]))
     learner.optimizer.load_state_dict(state["optimizer"])
     return done
 

@@ -33,6 +33,7 @@ def make_learner(job: Training, settings: LoopConfig) -> Learner:
         averaged,
         weights=parameters,
         means=[means[name] for name in weights],
+        trusted=[means[name].clone() for name in weights],
         optimizer=Soap(parameters, betas=betas, weight_decay=settings.weight_decay, every=settings.turn_every),
         gradient=job.goal.gradient(model, job.data.smallest, settings),
         measure=job.goal.measure(averaged, job.data.smallest, settings),
@@ -85,20 +86,24 @@ def next_step(
 
 
 def training_step(learner: Learner, items: list[Item], settings: LoopConfig, done: Progress, report: Callable) -> None:
-    """Change the weights along the gradient of the loss on a batch; after a spike, back to their average."""
+    """Change the weights along the gradient of the loss on a batch; after a spike, back to their average before it."""
     for weight in learner.weights:
         weight.grad = None
     batch = collate_items(items)
     value = learner.gradient(batch)
     add_pull(learner.weights, learner.pull)
     norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
-    if not math.isfinite(norm) or (is_spike(value, done) and not is_odd(learner, batch, value)):
-        report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
-        go_back(learner)
-        calm_down(done)
-        return
+    if not math.isfinite(norm) or is_spike(value, done):
+        forget_last_step(learner)
+        if not math.isfinite(norm) or not is_odd(learner, batch, value):
+            report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
+            go_back(learner)
+            calm_down(done)
+            return
     done.loss, done.rising = done.loss + value, max(done.rising, value)
     learner.optimizer.step(done.rate)
+    with torch.no_grad():
+        torch._foreach_copy_(learner.trusted, learner.means)
     update_average(learner.means, learner.weights, done.step + 1, settings.ema_decay)
 
 
@@ -108,6 +113,12 @@ def is_odd(learner: Learner, batch: Item, value: float) -> bool:
     As old structures that are learned now and then, and frames unlike all others.
     """
     return HARDLY_BETTER * value < learner.measure.loss(batch) < math.inf
+
+
+@torch.no_grad()
+def forget_last_step(learner: Learner) -> None:
+    """Take the last step out of the mean of the weights."""
+    torch._foreach_copy_(learner.means, learner.trusted)
 
 
 @torch.no_grad()

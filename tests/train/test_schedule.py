@@ -166,7 +166,7 @@ def test_an_odd_structure_beside_small_ones_is_no_spike(tmp_path):
 
 
 def test_a_loss_that_explodes_ends_the_training_with_advice(tmp_path):
-    config = configured(tmp_path, water_frames(6), learning_rate=1e30, warmup_steps=0, epochs=20)
+    config = configured(tmp_path, water_frames(6), learning_rate=1e30, warmup_steps=0, epochs=40)
     with pytest.raises(DataError, match=r"the loss rose .* lower learning_rate"):
         train(config, progress=False)
     assert all(torch.isfinite(w).all() for w in load_tensors(tmp_path / "model.resume.pt")["averaged"].values())
