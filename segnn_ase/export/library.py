@@ -14,12 +14,13 @@ from typing import NamedTuple
 
 from segnn_ase.base.devices import usable_cores
 from segnn_ase.base.errors import AccelerationError, ConfigError, expect
-from segnn_ase.compiled.build import COMMON, EVEN_SUMS, compiler
+from segnn_ase.compiled.build import COMMON, OF_GCC, compiler
 from segnn_ase.compiled.c_code import prelude, rows_in_c
 from segnn_ase.compiled.cache import CompilerError
 from segnn_ase.compiled.network_steps import supported
 from segnn_ase.compiled.runtime import declarations
 from segnn_ase.export.evaluator import library_problem
+from segnn_ase.export.lammps import SOURCE, Headers, compile_plugin
 from segnn_ase.export.plan import Plan, in_quotes
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.cue_settings import FIELD
@@ -27,7 +28,7 @@ from segnn_ase.structure.cue_settings import FIELD
 MAGIC = b"SEGNN\0\r\n"
 LIBRARY, NUMBERS = "libsegnn.so", "model.segnn"
 SHARED = ("-shared", "-Wl,-Bsymbolic")  # two libraries in one program call their own functions
-HAND_WRITTEN = ("segnn.h", "segnn.c", "example.c", "example.f90", "Makefile")
+HAND_WRITTEN = ("segnn.h", "segnn.c", "example.c", "example.f90", SOURCE, "Makefile")
 
 
 class Exported(NamedTuple):
@@ -38,11 +39,13 @@ class Exported(NamedTuple):
     numbers: Path
 
 
-def export(potential: Potential, out: "str | Path", *, portable: bool = False) -> Exported:
+def export(
+    potential: Potential, out: "str | Path", *, portable: bool = False, lammps: Headers | None = None
+) -> Exported:
     """Write a potential as a C library: `segnn.h`, `libsegnn.so`, `model.segnn`, sources, a Makefile and examples.
 
     Args: potential, in the precision that the library shall have; out: the folder, new or empty; portable: for any
-    processor of this family, not only the like of this one.
+    processor of this family, not only the like of this one; lammps: `find_headers()` for a plugin of LAMMPS, too.
     Raises ConfigError for what a library does not carry yet, and for a folder that is not empty; AccelerationError
     where radial functions are too rough for tables, where the sources cannot be compiled here, and where the library
     does not give what plain PyTorch gives; OSError where nothing can be written.
@@ -59,6 +62,8 @@ def export(potential: Potential, out: "str | Path", *, portable: bool = False) -
         work.chmod(0o755)
         try:
             _fill(work, potential, portable=portable)
+            if lammps is not None:
+                compile_plugin(work, lammps)
         except (CompilerError, ValueError) as error:
             raise AccelerationError(f"no library is made: {error}") from error
         if folder.exists():
@@ -119,8 +124,8 @@ def compile_library(folder: Path, *, portable: bool = False) -> None:
     sources = sorted(["segnn.c", *(path.name for path in folder.glob("rows_*.c"))])
     objects = [f"{file.removesuffix('.c')}.o" for file in sources]
     problem = ""
-    for even, openmp in ((EVEN_SUMS, ["-fopenmp"]), ([], ["-fopenmp"]), ([], [])):
-        options = [*COMMON, *even, *machine, *openmp, "-fvisibility=hidden"]
+    for special, openmp in ((OF_GCC, ["-fopenmp"]), ([], ["-fopenmp"]), ([], [])):
+        options = [*COMMON, *special, *machine, *openmp, "-fvisibility=hidden"]
         with ThreadPoolExecutor(usable_cores()) as pool:
             problems = list(pool.map(lambda file, o=options: _run(folder, [*o, "-c", file]), sources))
         problem = next(filter(None, problems), "") or _run(folder, [*SHARED, *openmp, *objects, "-o", LIBRARY, "-lm"])

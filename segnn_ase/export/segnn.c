@@ -43,6 +43,7 @@ static int failed(segnn *s, int code, const char *format, ...) {
   return code;
 }
 
+int segnn_version(void) { return SEGNN_VERSION; }
 const char *segnn_message(const segnn *s) { return s->message; }
 double segnn_cutoff(const segnn *s) { (void)s; return CUTOFF; }
 int segnn_n_species(const segnn *s) { (void)s; return N_SPECIES; }

@@ -23,11 +23,14 @@ extern "C" {
 #define SEGNN_API
 #endif
 
+#define SEGNN_VERSION 1 /* of these functions */
 typedef struct segnn segnn;
 
 enum { SEGNN_OK = 0, SEGNN_NO_MEMORY = 1, SEGNN_WRONG_ARGUMENT = 2, SEGNN_NOT_FINITE = 3 };
 enum { SEGNN_NO_EXCHANGE = 0, SEGNN_FORWARD = 1, SEGNN_REVERSE = 2 };
 enum { SEGNN_CLOSE = 1, SEGNN_CROWD = 2, SEGNN_NEW = 4, SEGNN_FORCE = 8 }; /* flags of segnn_outside */
+
+SEGNN_API int segnn_version(void); /* SEGNN_VERSION of the library */
 
 /* Open the file of numbers that was exported with this library. NULL where it cannot be used: then `error`, which has
    room for `size` characters, says why. */

@@ -1,0 +1,384 @@
+/* pair_style segnn of LAMMPS: a potential of `segnn export` as a plugin, parted among processes.
+
+   This file includes headers of LAMMPS: what is compiled from it is under LAMMPS' licence, GPL-2.0. It is the only one
+   of which that is true: everything else of segnn_ase is under the MIT licence.
+
+       plugin load pair_segnn.so
+       pair_style segnn [check N warn|stop] [charge Q] [spin M]
+       pair_coeff * * model.segnn Si O
+
+   Ghosts reach out to one cutoff. What senders know goes to their ghosts before each message (forward communication),
+   and gradients come back (reverse communication): no atom's network is computed twice. */
+#include <dlfcn.h>
+#include <mpi.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "atom.h"
+#include "comm.h"
+#include "error.h"
+#include "force.h"
+#include "lammps.h"
+#include "library.h"
+#include "memory.h"
+#include "neigh_list.h"
+#include "neighbor.h"
+#include "pair.h"
+#include "segnn.h"
+#include "update.h"
+#include "utils.h"
+
+using namespace LAMMPS_NS;
+
+#define FUNCTIONS(DO) \
+  DO(open) DO(close) DO(message) DO(cutoff) DO(species) DO(n_cues) DO(cue) DO(set_threads) DO(begin) DO(tell) \
+  DO(n_stages) DO(run) DO(exchange) DO(get) DO(put) DO(finish) DO(outside)
+
+namespace {
+
+struct Library { /* the functions of the libsegnn.so beside a model */
+#define POINTER(name) decltype(&segnn_##name) name;
+  FUNCTIONS(POINTER)
+};
+
+class PairSEGNN : public Pair {
+ public:
+  explicit PairSEGNN(LAMMPS *);
+  ~PairSEGNN() override;
+  void settings(int, char **) override;
+  void coeff(int, char **) override;
+  void init_style() override;
+  double init_one(int, int) override { return cutoff; }
+  void compute(int, int) override;
+  int pack_forward_comm(int, int *, double *, int, int *) override;
+  void unpack_forward_comm(int, int, double *) override;
+  int pack_reverse_comm(int, int, double *) override;
+  void unpack_reverse_comm(int, int *, double *) override;
+
+ private:
+  enum { NEVER, WARN, STOP };
+  Library library{};
+  segnn *model = nullptr;
+  double cutoff = 0.0, charge = 0.0, spin = 1.0;
+  int every = 100, verdict = WARN, n_cues = 0, stage = 0;
+  std::size_t bytes = 0;          /* of an atom, in the present exchange */
+  std::vector<int> kinds;         /* species of each type, or -1: another pair style's */
+  std::vector<int> own, local;    /* own atoms as LAMMPS counts them; of each atom its row in the library, or -1 */
+  std::vector<int> species, rows;
+  std::vector<int64_t> first, senders;
+  std::vector<double> vectors, told, energies, forces, virials;
+
+  std::string open(const std::string &);
+  void end_all(const std::string &);
+  void close();
+  void allocate();
+  void number_atoms();
+  void list_pairs();
+  void tell();
+  void add_up(double, const double *);
+  void look_outside();
+  void check(int);
+  int taken(int, const int *, double *);
+  void given(int, const int *, const double *);
+};
+
+PairSEGNN::PairSEGNN(LAMMPS *lmp) : Pair(lmp) {
+  single_enable = 0;
+  restartinfo = 0;
+  one_coeff = 1;
+  manybody_flag = 1;
+  no_virial_fdotr_compute = 1;
+  centroidstressflag = CENTROID_NOTAVAIL; /* not a sum of terms that each belong to few atoms */
+}
+
+PairSEGNN::~PairSEGNN() {
+  close();
+  if (allocated) {
+    memory->destroy(setflag);
+    memory->destroy(cutsq);
+  }
+}
+
+void PairSEGNN::close() { /* its code stays: threads of OpenMP may still be in it */
+  if (model) library.close(model);
+  model = nullptr;
+}
+
+void PairSEGNN::settings(int count, char **words) {
+  every = 100;
+  verdict = WARN;
+  charge = 0.0;
+  spin = 1.0;
+  for (int k = 0; k < count;) {
+    const std::string word = words[k];
+    if (word == "check" && k + 2 < count) {
+      every = utils::inumeric(FLERR, words[k + 1], false, lmp);
+      const std::string what = words[k + 2];
+      if (every < 1 || (what != "warn" && what != "stop"))
+        error->all(FLERR, "pair_style segnn check is {} {}; expected a number of steps, and warn or stop", every, what);
+      verdict = what == "stop" ? STOP : WARN;
+      k += 3;
+    } else if (word == "check" && k + 1 < count && !strcmp(words[k + 1], "no")) {
+      verdict = NEVER;
+      k += 2;
+    } else if ((word == "charge" || word == "spin") && k + 1 < count) {
+      (word == "spin" ? spin : charge) = utils::numeric(FLERR, words[k + 1], false, lmp);
+      k += 2;
+    } else
+      error->all(FLERR, "pair_style segnn has {}; expected check N warn|stop, check no, charge Q or spin M", word);
+  }
+}
+
+void PairSEGNN::allocate() {
+  const int n = atom->ntypes;
+  allocated = 1;
+  memory->create(setflag, n + 1, n + 1, "pair:setflag");
+  memory->create(cutsq, n + 1, n + 1, "pair:cutsq");
+}
+
+/* what is wrong with it */
+std::string PairSEGNN::open(const std::string &path) {
+  const auto slash = path.rfind('/');
+  const std::string file = (slash == std::string::npos ? "." : path.substr(0, slash)) + "/libsegnn.so";
+  void *handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) return "there is no library of the model " + path + ": " + dlerror();
+  const auto version = reinterpret_cast<decltype(&segnn_version)>(dlsym(handle, "segnn_version"));
+  if (!version || version() != SEGNN_VERSION)
+    return file + " is of another version than this plugin: export both by one segnn export";
+#define LOOK_UP(name) library.name = reinterpret_cast<decltype(library.name)>(dlsym(handle, "segnn_" #name));
+  FUNCTIONS(LOOK_UP)
+  char why[512] = "";
+  model = library.open(path.c_str(), why, sizeof why);
+  return why;
+}
+
+/* End with the sentence of the first rank that has one. */
+void PairSEGNN::end_all(const std::string &problem) {
+  int rank = problem.empty() ? comm->nprocs : comm->me, first_rank = 0;
+  MPI_Allreduce(&rank, &first_rank, 1, MPI_INT, MPI_MIN, world);
+  if (first_rank == comm->nprocs) return;
+  char words[1024] = "";
+  problem.copy(words, sizeof words - 1);
+  MPI_Bcast(words, sizeof words, MPI_CHAR, first_rank, world);
+  error->all(FLERR, "pair_coeff: {}", words);
+}
+
+void PairSEGNN::coeff(int count, char **words) {
+  const int n = atom->ntypes;
+  if (count != 3 + n || strcmp(words[0], "*") || strcmp(words[1], "*"))
+    error->all(FLERR, "pair_coeff of segnn has {} words; expected * * model.segnn and an element for each of {} types",
+               count, n);
+  if (!allocated) allocate();
+  close();
+  end_all(open(words[2]));
+  kinds.assign(n + 1, -1);
+  for (int type = 1; type <= n; type++) {
+    const std::string element = words[2 + type];
+    if (element == "NULL") continue;
+    kinds[type] = library.species(model, element.c_str());
+    if (kinds[type] < 0) error->all(FLERR, "pair_coeff: the potential of {} does not know {}", words[2], element);
+  }
+  for (int i = 1; i <= n; i++)
+    for (int j = i; j <= n; j++) setflag[i][j] = kinds[i] >= 0 && kinds[j] >= 0;
+  cutoff = library.cutoff(model);
+  n_cues = library.n_cues(model);
+  std::size_t most[3] = {0, 0, 0};
+  for (int k = 0; k < library.n_stages(model); k++) {
+    const int direction = library.exchange(model, k, &bytes);
+    if (direction != SEGNN_NO_EXCHANGE) most[direction] = std::max(most[direction], bytes);
+  }
+  comm_forward = static_cast<int>((most[SEGNN_FORWARD] + sizeof(double) - 1) / sizeof(double));
+  comm_reverse = static_cast<int>((most[SEGNN_REVERSE] + sizeof(double) - 1) / sizeof(double));
+}
+
+void PairSEGNN::init_style() {
+  if (strcmp(update->unit_style, "metal"))
+    error->all(FLERR, "pair_style segnn has eV and Angstrom; units are {}, expected metal", update->unit_style);
+  if (!force->newton_pair) error->all(FLERR, "pair_style segnn sends gradients to owners; expected newton on");
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
+    error->all(FLERR, "pair_style segnn needs all pairs; expected no neigh_modify exclude");
+  for (int k = 1; k < 4 && atom->molecular; k++)
+    if (force->special_lj[k] != 1.0 || force->special_coul[k] != 1.0)
+      error->all(FLERR, "pair_style segnn needs the pairs of bonds, too; expected special_bonds lj/coul 1 1 1");
+  for (int k = 0; k < n_cues; k++) {
+    const std::string name = library.cue(model, k);
+    if (name == "initial_charges" && !atom->q_flag)
+      error->all(FLERR, "the potential is told charges; expected an atom_style that has them, such as charge");
+    if (name.rfind("initial_magmoms_", 0) == 0 && !atom->sp_flag)
+      error->all(FLERR, "the potential is told moments; expected atom_style spin");
+    if (name != "initial_charges" && name.rfind("initial_magmoms_", 0) && name != "charge" && name != "spin")
+      error->all(FLERR, "the potential is told {} of each atom, which LAMMPS does not have", name);
+  }
+  check(library.set_threads(model, std::max(1, comm->nthreads)));
+  neighbor->add_request(this, NeighConst::REQ_FULL);
+  /* pair_style hybrid asks for its own buffers before it knows the models */
+  force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
+  force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
+}
+
+void PairSEGNN::check(int wrong) {
+  if (wrong) error->one(FLERR, "pair_style segnn: {}", library.message(model));
+}
+
+/* own atoms first, as they stand in the list, then ghosts; species of all */
+void PairSEGNN::number_atoms() {
+  const int n_all = atom->nlocal + atom->nghost;
+  own.assign(list->ilist, list->ilist + list->inum);
+  own.erase(std::remove_if(own.begin(), own.end(), [this](int i) { return kinds[atom->type[i]] < 0; }), own.end());
+  local.assign(n_all, -1);
+  species.clear();
+  for (const int i : own) {
+    local[i] = static_cast<int>(species.size());
+    species.push_back(kinds[atom->type[i]]);
+  }
+  for (int i = atom->nlocal; i < n_all; i++)
+    if (kinds[atom->type[i]] >= 0) {
+      local[i] = static_cast<int>(species.size());
+      species.push_back(kinds[atom->type[i]]);
+    }
+}
+
+void PairSEGNN::list_pairs() {
+  double *const *const x = atom->x;
+  std::size_t most = 0, n = 0;
+  for (const int i : own) most += list->numneigh[i];
+  if (senders.size() < most) {
+    senders.resize(most);
+    vectors.resize(3 * most);
+  }
+  first.assign(1, 0);
+  for (const int i : own) {
+    const int *neighbors = list->firstneigh[i];
+    for (int k = 0; k < list->numneigh[i]; k++) {
+      const int j = neighbors[k] & NEIGHMASK;
+      double *const r = vectors.data() + 3 * n;
+      for (int q = 0; q < 3; q++) r[q] = x[j][q] - x[i][q];
+      if (local[j] < 0 || r[0] * r[0] + r[1] * r[1] + r[2] * r[2] >= cutoff * cutoff) continue;
+      senders[n++] = local[j];
+    }
+    first.push_back(static_cast<int64_t>(n));
+  }
+}
+
+void PairSEGNN::tell() {
+  if (!n_cues) return;
+  told.assign(species.size() * n_cues, 0.0);
+  for (int k = 0; k < n_cues; k++) {
+    const std::string name = library.cue(model, k);
+    const int axis = name.back() - 'x';
+    for (std::size_t i = 0; i < local.size(); i++) {
+      if (local[i] < 0) continue;
+      double &to = told[local[i] * n_cues + k];
+      if (name == "initial_charges") to = atom->q[i];
+      else if (name == "charge") to = charge;
+      else if (name == "spin") to = spin;
+      else to = atom->sp[i][3] * atom->sp[i][axis];
+    }
+  }
+  check(library.tell(model, told.data()));
+}
+
+void PairSEGNN::compute(int eflag, int vflag) {
+  ev_init(eflag, vflag);
+  number_atoms();
+  list_pairs();
+  const auto n = static_cast<int64_t>(own.size()), n_all = static_cast<int64_t>(species.size());
+  check(library.begin(model, n, n_all, species.data(), first.data(), senders.data(), vectors.data()));
+  tell();
+  for (stage = 0; stage < library.n_stages(model); stage++) {
+    check(library.run(model, stage));
+    const int direction = library.exchange(model, stage, &bytes);
+    if (direction == SEGNN_FORWARD) comm->forward_comm(this);
+    if (direction == SEGNN_REVERSE) comm->reverse_comm(this);
+  }
+  double energy = 0.0, sum[9] = {0.0};
+  forces.resize(3 * n_all + 1);
+  if (eflag_atom) energies.resize(n + 1);
+  if (vflag_atom) virials.resize(9 * n + 1);
+  check(library.finish(model, &energy, eflag_atom ? energies.data() : nullptr, forces.data(),
+                       vflag_global ? sum : nullptr, vflag_atom ? virials.data() : nullptr));
+  add_up(energy, sum);
+  if (verdict != NEVER && update->ntimestep % every == 0) look_outside();
+}
+
+void PairSEGNN::add_up(double energy, const double *sum) {
+  static const int rows[6] = {0, 1, 2, 0, 0, 1}, columns[6] = {0, 1, 2, 1, 2, 2}; /* xx yy zz xy xz yz */
+  for (std::size_t i = 0; i < local.size(); i++)
+    for (int k = 0; k < 3 && local[i] >= 0; k++) atom->f[i][k] += forces[3 * local[i] + k];
+  if (eflag_global) eng_vdwl += energy;
+  for (std::size_t k = 0; k < own.size() && eflag_atom; k++) eatom[own[k]] += energies[k];
+  for (int q = 0; q < 6; q++) {
+    const int a = 3 * rows[q] + columns[q], b = 3 * columns[q] + rows[q];
+    if (vflag_global) virial[q] += 0.5 * (sum[a] + sum[b]);
+    for (std::size_t k = 0; k < own.size() && vflag_atom; k++)
+      vatom[own[k]][q] += 0.5 * (virials[9 * k + a] + virials[9 * k + b]);
+  }
+}
+
+void PairSEGNN::look_outside() {
+  bigint here = std::max<bigint>(0, library.outside(model, nullptr, nullptr)), all = 0;
+  MPI_Allreduce(&here, &all, 1, MPI_LMP_BIGINT, MPI_SUM, world);
+  if (!all) return;
+  if (verdict == STOP)
+    error->all(FLERR, "pair_style segnn: at step {} the training data do not cover the surroundings of {} atoms",
+               update->ntimestep, all);
+  if (comm->me == 0)
+    error->warning(FLERR, "pair_style segnn: at step {} the training data do not cover the surroundings of {} atoms",
+                   update->ntimestep, all);
+}
+
+/* rows of atoms, as LAMMPS counts them, into a buffer, or back; those of other pair styles are left out of both */
+int PairSEGNN::taken(int count, const int *atoms, double *buffer) {
+  char *const to = reinterpret_cast<char *>(buffer);
+  for (int k = 0; k < count; k++)
+    if (local[atoms[k]] >= 0) check(library.get(model, stage, 1, &local[atoms[k]], to + k * bytes));
+  return static_cast<int>((count * bytes + sizeof(double) - 1) / sizeof(double));
+}
+
+void PairSEGNN::given(int count, const int *atoms, const double *buffer) {
+  const char *const from = reinterpret_cast<const char *>(buffer);
+  for (int k = 0; k < count; k++)
+    if (local[atoms[k]] >= 0) check(library.put(model, stage, 1, &local[atoms[k]], from + k * bytes));
+}
+
+static const int *counted_from(std::vector<int> &rows, int begin, int count) {
+  rows.resize(count + 1);
+  for (int k = 0; k < count; k++) rows[k] = begin + k;
+  return rows.data();
+}
+
+int PairSEGNN::pack_forward_comm(int n, int *atoms, double *buffer, int, int *) { return taken(n, atoms, buffer); }
+void PairSEGNN::unpack_reverse_comm(int n, int *atoms, double *buffer) { given(n, atoms, buffer); }
+int PairSEGNN::pack_reverse_comm(int n, int begin, double *buffer) {
+  return taken(n, counted_from(rows, begin, n), buffer);
+}
+void PairSEGNN::unpack_forward_comm(int n, int begin, double *buffer) {
+  given(n, counted_from(rows, begin, n), buffer);
+}
+
+/* what the loader of plugins expects: `lammpsplugin.h` is not among the headers that are installed */
+struct Plugin {
+  const char *version, *style, *name, *info, *author;
+  void *(*creator)(LAMMPS *);
+  void *handle;
+};
+
+void *make_pair(LAMMPS *lmp) { return static_cast<Pair *>(new PairSEGNN(lmp)); }
+
+}    // namespace
+
+extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *given, void *handle, void *add) {
+  auto *const lmp = static_cast<LAMMPS *>(given);
+  if (LAMMPS_HEADERS && lmp->num_ver != LAMMPS_HEADERS)
+    lmp->error->all(FLERR, "pair_segnn.so was compiled for LAMMPS {}, this is {}: run segnn export --lammps again",
+                    LAMMPS_HEADERS, lmp->num_ver);
+  if (lammps_extract_setting(lmp, "tagint") != (int) sizeof(tagint) ||
+      lammps_extract_setting(lmp, "bigint") != (int) sizeof(bigint))
+    lmp->error->all(FLERR, "pair_segnn.so has integers of other sizes than this LAMMPS: export with the right CXXFLAGS, "
+                           "such as -DLAMMPS_BIGBIG");
+  Plugin plugin{lmp->version, "pair", "segnn", "steerable E(3)-equivariant graph network", "segnn_ase", make_pair, handle};
+  reinterpret_cast<void (*)(Plugin *, void *)>(add)(&plugin, given);
+}
