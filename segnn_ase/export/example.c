@@ -124,7 +124,7 @@ int main(int count, char **given) {
     printf("energy %.12g eV\n", energy);
     for (int64_t i = 0; i < n; i++)
       printf("%s %.12g %.12g %.12g\n", segnn_symbol(s, species[i]), forces[3 * i], forces[3 * i + 1], forces[3 * i + 2]);
-    const int64_t outside = segnn_outside(s, forces, NULL);
+    const int64_t outside = segnn_outside(s, forces, 0, NULL);
     if (outside > 0) printf("%lld atoms are outside of what the training data covered\n", (long long)outside);
   }
   free(x); free(species); free(forces); free(p.first); free(p.senders); free(p.vectors);

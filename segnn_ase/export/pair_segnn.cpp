@@ -64,6 +64,7 @@ class PairSEGNN : public Pair {
   segnn *model = nullptr;
   double cutoff = 0.0, charge = 0.0, spin = 1.0;
   int every = 100, verdict = WARN, n_cues = 0, stage = 0;
+  bigint looked_at = -1;          /* the step: minimisers try many structures in one */
   std::size_t bytes = 0;          /* of an atom, in the present exchange */
   std::vector<int> kinds;         /* species of each type, or -1: another pair style's */
   std::vector<int> own, local;    /* own atoms as LAMMPS counts them; of each atom its row in the library, or -1 */
@@ -114,16 +115,16 @@ void PairSEGNN::settings(int count, char **words) {
   spin = 1.0;
   for (int k = 0; k < count;) {
     const std::string word = words[k];
-    if (word == "check" && k + 2 < count) {
+    if (word == "check" && k + 1 < count && !strcmp(words[k + 1], "no")) {
+      verdict = NEVER;
+      k += 2;
+    } else if (word == "check" && k + 2 < count) {
       every = utils::inumeric(FLERR, words[k + 1], false, lmp);
       const std::string what = words[k + 2];
       if (every < 1 || (what != "warn" && what != "stop"))
         error->all(FLERR, "pair_style segnn check is {} {}; expected a number of steps, and warn or stop", every, what);
       verdict = what == "stop" ? STOP : WARN;
       k += 3;
-    } else if (word == "check" && k + 1 < count && !strcmp(words[k + 1], "no")) {
-      verdict = NEVER;
-      k += 2;
     } else if ((word == "charge" || word == "spin") && k + 1 < count) {
       (word == "spin" ? spin : charge) = utils::numeric(FLERR, words[k + 1], false, lmp);
       k += 2;
@@ -137,6 +138,7 @@ void PairSEGNN::allocate() {
   allocated = 1;
   memory->create(setflag, n + 1, n + 1, "pair:setflag");
   memory->create(cutsq, n + 1, n + 1, "pair:cutsq");
+  for (int i = 0; i <= n; i++) std::fill(setflag[i], setflag[i] + n + 1, 0);
 }
 
 /* what is wrong with it */
@@ -172,6 +174,7 @@ void PairSEGNN::coeff(int count, char **words) {
     error->all(FLERR, "pair_coeff of segnn has {} words; expected * * model.segnn and an element for each of {} types",
                count, n);
   if (!allocated) allocate();
+  for (int i = 1; i <= n; i++) std::fill(setflag[i], setflag[i] + n + 1, 0);
   close();
   end_all(open(words[2]));
   kinds.assign(n + 1, -1);
@@ -195,13 +198,14 @@ void PairSEGNN::coeff(int count, char **words) {
 }
 
 void PairSEGNN::init_style() {
+  if (!model) error->all(FLERR, "pair_style segnn has no model; expected pair_coeff * * model.segnn and elements");
   if (strcmp(update->unit_style, "metal"))
     error->all(FLERR, "pair_style segnn has eV and Angstrom; units are {}, expected metal", update->unit_style);
   if (!force->newton_pair) error->all(FLERR, "pair_style segnn sends gradients to owners; expected newton on");
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
-    error->all(FLERR, "pair_style segnn needs all pairs; expected no neigh_modify exclude");
-  for (int k = 1; k < 4 && atom->molecular; k++)
-    if (force->special_lj[k] != 1.0 || force->special_coul[k] != 1.0)
+  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol || neighbor->includegroup)
+    error->all(FLERR, "pair_style segnn needs all pairs; expected no neigh_modify exclude or include");
+  for (int k = 1; k < 4 && (atom->nbonds || atom->molecular == Atom::TEMPLATE); k++)
+    if (force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
       error->all(FLERR, "pair_style segnn needs the pairs of bonds, too; expected special_bonds lj/coul 1 1 1");
   for (int k = 0; k < n_cues; k++) {
     const std::string name = library.cue(model, k);
@@ -226,6 +230,10 @@ void PairSEGNN::check(int wrong) {
 /* own atoms first, as they stand in the list, then ghosts; species of all */
 void PairSEGNN::number_atoms() {
   const int n_all = atom->nlocal + atom->nghost;
+  for (int i = 1; i <= atom->ntypes && list->ijskip; i++)
+    for (int j = 1; j <= atom->ntypes; j++)
+      if (kinds[i] >= 0 && kinds[j] >= 0 && list->ijskip[i][j])
+        error->all(FLERR, "pair_style segnn needs all pairs of its types; types {} and {} are another style's", i, j);
   own.assign(list->ilist, list->ilist + list->inum);
   own.erase(std::remove_if(own.begin(), own.end(), [this](int i) { return kinds[atom->type[i]] < 0; }), own.end());
   local.assign(n_all, -1);
@@ -301,7 +309,7 @@ void PairSEGNN::compute(int eflag, int vflag) {
   check(library.finish(model, &energy, eflag_atom ? energies.data() : nullptr, forces.data(),
                        vflag_global ? sum : nullptr, vflag_atom ? virials.data() : nullptr));
   add_up(energy, sum);
-  if (verdict != NEVER && update->ntimestep % every == 0) look_outside();
+  if (verdict != NEVER && update->ntimestep % every == 0 && update->ntimestep != looked_at) look_outside();
 }
 
 void PairSEGNN::add_up(double energy, const double *sum) {
@@ -319,7 +327,11 @@ void PairSEGNN::add_up(double energy, const double *sum) {
 }
 
 void PairSEGNN::look_outside() {
-  bigint here = std::max<bigint>(0, library.outside(model, nullptr, nullptr)), all = 0;
+  looked_at = update->ntimestep;
+  const bigint pairs = first.back();
+  bigint everywhere = 0, all = 0;
+  MPI_Allreduce(&pairs, &everywhere, 1, MPI_LMP_BIGINT, MPI_SUM, world);
+  const bigint here = std::max<bigint>(0, library.outside(model, nullptr, everywhere > pairs, nullptr));
   MPI_Allreduce(&here, &all, 1, MPI_LMP_BIGINT, MPI_SUM, world);
   if (!all) return;
   if (verdict == STOP)
@@ -379,6 +391,6 @@ extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *g
       lammps_extract_setting(lmp, "bigint") != (int) sizeof(bigint))
     lmp->error->all(FLERR, "pair_segnn.so has integers of other sizes than this LAMMPS: export with the right CXXFLAGS, "
                            "such as -DLAMMPS_BIGBIG");
-  Plugin plugin{lmp->version, "pair", "segnn", "steerable E(3)-equivariant graph network", "segnn_ase", make_pair, handle};
+  Plugin plugin{LAMMPS_HEADERS ? lmp->version : "unknown", "pair", "segnn", "steerable E(3)-equivariant graph network", "segnn_ase", make_pair, handle};
   reinterpret_cast<void (*)(Plugin *, void *)>(add)(&plugin, given);
 }

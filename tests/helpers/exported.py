@@ -31,7 +31,7 @@ FUNCTIONS = {
     "segnn_put": (c_int, [c_void_p, c_int, c_int64, c_void_p, c_void_p]),
     "segnn_finish": (c_int, [c_void_p, *[c_void_p] * 5]),
     "segnn_evaluate": (c_int, [c_void_p, c_int64, *[c_void_p] * 9]),
-    "segnn_outside": (c_int64, [c_void_p, c_void_p, c_void_p]),
+    "segnn_outside": (c_int64, [c_void_p, c_void_p, c_int, c_void_p]),
 }
 
 
@@ -96,9 +96,10 @@ class Handle:
         self.do("segnn_evaluate", len(atoms), *pointers(given), *pointers(found))
         return found._replace(energy=float(found.energy[0]))
 
-    def outside(self, forces: np.ndarray) -> tuple[int, np.ndarray]:
+    def outside(self, forces: np.ndarray, elsewhere: bool = False) -> tuple[int, np.ndarray]:
         flags = np.full(len(forces), -1, dtype=np.intc)
-        return self.c.segnn_outside(self.s, *pointers([forces, flags])), flags
+        forces_at, flags_at = pointers([forces, flags])
+        return self.c.segnn_outside(self.s, forces_at, elsewhere, flags_at), flags
 
 
 def parted(handles: list[Handle], atoms: Atoms, owner: np.ndarray, cues: np.ndarray | None = None) -> Results:
