@@ -24,7 +24,7 @@ FLOORS = (
     "compiled trust check inspection",
     "store",
     "calculator",
-    "train verify export",
+    "train verify export engines",
     "dynamics properties",
     "prediction drawing spectrum",
     "cli",

@@ -1,0 +1,132 @@
+"""The driver of i-PI: the calculator's numbers in atomic units, all beads at once, and inside of i-PI."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase.stress import voigt_6_to_full_3x3_stress
+from helpers.potentials import tiny_potential
+from helpers.systems import ethanol, triclinic, water
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.errors import ConfigError, StructureError
+from segnn_ase.engines import ipi
+from segnn_ase.store.model_file import save_potential
+
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.skipif(find_spec("ipi") is None, reason="no i-PI here: make engines"),
+]
+HARTREE, BOHR = 27.211386, 0.529177210  # eV, Å
+
+
+def driver_of(folder: Path, atoms, **settings) -> ipi.SEGNNDriver:
+    save_potential(folder / "model.pt", tiny_potential())
+    ase.io.write(folder / "template.xyz", atoms)
+    return ipi.SEGNNDriver(str(folder / "template.xyz"), str(folder / "model.pt"), verbose=True, **settings)
+
+
+@pytest.mark.parametrize("build", [triclinic, ethanol])
+def test_it_gives_what_the_calculator_gives_in_atomic_units(tmp_path, build):
+    atoms = build()
+    driver = driver_of(tmp_path, atoms, domain="ignore", dtype="float64")
+    beads = [atoms.copy() for _ in range(3)]
+    for seed, bead in enumerate(beads):
+        bead.rattle(0.05, seed=seed)
+    cells, places = [bead.cell.array.T / BOHR for bead in beads], [bead.positions / BOHR for bead in beads]
+    together = driver(cells, places)
+    calculator = SEGNNCalculator(tmp_path / "model.pt", dtype="float64", domain="ignore")
+    for bead, cell, place, found in zip(beads, cells, places, together, strict=True):
+        energy, forces, virial, extras = driver(cell, place)
+        assert energy * HARTREE == pytest.approx(calculator.get_property("energy", bead), abs=1e-5)
+        right = calculator.get_property("forces", bead)
+        np.testing.assert_allclose(forces * HARTREE / BOHR, right, rtol=0, atol=1e-5 * np.abs(right).max())
+        if atoms.pbc.all():
+            stress = voigt_6_to_full_3x3_stress(calculator.get_property("stress", bead))
+            np.testing.assert_allclose(virial * HARTREE, -stress * bead.get_volume(), rtol=1e-5, atol=1e-6)
+        else:
+            assert not virial.any()
+        assert extras == found[3] == ""
+        for one, many in zip((energy, forces, virial), found[:3], strict=True):
+            np.testing.assert_allclose(one, many, rtol=0, atol=1e-12)
+
+
+def test_what_is_outside_is_told(tmp_path):
+    atoms = ase.io.read(Path(__file__).parents[2] / "potentials" / "silicon-pbe" / "reference.xyz", "0")
+    ase.io.write(tmp_path / "template.xyz", atoms)
+    driver = ipi.SEGNNDriver(str(tmp_path / "template.xyz"), "silicon-pbe", domain="ignore")
+    cell, place = atoms.cell.array.T / BOHR, atoms.positions / BOHR
+    near = place.copy()
+    near[1] = near[0] + 0.6 * (near[1] - near[0])
+    assert [extras != "" for *_, extras in driver([cell, cell], [place, near])] == [False, True]
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    driver = driver_of(tmp_path, water())
+    with pytest.raises(StructureError, match="i-PI has 2 atoms; expected 3, as the template has"):
+        driver(np.eye(3) * 20, np.zeros((2, 3)))
+    with pytest.raises(ConfigError, match="unknown keyword 'precision'"):
+        driver_of(tmp_path, water(), precision="double")
+
+
+INPUT = """<simulation verbosity='low'>
+  <output prefix='run'>
+    <properties stride='1' filename='out'> [step, potential{{electronvolt}}, kinetic_cv{{electronvolt}}] </properties>
+    <trajectory filename='pos' stride='1' format='xyz'> positions{{angstrom}} </trajectory>
+  </output>
+  <total_steps> 3 </total_steps>
+  <ffdirect name='segnn'>
+    <pes> custom </pes>
+    <pes_path> {path} </pes_path>
+    <parameters> {{template: template.xyz, model: model.pt, domain: ignore}} </parameters>
+    <batch_size> 4 </batch_size>
+  </ffdirect>
+  <system>
+    <initialize nbeads='4'>
+      <file mode='ase'> template.xyz </file>
+      <velocities mode='thermal' units='kelvin'> 300 </velocities>
+    </initialize>
+    <forces> <force forcefield='segnn'/> </forces>
+    <motion mode='dynamics'>
+      <dynamics mode='nvt'>
+        <timestep units='femtosecond'> 0.25 </timestep>
+        <thermostat mode='pile_g'> <tau units='femtosecond'> 50 </tau> </thermostat>
+      </dynamics>
+    </motion>
+    <ensemble> <temperature units='kelvin'> 300 </temperature> </ensemble>
+  </system>
+</simulation>
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_inside_of_ipi(tmp_path):
+    atoms = ethanol()
+    atoms.set_cell([15.0, 15.0, 15.0])
+    atoms.pbc = True
+    driver_of(tmp_path, atoms)
+    (tmp_path / "input.xml").write_text(INPUT.format(path=ipi.__file__))
+    command = [str(Path(sys.executable).with_name("i-pi")), "input.xml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    table = np.loadtxt(tmp_path / "run.out")
+    calculator = SEGNNCalculator(tmp_path / "model.pt", domain="ignore")
+    beads = [positions(tmp_path / f"run.pos_{k}.xyz", len(atoms)) for k in range(4)]
+    for step, row in enumerate(table):
+        energies = []
+        for bead in beads:
+            atoms.positions[:] = bead[step]
+            energies.append(calculator.get_property("energy", atoms))
+        assert row[1] == pytest.approx(np.mean(energies), abs=1e-3)  # of positions with six digits
+    assert np.ptp([bead[-1] for bead in beads], axis=0).max() > 1e-3  # they move apart
+
+
+def positions(path: Path, n: int) -> np.ndarray:
+    """Of the frames of i-PI's xyz."""
+    lines = path.read_text().splitlines()
+    rows = [line.split()[1:4] for k, line in enumerate(lines) if k % (n + 2) > 1]
+    return np.array(rows, dtype=float).reshape(-1, n, 3)
