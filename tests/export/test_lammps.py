@@ -318,6 +318,6 @@ def test_what_the_compiler_says_is_told(tmp_path):
 
 
 def test_lines_of_an_input():
-    lines = input_lines(Path("/work/one"), "model.segnn", [8, 14])
-    assert lines[-1] == "pair_coeff * * /work/one/model.segnn O Si"
+    lines = input_lines(Path("/some/where"), "model.segnn", [8, 14])
+    assert lines[-1] == "pair_coeff * * /some/where/model.segnn O Si"
     assert input_lines(Path("/my work"), "model.segnn", [8])[0] == "plugin load '/my work/pair_segnn.so'"
