@@ -5,8 +5,8 @@
 
 One bead is classical; with SEGNN_BEADS (8) beads, all evaluated in one call, hydrogen spreads as zero-point motion has
 it.
-The kinetic energy (centroid virial) of a molecule is 116 meV for classical nuclei at 300 K, and about 340 meV for
-quantum ones with many beads.
+The kinetic energy (centroid virial) of a molecule is 116 meV for classical nuclei at 300 K; with eight beads 288 meV
+was measured in 400 steps, and more beads have more.
 """
 
 import os
