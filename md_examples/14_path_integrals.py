@@ -3,10 +3,9 @@
     make engines                                # i-PI among others
     .venv/bin/python md_examples/14_path_integrals.py
 
-One bead is classical; with SEGNN_BEADS (8) beads, all evaluated in one call, hydrogen spreads as zero-point motion has
-it.
-The kinetic energy (centroid virial) of a molecule is 116 meV for classical nuclei at 300 K; with eight beads 288 meV
-was measured in 400 steps, and more beads have more.
+One bead is classical; with SEGNN_BEADS (8), all evaluated in one call, hydrogen spreads by its zero-point motion. The
+kinetic energy (centroid virial) of a molecule is 116 meV for classical nuclei at 300 K; with eight beads 288 meV was
+measured in 400 steps: eight are not yet enough for a converged value.
 """
 
 import os

@@ -391,6 +391,12 @@ extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *g
       lammps_extract_setting(lmp, "bigint") != (int) sizeof(bigint))
     lmp->error->all(FLERR, "pair_segnn.so has integers of other sizes than this LAMMPS: export with the right CXXFLAGS, "
                            "such as -DLAMMPS_BIGBIG");
-  Plugin plugin{LAMMPS_HEADERS ? lmp->version : "unknown", "pair", "segnn", "steerable E(3)-equivariant graph network", "segnn_ase", make_pair, handle};
+  Plugin plugin{LAMMPS_HEADERS ? lmp->version : "unknown",
+                "pair",
+                "segnn",
+                "steerable E(3)-equivariant graph network",
+                "segnn_ase",
+                make_pair,
+                handle};
   reinterpret_cast<void (*)(Plugin *, void *)>(add)(&plugin, given);
 }
