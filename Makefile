@@ -28,13 +28,13 @@ quick: .venv/test
 	$(TESTS) --quick $(PYTEST)
 
 slow: .venv/test
-	$(TESTS) -m "slow and not proof" $(PYTEST)
+	$(TESTS) -m "slow and not (proof or engines)" $(PYTEST)
 
 proofs: .venv/test
 	$(TESTS) -m proof $(PYTEST)
 
 engines: .venv/engines
-	$(TESTS) -m engines $(PYTEST)
+	$(TESTS) -m engines --no-skip $(PYTEST)
 
 lint: .venv/lint
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import ase.io
@@ -17,10 +16,7 @@ from segnn_ase.base.errors import ConfigError, StructureError
 from segnn_ase.engines import ipi
 from segnn_ase.store.model_file import save_potential
 
-pytestmark = [
-    pytest.mark.engines,
-    pytest.mark.skipif(find_spec("ipi") is None, reason="no i-PI here: make engines"),
-]
+pytestmark = pytest.mark.engines
 HARTREE, BOHR = 27.211386, 0.529177210  # eV, Å
 
 

@@ -28,8 +28,6 @@ ELEMENTS = ["H", "C", "O", "Cu"]
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     """The default network with few channels, in float64, with a plugin."""
-    if not lammps.commands():
-        pytest.skip("no LAMMPS with MPI here: make engines")
     potential = build_potential("segnn")
     folder = tmp_path_factory.mktemp("plugin") / "model"
     return SimpleNamespace(potential=potential, folder=folder, files=export(potential, folder, lammps=find_headers()))
@@ -159,8 +157,6 @@ def table(output: str) -> np.ndarray:
 @pytest.mark.engines
 @pytest.mark.slow
 def test_cues_are_charges_moments_and_settings(tmp_path):
-    if not lammps.commands():
-        pytest.skip("no LAMMPS with MPI here: make engines")
     cues = ["initial_charges", "charge"]
     potential = Potential(model_config(**{**TINY, "cues": cues}), [1, 6, 8, 29]).double()
     atoms = lammps.as_lammps_has_it(rattled_copper())
@@ -177,8 +173,6 @@ def test_cues_are_charges_moments_and_settings(tmp_path):
 @pytest.mark.engines
 @pytest.mark.slow
 def test_moments_are_those_of_spins(tmp_path):
-    if not lammps.commands():
-        pytest.skip("no LAMMPS with MPI here: make engines")
     cues = ["spin", {"name": "initial_magmoms", "spin_orbit": True, "scale": 2.0}]
     config = model_config(**{**TINY, "hidden_irreps": "4x0e+4x1o+4x1e", "cues": cues})
     potential, atoms = Potential(config, [29]).double(), rattled_copper()
@@ -258,8 +252,6 @@ def test_damaged_numbers_and_another_library_are_refused(small, work, tmp_path):
 @pytest.mark.engines
 @pytest.mark.slow
 def test_what_is_new_is_told_or_stops_the_run(tmp_path):
-    if not lammps.commands():
-        pytest.skip("no LAMMPS with MPI here: make engines")
     done = segnn("export", "silicon-pbe", "--out", str(tmp_path / "model"), "--lammps", "--dtype", "float64")
     assert done.exit_code == 0 and f"plugin load {tmp_path / 'model' / 'pair_segnn.so'}" in done.stdout
     atoms = lammps.as_lammps_has_it(bulk("Si", cubic=True) * 2)

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,12 +26,11 @@ class Found(NamedTuple):
     output: str
 
 
-@cache
-def commands() -> dict[str, str]:
-    """`lmp` and `mpiexec` of the wheels in this environment; empty where they are not."""
-    here = Path(sys.executable).parent
-    found = {name: shutil.which(name, path=str(here)) for name in ("lmp", "mpiexec")}
-    return {name: path for name, path in found.items() if path is not None} if all(found.values()) else {}
+def command(name: str) -> str:
+    """`lmp` or `mpiexec` of the wheels in this environment (make engines)."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent))
+    assert found is not None, f"{name} is not here: make engines"
+    return found
 
 
 def run(folder: Path, lines: list[str], *, ranks: int = 1, threads: int = 1, fails: bool = False) -> str:
@@ -40,8 +38,8 @@ def run(folder: Path, lines: list[str], *, ranks: int = 1, threads: int = 1, fai
     (folder / "in.lammps").write_text("\n".join([*lines, ""]))
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     environment["LD_LIBRARY_PATH"] = str(Path(sys.prefix) / "lib")  # of the wheel mpich
-    command = [commands()["mpiexec"], "-n", str(ranks), commands()["lmp"], "-in", "in.lammps", "-log", "none"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    words = [command("mpiexec"), "-n", str(ranks), command("lmp"), "-in", "in.lammps", "-log", "none"]
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert (done.returncode != 0) == fails, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout + done.stderr
 
