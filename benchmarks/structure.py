@@ -26,7 +26,7 @@ FLOORS = (
     "calculator",
     "train verify export engines",
     "dynamics properties",
-    "prediction drawing spectrum",
+    "prediction drawing spectrum torchsim",
     "cli",
     "__main__",
 )

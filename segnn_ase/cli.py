@@ -13,6 +13,7 @@ import typer
 
 from segnn_ase.base.errors import ConfigError, OutOfTime, SEGNNError
 from segnn_ase.base.files import existing_file
+from segnn_ase.base.launch import is_said, let_first_speak
 from segnn_ase.base.options import Options, with_options
 from segnn_ase.base.settings import read_toml
 from segnn_ase.md.settings import MDConfig
@@ -395,15 +396,18 @@ class reported_errors:
 
     def __exit__(self, kind, error, traceback):
         if isinstance(error, OutOfTime):
-            typer.echo(str(error), err=True)
-            sys.exit(OUT_OF_TIME)
-        if isinstance(error, SEGNNError | OSError | ImportError):
-            typer.echo(f"error: {error}", err=True)
-            sys.exit(1)
-        if isinstance(error, KeyboardInterrupt):
-            typer.echo(str(error) or "interrupted", err=True)
-            sys.exit(130)
-        return False
+            status, told = OUT_OF_TIME, str(error)
+        elif isinstance(error, SEGNNError | OSError | ImportError):
+            status, told = 1, f"error: {error}"
+        elif isinstance(error, KeyboardInterrupt):
+            status, told = 130, str(error) or "interrupted"
+        else:
+            return False
+        if is_said(error):
+            let_first_speak()
+        else:
+            typer.echo(told, err=True)
+        sys.exit(status)
 
 
 def _refuse_keys(given: dict, model: str) -> None:

@@ -39,6 +39,10 @@ class OutOfTime(SEGNNError, RuntimeError):
     """`max_minutes` are over: everything is saved, and the same call goes on."""
 
 
+class ProcessError(SEGNNError, RuntimeError):
+    """Another one of several processes that work together has ended."""
+
+
 class MissingExtraError(SEGNNError, ImportError):
     """A setting or a model needs an optional library that is not installed."""
 

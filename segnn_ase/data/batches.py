@@ -78,6 +78,11 @@ def collate_items(items: list[Item]) -> Item:
     return Item(collate([item.graph for item in items]), labels)
 
 
+def known_values(items: list[Item]) -> list[int]:
+    """How many numbers each kind of labels has."""
+    return [sum(int(x.isfinite().sum()) for x in kind) for kind in zip(*(item.labels for item in items), strict=True)]
+
+
 def edges_of(items: list[Item]) -> list[int]:
     """Directed pairs within the cutoff in each structure."""
     return [len(item.graph.edge_src) for item in items]

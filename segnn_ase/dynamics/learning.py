@@ -1,5 +1,6 @@
 """Training of a time-stepper, by the loop of all trainings: mean squares of positions, as published."""
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,8 @@ from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import DataError, expect
 from segnn_ase.base.figures import plot_learning_curve
 from segnn_ase.base.locks import only_writer
-from segnn_ase.data.batches import Item, collate_items, edges_of, pack
+from segnn_ase.base.processes import is_first, join, on_first
+from segnn_ase.data.batches import Item, collate_items, edges_of, known_values, pack
 from segnn_ase.dynamics.files import load_stepper, save_stepper
 from segnn_ase.dynamics.motion import Motion, read_motion
 from segnn_ase.dynamics.settings import StepperTraining, stepper_config
@@ -55,14 +57,21 @@ def train_stepper(config: StepperTraining, *, progress: bool = True) -> dict:
     Raises ConfigError for settings that do not fit, OutOfTime when `max_minutes` are over; the same call goes on.
     """
     expect(isinstance(config, StepperTraining), "config", config, "a StepperTraining")
-    report = printer(progress)
+    join(config.training.device)
     with only_writer([config.out, *output_files(config.out).values()]):
-        refuse_overwriting(config.out)
-        data = read_sets_of_motion(config)
-        job = Training(fresh_stepper(config, data), data, STEPPER, *known_of(config, data))
-        size = sum(p.numel() for p in job.model.parameters())
-        report(f"{len(data.train)} systems to learn from, sha256 {data.checksum[:12]}; {size} parameters")
+        progress &= is_first()
+        job = on_first(partial(training_of_stepper, config, printer(progress)))
         return run_training(config, job, deadline_of(config.training), progress=progress)
+
+
+def training_of_stepper(config: StepperTraining, report) -> Training:
+    """A training of a time-stepper with random weights."""
+    refuse_overwriting(config.out)
+    data = read_sets_of_motion(config)
+    job = Training(fresh_stepper(config, data), data, STEPPER, *known_of(config, data))
+    size = sum(p.numel() for p in job.model.parameters())
+    report(f"{len(data.train)} systems to learn from, sha256 {data.checksum[:12]}; {size} parameters")
+    return job
 
 
 def read_sets_of_motion(config: StepperTraining) -> TrainingData:
@@ -117,9 +126,10 @@ def known_of(config: StepperTraining, data: TrainingData) -> tuple[dict, dict]:
 
 
 def gradient_of_squares(stepper: TimeStepper, example: Item, settings: LoopConfig) -> Gradient:
-    def gradient(batch: Item) -> float:
+    def gradient(batch: Item, whole: tuple[int, ...] | None = None) -> float:
         later = stepper(batch.graph.to(stepper.device))
         loss = (later - batch.labels.beside(later)).square().mean()
+        loss = loss if whole is None else loss * (known_values([batch])[0] / whole[0])
         loss.backward()
         return float(loss.detach())
 

@@ -63,17 +63,23 @@ def errors_in(model: PropertyModel, batch: Item, operations: Operations | None) 
     return found
 
 
-def loss_of_errors(errors: list[Errors]) -> Tensor:
-    """The mean over targets that have labels, each of its mean over their rows; every weight gets its gradient."""
-    means = [one.squares.sum() / max(len(one.squares), 1) for one in errors]
-    return torch.stack(means).sum() / max(sum(len(one.squares) > 0 for one in errors), 1)
+def loss_of_errors(errors: list[Errors], rows: list[int] | None = None) -> Tensor:
+    """The mean over targets that have labels, each of its mean over their rows; every weight gets its gradient.
+
+    rows: with labels in the batch of which this is a part.
+    """
+    rows = [len(one.squares) for one in errors] if rows is None else rows
+    means = [one.squares.sum() / max(count, 1) for one, count in zip(errors, rows, strict=True)]
+    return torch.stack(means).sum() / max(sum(count > 0 for count in rows), 1)
 
 
 def gradient_of_errors(model: PropertyModel, example: Item, settings: LoopConfig) -> Gradient:
     operations = layers_for(model, example)
 
-    def gradient(batch: Item) -> float:
-        loss = loss_of_errors(errors_in(model, batch, operations))
+    def gradient(batch: Item, whole: tuple[int, ...] | None = None) -> float:
+        widths = [labels.shape[1] for labels in batch.labels]
+        rows = None if whole is None else [count // width for count, width in zip(whole, widths, strict=True)]
+        loss = loss_of_errors(errors_in(model, batch, operations), rows)
         loss.backward()
         return float(loss.detach())
 

@@ -1,5 +1,7 @@
 """Training of properties, by the loop of all trainings."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,6 +9,7 @@ from torch import Tensor
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.locks import only_writer
+from segnn_ase.base.processes import is_first, join, on_first
 from segnn_ase.check.families import families
 from segnn_ase.data.batches import Item
 from segnn_ase.data.frames import Frame, but_only_ones, check_geometries, check_species, drawn_from, species_of
@@ -33,6 +36,9 @@ class Values(tuple[Tensor, ...]):
     def __new__(cls, *tensors: Tensor) -> "Values":
         return super().__new__(cls, tensors)
 
+    def __getnewargs__(self) -> tuple:  # of a copy and of a pickle
+        return tuple(self)
+
 
 def train_properties(config: PropertyTraining, *, progress: bool = True) -> dict:
     """Train a model of properties and write it to config.out. Returns errors, {"valid": {"dipole_rmse": …}, …}.
@@ -41,18 +47,24 @@ def train_properties(config: PropertyTraining, *, progress: bool = True) -> dict
     what cannot be trained on, OutOfTime when `max_minutes` are over; the same call goes on.
     """
     expect(isinstance(config, PropertyTraining), "config", config, "a PropertyTraining")
-    report = printer(progress)
+    join(config.training.device)
     with only_writer([config.out, *output_files(config.out).values()]):
-        refuse_overwriting(config.out)
-        resolve_device(config.training.device)  # refuse before reading
-        model, data = prepared(config, report)
-        metadata = {"training": config.model_dump(mode="json")}
-        start = [settings_of(model.config), *([*t[:2], list(t.shape), *t[3:]] for t in model.targets)]
-        same = {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
-        size = sum(p.numel() for p in model.parameters())
-        report(f"{len(data.train)} frames to learn from, {len(data.valid)} for validation; {size} parameters")
-        job = Training(model, data, PROPERTY, metadata, same)
+        progress &= is_first()
+        job = on_first(partial(training_of_properties, config, printer(progress)))
         return run_training(config, job, deadline_of(config.training), progress=progress)
+
+
+def training_of_properties(config: PropertyTraining, report) -> Training:
+    """A training of a model with random weights."""
+    refuse_overwriting(config.out)
+    resolve_device(config.training.device)  # refuse before reading
+    model, data = prepared(config, report)
+    metadata = {"training": config.model_dump(mode="json")}
+    start = [settings_of(model.config), *([*t[:2], list(t.shape), *t[3:]] for t in model.targets)]
+    same = {"settings": decisive_settings(config), "data": data.checksum, "start": checksum(start)}
+    size = sum(p.numel() for p in model.parameters())
+    report(f"{len(data.train)} frames to learn from, {len(data.valid)} for validation; {size} parameters")
+    return Training(model, data, PROPERTY, metadata, same)
 
 
 def prepared(config: PropertyTraining, report) -> tuple[PropertyModel, TrainingData]:

@@ -1,10 +1,12 @@
 """A committee: potentials that differ in their seeds, in one file with the factors of their spread."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from segnn_ase.base import processes
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, ModelFileError
 from segnn_ase.base.locks import only_writer
@@ -46,17 +48,22 @@ def train_members(
     data: TrainingData | None = None,
 ) -> dict:
     """Train the members, each as it begins, and put them into one file; known, data: see `read_data`."""
+    progress &= processes.is_first()
     report, members = printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
-    refuse_all_but_committees(config.out)
-    for member in members:
-        refuse_overwriting(member.out)
-    data, jobs = data or read_data(config, report, known), []
+
+    def read() -> TrainingData:
+        refuse_all_but_committees(config.out)
+        for member in members:
+            refuse_overwriting(member.out)
+        return data or read_data(config, report, known)
+
+    shared, jobs = processes.on_first(read), []
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
         with only_writer([member.out, *output_files(member.out).values()]):
-            jobs.append(begin(member, k, data))
+            jobs.append(processes.on_first(partial(begin, member, k, shared)))
             run_training(member, jobs[-1], deadline, progress=progress)
-    return finish_committee(config, members, jobs, progress=progress)
+    return processes.on_first(partial(finish_committee, config, members, jobs, progress=progress))
 
 
 def member_config(config: TrainConfig, k: int) -> TrainConfig:

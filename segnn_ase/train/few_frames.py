@@ -7,10 +7,12 @@ left is well spent on that, and one potential learns it at the cost of one (`tea
 
 import contextlib
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from segnn_ase.base import processes
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, DataError, OutputError, StructureError
 from segnn_ase.base.locks import only_writer
@@ -98,9 +100,10 @@ def taught_by_own(
     sources = config.data.model_copy(update={"teacher": own.out})
     taught = config.model_copy(update={"data": sources, "training": last})
     try:
-        if not teachers_that_are_there(config):
+        if not processes.on_first(partial(teachers_that_are_there, config)):
             train_teachers(own, data, deadline, progress=progress)
-        return taught, with_teacher(data, taught, model_config(**config.model).cutoff, report)
+        cutoff = model_config(**config.model).cutoff
+        return taught, processes.on_first(partial(with_teacher, data, taught, cutoff, report))
     except CANNOT_TEACH as error:
         if config.training.teachers is not None:
             raise ConfigError(f"the teachers of this training cannot teach (training.teachers): {error}") from error
@@ -121,7 +124,7 @@ def shares(settings: OptimConfig, teachers: int) -> tuple[OptimConfig, OptimConf
 def train_teachers(own: TrainConfig, data: TrainingData, deadline: float, *, progress: bool) -> None:
     """Raises OutputError where files of other teachers are there."""
     folder = Path(own.out).parent
-    there = any(folder.glob(f"{Path(own.out).stem}.*"))
+    there = processes.on_first(lambda: any(folder.glob(f"{Path(own.out).stem}.*")))
     try:
         with only_writer([own.out, *output_files(own.out).values()]):
             train_committee(own, deadline, progress=progress, data=data._replace(test={}))
@@ -132,5 +135,6 @@ def train_teachers(own: TrainConfig, data: TrainingData, deadline: float, *, pro
             f"{folder} has teachers of another training: remove it, or choose another name of out ({error})"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # unless it is empty
-            folder.rmdir()
+        if processes.is_first():
+            with contextlib.suppress(OSError):  # unless it is empty
+                folder.rmdir()

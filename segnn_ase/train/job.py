@@ -19,14 +19,16 @@ from segnn_ase.train.pull import Pull
 
 OF_RUN = ("epoch", "epochs", "learning_rate")  # what the settings leave open
 
-Gradient = Callable[[Item], float]  # the loss of a batch; leaves its gradient in the weights
+# the loss of a batch; leaves its gradient in the weights. Of a part of a batch those that add up to the whole's, where
+# how many numbers of each kind of labels (`known_values`) that has is given
+Gradient = Callable[[Item, tuple[int, ...] | None], float]
 
 
 class Measure(NamedTuple):
     """Of a model, by the weights that it has at each call."""
 
     residuals: Callable[[list[Item]], dict[str, np.ndarray]]  # "loss" of each, and what `Goal.errors` is made of
-    loss: Callable[[Item], float]  # of a batch, as `Gradient` has it
+    loss: Callable[[Item], float]  # of a batch, as `Gradient` has that of the whole
 
 
 class Goal(NamedTuple):

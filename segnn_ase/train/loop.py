@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from segnn_ase.base import processes
 from segnn_ase.base.errors import OutOfTime
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal
 from segnn_ase.train.job import OF_RUN, Learner, Training, output_files
@@ -19,6 +20,7 @@ from segnn_ase.train.schedule import come_to_rest, end_epoch
 from segnn_ase.train.selection import better, keep
 from segnn_ase.train.settings import LoopConfig, Looped
 from segnn_ase.train.step import make_batches, make_learner, next_step
+from segnn_ase.train.together import residuals_of_all
 from segnn_ase.train.trial import find_out
 
 GO_ON = "the same command goes on from"
@@ -32,16 +34,18 @@ def run_training(config: Looped, job: Training, deadline: float, *, progress: bo
     deadline: of `time.monotonic`, s. Raises OutOfTime after it and KeyboardInterrupt on a signal, when all is saved.
     """
     settings, files = config.training, output_files(config.out)
-    clear_leftovers([config.out, *files.values()])
+    first = processes.is_first()
+    if first:
+        clear_leftovers([config.out, *files.values()])
     learner, done, report = make_learner(job, settings), Progress(), printer(progress)
-    if files["resume"].is_file():
+    if processes.on_first(files["resume"].is_file):
         done = load_state(files["resume"], job, learner)
     else:  # first of all files: wherever it is killed, there is a training to go on with
         save_state(files["resume"], job, learner, done)
 
-    with stop_on_signal() as stopped, tensorboard(files["tensorboard"], settings.tensorboard) as log_scalars:
+    with stop_on_signal() as signals, tensorboard(files["tensorboard"], settings.tensorboard and first) as log_scalars:
         if done.epochs is None:
-            save, stop = partial(save_state, files["resume"], job, learner, done), partial(end_trial, stopped, deadline)
+            save, stop = partial(save_state, files["resume"], job, learner, done), partial(end_trial, signals, deadline)
             find_out(job, settings, done, report, save=save, stop=stop, progress=progress)
         saved, bar = time.monotonic(), progress_bar(shown=progress, total=done.epochs, bar_format=BAR)
         with bar:
@@ -52,7 +56,7 @@ def run_training(config: Looped, job: Training, deadline: float, *, progress: bo
                 while done.batch < len(batches):
                     next_step(learner, train, batches, settings, done, report)
                     bar.update(done.epoch + done.batch / len(batches) - bar.n)
-                    late = time.monotonic() > deadline
+                    stopped, late = processes.any_of(bool(signals), time.monotonic() > deadline)
                     if stopped or late or is_due(saved, settings):
                         save_state(files["resume"], job, learner, done)
                         saved = time.monotonic()
@@ -66,9 +70,10 @@ def run_training(config: Looped, job: Training, deadline: float, *, progress: bo
                     bar.set_postfix_str(job.goal.summary(row), refresh=False)
                     if better(row, losses, done, settings):
                         keep(row, losses, done, settings)
-                        job.goal.save(config.out, learner.averaged, metadata=metadata_of(job, done))
-                    write_history(files["csv"], done.history)
-                    log_scalars(row)
+                        save_model(config.out, job, learner, done)
+                    if first:
+                        write_history(files["csv"], done.history)
+                        log_scalars(row)
                     if come_to_rest(done, settings):
                         report(f"epoch {done.epoch}: {STALLED} {done.epochs}")
                         bar.total = done.epochs
@@ -77,27 +82,35 @@ def run_training(config: Looped, job: Training, deadline: float, *, progress: bo
                     save_state(files["resume"], job, learner, done)
                     saved = time.monotonic()
         save_state(files["resume"], job, learner, done)
-        if stopped:  # in the last validation
+        if processes.any_of(bool(signals))[0]:  # in the last validation
             raise KeyboardInterrupt(f"stopped; {GO_ON} {files['resume']}")
-    job.goal.save(files["last"], learner.averaged, metadata=metadata_of(job, done))
+    return processes.on_first(partial(conclude, config, job, learner, done, progress=progress))
+
+
+def conclude(config: Looped, job: Training, learner: Learner, done: Progress, *, progress: bool) -> dict:
+    """Write the last weights, and measure those that are kept."""
+    save_model(output_files(config.out)["last"], job, learner, done)
     if not Path(config.out).exists():
-        report(
+        printer(progress)(
             f"{config.out} is not there: it was moved, or no validation loss was a number; the last weights are kept"
         )
-        job.goal.save(config.out, learner.averaged, metadata=metadata_of(job, done))
+        save_model(config.out, job, learner, done)
     return job.goal.finish(config, job, done.history, progress=progress)
 
 
-def metadata_of(job: Training, done: Progress) -> dict:
-    """What a model file tells of its training."""
-    return {**job.metadata, **{name: getattr(done, name) for name in OF_RUN}}
+def save_model(path: "str | Path", job: Training, learner: Learner, done: Progress) -> None:
+    """With what it tells of its training. Of the first of several processes, which are all alike."""
+    if processes.is_first():
+        told = {**job.metadata, **{name: getattr(done, name) for name in OF_RUN}}
+        job.goal.save(path, learner.averaged, metadata=told)
 
 
-def end_trial(stopped: list[int], deadline: float) -> None:
+def end_trial(signals: list[int], deadline: float) -> None:
     """Raise an error when it is time to end."""
+    stopped, late = processes.any_of(bool(signals), time.monotonic() > deadline)
     if stopped:
         raise KeyboardInterrupt("stopped in a trial of a learning rate, which the same command makes anew")
-    if time.monotonic() > deadline:
+    if late:
         raise OutOfTime(
             "stopped in a trial of a learning rate, an eighth of the training at most, which the same command makes "
             "anew: raise max_minutes if it stops here again"
@@ -115,7 +128,7 @@ def validate(learner: Learner, job: Training, settings: LoopConfig, done: Progre
     And the losses of each structure of the set.
     """
     row = {"epoch": done.epoch, "step": done.step, "lr": done.rate, "train_loss": done.loss / n, "spikes": done.spikes}
-    found = learner.measure.residuals(job.data.chosen_by)
+    found = residuals_of_all(learner.measure, job.data.chosen_by)
     row |= {f"valid_{name}": value for name, value in job.goal.errors(found).items()}
-    told = job.goal.log(learner.averaged, job.data, settings, done.history, epoch=done.epoch, epochs=done.epochs)
-    return row | told, found["loss"]
+    what, where = (learner.averaged, job.data, settings, done.history), {"epoch": done.epoch, "epochs": done.epochs}
+    return row | processes.on_first(partial(job.goal.log, *what, **where)), found["loss"]

@@ -15,6 +15,8 @@ from torch import Tensor
 LONGEST_SIDE = 512
 REMEMBERED = 4  # steps between gradients that enter the means, which change slowly
 EPSILON = 1e-8
+# of the traces of L and R, added to them: what has no gradient keeps its direction, which rounding would choose else
+RIDGE = 1e-7
 
 
 class Soap:
@@ -119,7 +121,7 @@ class Stack:
 
     def iterated(self, mean: Tensor, basis: Tensor, side: str) -> Tensor:
         """Columns in the order of their eigenvalues, the second moments with them; then orthogonalised."""
-        grown = mean @ basis
+        grown = mean @ basis + RIDGE * traces(mean) * basis
         order = (basis * grown).sum(-2).argsort(-1, descending=True)
         along = order[:, :, None] if side == "left" else order[:, None, :]
         second = self.state["second"]
@@ -142,7 +144,14 @@ def eigenvectors(means: Tensor) -> Tensor:
 
     In double precision: in single, LAPACK finds no numbers for some matrices of rank one.
     """
-    return torch.linalg.eigh(means.double())[1].flip(-1).to(means.dtype)
+    means = means.double()
+    order = torch.linspace(1.0, 0.0, means.shape[-1], dtype=means.dtype, device=means.device).diag()
+    return torch.linalg.eigh(means + RIDGE * traces(means) * order)[1].flip(-1)
+
+
+def traces(matrices: Tensor) -> Tensor:
+    """(k, 1, 1)"""
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
 
 
 def matrix_shape(weight: Tensor) -> tuple[int, int]:

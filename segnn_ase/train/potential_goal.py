@@ -6,10 +6,11 @@ from torch import Tensor
 from segnn_ase.base import figures
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.compiled.choose import choose_loss_gradient, choose_operations
-from segnn_ase.data.batches import Item, Labels, asked_for
+from segnn_ase.data.batches import Item, Labels, asked_for, known_values
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import PlainEvaluator
 from segnn_ase.store.model_file import load_with_metadata, save_potential
+from segnn_ase.structure.graph import sum_over_atoms
 from segnn_ase.train.characterize import characterize
 from segnn_ase.train.evaluation import Evaluate, errors_of, evaluator_of, on_cpu, predicted, residuals
 from segnn_ase.train.job import OF_RUN, Goal, Gradient, Measure, Training, output_files
@@ -19,31 +20,45 @@ from segnn_ase.train.report import error_table, measure_sets, printer, summary
 from segnn_ase.train.rollouts import rollouts
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 
+WEIGHTS = {"cue_gradients": "response_weight"}  # settings of kinds of labels, where they have other names
+
 
 def gradient_of_loss(potential: Potential, example: Item, settings: OptimConfig) -> Gradient:
     """By the fastest code that is right on an example."""
     device = potential.device
     loss_gradient = choose_loss_gradient(potential, example.graph.to(device), settings.accelerate)
 
-    def gradient(batch: Item) -> float:
+    def gradient(batch: Item, whole: tuple[int, ...] | None = None) -> float:
         graph, labels = batch.graph.to(device), Labels(*(x.to(device) for x in batch.labels))
         asked, along = asked_for(batch.labels), some_directions(potential, batch)
         along = None if along is None else along.to(device)
-        return float(loss_gradient(graph, lambda p: loss_of(p, graph, labels, settings, along), **asked, along=along))
+        weights = settings if whole is None else weights_of_part(settings, batch, whole)
+        return float(loss_gradient(graph, lambda p: loss_of(p, graph, labels, weights, along), **asked, along=along))
 
     return gradient
+
+
+def weights_of_part(settings: OptimConfig, part: Item, whole: tuple[int, ...]) -> OptimConfig:
+    """The settings by which the losses of the parts of a batch add up to its loss."""
+    known = zip(Labels._fields, known_values([part]), whole, strict=True)
+    names = {name: WEIGHTS.get(name, f"{name}_weight") for name in Labels._fields}
+    parts = {
+        names[name]: getattr(settings, names[name]) * own / max(all_of_them, 1) for name, own, all_of_them in known
+    }
+    return settings.model_copy(update=parts)
 
 
 def some_directions(potential: Potential, batch: Item) -> Tensor | None:
     """Unit vectors (B, 3) along which Born charges are learned in a step, others in every step: where there are some.
 
-    Drawn by the weights, which any step changes and a training that goes on has again.
+    Drawn by the weights, which any step changes and a training that goes on has again, and by the structure.
     """
     if not bool(batch.labels.born.isfinite().any()):
         return None
-    weights = [w.detach().double().sum().item() for w in potential.parameters() if w.requires_grad]
-    generator = torch.Generator().manual_seed(hash((*weights, len(batch.graph.numbers))) % 2**63)
-    drawn = torch.randn(batch.graph.n_graphs, 3, dtype=torch.float64, generator=generator)
+    weights = hash(tuple(w.detach().double().sum().item() for w in potential.parameters() if w.requires_grad))
+    places = sum_over_atoms(batch.graph.positions.double().norm(dim=1), batch.graph).tolist()
+    seeds = [torch.Generator().manual_seed(hash((weights, place)) % 2**63) for place in places]
+    drawn = torch.stack([torch.randn(3, dtype=torch.float64, generator=seed) for seed in seeds])
     return torch.nn.functional.normalize(drawn, dim=1)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from ase import Atoms
 
+from segnn_ase.base import processes
 from segnn_ase.base.errors import ConfigError, ModelFileError, SEGNNError
 from segnn_ase.data.batches import Item
 from segnn_ase.model.potential import Potential
@@ -113,6 +114,9 @@ def arrays_of(atoms: Atoms) -> tuple[np.ndarray, ...]:
 
 
 def save_state(path: Path, job: Training, learner: Learner, done: Progress) -> None:
+    """Of the first of several processes, which are all alike."""
+    if not processes.is_first():
+        return
     state = {
         "format": STATE_FORMAT,
         "fingerprint": job.fingerprint,
@@ -128,7 +132,7 @@ def save_state(path: Path, job: Training, learner: Learner, done: Progress) -> N
 
 def load_state(path: Path, job: Training, learner: Learner) -> Progress:
     """Restore a training. Raises ConfigError when the file belongs to another one, ModelFileError when it is bad."""
-    state = load_tensors(path, "resume file")
+    state = processes.on_first(lambda: load_tensors(path, "resume file"))
     if state.get("format") != STATE_FORMAT:
         raise ModelFileError(f"{path} is a {state.get('format')!r}, not a {STATE_FORMAT!r}")
     try:

@@ -2,14 +2,16 @@
 
 import math
 import time
+from functools import partial
 
 from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.locks import only_writer
+from segnn_ase.base.processes import is_first, join, on_first
 from segnn_ase.model.potential import Potential
-from segnn_ase.store.model_file import load_committee
+from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.train.committee import train_committee
 from segnn_ase.train.few_frames import number_of_teachers, taught_by_own
-from segnn_ase.train.job import output_files, refuse_overwriting
+from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import printer
@@ -32,15 +34,24 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
             f"setting 'finetune' is {config.finetune}: a training from scratch keeps nothing; leave it out"
         )
     deadline = deadline_of(config.training)
+    join(config.training.device)
     with only_writer([config.out, *output_files(config.out).values()]):
         if config.training.committee > 1:
             return train_committee(config, deadline, progress=progress)
-        refuse_overwriting(config.out)
+        progress &= is_first()
         report = printer(progress)
-        data = read_data(config, report)
-        if teachers := number_of_teachers(config, data):
+        data, teachers = on_first(partial(read_with_teachers, config, report))
+        if teachers:
             config, data = taught_by_own(config, data, teachers, deadline, report, progress=progress)
-        return run_training(config, from_scratch(config, data, report), deadline, progress=progress)
+        job = on_first(partial(from_scratch, config, data, report))
+        return run_training(config, job, deadline, progress=progress)
+
+
+def read_with_teachers(config: TrainConfig, report) -> tuple[TrainingData, int]:
+    """The data, and how many potentials are to be trained on them first."""
+    refuse_overwriting(config.out)
+    data = read_data(config, report)
+    return data, number_of_teachers(config, data)
 
 
 def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
@@ -51,7 +62,9 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     off the new labels, too. config.finetune says what becomes of what it knew.
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
-    report, starts = printer(progress), load_committee(model)
+    join(config.training.device)
+    progress &= is_first()
+    report, starts = printer(progress), on_first(partial(load_committee, model))
     first, members = starts.potentials[0], len(starts.potentials)
     refuse_for_finetuning(model, config, members)
     settings = finetune_settings(config.training, first, report).model_copy(update={"committee": members})
@@ -61,9 +74,15 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     with only_writer([config.out, *output_files(config.out).values()]):
         if members > 1:
             return finetune_committee(config, starts, deadline, progress=progress)
-        refuse_overwriting(config.out)
-        job = from_trained(config, read_data(config, report, first), first, starts.metadata, report)
+        job = on_first(partial(begin, config, starts, report))
         return run_training(config, job, deadline, progress=progress)
+
+
+def begin(config: TrainConfig, starts: Committee, report) -> Training:
+    """The training of the one potential to start from."""
+    refuse_overwriting(config.out)
+    first = starts.potentials[0]
+    return from_trained(config, read_data(config, report, first), first, starts.metadata, report)
 
 
 def deadline_of(settings: LoopConfig) -> float:

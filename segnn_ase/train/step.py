@@ -17,6 +17,7 @@ from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import calm_down, is_spike, learning_rate
 from segnn_ase.train.settings import LoopConfig
+from segnn_ase.train.together import gradient_of_all
 
 HARDLY_BETTER = 0.3  # the loss of averaged weights, times that of the present ones, where these are not to blame
 MENDED = "the weights go back to their average, and the learning rate is halved"
@@ -89,13 +90,12 @@ def training_step(learner: Learner, items: list[Item], settings: LoopConfig, don
     """Change the weights along the gradient of the loss on a batch; after a spike, back to their average before it."""
     for weight in learner.weights:
         weight.grad = None
-    batch = collate_items(items)
-    value = learner.gradient(batch)
+    value = gradient_of_all(learner.gradient, learner.weights, items)
     add_pull(learner.weights, learner.pull)
     norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
     if not math.isfinite(norm) or is_spike(value, done):
         forget_last_step(learner)
-        if not math.isfinite(norm) or not is_odd(learner, batch, value):
+        if not math.isfinite(norm) or not is_odd(learner, items, value):
             report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
             go_back(learner)
             calm_down(done)
@@ -108,12 +108,12 @@ def training_step(learner: Learner, items: list[Item], settings: LoopConfig, don
     update_average(learner.means, learner.weights, done.step + 1, settings.ema_decay)
 
 
-def is_odd(learner: Learner, batch: Item, value: float) -> bool:
+def is_odd(learner: Learner, items: list[Item], value: float) -> bool:
     """Whether structures have a large loss whatever the weights are, so that no step is to blame.
 
     As old structures that are learned now and then, and frames unlike all others.
     """
-    return HARDLY_BETTER * value < learner.measure.loss(batch) < math.inf
+    return HARDLY_BETTER * value < learner.measure.loss(collate_items(items)) < math.inf
 
 
 @torch.no_grad()

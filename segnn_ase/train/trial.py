@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+from segnn_ase.base import processes
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.files import progress_bar
 from segnn_ase.data.batches import Item, edges_of
@@ -17,6 +18,7 @@ from segnn_ase.train.resume import Progress
 from segnn_ase.train.schedule import end_epoch
 from segnn_ase.train.settings import USUAL_MINUTES, LoopConfig
 from segnn_ase.train.step import make_batches, make_learner, next_step
+from segnn_ase.train.together import residuals_of_all, tell_of_idle
 
 MEASURED_STEPS = 25  # that tell how long all others take
 FIRST = 5  # one in so many of these, the first, fill caches and are left out
@@ -46,7 +48,9 @@ def find_out(
     save: writes what is known; stop: raises an error when it is time to end, as it does after each step.
     """
     train = job.data.learned_in(0, settings.seed)
-    batches = len(make_batches(train, settings, epoch=0))
+    first = make_batches(train, settings, epoch=0)
+    batches = len(first)
+    tell_of_idle(train, first, report)
     if done.planned is None:
         done.planned = settings.epochs or plan(job, settings, train, batches, report)
         save()
@@ -98,11 +102,11 @@ def seconds_of_step(job: Training, settings: LoopConfig, clock: Callable[[], flo
     with contextlib.suppress(DataError):  # if it explodes, that is told when it does so in earnest
         for _ in steps_of_trial(learner, done, job.data, settings, MEASURED_STEPS - 1 + least):
             spent.append(clock() - began)
-            if len(spent) > least and sum(spent[least - 1 :]) > most:
+            if processes.any_of(len(spent) > least and sum(spent[least - 1 :]) > most)[0]:
                 break
             began = clock()
     told = spent[max(len(spent) // FIRST, least) :] or spent
-    return sum(told) / len(told)
+    return processes.on_first(lambda: sum(told) / len(told))
 
 
 def next_rate(trials: list[tuple[float, float]]) -> float | None:
@@ -135,7 +139,7 @@ def loss_of_trial(
                 stop()
         except DataError:
             return math.inf
-    loss = float(learner.measure.residuals(job.data.chosen_by)["loss"].mean())
+    loss = float(residuals_of_all(learner.measure, job.data.chosen_by)["loss"].mean())
     return loss if math.isfinite(loss) else math.inf
 
 
