@@ -5,7 +5,8 @@
 
 Frames are 64 water molecules each, labelled by the potential `water-pbe0`; a step is one of `segnn train`, with so many
 of them, gradient, exchange and SOAP. Each process has one thread. Numbers of processes take turns; told are medians
-over all rounds, and which part of a step passes in exchanging gradients.
+over all rounds, and which part of a step passes in exchanging
+gradients and waiting for the slowest.
 """
 
 import argparse

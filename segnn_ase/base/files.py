@@ -13,6 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from segnn_ase.base.errors import OutputError, expect
+from segnn_ase.base.launch import are_several
 
 
 def existing_file(path: "str | Path", argument: str) -> Path:
@@ -107,7 +108,10 @@ def clear_leftovers(paths: Iterable["str | Path"]) -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second one acts at once."""
+    """Collect SIGINT and SIGTERM, so that a step is finished and saved; a second one acts at once.
+
+    Not so in one of several processes, which get it from their launcher, too.
+    """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # only that one may set handlers
         yield received
@@ -116,7 +120,8 @@ def stop_on_signal() -> Iterator[list[int]]:
 
     def handle(number, frame):
         received.append(number)
-        signal.signal(number, before[number])
+        if not are_several():
+            signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, handle)

@@ -3,11 +3,11 @@
 import os
 import time
 
-from segnn_ase.base.errors import AccelerationError, DeviceError, ProcessError
+from segnn_ase.base.errors import ConfigError, OutOfTime
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OF_ALL = (ConfigError, OutOfTime, KeyboardInterrupt)  # happen to all of them alike, or are agreed upon
 PATIENCE = 5.0  # s
-OF_ONE = (AccelerationError, DeviceError, ProcessError)  # what can happen to one of them alone; the rest happens to all
 
 
 def are_several() -> bool:
@@ -17,7 +17,7 @@ def are_several() -> bool:
 
 def is_said(error: BaseException) -> bool:
     """Whether the first of them tells the user of an error, too; `of_all`: it has sent it to all."""
-    return are_several() and os.environ["RANK"] != "0" and (not isinstance(error, OF_ONE) or hasattr(error, "of_all"))
+    return are_several() and os.environ["RANK"] != "0" and (isinstance(error, OF_ALL) or hasattr(error, "of_all"))
 
 
 def let_first_speak() -> None:

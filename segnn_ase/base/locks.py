@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from segnn_ase.base import processes
 from segnn_ase.base.errors import OutputError
 from segnn_ase.base.files import writing
 
@@ -38,16 +37,11 @@ else:
 def only_writer(paths: Iterable["str | Path"]) -> Iterator[None]:
     """Be the only one that writes these files, in this process and in others; makes their folders.
 
-    Raises OutputError that names a file which another one is writing, and who that is. Of processes that work together
-    it is the first.
+    Raises OutputError that names a file which another one is writing, and who that is.
     """
     with ExitStack() as stack:
-
-        def lock() -> None:
-            for place, path in sorted({_place(path): path for path in paths}.items()):  # one order for all
-                stack.enter_context(_locked(place, path))
-
-        processes.on_first(lock)
+        for place, path in sorted({_place(path): path for path in paths}.items()):  # one order for all
+            stack.enter_context(_locked(place, path))
         yield
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import DataError, expect
 from segnn_ase.base.figures import plot_learning_curve
-from segnn_ase.base.locks import only_writer
-from segnn_ase.base.processes import is_first, join, on_first
+from segnn_ase.base.processes import is_first, on_first
 from segnn_ase.data.batches import Item, collate_items, edges_of, known_values, pack
 from segnn_ase.dynamics.files import load_stepper, save_stepper
 from segnn_ase.dynamics.motion import Motion, read_motion
@@ -35,6 +34,7 @@ from segnn_ase.train.report import printer
 from segnn_ase.train.resume import decisive_settings
 from segnn_ase.train.settings import LoopConfig
 from segnn_ase.train.start import deadline_of
+from segnn_ase.train.together import join_for, only_training
 
 CALIBRATION = 64  # systems
 SINCE = {"steps": 1}  # settings that came later, as the networks before had them
@@ -57,8 +57,8 @@ def train_stepper(config: StepperTraining, *, progress: bool = True) -> dict:
     Raises ConfigError for settings that do not fit, OutOfTime when `max_minutes` are over; the same call goes on.
     """
     expect(isinstance(config, StepperTraining), "config", config, "a StepperTraining")
-    join(config.training.device)
-    with only_writer([config.out, *output_files(config.out).values()]):
+    join_for(config)
+    with only_training(config.out):
         progress &= is_first()
         job = on_first(partial(training_of_stepper, config, printer(progress)))
         return run_training(config, job, deadline_of(config.training), progress=progress)

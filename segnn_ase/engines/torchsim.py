@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise MissingExtraError("segnn_ase.torchsim needs torch-sim: pip install 'segnn-ase[torch-sim]'") from error
 
+NEEDED = ("positions", "cell", "atomic_numbers", "system_idx", "pbc")
 TOLD = ("charge", "spin")  # of each system, which some versions of torch-sim keep in a state
 
 
@@ -33,7 +34,8 @@ class SEGNNModel(ModelInterface):
     settings: those of `SEGNNCalculator`. Raises what that raises, and MissingExtraError without torch-sim.
 
     `forward(state)` returns energy (n_systems,), eV; forces (n_atoms, 3), eV/Å; stress (n_systems, 3, 3), eV/Å^3, zero
-    where not all directions are periodic; outside (n_systems,), whether a system is outside the training data.
+    of molecules; outside (n_systems,), whether a system is outside the training data. Of slabs no stress is defined: it
+    raises ConfigError unless compute_stress is false. (torch-sim 0.3 knows no slabs: it takes them for molecules.)
     """
 
     def __init__(
@@ -81,6 +83,9 @@ class SEGNNModel(ModelInterface):
         systems = structures_of(vars(state) if not isinstance(state, dict) else state, self._told)
         wanted = {"forces": self._compute_forces, "stress": self._compute_stress}
         names = ["energy", *(name for name, asked in wanted.items() if asked)]
+        pbc = systems[0].pbc
+        slab = self._compute_stress and pbc.any() and not pbc.all()
+        expect(not slab, "compute_stress", True, f"false where pbc is {pbc.tolist()}: such systems have no stress")
         results = self._calculator.evaluate(systems, names)
         found = {"energy": self._tensor([one["energy"] for one in results])}
         if self._compute_forces:
@@ -96,14 +101,24 @@ class SEGNNModel(ModelInterface):
 
 
 def structures_of(state: dict[str, Any], told: dict[str, Any]) -> list[Atoms]:
-    """The systems of a state, whose cells have their vectors as columns; told: beside each of them."""
+    """The systems of a state, whose cells have their vectors as columns; told: beside each of them.
+
+    Raises ConfigError for a dictionary that is no state.
+    """
     arrays = {k: x.detach().cpu().numpy() for k, x in state.items() if isinstance(x, Tensor)}
-    index = arrays.get("system_idx", np.zeros(len(arrays["positions"]), dtype=int))
-    pbc = np.broadcast_to(np.asarray(arrays.get("pbc", state.get("pbc")), dtype=bool), 3)
-    ends = np.cumsum(np.bincount(index, minlength=len(arrays["cell"])))[:-1]  # systems are one after the other
-    parts = zip(*(np.split(arrays[name], ends) for name in ("atomic_numbers", "positions")), strict=True)
+    missing = [name for name in NEEDED if state.get(name) is None]
+    expect(not missing, "state", sorted(state), f"{', '.join(NEEDED)}, without which it is none")
+    index, cells = arrays["system_idx"], arrays["cell"].reshape(-1, 3, 3)
+    sizes = np.bincount(index, minlength=len(cells))
+    expect(bool(len(index)) and bool(sizes.all()), "state", sizes.tolist(), "atoms in each system")
+    expect(bool((np.diff(index) >= 0).all()), "system_idx", index, "the atoms of one system after those of another")
+    pbc = np.broadcast_to(np.asarray(arrays.get("pbc", state["pbc"]), dtype=bool), 3)
+    parts = zip(
+        *(np.split(arrays[name], np.cumsum(sizes)[:-1]) for name in ("atomic_numbers", "positions")), strict=True
+    )
     systems = []
-    for n, ((numbers, positions), cell) in enumerate(zip(parts, arrays["cell"], strict=True)):
-        own = {name: arrays[name][n].item() for name in TOLD if name in arrays}
+    for n, ((numbers, positions), cell) in enumerate(zip(parts, cells, strict=True)):
+        # versions of torch-sim that have these fill them with zeros where nobody says anything
+        own = {name: arrays[name][n].item() for name in TOLD if name in arrays and arrays[name][n] != 0}
         systems.append(Atoms(numbers, positions, cell=cell.T, pbc=pbc, info={**told, **own}))
     return systems

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import DataError, StructureError, expect
-from segnn_ase.base.locks import only_writer
-from segnn_ase.base.processes import is_first, join, on_first
+from segnn_ase.base.processes import is_first, on_first
 from segnn_ase.check.families import families
 from segnn_ase.data.batches import Item
 from segnn_ase.data.frames import Frame, but_only_ones, check_geometries, check_species, drawn_from, species_of
@@ -21,11 +20,12 @@ from segnn_ase.properties.settings import PropertyTraining
 from segnn_ase.properties.targets import UNKNOWN, Target, refuse_unreachable
 from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
-from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
+from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.report import printer
 from segnn_ase.train.resume import checksum_of_items, decisive_settings, settings_of
 from segnn_ase.train.start import deadline_of
+from segnn_ase.train.together import join_for, only_training
 
 CALIBRATION = 64  # structures
 
@@ -47,8 +47,8 @@ def train_properties(config: PropertyTraining, *, progress: bool = True) -> dict
     what cannot be trained on, OutOfTime when `max_minutes` are over; the same call goes on.
     """
     expect(isinstance(config, PropertyTraining), "config", config, "a PropertyTraining")
-    join(config.training.device)
-    with only_writer([config.out, *output_files(config.out).values()]):
+    join_for(config)
+    with only_training(config.out):
         progress &= is_first()
         job = on_first(partial(training_of_properties, config, printer(progress)))
         return run_training(config, job, deadline_of(config.training), progress=progress)

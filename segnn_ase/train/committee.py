@@ -9,7 +9,6 @@ import numpy as np
 from segnn_ase.base import processes
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, ModelFileError
-from segnn_ase.base.locks import only_writer
 from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import COMMITTEE, Committee, load_with_metadata, save_committee
 from segnn_ase.store.tensors import load_tensors
@@ -20,6 +19,7 @@ from segnn_ase.train.old_frames import DRIFT, errors_before
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import error_table, measure_sets, printer
 from segnn_ase.train.settings import OptimConfig, TrainConfig
+from segnn_ase.train.together import begun, only_training
 
 Begin = Callable[[TrainConfig, int, TrainingData], Training]  # the training of a member, numbered from 1
 
@@ -60,8 +60,8 @@ def train_members(
     shared, jobs = processes.on_first(read), []
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
-        with only_writer([member.out, *output_files(member.out).values()]):
-            jobs.append(processes.on_first(partial(begin, member, k, shared)))
+        with only_training(member.out):
+            jobs.append(begun(partial(begin, member, k, shared), shared))
             run_training(member, jobs[-1], deadline, progress=progress)
     return processes.on_first(partial(finish_committee, config, members, jobs, progress=progress))
 

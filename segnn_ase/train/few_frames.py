@@ -15,7 +15,6 @@ import numpy as np
 from segnn_ase.base import processes
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError, DataError, OutputError, StructureError
-from segnn_ase.base.locks import only_writer
 from segnn_ase.data.batches import edges_of
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
@@ -26,6 +25,7 @@ from segnn_ase.train.job import TrainingData, output_files
 from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig, TrainConfig
 from segnn_ase.train.step import make_batches
 from segnn_ase.train.teacher import starts_of, with_teacher
+from segnn_ase.train.together import only_training, widened
 from segnn_ase.train.trial import most_epochs
 
 MOST, LEAST = 4, 2  # teachers
@@ -103,7 +103,7 @@ def taught_by_own(
         if not processes.on_first(partial(teachers_that_are_there, config)):
             train_teachers(own, data, deadline, progress=progress)
         cutoff = model_config(**config.model).cutoff
-        return taught, processes.on_first(partial(with_teacher, data, taught, cutoff, report))
+        return taught, widened(partial(with_teacher, data, taught, cutoff, report), data)
     except CANNOT_TEACH as error:
         if config.training.teachers is not None:
             raise ConfigError(f"the teachers of this training cannot teach (training.teachers): {error}") from error
@@ -126,7 +126,7 @@ def train_teachers(own: TrainConfig, data: TrainingData, deadline: float, *, pro
     folder = Path(own.out).parent
     there = processes.on_first(lambda: any(folder.glob(f"{Path(own.out).stem}.*")))
     try:
-        with only_writer([own.out, *output_files(own.out).values()]):
+        with only_training(own.out):
             train_committee(own, deadline, progress=progress, data=data._replace(test={}))
     except ConfigError as error:
         if not there:

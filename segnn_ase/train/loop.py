@@ -61,6 +61,7 @@ def run_training(config: Looped, job: Training, deadline: float, *, progress: bo
                         save_state(files["resume"], job, learner, done)
                         saved = time.monotonic()
                     if stopped or late:
+                        processes.wait_for_first()
                         reason = KeyboardInterrupt if stopped else OutOfTime
                         raise reason(f"stopped in epoch {done.epoch + 1}; {GO_ON} {files['resume']}")
                 end_epoch(done)

@@ -15,7 +15,8 @@ from torch import Tensor
 LONGEST_SIDE = 512
 REMEMBERED = 4  # steps between gradients that enter the means, which change slowly
 EPSILON = 1e-8
-# of the traces of L and R, added to them: what has no gradient keeps its direction, which rounding would choose else
+# of the traces of L and R, added to them: in double precision what has no gradient keeps its direction, which rounding
+# would choose else
 RIDGE = 1e-7
 
 

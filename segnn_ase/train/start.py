@@ -5,17 +5,17 @@ import time
 from functools import partial
 
 from segnn_ase.base.errors import ConfigError, expect
-from segnn_ase.base.locks import only_writer
-from segnn_ase.base.processes import is_first, join, on_first
+from segnn_ase.base.processes import is_first, on_first
 from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import Committee, load_committee
 from segnn_ase.train.committee import train_committee
 from segnn_ase.train.few_frames import number_of_teachers, taught_by_own
-from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
+from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import printer
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, LoopConfig, OptimConfig, TrainConfig
+from segnn_ase.train.together import begun, join_for, only_training
 from segnn_ase.train.tuned_committee import finetune_committee
 from segnn_ase.train.tuning import from_trained
 from segnn_ase.train.tuning_settings import FinetuneConfig
@@ -34,8 +34,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
             f"setting 'finetune' is {config.finetune}: a training from scratch keeps nothing; leave it out"
         )
     deadline = deadline_of(config.training)
-    join(config.training.device)
-    with only_writer([config.out, *output_files(config.out).values()]):
+    join_for(config)
+    with only_training(config.out):
         if config.training.committee > 1:
             return train_committee(config, deadline, progress=progress)
         progress &= is_first()
@@ -43,7 +43,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
         data, teachers = on_first(partial(read_with_teachers, config, report))
         if teachers:
             config, data = taught_by_own(config, data, teachers, deadline, report, progress=progress)
-        job = on_first(partial(from_scratch, config, data, report))
+        job = begun(partial(from_scratch, config, data, report), data)
         return run_training(config, job, deadline, progress=progress)
 
 
@@ -62,7 +62,7 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     off the new labels, too. config.finetune says what becomes of what it knew.
     """
     expect(isinstance(config, TrainConfig), "config", config, "a TrainConfig, as by TrainConfig.parse(a dict)")
-    join(config.training.device)
+    join_for(config)
     progress &= is_first()
     report, starts = printer(progress), on_first(partial(load_committee, model))
     first, members = starts.potentials[0], len(starts.potentials)
@@ -71,7 +71,7 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     data = with_dispersion_of(model, first, config.data)
     config = config.model_copy(update={"training": settings, "data": data})
     deadline = deadline_of(config.training)
-    with only_writer([config.out, *output_files(config.out).values()]):
+    with only_training(config.out):
         if members > 1:
             return finetune_committee(config, starts, deadline, progress=progress)
         job = on_first(partial(begin, config, starts, report))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.processes import any_of
 from segnn_ase.data.batches import Item, collate_items, edges_of, pack
 from segnn_ase.train.job import Learner, Training
 from segnn_ase.train.optimizers import Soap
@@ -95,7 +96,7 @@ def training_step(learner: Learner, items: list[Item], settings: LoopConfig, don
     norm = torch.nn.utils.clip_grad_norm_(learner.weights, settings.clip_norm)
     if not math.isfinite(norm) or is_spike(value, done):
         forget_last_step(learner)
-        if not math.isfinite(norm) or not is_odd(learner, items, value):
+        if not math.isfinite(norm) or not any_of(is_odd(learner, items, value))[0]:
             report(f"epoch {done.epoch + 1}: the loss jumps to {value:.3g}: {MENDED}")
             go_back(learner)
             calm_down(done)

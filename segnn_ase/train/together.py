@@ -1,6 +1,7 @@
 """What processes that train one model do together: each the gradient and the errors of a part of the structures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 
 import numpy as np
@@ -8,10 +9,59 @@ import torch
 from torch import Tensor
 
 from segnn_ase.base import processes
+from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.locks import only_writer
 from segnn_ase.data.batches import Item, collate_items, edges_of, known_values
-from segnn_ase.train.job import Gradient, Measure
+from segnn_ase.train.job import Gradient, Measure, Training, TrainingData, output_files
+from segnn_ase.train.settings import Looped
 
+SHARED = ("train", "valid", "test", "frames", "isolated")  # of the data: large, and in all processes already
 IDLE = 0.15  # part of the processes' time that is told when it passes in waiting for the largest part
+
+
+def join_for(config: Looped) -> None:
+    """Join the processes that are to train this. Raises ConfigError where they are asked for different things."""
+    processes.join(config.training.device)
+    asked = processes.gathered(repr(config))
+    if len(set(asked)) > 1:
+        raise ConfigError(
+            f"{len(asked)} processes that were started together have different settings; expected the same for all, as "
+            "they train one model (trainings of their own are started apart, without RANK and WORLD_SIZE)"
+        )
+
+
+@contextmanager
+def only_training(out: str) -> Iterator[None]:
+    """Be the only training that writes these files; of several processes the first has the locks.
+
+    Raises OutputError where another one is writing them.
+    """
+    with ExitStack() as stack:
+        processes.on_first(lambda: stack.enter_context(only_writer([out, *output_files(out).values()])))
+        yield
+
+
+def begun(begin: Callable[[], Training], data: TrainingData) -> Training:
+    """The training that the first process begins; all have the data already."""
+    job = processes.on_first(lambda: _without(begin()))
+    return job._replace(data=_with(job.data, data))
+
+
+def widened(widen: Callable[[], TrainingData], data: TrainingData) -> TrainingData:
+    """The data to which the first process adds something beside the frames."""
+    return _with(processes.on_first(lambda: _without_frames(widen())), data)
+
+
+def _without(job: Training) -> Training:
+    return job._replace(data=_without_frames(job.data))
+
+
+def _without_frames(data: TrainingData) -> TrainingData:
+    return data._replace(**dict.fromkeys(SHARED))
+
+
+def _with(found: TrainingData, data: TrainingData) -> TrainingData:
+    return found._replace(**{name: getattr(data, name) for name in SHARED})
 
 
 def gradient_of_all(gradient: Gradient, weights: list[Tensor], items: list[Item]) -> float:
@@ -63,5 +113,6 @@ def tell_of_idle(items: list[Item], batches: list[list[int]], report: Callable) 
         structures = np.mean([len(batch) for batch in batches])
         report(
             f"a step of {structures:.1f} structures cannot be cut into {count} equal parts, and they wait for "
-            f"{100 * idle:.0f} % of their time: raise batch_size and max_edges, for fewer and larger steps"
+            f"{100 * idle:.0f} % of their time: for fewer and larger steps begin a training with a larger batch_size "
+            "and max_edges, under another name of out"
         )

@@ -70,6 +70,18 @@ def test_only_what_is_asked_is_computed():
         model_of(tiny_potential(), dtype="float64")
 
 
+def test_what_is_no_state_is_refused():
+    model, state = model_of(tiny_potential()), vars(state_of([water(), water()]))
+    for changed, told in (
+        ({"pbc": None}, "without which it is none"),
+        ({"system_idx": torch.tensor([0, 1, 0, 1, 0, 1])}, "the atoms of one system after those of another"),
+        ({"system_idx": torch.zeros(6, dtype=int)}, "atoms in each system"),
+        ({"pbc": torch.tensor([True, True, False])}, "such systems have no stress"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            model({**state, **changed})
+
+
 def test_dynamics_of_many_conserve_the_energy():
     import torch_sim
 
@@ -92,7 +104,7 @@ def test_a_potential_is_told_of_its_systems():
     potential, systems = Potential(config, [1, 8]).double(), [water() for _ in range(2)]
     field, state = np.array([0.0, 0.01, 0.02]), state_of(systems)
     found = model_of(potential, told={"external_field": field, "charge": 1})(state)
-    given = {**vars(state), "charge": torch.tensor([1, 0])}
+    given = {**vars(state), "charge": torch.tensor([1.0, 0.0]), "spin": torch.zeros(2)}
     apart = model_of(potential, told={"external_field": field})(given)
     calculator = SEGNNCalculator(potential)
     for atoms, charge, energy in zip(systems, (1, 0), apart["energy"], strict=True):

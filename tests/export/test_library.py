@@ -256,15 +256,36 @@ def test_what_a_library_does_not_carry_is_refused_by_name(tmp_path, small):
         export(small.potential, small.files.folder)
 
 
+OPENS = """
+#include "segnn.h"
+int main(int count, char **given) { /* opens, evaluates and closes a thousand times */
+  const int species[] = {0, 1};
+  const int64_t first[] = {0, 1, 2}, senders[] = {1, 0};
+  const double vectors[] = {1, 0, 0, -1, 0, 0};
+  double energy, forces[6];
+  char error[256];
+  for (int k = 0; k < 1000; k++) {
+    segnn *s = segnn_open(given[count - 1], error, sizeof error);
+    if (!s || segnn_evaluate(s, 2, species, first, senders, vectors, &energy, 0, forces, 0, 0)) return 1;
+    segnn_close(s);
+  }
+  return 0;
+}
+"""
+
+
 def test_a_program_in_c_without_a_complaint_of_compiler_or_sanitizers(tmp_path):
     """The library itself is compiled with them too."""
     potential = tiny_potential()
     folder = export(potential, tmp_path / "library").folder
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
     kernels = sorted(path.name for path in folder.glob("rows_*.c"))
+    parts = [f"{Path(name).stem}.o" for name in (*kernels, "segnn.c")]
+    (folder / "opens.c").write_text(OPENS)
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Werror"]
     for command in (
-        ["gcc", *checks, "-std=c99", "-Wall", "-Wextra", "-Werror", "-c", "example.c"],
-        ["gcc", *checks, "-std=gnu11", "-w", *kernels, "segnn.c", "example.o", "-o", "example", "-lm"],
+        ["gcc", *checks, "-std=gnu11", "-w", "-c", *kernels, "segnn.c"],
+        *(["gcc", *checks, *strict, f"{name}.c", *parts, "-o", name, "-lm"] for name in ("example", "opens")),
     ):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -281,6 +302,8 @@ def test_a_program_in_c_without_a_complaint_of_compiler_or_sanitizers(tmp_path):
         np.testing.assert_allclose(forces, right.forces, rtol=0, atol=1e-6)
     done = subprocess.run(["./example", NUMBERS, "none.xyz"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == "none.xyz is no xyz file\n"  # and no leak
+    done = subprocess.run(["./opens", NUMBERS], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 def test_the_sources_compile_again_where_they_are(small, tmp_path):

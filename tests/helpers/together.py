@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ase.io
 import numpy as np
+import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, molecule
@@ -16,7 +17,9 @@ from helpers.frames import emt_atoms, water_frames
 from helpers.trainings import configured
 from segnn_ase.dynamics import StepperTraining, simulate, train_stepper, write_motion
 from segnn_ase.properties import PropertyTraining, train_properties
-from segnn_ase.train.start import train
+from segnn_ase.train import trial
+from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.start import finetune, train
 
 TESTS = Path(__file__).parents[1]
 FEW = {"epochs": 5, "batch_size": 3, "dtype": "float64", "rollout_steps": 3, "rollout_every": 3}
@@ -46,7 +49,7 @@ def train_potential(folder: Path) -> None:
     train(configured(folder, **FEW), progress=False)
 
 
-def train_all(folder: Path) -> None:
+def train_some(folder: Path) -> None:
     """A potential, a model of two properties of which many frames have one, and a time-stepper."""
     train_potential(folder)
     data = {"train": str(folder / "properties.xyz"), "target": ["gap", "q"], "valid_fraction": 0.3}
@@ -61,6 +64,23 @@ def train_all(folder: Path) -> None:
         "model": {"hidden_irreps": "4x0e+4x1o"},
     }
     train_stepper(StepperTraining.parse(values), progress=False)
+
+
+def train_all(folder: Path) -> None:
+    """These, and a potential that is fine-tuned, a committee, one with teachers, a learning rate that is looked for."""
+    train_some(folder)
+
+    def named(name: str, **settings) -> TrainConfig:
+        config = configured(folder, **{**FEW, "rollout_steps": 0, **settings})
+        return config.model_copy(update={"out": str(folder / name)})
+
+    tuned = named("t.pt", epochs=2).model_copy(update={"model": {}})
+    finetune(str(folder / "model.pt"), tuned, progress=False)
+    train(named("c.pt", epochs=2, committee=2), progress=False)
+    train(named("taught.pt", epochs=2, teachers=2), progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "LEAST", 2)
+        train(named("rate.pt", epochs=5, learning_rate=None, warmup_steps=0, ema_decay=0.5), progress=False)
 
 
 def write_data(folder: Path) -> None:
@@ -78,6 +98,8 @@ def write_data(folder: Path) -> None:
     write_motion(folder / "motion.npz", simulate("charged", 16, 0))
 
 
+KINDS = {"potential": train_potential, "some": train_some, "all": train_all}
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"all": train_all, "potential": train_potential}[sys.argv[1]](Path(sys.argv[2]))
+    KINDS[sys.argv[1]](Path(sys.argv[2]))

@@ -11,7 +11,7 @@ import torch
 from ase.build import bulk
 from helpers.frames import water_frames
 from helpers.systems import rattled
-from helpers.together import TESTS, labelled_in_part, run_together, train_all, write_data
+from helpers.together import KINDS, TESTS, labelled_in_part, run_together, write_data
 from helpers.trainings import history, weights
 from hypothesis import given
 from hypothesis import strategies as st
@@ -91,24 +91,25 @@ def rows(out: Path) -> np.ndarray:
     return np.array([[float(x or "nan") for x in row.values()] for row in history(out)])
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """The folder of trainings by one process."""
-    folder = tmp_path_factory.mktemp("alone")
-    write_data(folder)
-    train_all(folder)
-    return folder
+SOME = ("model.pt", "p.pt", "s.pt")
+ALL = (*SOME, "t.pt", "c.1.pt", "c.2.pt", "taught.pt", "rate.pt")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.proof), 4])
-def test_several_do_what_one_does(alone, tmp_path, count):
-    write_data(tmp_path)
-    done = run_together(tmp_path, count, SCRIPT, "all", ".")
+@pytest.mark.parametrize(
+    "count, kind, names", [(4, "some", SOME), *(pytest.param(n, "all", ALL, marks=pytest.mark.proof) for n in (2, 4))]
+)
+def test_several_do_what_one_does(tmp_path, count, kind, names):
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for folder in (alone, together):
+        folder.mkdir()
+        write_data(folder)
+    KINDS[kind](alone)
+    done = run_together(together, count, SCRIPT, kind, ".")
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("model.pt", "p.pt", "s.pt"):
-        np.testing.assert_allclose(rows(tmp_path / name), rows(alone / name), rtol=1e-6, atol=1e-9, err_msg=name)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in alone.iterdir())
+    for name in names:
+        np.testing.assert_allclose(rows(together / name), rows(alone / name), rtol=1e-6, atol=1e-9, err_msg=name)
+    assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in alone.iterdir())
 
 
 @pytest.mark.slow
@@ -146,6 +147,37 @@ with reported_errors():
     for name in ("model.pt", "model.last.pt"):
         one, other = (weights(tmp_path / folder / name) for folder in ("killed", "whole"))
         assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+@pytest.mark.slow
+def test_those_that_differ_and_errors_of_the_first_end_all(tmp_path):
+    write_data(tmp_path)
+    begin = """
+import os, sys
+from helpers.together import *
+from segnn_ase.train import potential_goal, start
+rank = int(os.environ["RANK"])
+"""
+    scripts = {
+        "other seeds": "train(configured(Path('.'), **{**FEW, 'seed': rank}), progress=False)",
+        "a bug": """
+def fails(*_, **__):
+    raise LookupError("a bug of the first")
+start.read_data = fails
+try:
+    train(configured(Path('.'), **FEW), progress=False)
+except LookupError as error:
+    sys.exit(f"process {rank}: {error}")
+""",
+    }
+    said = {
+        "other seeds": "2 processes that were started together have different settings",
+        "a bug": "a bug of the first",
+    }
+    for name, script in scripts.items():
+        (tmp_path / "script.py").write_text(begin + script)
+        done = run_together(tmp_path, 2, "script.py")
+        assert done.returncode != 0 and said[name] in done.stderr, done.stderr[-3000:]
 
 
 @pytest.mark.slow
