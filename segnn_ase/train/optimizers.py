@@ -15,9 +15,9 @@ from torch import Tensor
 LONGEST_SIDE = 512
 REMEMBERED = 4  # steps between gradients that enter the means, which change slowly
 EPSILON = 1e-8
-# of the traces of L and R, added to them: in double precision what has no gradient keeps its direction, which rounding
-# would choose else
-RIDGE = 1e-7
+# of the traces of L and R, added to them: what has no gradient keeps its direction, which rounding would choose else; in
+# single precision it is rounding of about this size that decides
+RIDGE = {torch.float64: 1e-8}
 
 
 class Soap:
@@ -122,7 +122,7 @@ class Stack:
 
     def iterated(self, mean: Tensor, basis: Tensor, side: str) -> Tensor:
         """Columns in the order of their eigenvalues, the second moments with them; then orthogonalised."""
-        grown = mean @ basis + RIDGE * traces(mean) * basis
+        grown = mean @ basis + RIDGE.get(mean.dtype, 0.0) * traces(mean) * basis
         order = (basis * grown).sum(-2).argsort(-1, descending=True)
         along = order[:, :, None] if side == "left" else order[:, None, :]
         second = self.state["second"]
@@ -145,9 +145,9 @@ def eigenvectors(means: Tensor) -> Tensor:
 
     In double precision: in single, LAPACK finds no numbers for some matrices of rank one.
     """
-    means = means.double()
-    order = torch.linspace(1.0, 0.0, means.shape[-1], dtype=means.dtype, device=means.device).diag()
-    return torch.linalg.eigh(means + RIDGE * traces(means) * order)[1].flip(-1)
+    order = torch.linspace(1.0, 0.0, means.shape[-1], dtype=torch.float64, device=means.device).diag()
+    ridge = RIDGE.get(means.dtype, 0.0) * traces(means) * order
+    return torch.linalg.eigh(means.double() + ridge)[1].flip(-1)
 
 
 def traces(matrices: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import pytest
+from ase import units
+from ase.build import bulk
 from ase.stress import voigt_6_to_full_3x3_stress
 from helpers.potentials import tiny_potential
 from helpers.systems import ethanol, triclinic, water
@@ -74,29 +76,38 @@ INPUT = """<simulation verbosity='low'>
     <properties stride='1' filename='out'> [step, potential{{electronvolt}}, kinetic_cv{{electronvolt}}] </properties>
     <trajectory filename='pos' stride='1' format='xyz'> positions{{angstrom}} </trajectory>
   </output>
-  <total_steps> 3 </total_steps>
+  <total_steps> {steps} </total_steps>
   <ffdirect name='segnn'>
     <pes> custom </pes>
     <pes_path> {path} </pes_path>
-    <parameters> {{template: template.xyz, model: model.pt, domain: ignore}} </parameters>
-    <batch_size> 4 </batch_size>
+    <parameters> {{template: template.xyz, model: {model}, domain: ignore}} </parameters>
+    <batch_size> {beads} </batch_size>
   </ffdirect>
   <system>
-    <initialize nbeads='4'>
+    <initialize nbeads='{beads}'>
       <file mode='ase'> template.xyz </file>
-      <velocities mode='thermal' units='kelvin'> 300 </velocities>
+      <velocities mode='thermal' units='kelvin'> {kelvin} </velocities>
     </initialize>
     <forces> <force forcefield='segnn'/> </forces>
     <motion mode='dynamics'>
       <dynamics mode='nvt'>
-        <timestep units='femtosecond'> 0.25 </timestep>
-        <thermostat mode='pile_g'> <tau units='femtosecond'> 50 </tau> </thermostat>
+        <timestep units='femtosecond'> {timestep} </timestep>
+        <thermostat mode='pile_l'> <tau units='femtosecond'> 50 </tau> </thermostat>
       </dynamics>
     </motion>
-    <ensemble> <temperature units='kelvin'> 300 </temperature> </ensemble>
+    <ensemble> <temperature units='kelvin'> {kelvin} </temperature> </ensemble>
   </system>
 </simulation>
 """
+
+
+def run_ipi(folder: Path, **settings) -> np.ndarray:
+    """Steps, potential and kinetic energies, eV, of a simulation of template.xyz."""
+    (folder / "input.xml").write_text(INPUT.format(path=ipi.__file__, **settings))
+    command = [str(Path(sys.executable).with_name("i-pi")), "input.xml"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return np.loadtxt(folder / "run.out")
 
 
 @pytest.mark.slow
@@ -105,11 +116,7 @@ def test_it_runs_inside_of_ipi(tmp_path):
     atoms.set_cell([15.0, 15.0, 15.0])
     atoms.pbc = True
     driver_of(tmp_path, atoms)
-    (tmp_path / "input.xml").write_text(INPUT.format(path=ipi.__file__))
-    command = [str(Path(sys.executable).with_name("i-pi")), "input.xml"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    table = np.loadtxt(tmp_path / "run.out")
+    table = run_ipi(tmp_path, model="model.pt", beads=4, steps=3, kelvin=300, timestep=0.25)
     calculator = SEGNNCalculator(tmp_path / "model.pt", domain="ignore")
     beads = [positions(tmp_path / f"run.pos_{k}.xyz", len(atoms)) for k in range(4)]
     for step, row in enumerate(table):
@@ -126,3 +133,23 @@ def positions(path: Path, n: int) -> np.ndarray:
     lines = path.read_text().splitlines()
     rows = [line.split()[1:4] for k, line in enumerate(lines) if k % (n + 2) > 1]
     return np.array(rows, dtype=float).reshape(-1, n, 3)
+
+
+@pytest.mark.slow
+def test_a_cold_crystal_has_the_energy_of_its_quantum_vibrations(tmp_path):
+    """Of harmonic modes w at P beads potential and kinetic energy are kT/2 sum_k w^2 / (w^2 + w_k^2), w_k those of the
+    free ring (Tuckerman, Statistical Mechanics, section 12.6)."""
+    atoms, kelvin, beads = bulk("Si", cubic=True, a=5.4734), 100.0, 8
+    calculator = SEGNNCalculator("silicon-pbe", dtype="float64")
+    hessian = calculator.get_hessian(atoms).reshape(24, 24) / atoms.get_masses()[0]
+    squares = np.linalg.eigvalsh(hessian)[3:] * units._e / units._amu * 1e20  # 1/s^2, without translations
+    kT, hbar = units.kB * kelvin, units._hbar / units._e
+    ring = 2 * beads * kT / hbar * np.sin(np.pi * np.arange(beads) / beads)
+    exact = 0.5 * kT * np.sum(squares[:, None] / (squares[:, None] + ring**2))
+    ase.io.write(tmp_path / "template.xyz", atoms)
+    table = run_ipi(tmp_path, model="silicon-pbe", beads=beads, steps=4000, kelvin=kelvin, timestep=1.5)
+    potential, kinetic = table[500:, 1:].mean(axis=0)
+    potential -= calculator.get_property("energy", atoms)
+    assert exact > 2.0 * 21 * 0.5 * kT  # far from classical
+    assert potential == pytest.approx(exact, rel=0.04)
+    assert kinetic == pytest.approx(exact + 1.5 * kT, rel=0.05)  # i-PI counts translations, too

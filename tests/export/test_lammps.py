@@ -1,6 +1,7 @@
 """The pair style in LAMMPS: what the ASE calculator gives, on any number of ranks, and nothing wrong without a word."""
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from ase.build import bulk
 from helpers import lammps
 from helpers.command_line import assert_one_line_error, segnn
 from helpers.potentials import TINY, build_potential
-from helpers.systems import NAMED, ethanol, rattled_copper, tiny_cell, triclinic
+from helpers.systems import NAMED, rattled_copper
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import AccelerationError, ConfigError
@@ -61,20 +62,30 @@ def in_lammps(name: str) -> Atoms | None:
 
 @pytest.mark.engines
 @pytest.mark.slow
+@pytest.mark.parametrize("ranks, threads", [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("name", [name for name in NAMED if in_lammps(name) is not None])
-def test_it_gives_what_the_calculator_gives(small, work, name):
+def test_it_gives_what_the_calculator_gives(small, work, name, ranks, threads):
+    """Also where a rank has no atom, and where atoms lie on the border."""
     atoms = in_lammps(name)
-    assert_same(lammps.evaluate(work, atoms, ELEMENTS), small.potential, atoms)
+    assert_same(lammps.evaluate(work, atoms, ELEMENTS, ranks=ranks, threads=threads), small.potential, atoms)
 
 
 @pytest.mark.engines
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks, threads", [(2, 1), (4, 1), (2, 2)])
-@pytest.mark.parametrize("build", [triclinic, rattled_copper, tiny_cell, ethanol])
-def test_ranks_and_threads_change_nothing(small, work, build, ranks, threads):
-    """Also where a rank has no atom, and where atoms lie on the border."""
-    atoms = lammps.as_lammps_has_it(build())
-    assert_same(lammps.evaluate(work, atoms, ELEMENTS, ranks=ranks, threads=threads), small.potential, atoms)
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_in_single_precision_it_gives_the_same_but_for_rounding(tmp_path_factory, tmp_path, small, ranks):
+    """Energies of atoms and forces of all systems, whatever rounding does to each."""
+    folder = tmp_path_factory.mktemp("single") / "model"
+    export(deepcopy(small.potential).float(), folder, lammps=find_headers())
+    (tmp_path / "model").symlink_to(folder)
+    for name in (name for name in NAMED if in_lammps(name) is not None):
+        atoms = in_lammps(name)
+        found = lammps.evaluate(tmp_path, atoms, ELEMENTS, ranks=ranks)
+        calculator = SEGNNCalculator(small.potential, domain="ignore")
+        for kind, values in (("energies", found.energies), ("forces", found.forces)):
+            right = calculator.get_property(kind, atoms)
+            size = max(1.0, float(np.abs(right).max()))
+            np.testing.assert_allclose(values, right, rtol=0, atol=1e-5 * size, err_msg=name)
 
 
 @pytest.mark.engines

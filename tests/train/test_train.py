@@ -445,7 +445,7 @@ def test_stress_is_learned(tmp_path):
             del atoms.calc.results["forces"]
         settings = {"energy_weight": 1e-3, "stress_weight": weight, "epochs": 20, "learning_rate": 0.03}
         rmse[weight] = train(configured(folder, images, **settings), progress=False)["valid"]["stress_rmse"]
-    assert rmse[10.0] < 0.75 * rmse[0.0]
+    assert rmse[10.0] < 0.6 * rmse[0.0]
 
 
 def test_a_training_that_learns_no_more_comes_to_rest(tmp_path):
