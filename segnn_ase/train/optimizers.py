@@ -15,7 +15,7 @@ from torch import Tensor
 LONGEST_SIDE = 512
 REMEMBERED = 4  # steps between gradients that enter the means, which change slowly
 EPSILON = 1e-8
-# of the traces of L and R, added to them: what has no gradient keeps its direction, which rounding would choose else; in
+# of the traces of L and R, added to them: what has no gradient keeps its direction, which rounding would choose; in
 # single precision it is rounding of about this size that decides
 RIDGE = {torch.float64: 1e-8}
 
