@@ -127,6 +127,10 @@ def stop_on_signal() -> Iterator[list[int]]:
         signal.signal(number, handle)
     try:
         yield received
+    except BaseException:
+        if are_several():  # whose launcher ends all when one has ended: what went wrong is to be said first
+            before.clear()
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -19,7 +19,7 @@ from segnn_ase.train.old_frames import DRIFT, errors_before
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import error_table, measure_sets, printer
 from segnn_ase.train.settings import OptimConfig, TrainConfig
-from segnn_ase.train.together import begun, only_training
+from segnn_ase.train.together import begun_by_first, only_training
 
 Begin = Callable[[TrainConfig, int, TrainingData], Training]  # the training of a member, numbered from 1
 
@@ -61,7 +61,7 @@ def train_members(
     for k, member in enumerate(members, 1):
         report(f"member {k} of {len(members)}")
         with only_training(member.out):
-            jobs.append(begun(partial(begin, member, k, shared), shared))
+            jobs.append(begun_by_first(partial(begin, member, k, shared), shared))
             run_training(member, jobs[-1], deadline, progress=progress)
     return processes.on_first(partial(finish_committee, config, members, jobs, progress=progress))
 

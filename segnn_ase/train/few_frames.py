@@ -25,7 +25,7 @@ from segnn_ase.train.job import TrainingData, output_files
 from segnn_ase.train.settings import USUAL_MINUTES, OptimConfig, TrainConfig
 from segnn_ase.train.step import make_batches
 from segnn_ase.train.teacher import starts_of, with_teacher
-from segnn_ase.train.together import only_training, widened
+from segnn_ase.train.together import only_training, widened_by_first
 from segnn_ase.train.trial import most_epochs
 
 MOST, LEAST = 4, 2  # teachers
@@ -103,7 +103,7 @@ def taught_by_own(
         if not processes.on_first(partial(teachers_that_are_there, config)):
             train_teachers(own, data, deadline, progress=progress)
         cutoff = model_config(**config.model).cutoff
-        return taught, widened(partial(with_teacher, data, taught, cutoff, report), data)
+        return taught, widened_by_first(partial(with_teacher, data, taught, cutoff, report), data)
     except CANNOT_TEACH as error:
         if config.training.teachers is not None:
             raise ConfigError(f"the teachers of this training cannot teach (training.teachers): {error}") from error

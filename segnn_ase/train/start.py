@@ -15,7 +15,7 @@ from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import printer
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, LoopConfig, OptimConfig, TrainConfig
-from segnn_ase.train.together import begun, join_for, only_training
+from segnn_ase.train.together import begun_by_first, join_for, only_training
 from segnn_ase.train.tuned_committee import finetune_committee
 from segnn_ase.train.tuning import from_trained
 from segnn_ase.train.tuning_settings import FinetuneConfig
@@ -43,7 +43,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
         data, teachers = on_first(partial(read_with_teachers, config, report))
         if teachers:
             config, data = taught_by_own(config, data, teachers, deadline, report, progress=progress)
-        job = begun(partial(from_scratch, config, data, report), data)
+        job = begun_by_first(partial(from_scratch, config, data, report), data)
         return run_training(config, job, deadline, progress=progress)
 
 

@@ -41,18 +41,18 @@ def only_training(out: str) -> Iterator[None]:
         yield
 
 
-def begun(begin: Callable[[], Training], data: TrainingData) -> Training:
+def begun_by_first(begin: Callable[[], Training], data: TrainingData) -> Training:
     """The training that the first process begins; all have the data already."""
-    job = processes.on_first(lambda: _without(begin()))
+    job = processes.on_first(lambda: _without_data(begin()))
     return job._replace(data=_with(job.data, data))
 
 
-def widened(widen: Callable[[], TrainingData], data: TrainingData) -> TrainingData:
+def widened_by_first(widen: Callable[[], TrainingData], data: TrainingData) -> TrainingData:
     """The data to which the first process adds something beside the frames."""
     return _with(processes.on_first(lambda: _without_frames(widen())), data)
 
 
-def _without(job: Training) -> Training:
+def _without_data(job: Training) -> Training:
     return job._replace(data=_without_frames(job.data))
 
 
