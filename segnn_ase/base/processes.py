@@ -58,14 +58,14 @@ def join(device: str) -> None:
     if resolve_device(device).type == "cuda":
         torch.cuda.set_device(own_gpu(device))
         backend = "cpu:gloo,cuda:nccl"
-    store, place, size = next(dist.rendezvous("env://", timeout=SOON))
-    store.set(f"segnn {place}", "")
     try:
+        store, place, size = next(dist.rendezvous("env://", timeout=SOON))
+        store.set(f"segnn {place}", "")
         store.wait([f"segnn {n}" for n in range(size)], SOON)
     except RuntimeError as error:
         raise ProcessError(
-            f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, but not all of {size} processes have come within "
-            f"{SOON}; unset them to train alone"
+            f"RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, but not all of "
+            f"{os.environ['WORLD_SIZE']} processes have come within {SOON}; unset them to train alone"
         ) from error
     dist.init_process_group(backend, store=store, rank=place, world_size=size, timeout=LONGEST)
     atexit.register(leave)
@@ -165,6 +165,8 @@ def cuts(costs: list[int], parts: int) -> list[int]:
 
     The cheapest bound on a part that so many parts can keep, each of them filled up to it.
     """
+    if parts == 1:
+        return [0, len(costs)]
     low, high = max([*costs, 1]), max(sum(costs), 1)
     while low < high:
         middle = (low + high) // 2
