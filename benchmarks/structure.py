@@ -25,8 +25,9 @@ FLOORS = (
     "store",
     "calculator",
     "train verify export engines",
-    "dynamics properties",
+    "dynamics properties learn",
     "prediction drawing spectrum torchsim",
+    "commands",
     "cli",
     "__main__",
 )

@@ -3,7 +3,6 @@
 Heavy imports stand where they are used, so that a help text comes at once.
 """
 
-import ctypes
 import math
 import sys
 from pathlib import Path
@@ -11,38 +10,34 @@ from typing import Annotated, Any
 
 import typer
 
-from segnn_ase.base.errors import ConfigError, OutOfTime, SEGNNError
-from segnn_ase.base.files import existing_file
-from segnn_ase.base.launch import is_said, let_first_speak
+from segnn_ase.base.errors import ConfigError
 from segnn_ase.base.options import Options, with_options
-from segnn_ase.base.settings import read_toml
+from segnn_ase.commands.shared import (
+    Accelerate,
+    Device,
+    Dispersion,
+    Dtype,
+    Model,
+    Out,
+    Overwrite,
+    Structure,
+    Threads,
+    Toml,
+    app,
+    merged,
+    prepare_process,
+    read_structure,
+    refuse_suffix,
+    reported_errors,
+)
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.settings import PRESETS, ModelConfig
 from segnn_ase.properties.settings import OF_TARGETS, PropertyData, PropertyTraining
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    help="SEGNN interatomic potentials: train, fine-tune, evaluate and run molecular dynamics.",
-)
 FILES = {"trajectory": ".xyz", "log": ".csv", "restart": ".npz"}  # of dynamics, behind the prefix
-OUT_OF_TIME = 75  # exit status: sysexits.h calls it a temporary failure, try again
 KEYS = ("energy_key", "forces_key", "stress_key", "virial_key", "forces_mask_key")
-Model = Annotated[str, typer.Argument(help="model file or name of a shipped potential")]
-Structure = Annotated[str, typer.Argument(help="file that ASE reads; its last frame is used")]
-Toml = Annotated[Path | None, typer.Option(help="TOML file with \\[data], \\[training] and \\[finetune]")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1")]
-Dtype = Annotated[str | None, typer.Option(help="float32 or float64; default: that of the model")]
-Accelerate = Annotated[str, typer.Option(help="compiled code", metavar="auto|off|require")]
-Dispersion = Annotated[
-    str | None, typer.Option(help="D3 to add where the labels had none, as d3bj:pbe; default: what they had")
-]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace files that are there")]
-Out = Annotated[str | None, typer.Option(help="model file that is written; default: model.pt")]
 
 
 @app.command(
@@ -71,9 +66,9 @@ def train_command(
     The same command goes on where it was stopped. Exit status 75: --max-minutes are over.
     """
     with reported_errors():
-        _prepare_process(threads)
+        prepare_process(threads)
         model = model if preset is None else {"preset": preset, **model}
-        values = _merged(config, out, data={**data, **properties}, model=model, training=training)
+        values = merged(config, out, data={**data, **properties}, model=model, training=training)
         given = values.get("data")
         of_targets = [name for name in OF_TARGETS if isinstance(given, dict) and name in given]
         if of_targets:
@@ -110,8 +105,8 @@ def finetune_command(
     with reported_errors():
         from segnn_ase.train.start import finetune as run
 
-        _prepare_process(threads)
-        run(model, TrainConfig.parse(_merged(config, out, data=data, training=training, finetune=finetune)))
+        prepare_process(threads)
+        run(model, TrainConfig.parse(merged(config, out, data=data, training=training, finetune=finetune)))
 
 
 @app.command(epilog="Example: segnn evaluate cu-al.pt frames.xyz")
@@ -131,7 +126,7 @@ def evaluate(
         from segnn_ase.train.evaluation import evaluate_files
         from segnn_ase.train.report import error_table
 
-        _prepare_process(threads)
+        prepare_process(threads)
         if holds_properties(model):
             _refuse_keys(keys, model)
             return typer.echo(table_of_errors(evaluate_properties(model, frames, device=device)))
@@ -152,7 +147,7 @@ def predict_command(
     with reported_errors():
         from segnn_ase.prediction import predict_files
 
-        _prepare_process(threads)
+        prepare_process(threads)
         typer.echo("\n".join(predict_files(model, frames, out, device=device, overwrite=overwrite)))
 
 
@@ -257,7 +252,7 @@ def verify_command(
         from segnn_ase.verify.certificate import table, write
         from segnn_ase.verify.run import verify as run
 
-        _prepare_process(threads)
+        prepare_process(threads)
         for name, path in (("json", json), ("png", png)):
             if path is not None:
                 refuse_suffix(name, path, f".{name}")
@@ -300,7 +295,7 @@ def md(
         from segnn_ase.md.analysis import check_pairs, plot_run
         from segnn_ase.md.run import run_md
 
-        _prepare_process(threads)
+        prepare_process(threads)
         files = {name: f"{out}{suffix}" for name, suffix in FILES.items()}
         config = MDConfig.parse({**files, **dynamics})
         for name in files:
@@ -343,32 +338,10 @@ def spectrum_command(
     with reported_errors():
         from segnn_ase.spectrum import spectrum as run
 
-        _prepare_process(threads)
+        prepare_process(threads)
         how: dict[str, Any] = {"temperature": temperature, "resolution": resolution, "laser": laser, "device": device}
         how["overwrite"] = overwrite
         typer.echo("\n".join(run(trajectory, out, timestep=timestep, model=model, **how)))
-
-
-def refuse_suffix(name: str, path: Path, suffix: str) -> None:
-    """Raise ConfigError before the work for a name that does not end so: it may be that of another file."""
-    if path.suffix != suffix:
-        raise ConfigError(f"{name} is {str(path)!r}; expected a name that ends in {suffix}")
-
-
-def read_structure(path: str):
-    """Read the last frame of a file. Raises FileNotFoundError, or ConfigError for what ASE cannot read."""
-    import ase.io
-
-    from segnn_ase.data.counts import refuse_impossible_counts
-
-    existing_file(path, "structure")
-    try:
-        refuse_impossible_counts(path)
-        return ase.io.read(path, -1)
-    except Exception as error:  # ASE raises anything on a bad file
-        raise ConfigError(
-            f"structure is {str(path)!r}, which ASE cannot read: {type(error).__name__}: {error}"
-        ) from error
 
 
 def summary_of(result) -> str:
@@ -388,28 +361,6 @@ def summary_of(result) -> str:
     return ", ".join(parts)
 
 
-class reported_errors:
-    """Turn the package's and the system's errors into one line on stderr, exit status 1; bugs keep their traceback."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if isinstance(error, OutOfTime):
-            status, told = OUT_OF_TIME, str(error)
-        elif isinstance(error, SEGNNError | OSError | ImportError):
-            status, told = 1, f"error: {error}"
-        elif isinstance(error, KeyboardInterrupt):
-            status, told = 130, str(error) or "interrupted"
-        else:
-            return False
-        if is_said(error):
-            let_first_speak()
-        else:
-            typer.echo(told, err=True)
-        sys.exit(status)
-
-
 def _refuse_keys(given: dict, model: str) -> None:
     """Raise ConfigError for names of labels that a model of properties, which has its own, cannot use."""
     for name, key in given.items():
@@ -422,26 +373,4 @@ def _label_keys(given: dict):
     return LabelKeys(**{name.removesuffix("_key"): key for name, key in given.items()})
 
 
-def _merged(config: Path | None, out: str | None, **sections: dict) -> dict:
-    """Merge TOML file and options, which go first."""
-    values = {} if config is None else read_toml(config)
-    for name, options in sections.items():
-        section = values.get(name, {})
-        if isinstance(section, dict):  # what is no table is refused by `parse`
-            values[name] = {**section, **options}
-    return values if out is None else {**values, "out": out}
-
-
-def _prepare_process(threads: int | None) -> None:
-    """Settings that belong to a process of our own, never to the library: threads and the memory allocator."""
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if sys.platform == "linux":
-        # glibc gives blocks of over 128 kB back to the system after every use; getting them again, page by page,
-        # costs a quarter of a training step
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-            libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+from segnn_ase.commands import learning  # noqa: E402, F401 - its sub-commands, after these

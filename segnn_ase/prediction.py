@@ -10,12 +10,9 @@ from ase.calculators.calculator import all_properties
 from ase.calculators.singlepoint import SinglePointCalculator
 
 from segnn_ase.base.devices import resolve_device
-from segnn_ase.base.errors import ConfigError, expect
-from segnn_ase.base.files import home_expanded
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.data.convert import SUFFIXES, refuse_as_output, write_labelled
-from segnn_ase.data.frames import as_paths, structure_alone
-from segnn_ase.data.images import read_images
+from segnn_ase.data.convert import images_for, write_labelled
+from segnn_ase.data.frames import structure_alone
 from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import PER_ATOM
 from segnn_ase.structure.told import told_in, with_told
@@ -46,12 +43,7 @@ def predict_files(
     ConfigError for a name that is no extended XYZ or of a file that is there, unless `overwrite`, ModelFileError, and
     StructureError for what cannot be evaluated.
     """
-    out, paths = home_expanded(out, "out"), as_paths(paths)
-    expect(bool(paths), "paths", paths, "at least one")
-    if out.suffix not in SUFFIXES:
-        raise ConfigError(f"out is {str(out)!r}; expected a name that ends in .xyz or .extxyz")
-    refuse_as_output(out, paths, overwrite=overwrite)
-    images = [image for path in paths for image in read_images(path)]
+    out, images = images_for(out, paths, overwrite=overwrite)
     said = _said_of(model, images, device)
     claimed = {name for values in said.values for name in values} | (OF_ENERGY if said.of_potential else set())
     renamed = _free_names(claimed, [atoms for _, atoms in images])

@@ -43,6 +43,10 @@ class ProcessError(SEGNNError, RuntimeError):
     """Another one of several processes that work together has ended."""
 
 
+class LabelError(SEGNNError, RuntimeError):
+    """A reference has no label for a structure: it failed, gave no numbers, took too long or ended."""
+
+
 class MissingExtraError(SEGNNError, ImportError):
     """A setting or a model needs an optional library that is not installed."""
 

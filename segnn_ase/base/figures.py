@@ -149,6 +149,26 @@ def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping
     _save(figure, path)
 
 
+def plot_rounds(path: "str | Path", rows: Sequence[Mapping], aim: float) -> None:
+    """Draw errors of forces (meV/Å) and runs that passed against the labels of the rounds of a loop.
+
+    rows: with "labels", "forces", "expected" (None where not known), "runs", "stops"; aim: meV/Å.
+    """
+    labels = _column(rows, "labels")
+    figure = _figure(5.6, 4.6)
+    upper = _panel(figure, (2, 1, 1), "", "forces RMSE / meV/Å")
+    for color, (name, key) in zip(COLORS, (("measured", "forces"), ("expected by itself", "expected")), strict=False):
+        upper.plot(labels, _column(rows, key), color=color, label=name, lw=1.4, marker="o", ms=3.5)
+    upper.axhline(aim, color="0.4", lw=1.0, ls="--", label="aim")
+    upper.set_yscale("log", nonpositive="mask")
+    upper.legend(fontsize=8.5, frameon=False)
+    lower = _panel(figure, (2, 1, 2), "labels", "runs that passed / %")
+    passed = [100 * (1 - len(row["stops"]) / row["runs"]) for row in rows]
+    lower.plot(labels, passed, color=COLORS[2], lw=1.4, marker="o", ms=3.5)
+    lower.set_ylim(-3, 103)
+    _save(figure, path)
+
+
 def plot_certificate(path: "str | Path", ratios: Mapping[str, float], time_fs, energy_per_atom) -> None:
     """Draw how far each check is from its tolerance (measured / tolerance), and the energy (eV/atom) of the NVE run."""
     values = np.clip(np.nan_to_num(list(ratios.values()), nan=np.inf), *RATIOS)

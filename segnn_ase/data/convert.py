@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.extxyz import extxyz, writable
 from segnn_ase.base.files import home_expanded, write_atomically
 from segnn_ase.base.label_names import usual_name
@@ -36,17 +36,28 @@ def convert(
     Raises what `read_frames` and `check_labels` raise, and ConfigError for a file that is none of extended XYZ, one of
     those that are read, or there already, unless `overwrite`. Nothing is written then.
     """
-    out, paths = home_expanded(out, "out"), as_paths(paths)
-    if out.suffix not in SUFFIXES:
-        raise ConfigError(f"out is {str(out)!r}; expected a name that ends in .xyz or .extxyz")
-    refuse_as_output(out, paths, overwrite=overwrite)
-    images = [image for path in paths for image in read_images(path)]
+    out, images = images_for(out, paths, overwrite=overwrite)
     frames = frames_from_images(images, LabelKeys() if keys is None else keys)
     check_geometries(frames)
     check_labels(frames)
     left = write_labelled(out, (relabelled(a, frame) for (_, a), frame in zip(images, frames, strict=True)))
     lost = [f"left out, as extended XYZ cannot hold it: {', '.join(left)}"] if left else []
     return [label_table(frames), *lost, f"wrote {len(frames)} frames to {out}"]
+
+
+def images_for(
+    out: "str | Path", paths: "str | Path | list", *, overwrite: bool = False
+) -> tuple[Path, list[tuple[str, Atoms]]]:
+    """The structures of files, each after its source, and where others made of them are to be written.
+
+    Raises ConfigError for a name that is no extended XYZ, and for what `refuse_as_output` refuses.
+    """
+    out, paths = home_expanded(out, "out"), as_paths(paths)
+    expect(bool(paths), "paths", paths, "at least one")
+    if out.suffix not in SUFFIXES:
+        raise ConfigError(f"out is {str(out)!r}; expected a name that ends in .xyz or .extxyz")
+    refuse_as_output(out, paths, overwrite=overwrite)
+    return out, [image for path in paths for image in read_images(path)]
 
 
 def refuse_as_output(out: "str | Path", paths: Iterable[str], *, overwrite: bool = False) -> None:

@@ -26,8 +26,11 @@ from segnn_ase.md.subject import differences
 FORMAT = "segnn_ase md restart 3"
 LARGEST = 2 * 1024**3  # bytes of a file; ten million atoms
 LARGEST_HEADER = 64 * 1024**2
-LIMITS = ("max_minutes", "max_temperature", "max_energy_drift", "max_forces_std", "stop_outside_domain")
-LATER = {"field", "field_frequency"}  # settings that files of before do not have
+LIMITS = (
+    *("max_minutes", "max_temperature", "max_energy_drift", "max_forces_std"),
+    *("stop_outside_domain", "outside_steps"),
+)
+LATER = {"field", "field_frequency", "outside_steps"}  # settings that files of before do not have
 
 
 def write_restart(path: str, header: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -103,6 +106,7 @@ def check_state(header: dict, arrays: dict[str, np.ndarray]) -> list[str]:
     wrong += [name for name in ("config", "rng", "marks") if not isinstance(header[name], dict)]
     wrong += ["pbc"] * (len(header["pbc"]) != 3)
     wrong += ["config"] * bool(MDConfig.model_fields.keys() - LATER - header["config"].keys())
+    wrong += ["excursion"] * (not _is_count(header.get("excursion", 0)))
     wrong += ["identity"] * (not all(isinstance(text, str) for text in header["identity"].values()))
     for name in OUTPUTS:
         if not all(value is None or _is_count(value) for value in Mark(*header["marks"][name])):

@@ -65,7 +65,8 @@ class Run(NamedTuple):
     rows: array  # log so far, flat
     identity: dict[str, str]  # of what gives the forces
     files: dict[str, Growing]  # `OUTPUTS`
-    drive: Drive | None = None
+    drive: Drive | None
+    excursion: array  # steps in a row outside the training data, one number
 
 
 class Snapshot(NamedTuple):
@@ -133,7 +134,7 @@ def start(atoms: Atoms, config: MDConfig, drive: Drive | None) -> Run:
         set_velocities(atoms, config.temperature, rng)
     dof = degrees_of_freedom(atoms, centre_moves=ENSEMBLES[config.ensemble].centre_moves)
     dynamics = make_dynamics(atoms, config, rng, dof)
-    run = Run(atoms, config, dynamics, rng, dof, array("d"), subject, {}, drive)
+    run = Run(atoms, config, dynamics, rng, dof, array("d"), subject, {}, drive, array("q", [0]))
     refresh(run)
     if reason := distrust(run):
         raise MDError(f"the run does not start: {reason}")
@@ -233,7 +234,8 @@ def distrust(run: Run) -> str | None:
                 f"the forces are uncertain by {spread:.3g} eV/Å, above max_forces_std = {config.max_forces_std:g} eV/Å"
             )
     ways = outside_domain(run.atoms.calc) if config.stop_outside_domain else None
-    if ways:
+    run.excursion[0] = run.excursion[0] + 1 if ways else 0
+    if ways and run.excursion[0] > config.outside_steps:
         return (
             f"this is outside what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would "
             f"help: labels for the refused frame, and frames {'; '.join(way.help for way in ways)}"
@@ -350,6 +352,7 @@ def checkpoint(run: Run, step: int) -> None:
         "marks": {name: mark(getattr(run.config, name)) for name in OUTPUTS},
         "pbc": atoms.pbc.tolist(),
         "identity": run.identity,
+        "excursion": run.excursion[0],
     }
     arrays = get_state(run.dynamics, run.config) | snapshot(atoms)._asdict()
     arrays |= {"numbers": atoms.numbers, "masses": atoms.get_masses()}
@@ -377,7 +380,8 @@ def resume(atoms: Atoms, config: MDConfig, drive: Drive | None) -> tuple[Run, in
     for name, end in ends.items():
         cut(getattr(config, name), end)
     dynamics = saved_dynamics(atoms, config, rng, header["dof"], arrays)
-    run = Run(atoms, config, dynamics, rng, header["dof"], rows, subject, begun(config), drive)
+    excursion = array("q", [header.get("excursion", 0)])
+    run = Run(atoms, config, dynamics, rng, header["dof"], rows, subject, begun(config), drive, excursion)
     refresh(run)
     repeat_output(run, header["step"])
     return run, header["step"]

@@ -25,6 +25,10 @@ def describe_model(potentials: list[Potential], factors: dict[str, float], metad
         lines += _of_uncertainty(one)
     lines += [_of_errors(name, errors) for name, errors in metadata.get("errors", {}).items()]
     lines += [_of_certificate(on, found) for on, found in metadata.get("verified", {}).items()]
+    if origin := metadata.get("learned_from"):
+        lines.append(
+            f"labels      {origin['labels']} by {origin['about']}; licence of the reference: {origin['licence']}"
+        )
     return "\n".join(lines)
 
 

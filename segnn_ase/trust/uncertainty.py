@@ -56,6 +56,10 @@ class Uncertainty(NamedTuple):
         leverage, energy_std = self.leverage(features), self.energy_std(features.sum(0, keepdim=True))
         return leverage.double().cpu().numpy(), float(energy_std)
 
+    def of_training(self) -> Tensor:
+        """Sum over the training atoms of phi phi^T (n, n), with its ridge: what is known already."""
+        return self.counts[0] * _form(self.atoms) / len(self.atoms)
+
     def force_std(self, leverage):
         """Standard deviation of a force component of each atom, (N,) eV/Å, from its leverage."""
         return self.beta * leverage**self.gamma
@@ -79,7 +83,7 @@ def measure_uncertainty(
     counts, of_atoms, of_frames = (len(features), len(train)), features.T @ features, sums.T @ sums
     if before is not None:
         counts = (counts[0] + before.counts[0], counts[1] + before.counts[1])
-        of_atoms = of_atoms + before.counts[0] * _form(before.atoms) / n
+        of_atoms = of_atoms + before.of_training()
         of_frames = of_frames + _form(before.frames)
     u = Uncertainty(
         atoms=_inverse_factor(of_atoms / counts[0]) / n**0.5,

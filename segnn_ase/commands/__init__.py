@@ -1,0 +1,1 @@
+"""Sub-commands of `segnn` in modules of their own, and what all of them share."""

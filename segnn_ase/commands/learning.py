@@ -1,0 +1,102 @@
+"""`segnn learn` and `segnn select`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.settings import read_toml
+from segnn_ase.commands.shared import Device, Out, Overwrite, Threads, app, prepare_process, reported_errors
+from segnn_ase.model.settings import PRESETS
+
+GIVEN = {  # option: section and setting
+    "reference": ("reference", "calculator"),
+    "workers": ("reference", "workers"),
+    "temperature": ("conditions", "temperature"),
+    "pressure": ("conditions", "pressure"),
+    "picoseconds": ("conditions", "picoseconds"),
+    "aim": ("aim", "forces"),
+    "labels": ("budget", "labels"),
+    "minutes": ("budget", "minutes"),
+    "preset": ("model", "preset"),
+}
+
+
+@app.command(
+    "learn", epilog="Example: segnn learn salt.cif --reference sevennet-l3i5 --temperature 300:1200 --out salt.pt"
+)
+def learn_command(
+    given: Annotated[
+        list[str], typer.Argument(help="structures that ASE reads, or a TOML file", metavar="STRUCTURE...|TOML")
+    ],
+    reference: Annotated[
+        str | None, typer.Option(help="what labels frames: gfn2-xtb, sevennet-l3i5, pyscf, ..., or module:Class")
+    ] = None,
+    temperature: Annotated[
+        list[str] | None, typer.Option(help="K; 300:1200 takes three from the first to the second; default: 300")
+    ] = None,
+    pressure: Annotated[
+        list[float] | None, typer.Option(help="GPa, at which the cell moves; default: the cell stays")
+    ] = None,
+    picoseconds: Annotated[
+        float | None, typer.Option(help="ps that must run at every condition without a stop; default: 10")
+    ] = None,
+    aim: Annotated[float | None, typer.Option(help="meV/Å, rms error on its own dynamics; default: 40")] = None,
+    labels: Annotated[int | None, typer.Option(help="labels in all; default: 400")] = None,
+    minutes: Annotated[float | None, typer.Option(help="minutes in all; default: 60")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="from which model settings start; default: segnn", metavar="|".join(PRESETS))
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="processes that label side by side; default: 1")] = None,
+    out: Out = None,
+    threads: Threads = None,
+):
+    """Learn a potential from a structure and anything that labels frames: labels, trainings and dynamics in turn.
+
+    The same command goes on where it was stopped. Everything is kept in a folder beside the model, and a report tells
+    what was found. All settings: a TOML file.
+    """
+    options = locals()
+    with reported_errors():
+        from segnn_ase.learn.loop import learn
+        from segnn_ase.learn.settings import LearnConfig
+
+        prepare_process(threads)
+        values = _values(given)
+        for name, (section, setting) in GIVEN.items():
+            if options[name] not in (None, []):
+                values[section] = {**values.get(section, {}), setting: options[name]}
+        config = LearnConfig.parse(values if out is None else {**values, "out": out})
+        found = learn(config)
+        verdict = "the aim is reached" if found.reached else f"the aim is not reached: {found.why}"
+        typer.echo(f"{verdict}; {found.labels} labels, {found.minutes:.1f} minutes")
+        typer.echo(f"wrote {found.model} and {found.report}")
+
+
+def _values(given: list[str]) -> dict:
+    """Settings of a TOML file, or structures alone."""
+    tables = [path for path in given if Path(path).suffix == ".toml"]
+    if not tables:
+        return {"structures": given}
+    if len(given) > 1:
+        raise ConfigError(f"given are {', '.join(given)}; expected one TOML file, which names the structures, or these")
+    return read_toml(tables[0])
+
+
+@app.command("select", epilog="Example: segnn select frames.xyz --model cu-al.pt --n 50 --out selected.xyz")
+def select_command(
+    frames: Annotated[list[str], typer.Argument(help="structures of any format of ASE")],
+    model: Annotated[str, typer.Option(help="model file or name of a shipped potential")],
+    n: Annotated[int, typer.Option(min=1, help="how many")] = 50,
+    out: Annotated[str, typer.Option(help="new file, .xyz or .extxyz")] = "selected.xyz",
+    device: Device = "auto",
+    overwrite: Overwrite = False,
+    threads: Threads = None,
+):
+    """Write the structures that a potential would learn most from, no two of a kind, the most informative first."""
+    with reported_errors():
+        from segnn_ase.learn.selection import select
+
+        prepare_process(threads)
+        typer.echo("\n".join(select(model, frames, out, n, device=device, overwrite=overwrite)))

@@ -1,0 +1,186 @@
+"""Dynamics of a round with the potential so far: where they go, and where they are stopped as it knows no further."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from segnn_ase.base.errors import AccelerationWarning, MDError, OutOfTime, OutputError
+from segnn_ase.base.files import write_atomically
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.labelled import read_whole
+from segnn_ase.learn.settings import ConditionsConfig, LearnConfig
+from segnn_ase.md.run import run_md
+from segnn_ase.md.settings import MDConfig
+from segnn_ase.train.rollouts import usual_timestep
+
+LOOKS, APART = 40, 20.0  # frames kept of a run, at least, and fs between them, at most
+TOO_UNCERTAIN = 5.0  # times the aim, or the usual uncertainty where that is larger
+FRICTION = 0.01  # 1/fs
+OUTSIDE = 50.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration, which is worth labels
+SHARE = 0.15  # of the minutes of the budget that the dynamics of a round may take
+
+
+class Condition(NamedTuple):
+    """Where one of the structures is to be simulated."""
+
+    structure: int
+    temperature: float  # K
+    pressure: float | None  # GPa; None: the cell stays
+
+    @property
+    def name(self) -> str:
+        pressed = "" if self.pressure is None else f", {self.pressure:g} GPa"
+        return f"structure {self.structure + 1}, {self.temperature:g} K{pressed}"
+
+
+class Planned(NamedTuple):
+    """A run to be made."""
+
+    condition: Condition
+    number: int  # among those at this condition
+    start: Atoms
+    steps: int
+    timestep: float  # fs
+    seed: int
+    minutes: float  # that it may take
+
+    @property
+    def key(self) -> str:
+        c = self.condition
+        pressed = "" if c.pressure is None else f"-{c.pressure:g}GPa"
+        return f"s{c.structure + 1}-{c.temperature:g}K{pressed}-{self.number + 1}"
+
+
+class Ran(NamedTuple):
+    """What became of it."""
+
+    planned: Planned
+    steps: int  # that were made
+    reason: str | None  # why it was stopped
+    frames: list[Atoms]  # on the way, evenly
+    ends: list[Atoms]  # the last good one and the refused one, where it was stopped
+
+
+def conditions_of(config: ConditionsConfig, structures: Sequence[Atoms]) -> list[Condition]:
+    """Every temperature, coldest first, at every pressure, for every structure."""
+    return [
+        Condition(n, temperature, pressure)
+        for n, atoms in enumerate(structures)
+        for pressure in (config.pressure if config.pressure and atoms.pbc.all() else (None,))
+        for temperature in sorted(config.temperature)
+    ]
+
+
+def largest_uncertainty(calculator: SEGNNCalculator, aim: float) -> float | None:
+    """Of a force component, eV/Å, at which dynamics stop; None where the potential does not say. aim: meV/Å."""
+    uncertainty = calculator._potentials[0].uncertainty
+    if uncertainty is None or not np.isfinite(uncertainty.beta):
+        return None
+    return TOO_UNCERTAIN * max(1e-3 * aim, uncertainty.beta)
+
+
+def explore(planned: Planned, calculator: SEGNNCalculator, folder: Path, limit: float | None) -> Ran:
+    """Run it, or go on with it, or read what became of it. limit: see `largest_uncertainty`."""
+    prefix = folder / planned.key
+    result = prefix.with_name(f"{prefix.name}.json")
+    if not result.exists():
+        steps, reason = _run(planned, calculator, prefix, limit)
+        write_atomically(result, json.dumps({"steps": steps, "reason": reason}).encode())
+    return what_became_of(planned, folder)
+
+
+def what_became_of(planned: Planned, folder: Path) -> Ran:
+    """Of a run that was made."""
+    prefix = folder / planned.key
+    found = json.loads(prefix.with_name(f"{prefix.name}.json").read_text())
+    frames = read_whole(Path(f"{prefix}.xyz"))[1:] or [planned.start]  # without the start
+    names = ("last_good", "refused")
+    ends = [frame for name in names for frame in read_whole(prefix.with_name(f"{prefix.name}_{name}.extxyz"))]
+    return Ran(planned, found["steps"], found["reason"], frames, ends if found["reason"] else [])
+
+
+def _run(planned: Planned, calculator: SEGNNCalculator, prefix: Path, limit: float | None) -> tuple[int, str | None]:
+    """Steps made, and why it was stopped."""
+    atoms = planned.start.copy()
+    atoms.calc = calculator
+    config = settings_of_run(planned, prefix, limit)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AccelerationWarning)  # said when the training began
+            return run_md(atoms, config, progress=False).steps, None
+    except OutOfTime:  # it goes on in the next round
+        return int(read_whole(Path(f"{prefix}.xyz"))[-1].info["step"]), None
+    except MDError as error:
+        if isinstance(error.__cause__, OutputError):
+            raise
+        frames = read_whole(Path(f"{prefix}_last_good.extxyz"))
+        return (int(frames[0].info["step"]) if frames else 0), str(error)
+
+
+def settings_of_run(planned: Planned, prefix: Path, limit: float | None) -> MDConfig:
+    condition, every = planned.condition, max(min(planned.steps // LOOKS, round(APART / planned.timestep)), 1)
+    pressed = {} if condition.pressure is None else {"ensemble": "npt", "pressure": condition.pressure}
+    return MDConfig(
+        **{"ensemble": "langevin", "friction": FRICTION, **pressed},
+        timestep=planned.timestep,
+        steps=planned.steps,
+        temperature=condition.temperature,
+        velocities="maxwell",
+        seed=planned.seed,
+        log=f"{prefix}.csv",
+        log_every=every,
+        trajectory=f"{prefix}.xyz",
+        save_every=every,
+        restart=f"{prefix}.npz",
+        max_temperature=None if condition.temperature > 3000 else 10_000.0,
+        stop_outside_domain=True,
+        outside_steps=round(OUTSIDE / planned.timestep),
+        max_forces_std=limit,
+        max_minutes=planned.minutes,
+    )
+
+
+def plan(
+    config: LearnConfig, structures: Sequence[Atoms], round_: int, before: Sequence[Ran], picoseconds: float
+) -> list[Planned]:
+    """The runs of a round, each with its share of the time.
+
+    Of each condition the first goes on where that of the round before ended well, the second from where the hottest one
+    did; others, and all that have nowhere to go on from, begin with the structure.
+    """
+    conditions, found = conditions_of(config.conditions, structures), []
+    minutes = SHARE * config.budget.minutes / (len(conditions) * config.conditions.starts)
+    ended = {(run.planned.condition, run.planned.number): run.frames[-1] for run in before if run.reason is None}
+    for n, condition in enumerate(conditions):
+        origin = structures[condition.structure]
+        timestep = config.conditions.timestep or usual_timestep(origin)
+        hottest = max((c for c in conditions if c[::2] == condition[::2]), key=lambda c: c.temperature)
+        for number in range(config.conditions.starts):
+            entered = (hottest, 0) if number == 1 and hottest != condition else (condition, number)
+            source = entered if number < 2 else None
+            found.append(
+                Planned(
+                    condition,
+                    number,
+                    like(origin, ended.get(source)),  # type: ignore[arg-type]
+                    config.steps_of(timestep, picoseconds),
+                    timestep,
+                    int(np.random.default_rng([config.seed, round_, n, number]).integers(2**31)),
+                    minutes,
+                )
+            )
+    return found
+
+
+def like(origin: Atoms, frame: Atoms | None) -> Atoms:
+    """The structure, with what belongs to it, at the positions of a frame of its dynamics."""
+    atoms = origin.copy()
+    if frame is not None:
+        atoms.set_cell(frame.cell)
+        atoms.set_positions(frame.positions, apply_constraint=False)
+    return atoms

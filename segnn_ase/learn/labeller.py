@@ -1,0 +1,131 @@
+"""Asking the reference: every answer is kept at once, none is asked for twice, a reference that changes is noticed."""
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from segnn_ase.base.errors import LabelError
+from segnn_ase.base.files import progress_bar
+from segnn_ase.learn.labelled import KEY, LabelledFrames, asked_frame
+from segnn_ase.learn.pool import Label, LabelPool
+
+CONTROL, NUDGE = "control", 2e-4  # Å, rms: as near as that energies and forces are known from the first time
+ENERGY, FORCES = 5e-4, 0.03  # eV/atom and eV/Å by which a reference may answer otherwise
+TOO_MANY, LEAST = 0.5, 3  # of a batch may fail, and so many may fail anyway
+
+
+class Labeller:
+    """A pool and what it has labelled; not for more than one thread."""
+
+    def __init__(self, pool: LabelPool, labelled: LabelledFrames, *, progress: bool = False):
+        self.pool, self.labelled, self.progress = pool, labelled, progress
+        self._lock = threading.Lock()
+        self._open: list[Future] = []
+
+    def ask(self, frames: Sequence[Atoms]) -> None:
+        """Have them labelled, those that are not yet."""
+        for frame in frames:
+            if frame.info[KEY] not in self.labelled:
+                answer = self.pool.folder / "answers" / f"{frame.info[KEY].replace('/', '_')}.json"
+                self._open.append(self.pool.submit(frame, answer, partial(self._keep, frame)))
+
+    def _keep(self, frame: Atoms, found: Label | LabelError) -> None:
+        with self._lock:
+            if isinstance(found, Label):
+                self.labelled.add(frame, found)
+            else:
+                self.labelled.fail(frame, str(found))
+
+    def wait(self) -> None:
+        """Until all that was asked for is there. Raises what is no failure of a label."""
+        asked, self._open = self._open, []
+        with progress_bar(shown=self.progress and len(asked) > 1, total=len(asked), unit="label") as bar:
+            for future in asked:
+                future.result()
+                bar.update()
+
+    def label(self, frames: Sequence[Atoms]) -> list[Atoms]:
+        """The labelled ones. Raises LabelError where most fail."""
+        self.ask(frames)
+        self.wait()
+        self.refuse_failing([frame.info[KEY] for frame in frames])
+        return self.labelled.of([frame.info[KEY] for frame in frames])
+
+    def refuse_failing(self, keys: Sequence[str]) -> None:
+        failed = [key for key in keys if key in self.labelled.failed]
+        if len(failed) > max(LEAST, TOO_MANY * len(keys)):
+            told = self.labelled.failed[failed[0]]
+            raise LabelError(
+                f"{len(failed)} of {len(keys)} labels failed, the first with: {told}. Mend the reference, remove "
+                f"{self.labelled.failed_path}, and run the same command: these are asked for again, and no others"
+            )
+
+    def control(self, round_: int, keys: Sequence[str]) -> None:
+        """Ask again what is known: the first frame, hardly moved.
+
+        Raises LabelError where the answer does not belong to the first; then the labels of `keys` are set aside.
+        """
+        first = next(iter(self.labelled.frames.values()))
+        frame = nudged(first, round_)
+        self.ask([frame])
+        self.wait()
+        key = frame.info[KEY]
+        if key in self.labelled.failed:
+            return  # it is no other answer
+        told = other_answer(first, self.labelled.frames[key])
+        if told:
+            self.labelled.set_aside([*keys, key])
+            raise LabelError(
+                f"the reference answers otherwise than in the beginning: {told} for the first structure. The labels of "
+                f"round {round_} are set aside in {self.labelled.aside_path}. Give it its old settings, units and "
+                "version, and run the same command: they are asked for again; or begin anew under another name of out"
+            )
+
+
+def nudged(first: Atoms, round_: int) -> Atoms:
+    frame = asked_frame(first, f"{round_}/{CONTROL}", round_, "", CONTROL)
+    frame.positions += NUDGE * np.random.default_rng(round_).normal(size=frame.positions.shape) / np.sqrt(3)
+    frame.positions = frame.positions.round(8)  # as the file has them
+    return frame
+
+
+def other_answer(first: Atoms, again: Atoms) -> str:
+    """How the labels of two structures that hardly differ are of two references; empty where they are not."""
+    moved = again.positions - first.positions
+    forces, then = again.get_forces(), first.get_forces()
+    work = -0.5 * float(np.sum((forces + then) * moved))
+    energy = abs(again.get_potential_energy() - first.get_potential_energy() - work) / len(first)
+    off = float(np.sqrt(np.mean((forces - then) ** 2)))
+    found = [f"energy {1e3 * energy:.3g} meV/atom off"] if not energy <= ENERGY else []
+    found += [f"forces {1e3 * off:.3g} meV/Å off"] if not off <= FORCES else []
+    return " and ".join(found)
+
+
+class AskingCalculator(Calculator):
+    """Energy and forces of the reference for ASE's optimisers and dynamics; each step is a label that is kept, and read
+    where it is there."""
+
+    implemented_properties = ["energy", "forces"]  # noqa: RUF012 - ASE's interface
+
+    def __init__(self, labeller: Labeller, prefix: str, reason: str):
+        super().__init__()
+        self.labeller, self.prefix, self.reason = labeller, prefix, reason
+        self.keys: list[str] = []
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        frame = asked_frame(self.atoms, f"{self.prefix}/{len(self.keys)}", 0, "", self.reason)
+        frame.positions = frame.positions.round(8)
+        self.labeller.ask([frame])
+        self.labeller.wait()
+        key = frame.info[KEY]
+        if key in self.labeller.labelled.failed:
+            raise LabelError(self.labeller.labelled.failed[key])
+        self.keys.append(key)
+        known = self.labeller.labelled.frames[key]
+        self.results = {"energy": known.get_potential_energy(), "forces": known.get_forces()}

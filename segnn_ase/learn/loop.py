@@ -1,0 +1,178 @@
+"""`learn`: rounds of training, dynamics and labels, until dynamics run at every condition and are right.
+
+Everything that is decided is a file before it is acted upon, and all else follows from these files, the settings and
+the reference: wherever a loop was killed, the same call goes on, asks for no label that it has, and ends with the same
+frames (where the clock has not ended a run of dynamics).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ase.io
+import numpy as np
+from ase import Atoms
+
+from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.base.files import existing_file
+from segnn_ase.base.locks import only_writer
+from segnn_ase.data.frames import check_atoms
+from segnn_ase.learn.explore import Ran, explore, largest_uncertainty, plan, what_became_of
+from segnn_ase.learn.finish import Learned, finish
+from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
+from segnn_ase.learn.labeller import Labeller
+from segnn_ase.learn.pool import LabelPool
+from segnn_ase.learn.rounds import calculator_of_round, chosen, drawn, errors_on, in_brief, usable
+from segnn_ase.learn.settings import LearnConfig
+from segnn_ase.learn.starts import first_labels
+from segnn_ase.learn.state import Loop, State, what_ends
+from segnn_ase.train.report import printer
+
+FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that follows
+FOR_ROUNDS = 2 / 3  # of the minutes; the rest is for the last training
+LABELS, GROWTH = 24, 0.4  # of a round, at least, and of the frames before: the training takes as long for few
+DRAWN = 1 / 3  # of the labels of a round are for the error
+
+
+def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
+    """Learn a potential from structures and a reference, and write it to config.out; the same call goes on.
+
+    The folder beside it has every labelled frame (`frames.xyz`), what each round did, and the state. Raises ConfigError
+    and FileNotFoundError for settings and structures that cannot be used, LabelError where the reference does not work
+    or answers otherwise than in the beginning, DataError where the doctor refuses its labels.
+    """
+    expect(isinstance(config, LearnConfig), "config", config, "a LearnConfig, as by LearnConfig.parse(a dict)")
+    structures, folder, report = read_structures(config), config.folder, printer(progress)
+    with only_writer([folder / "state.json"]):
+        if Path(config.out).exists() and not (folder / "state.json").exists():
+            told = "which exists and is of no loop to go on with: rename or remove it"
+            raise ConfigError(f"out is {config.out!r}, {told}")
+        state = State(config)
+        if state.finished and state.finished["settings"] == what_ends(config):
+            report("this loop is finished: raise its budget or lower its aim to go on")
+            return Learned(**state.finished["learned"])
+        state.save()
+        with LabelPool(config.reference, folder / "workers") as pool:
+            labeller = Labeller(pool, LabelledFrames(folder), progress=progress)
+            loop = Loop(config, structures, labeller, state, report)
+            why, keys = run_rounds(loop)
+            return finish(loop, keys, why)
+
+
+def read_structures(config: LearnConfig) -> list[Atoms]:
+    """The last frame of each file, with its constraints, charges and moments."""
+    found = []
+    for path in config.structures:
+        existing_file(path, "structures")
+        try:
+            atoms = only_last(path)
+        except Exception as error:  # ASE raises anything on a bad file
+            told = f"which ASE cannot read: {type(error).__name__}: {error}"
+            raise ConfigError(f"structures has {path!r}, {told}") from error
+        check_atoms(atoms, path)
+        if len(atoms) < 2:
+            raise ConfigError(f"structures has {path!r} of one atom; expected two or more, as one alone does not move")
+        atoms.calc = None
+        atoms.set_momenta(np.zeros((len(atoms), 3)), apply_constraint=False)
+        found.append(atoms)
+    if config.conditions.pressure and not any(atoms.pbc.all() for atoms in found):
+        raise ConfigError("conditions.pressure is given, but no structure is periodic in three directions: omit it")
+    return found
+
+
+def only_last(path: str) -> Atoms:
+    found = ase.io.read(path, -1)
+    return found[-1] if isinstance(found, list) else found
+
+
+def run_rounds(loop: Loop) -> tuple[str, list[str]]:
+    """Rounds until it is good enough or the budget is spent; returns why it ended, "" where it is good enough, and the
+    keys of all frames that may be learned."""
+    config, state = loop.config, loop.state
+    loop.report(f"first labels by {config.reference.calculator}")
+    structures, keys = first_labels(loop)
+    ran: list[Ran] = []
+    for number in range(1, config.budget.rounds + 1):
+        if number > len(state.rounds) and (why := spent(loop)):
+            return why, keys
+        ran, new, good = one_round(loop, number, structures, keys, ran)
+        keys += new
+        if good:
+            return "", keys
+    return f"{config.budget.rounds} rounds are over (budget.rounds)", keys
+
+
+def spent(loop: Loop) -> str:
+    """Which budget is spent, in words."""
+    budget = loop.config.budget
+    if loop.labels_left < 4:
+        return f"{loop.labeller.labelled.count} labels are made (budget.labels)"
+    if loop.state.minutes > FOR_ROUNDS * budget.minutes:
+        return f"{loop.state.minutes:.0f} of {budget.minutes:g} minutes are over, the rest is for the last training"
+    return ""
+
+
+def one_round(
+    loop: Loop, number: int, structures: list[Atoms], keys: Sequence[str], before: list[Ran]
+) -> tuple[list[Ran], list[str], bool]:
+    """Train, run, measure, label; returns the runs, the keys of new frames, and whether it is good enough."""
+    config, labeller, state = loop.config, loop.labeller, loop.state
+    folder = config.folder / f"round-{number:03d}"
+    folder.mkdir(exist_ok=True)
+    picoseconds = min(FIRST_PS * 2 ** (number - 1), config.conditions.picoseconds)
+    planned, known = plan(config, structures, number, before, picoseconds), number <= len(state.rounds)
+    if known:
+        ran, row = [what_became_of(each, folder) for each in planned], state.rounds[number - 1]
+        found = [frame.info[KEY] for name in ("drawn", "chosen") for frame in read_whole(folder / f"{name}.xyz")]
+        return ran, found, is_good(config, ran, row)
+    frames = usable(labeller.labelled.of(keys))
+    loop.report(f"round {number}: training on {len(frames)} frames, then {len(planned)} runs of {picoseconds:g} ps")
+    calculator = calculator_of_round(config, frames, folder)
+    limit = largest_uncertainty(calculator, config.aim.forces)
+    ran = [explore(each, calculator, folder, limit) for each in planned]
+    budget = min(config.budget.round_labels or max(LABELS, round(GROWTH * len(frames))), loop.labels_left)
+    share = min(round(DRAWN * budget), LABELS)
+    measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))
+    errors = errors_on(labeller.label(measured), calculator)
+    row = {"round": number, "frames": len(frames), "picoseconds": picoseconds, **told_of_runs(ran), **errors}
+    found, good = list(measured), is_good(config, ran, row)
+    if not good:
+        most = budget - len(measured)
+        more = decided(folder / "chosen.xyz", lambda: chosen(ran, measured, most, number, calculator))
+        labeller.label(more)
+        found += more
+    found = [frame.info[KEY] for frame in found]
+    labeller.control(number, found)
+    state.rounds.append({**row, "labels": labeller.labelled.count, "minutes": round(state.minutes, 2)})
+    state.save()
+    loop.report(told_of_round(state.rounds[-1]))
+    return ran, found, good
+
+
+def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:
+    """Whether all dynamics ran as long as is asked for, and frames of them have small errors."""
+    long = row["picoseconds"] >= config.conditions.picoseconds
+    passed = all(run.reason is None and run.steps >= run.planned.steps for run in ran)
+    asked = (("forces", config.aim.forces), ("energy", config.aim.energy))
+    return long and passed and all(aim is None or (row[name] is not None and row[name] <= aim) for name, aim in asked)
+
+
+def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:
+    stops = [
+        f"{run.planned.key} after {run.steps * run.planned.timestep:g} fs: {in_brief(run.reason)}"
+        for run in ran
+        if run.reason
+    ]
+    return {"runs": len(ran), "stops": stops}
+
+
+def told_of_round(row: dict[str, Any]) -> str:
+    """In two lines or more."""
+    error = "no frames to measure its error"
+    if row["forces"] is not None:
+        error = f"errors on {row['drawn']} of their frames: {row['forces']:.1f} meV/Å, {row['energy']:.2f} meV/atom"
+    lines = [
+        f"round {row['round']}: {row['runs'] - len(row['stops'])} of {row['runs']} runs passed; {error}; "
+        f"{row['labels']} labels, {row['minutes']:.1f} minutes"
+    ]
+    return "\n".join([*lines, *(f"  stopped: {stop}" for stop in row["stops"])])

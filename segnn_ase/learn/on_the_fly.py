@@ -1,0 +1,210 @@
+"""`OnTheFlyCalculator`: a potential that asks its reference where it is not sure, and learns the answers beside."""
+
+import os
+import subprocess
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+
+from segnn_ase.base.errors import AccelerationWarning, ConfigError, StructureError, expect
+from segnn_ase.base.files import write_atomically
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.explore import largest_uncertainty
+from segnn_ase.learn.labelled import LabelledFrames, asked_frame, write_frames
+from segnn_ase.learn.pool import Label, kill
+from segnn_ase.learn.references import resolve_reference
+from segnn_ase.learn.rounds import RATE, epochs_within, usable
+from segnn_ase.learn.worker import energy_of, made
+from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.start import train
+
+FEWEST = 8  # frames of a training
+TRAIN = """
+import json, sys
+from segnn_ase.train import TrainConfig, train
+train(TrainConfig.parse(json.load(open(sys.argv[1]))), progress=False)
+"""
+
+
+class OnTheFlyCalculator(Calculator):
+    """Answers with the potential where it is sure, with the reference where it is not, for drivers of the user's own.
+
+    reference: an ASE calculator, or a name as of `segnn learn`. model: a potential to begin with; None: that of `out`,
+    where it is there. out: the potential so far, written after every training; the folder beside it keeps every
+    labelled frame, and both are taken up again by the next calculator with this name. aim: meV/Å; it is not sure where
+    a force component is uncertain by more than five times that (or the usual uncertainty, where that is larger), or the
+    structure is outside what it was trained on. train_every: so many new labels begin a training, or a fifth of those
+    that there are. minutes: of a training, roughly. beside: trainings run in a process of their own, and the potential
+    is taken when it is ready; else each ends before the next answer. settings: of the network and of the training.
+
+    `results` have "asked", whether this was the reference; `labels` and `answers` count. Raises what the reference
+    raises, and ConfigError for arguments that cannot be used.
+    """
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012 - ASE's interface
+
+    def __init__(
+        self,
+        reference: Any,
+        model: "str | Path | None" = None,
+        *,
+        out: "str | Path" = "on_the_fly.pt",
+        aim: float = 40.0,
+        train_every: int = 10,
+        minutes: float = 2.0,
+        beside: bool = True,
+        network: dict | None = None,
+        training: dict | None = None,
+    ):
+        super().__init__()
+        expect(aim > 0, "aim", aim, "meV/Å, above 0")
+        expect(train_every >= 1, "train_every", train_every, "1 or more labels")
+        expect(Path(out).suffix == ".pt", "out", str(out), "a name that ends in .pt")
+        self.reference = _calculator_of(reference)
+        self.out, self.aim, self.train_every, self.minutes, self.beside = Path(out), aim, train_every, minutes, beside
+        self.folder = self.out.with_suffix(".learn")
+        self.network, self.training = network or {}, OptimConfig(**(training or {}))
+        if self.training.committee > 1:
+            raise ConfigError(f"training.committee is {self.training.committee}; expected one potential")
+        self.labelled = LabelledFrames(self.folder)
+        self.answers = 0  # of the potential
+        self._trained_on = 0  # labels that the potential knows, or the one in training will
+        self._process: tuple[subprocess.Popen, Path] | None = None
+        self._potential: SEGNNCalculator | None = None
+        if model is not None or self.out.exists():
+            self._take(model or self.out)
+            self._trained_on = len(self.labelled.frames) if model is None else 0
+
+    @property
+    def labels(self) -> int:
+        """How many the reference has given."""
+        return len(self.labelled.frames)
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        if "stress" in properties and not self.atoms.pbc.all():
+            raise PropertyNotImplementedError(
+                f"stress needs three periodic directions; pbc is {self.atoms.pbc.tolist()}"
+            )
+        self._take_what_is_trained()
+        found = self._sure(properties)
+        if found is None:
+            found = {**self._asked(properties), "asked": True}
+            self._train_where_due()
+        else:
+            self.answers += 1
+        self.results = found
+
+    def train(self) -> None:
+        """Train on all labels now, and take the potential; raises DataError for what cannot be trained on."""
+        self._stop()
+        config = self._next_training()
+        train(config, progress=False)
+        self._trained_on = self.labels
+        self._taken_over(Path(config.out))
+
+    def _sure(self, properties: Sequence[str]) -> dict | None:
+        """What the potential says; None where it is not sure."""
+        if self._potential is None:
+            return None
+        alone, needed = self.atoms.copy(), ["energy", "forces"]
+        needed += ["stress"] if self.atoms.pbc.all() else []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", AccelerationWarning)
+            try:
+                self._potential.calculate(alone, needed, all_changes)
+            except StructureError:  # elements, or distances, that it does not know
+                return None
+        results = self._potential.results
+        limit, spread = largest_uncertainty(self._potential, self.aim), results.get("forces_std")
+        if results.get("outside_domain") or (limit is not None and not np.max(spread) <= limit):
+            return None
+        return {**results, "asked": False}
+
+    def _asked(self, properties: Sequence[str]) -> dict:
+        """The label of the reference, which is kept first."""
+        atoms = self.atoms.copy()
+        atoms.calc, begin = self.reference, time.perf_counter()
+        forces = atoms.get_forces()
+        energy, stress = energy_of(atoms), None
+        if atoms.pbc.all():
+            try:
+                stress = atoms.get_stress()
+            except (PropertyNotImplementedError, NotImplementedError):
+                if "stress" in properties:
+                    raise
+        label = Label(energy, forces, stress, time.perf_counter() - begin)
+        frame = asked_frame(self.atoms, f"fly/{self.labels}", 0, "", "not sure")
+        self.labelled.add(frame, label)
+        results = {"energy": energy, "free_energy": energy, "forces": forces}
+        return results if stress is None else {**results, "stress": stress}
+
+    def _train_where_due(self) -> None:
+        new = self.labels - self._trained_on
+        if self._process is not None or self.labels < FEWEST or new < max(self.train_every, self._trained_on // 5):
+            return
+        if not self.beside:
+            return self.train()
+        config = self._next_training()
+        settings = Path(config.out).with_name("settings.json")
+        write_atomically(settings, config.model_dump_json().encode())
+        with open(settings.with_name("log.txt"), "wb") as log:
+            command = [sys.executable, "-c", TRAIN, str(settings)]
+            process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=os.environ.copy())
+        weakref.finalize(self, kill, process)
+        self._process, self._trained_on = (process, Path(config.out)), self.labels
+
+    def _next_training(self) -> TrainConfig:
+        folder = self.folder / f"training-{self.labels:05d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("model.*"):  # of one that was stopped
+            left.unlink()
+        frames = usable(list(self.labelled.frames.values()))
+        write_frames(folder / "train.xyz", frames)
+        given = self.training.model_dump(exclude_unset=True)
+        epochs = epochs_within(self.minutes, frames, self.network, self.training)
+        training = {"epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0, **given}
+        data = DataConfig(train=(str(folder / "train.xyz"),))
+        return TrainConfig(
+            out=str(folder / "model.pt"), data=data, model=self.network, training=OptimConfig(**training)
+        )
+
+    def _take_what_is_trained(self) -> None:
+        if self._process is None or self._process[0].poll() is None:
+            return
+        (process, model), self._process = self._process, None
+        if process.returncode:
+            log = model.with_name("log.txt")
+            warnings.warn(f"the training on {self._trained_on} labels has failed, see {log}", stacklevel=2)
+        else:
+            self._taken_over(model)
+
+    def _taken_over(self, model: Path) -> None:
+        write_atomically(self.out, model.read_bytes())
+        self._take(self.out)
+
+    def _take(self, model: "str | Path") -> None:
+        self._potential = SEGNNCalculator(model, device=self.training.device, domain="ignore")
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            kill(self._process[0])
+            self._process = None
+
+
+def _calculator_of(reference: Any) -> Calculator:
+    if not isinstance(reference, str):
+        expect(hasattr(reference, "get_property"), "reference", reference, "an ASE calculator or a name")
+        return reference
+    known = resolve_reference(reference)
+    try:
+        return made(known.factory, dict(known.arguments))
+    except ImportError as error:
+        raise ConfigError(f"reference is {reference!r}: {error}; pip install {known.package or '...'}") from error

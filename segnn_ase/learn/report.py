@@ -1,0 +1,144 @@
+"""The report of a loop: what was asked for, what each round found, what the potential is worth, in Markdown."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+
+from segnn_ase.base.figures import plot_rounds
+from segnn_ase.base.files import write_atomically
+from segnn_ase.learn.labelled import CONDITION, REASON, ROUND, LabelledFrames
+from segnn_ase.learn.references import resolve_reference
+from segnn_ase.learn.settings import LearnConfig
+from segnn_ase.train.report import error_table
+from segnn_ase.verify.certificate import Certificate
+
+
+class Ended(NamedTuple):
+    """What there is to tell."""
+
+    rounds: list[dict[str, Any]]
+    labelled: LabelledFrames
+    frames: list[Atoms]  # that were trained on
+    errors: dict  # of the last training
+    certificate: Certificate
+    speed: tuple[float, float, int]  # seconds of a label and of the potential, threads
+    why: str  # it ended before the aim was reached
+    minutes: float
+
+
+def write_report(path: Path, config: LearnConfig, ended: Ended) -> None:
+    """Write it, with a figure of the rounds beside it."""
+    figure = path.with_suffix(".png")
+    if ended.rounds:
+        plot_rounds(figure, ended.rounds, config.aim.forces)
+    sections = [
+        of_loop(config, ended),
+        [f"![errors and runs of the rounds]({figure.name})"] if ended.rounds else [],
+        of_rounds(ended.rounds),
+        of_frames(ended),
+        of_potential(config, ended),
+    ]
+    write_atomically(path, "\n\n".join("\n".join(lines) for lines in sections if lines).encode() + b"\n")
+
+
+def of_loop(config: LearnConfig, ended: Ended) -> list[str]:
+    reference = resolve_reference(config.reference.calculator, config.reference.arguments)
+    where = ", ".join(f"{kelvin:g} K" for kelvin in config.conditions.temperature)
+    pressed = "".join(f", {gpa:g} GPa" for gpa in config.conditions.pressure)
+    aim = f"{config.aim.forces:g} meV/Å" + (f", {config.aim.energy:g} meV/atom" if config.aim.energy else "")
+    verdict = f"**not reached**: {ended.why}" if ended.why else "reached"
+    given = ", ".join(f"{name} = {value!r}" for name, value in reference.arguments.items())
+    return [
+        f"# {Path(config.out).name}",
+        "",
+        f"- Reference: {config.reference.calculator}: {reference.about}" + (f" ({given})" if given else ""),
+        f"- Licence of the reference: {reference.licence}. Whether it binds a potential that learned its labels is for "
+        "you to find out.",
+        f"- Structures: {', '.join(config.structures)}",
+        f"- Asked for: {config.conditions.picoseconds:g} ps at {where}{pressed}, {config.conditions.starts} runs each, "
+        f"without a stop, and an error of at most {aim} on frames of its own dynamics: {verdict}",
+        f"- {ended.labelled.count} labels, of which {len(ended.labelled.failed)} failed; {len(ended.rounds)} rounds; "
+        f"{ended.minutes:.1f} minutes",
+    ]
+
+
+def of_rounds(rows: Sequence[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    head = [
+        "round",
+        "trained on",
+        "ps",
+        "runs passed",
+        "forces, meV/Å",
+        "expected",
+        "energy, meV/atom",
+        "labels",
+        "min",
+    ]
+    lines = [
+        "## Rounds",
+        "",
+        "Errors are those of frames drawn from the round's own dynamics, labelled afterwards.",
+        "",
+    ]
+    lines += [f"| {' | '.join(head)} |", "|" + "--:|" * len(head)]
+    for row in rows:
+        passed = f"{row['runs'] - len(row['stops'])} of {row['runs']}"
+        errors = [_number(row[name], digits) for name, digits in (("forces", 1), ("expected", 1), ("energy", 2))]
+        cells = [row["round"], row["frames"], f"{row['picoseconds']:g}", passed, *errors, row["labels"], row["minutes"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    last = rows[-1]
+    lines += ["", "In the last round, by condition (rms of forces, meV/Å): " + _listed(last["by_condition"])]
+    stops = [f"- round {row['round']}: {stop}" for row in rows for stop in row["stops"]]
+    return [*lines, *(["", "Dynamics were stopped:", "", *stops] if stops else [])]
+
+
+def of_frames(ended: Ended) -> list[str]:
+    """Of what the set is made."""
+    kinds = Counter(frame.info[REASON].partition(":")[0].partition(" by ")[0] for frame in ended.frames)
+    where = Counter(frame.info.get(CONDITION, "before the dynamics") for frame in ended.frames)
+    forces = np.concatenate([np.ravel(frame.get_forces()) for frame in ended.frames])
+    left = len(ended.labelled.frames) - len(ended.frames)
+    failed = [f"- no label for {key}: {reason}" for key, reason in ended.labelled.failed.items()]
+    return [
+        "## Frames",
+        "",
+        f"- {len(ended.frames)} were trained on, of {max(f.info[ROUND] for f in ended.frames)} rounds; {left} others "
+        "are controls of the reference, steps between those that are learned, and frames with forces out of all bounds",
+        f"- by reason: {_listed(kinds)}",
+        f"- by condition: {_listed(where)}",
+        f"- forces: rms {np.sqrt(np.mean(forces**2)):.3g}, largest {np.abs(forces).max():.3g} eV/Å",
+        *failed,
+    ]
+
+
+def of_potential(config: LearnConfig, ended: Ended) -> list[str]:
+    label, own, threads = ended.speed
+    judged = [check for check in ended.certificate.checks if check.passed is not None]
+    failed = ended.certificate.failed
+    verdict = f"**fails**: {', '.join(failed)}" if failed else f"all {len(judged)} checks hold"
+    atoms = max(len(frame) for frame in ended.frames)
+    return [
+        "## The potential",
+        "",
+        "```",
+        error_table(ended.errors),
+        "```",
+        "",
+        f"- `segnn verify` on the first structure: {verdict}",
+        f"- {atoms} atoms, {threads} threads: a label takes {1e3 * label:.3g} ms, the potential {1e3 * own:.3g} ms, "
+        f"{label / own:.3g} times less",
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _listed(counts: dict) -> str:
+    return "; ".join(f"{name}: {value:g}" for name, value in counts.items()) or "none"

@@ -1,0 +1,154 @@
+"""What is done in a round: a short training, dynamics, an error that is measured on frames drawn from these, more
+labels."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+
+from segnn_ase.base.devices import resolve_device
+from segnn_ase.base.files import write_atomically
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.explore import Ran
+from segnn_ase.learn.labelled import CONDITION, asked_frame, write_frames
+from segnn_ase.learn.selection import informative, known_of
+from segnn_ase.learn.settings import LearnConfig
+from segnn_ase.model.settings import model_config
+from segnn_ase.structure.neighbors import neighbor_list
+from segnn_ase.train.few_frames import PER_PAIR, PER_STEP
+from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.start import train
+
+SHORT = 0.05  # of the minutes of the budget that the training of a round is to take, roughly; no clock is read
+EPOCHS = 30, 400  # of it, at least and at most
+RATE = 0.03
+NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
+STRONGEST = 50.0  # eV/Å: frames with larger forces say nothing of dynamics, and spoil a training
+
+
+def usable(frames: Sequence[Atoms]) -> list[Atoms]:
+    """Those that are trained on."""
+    return [frame for frame in frames if np.abs(frame.get_forces()).max() <= STRONGEST]
+
+
+def calculator_of_round(config: LearnConfig, frames: Sequence[Atoms], folder: Path) -> SEGNNCalculator:
+    """Of the potential that is trained on these frames, from scratch, unless it is there; where that was stopped it
+    goes on."""
+    out, source, finished = (folder / name for name in ("model.pt", "train.xyz", "trained.json"))
+    if not finished.exists():
+        if not source.exists():
+            write_frames(source, frames)
+        errors = train(short_training(config, frames, source, out), progress=False)
+        write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
+    return SEGNNCalculator(str(out), device=config.training.device, domain="ignore")
+
+
+def short_training(config: LearnConfig, frames: Sequence[Atoms], source: Path, out: Path) -> TrainConfig:
+    given = config.training.model_dump(exclude_unset=True)
+    epochs = epochs_within(SHORT * config.budget.minutes, frames, config.model, config.training)
+    short = {"epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0}
+    mine = {name: value for name, value in given.items() if name not in ("minutes", "epochs", "committee", "patience")}
+    training = OptimConfig(**{"seed": config.seed, **short, **mine})
+    data = DataConfig(train=(str(source),), refuse_flaws=config.refuse_flaws)
+    return TrainConfig(out=str(out), data=data, model=config.model, training=training)
+
+
+def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training: OptimConfig) -> int:
+    """As many as this time allows, by what a pair of neighbours costs; no clock is read."""
+    device, cutoff = resolve_device(training.device).type, model_config(**model).cutoff
+    pairs = [len(neighbor_list(f.positions, f.cell.array, f.pbc, cutoff).i) for f in frames]
+    steps = max(len(frames) / training.batch_size, sum(pairs) / training.max_edges)
+    seconds = PER_PAIR[device] * sum(pairs) + PER_STEP[device] * steps
+    return int(np.clip(60 * minutes / max(seconds, 1e-9), *EPOCHS))
+
+
+def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int) -> list[Atoms]:
+    """Frames of all runs, at random times, so many in all, to be labelled for the error."""
+    found = []
+    for n, run in enumerate(ran):
+        rng = np.random.default_rng([seed, round_, n])
+        share = (n + 1) * count // len(ran) - n * count // len(ran)
+        frames = [frame for frame in run.frames if is_sane(frame)]
+        picked = sorted(rng.permutation(len(frames))[:share].tolist())
+        condition, key = run.planned.condition.name, run.planned.key
+        found += [
+            asked_frame(frames[k], f"{round_}/drawn/{key}/{k}", round_, condition, "drawn at random") for k in picked
+        ]
+    return found
+
+
+def chosen(
+    ran: Sequence[Ran], measured: Sequence[Atoms], count: int, round_: int, calculator: SEGNNCalculator
+) -> list[Atoms]:
+    """The most informative frames of dynamics, so many: up to half of them where runs were stopped, the rest of all.
+
+    measured: frames that are learned anyway.
+    """
+    ends = [(run, end) for run in ran if (end := last_sane(run)) is not None]
+    on_the_way = [(run, frame) for run in ran for frame in run.frames if is_sane(frame)]
+    known, learned = known_of(calculator), [calculator.get_descriptors(frame) for frame in measured]
+    picked: list[tuple[Ran, Atoms, str]] = []
+    for candidates, most, told in ((ends, count // 2, "stopped"), (on_the_way, count, "passed")):
+        features = [calculator.get_descriptors(frame) for _, frame in candidates]
+        numbers, _ = informative(features, min(most, count - len(picked)), known, learned)
+        picked += [(*candidates[n], told) for n in numbers]
+        learned += [features[n] for n in numbers]
+    return [
+        asked_frame(frame, f"{round_}/chosen/{n}", round_, run.planned.condition.name, _reason(run, told))
+        for n, (run, frame, told) in enumerate(picked)
+    ]
+
+
+def _reason(run: Ran, told: str) -> str:
+    return f"stopped: {in_brief(run.reason)}" if told == "stopped" and run.reason else "informative"
+
+
+def in_brief(reason: str | None) -> str:
+    """Why a run was stopped, without where its files are."""
+    text = (reason or "").partition(": ")[2] or (reason or "")
+    for end in (". What would help", ". The frame before", ". A smaller"):
+        text = text.partition(end)[0]
+    text = text.removeprefix("this is outside what the potential was trained on: ")
+    return text.partition("; ")[0][:160]
+
+
+def last_sane(run: Ran) -> Atoms | None:
+    """Where a run was stopped: the refused frame, or the one before, where that is a structure at all."""
+    return next((frame for frame in reversed(run.ends) if is_sane(frame)), None)
+
+
+def is_sane(atoms: Atoms) -> bool:
+    """Whether a reference can be asked: atoms are somewhere, and not upon one another."""
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        return False
+    radii = covalent_radii[atoms.numbers]
+    i, j, S = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 2 * NEAREST * radii.max())
+    d = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + S @ atoms.cell.array, axis=1)
+    return bool((d >= NEAREST * (radii[i] + radii[j])).all())
+
+
+def errors_on(frames: Sequence[Atoms], calculator: SEGNNCalculator) -> dict[str, Any]:
+    """Of labelled frames: "drawn", their number, rms errors of "forces" (meV/Å) and "energy" (meV/atom), "expected" of
+    the forces by the potential itself, and "by_condition" those of the forces; None for what is not known."""
+    found: dict[str, Any] = {"drawn": len(frames), "forces": None, "energy": None, "expected": None, "by_condition": {}}
+    if not frames:
+        return found
+    said = calculator.evaluate([frame.copy() for frame in frames])
+    forces = [one["forces"] - frame.get_forces() for one, frame in zip(said, frames, strict=True)]
+    energy = [(o["energy"] - f.get_potential_energy()) / len(f) for o, f in zip(said, frames, strict=True)]
+    found |= {"forces": rms_in_milli(forces), "energy": rms_in_milli(energy)}
+    if all("forces_std" in one for one in said):
+        found["expected"] = rms_in_milli([one["forces_std"] for one in said])
+    names = [frame.info[CONDITION] for frame in frames]
+    for name in dict.fromkeys(names):
+        found["by_condition"][name] = rms_in_milli([f for f, other in zip(forces, names, strict=True) if other == name])
+    return found
+
+
+def rms_in_milli(parts: Sequence[Any]) -> float:
+    values = np.concatenate([np.ravel(part) for part in parts])
+    return round(float(1e3 * np.sqrt(np.mean(np.square(values)))), 4)

@@ -1,0 +1,161 @@
+"""The settings of `segnn learn`: from which structures, by which reference, at which conditions, how well, how long."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from segnn_ase.base.settings import Settings
+from segnn_ase.learn.references import resolve_reference
+from segnn_ase.model.settings import model_config
+from segnn_ase.train.settings import OptimConfig
+
+BETWEEN = 3  # temperatures of "300:1200"
+
+
+class ReferenceConfig(Settings):
+    """What labels frames: an ASE calculator, in processes of its own."""
+
+    calculator: str = Field(description="short name, or module:Class of an ASE calculator")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="of the calculator, by name")
+    python: str | None = Field(None, description="interpreter that has it; none: this one")
+    workers: int = Field(1, ge=1, le=256, description="processes that label side by side")
+    threads: int | None = Field(None, ge=1, description="CPU threads of each; none: all cores, shared out")
+    label_minutes: float = Field(30.0, gt=0, description="minutes a label may take before it is given up")
+    memory: float | None = Field(None, gt=0, description="GB each process may use; none: no limit")
+
+    @model_validator(mode="after")
+    def _known(self):
+        resolve_reference(self.calculator, self.arguments)
+        return self
+
+
+class ConditionsConfig(Settings):
+    """Where the potential is to hold."""
+
+    temperature: tuple[float, ...] = Field(
+        (300.0,), min_length=1, description="K; 300:1200 takes three from the first to the second, 300,600 both"
+    )
+    pressure: tuple[float, ...] = Field(
+        (), description="GPa, each at every temperature, of structures periodic in three directions; none: cells stay"
+    )
+    picoseconds: float = Field(10.0, gt=0, description="ps that must run at every condition without a stop")
+    timestep: float | None = Field(None, gt=0, le=20, description="fs; none: by the lightest element, 0.5 to 2")
+    starts: int = Field(2, ge=1, le=100, description="runs at every condition, from structures of different origin")
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _in_words(cls, value):
+        parts = [value] if isinstance(value, str | int | float) else value
+        if not isinstance(parts, list | tuple):
+            return value
+        return tuple(number for part in parts for number in _numbers(part))
+
+    @field_validator("temperature")
+    @classmethod
+    def _above_zero(cls, value):
+        if not all(0 < kelvin <= 10_000 for kelvin in value):
+            raise ValueError("expected temperatures above 0 and up to 10,000 K")
+        return tuple(dict.fromkeys(value))
+
+
+def _numbers(part) -> list[float]:
+    """What "300", "300,600" and "300:1200" mean."""
+    if not isinstance(part, str):
+        return [part]
+    try:
+        if ":" in part:
+            first, last = map(float, part.split(":"))
+            return [first + (last - first) * n / (BETWEEN - 1) for n in range(BETWEEN)]
+        return [float(word) for word in part.split(",")]
+    except ValueError:
+        raise ValueError("expected temperatures in K, as 300, 300,600 or 300:1200") from None
+
+
+class AimConfig(Settings):
+    """When it is good enough."""
+
+    forces: float = Field(
+        40.0, gt=0, description="meV/Å, rms error on frames of its own dynamics that are labelled afterwards"
+    )
+    energy: float | None = Field(None, gt=0, description="meV/atom, likewise; none: not asked for")
+
+
+class BudgetConfig(Settings):
+    """What it may cost."""
+
+    labels: int = Field(400, ge=10, description="labels in all")
+    minutes: float = Field(60.0, gt=0, description="minutes in all, of which the last training gets a third")
+    rounds: int = Field(30, ge=1, description="rounds of dynamics, labels and training")
+    first_labels: int = Field(20, ge=8, description="labels before the first training")
+    round_labels: int | None = Field(
+        None,
+        ge=4,
+        description="labels in a round, of which a third, up to 24, measure the error first; none: 24, or 0.4 times "
+        "the frames there are, where that is more",
+    )
+
+
+class StartConfig(Settings):
+    """The frames before the first training."""
+
+    relax_steps: int = Field(
+        10, ge=0, description="steps of relaxation by the reference, each a label; first of all, where forces are large"
+    )
+    dynamics_steps: int = Field(
+        0, ge=0, description="steps of dynamics by the reference at the hottest condition, each a label"
+    )
+    rattle: float = Field(0.15, gt=0, le=0.5, description="Å, largest rms displacement of rattled frames")
+    strain: float = Field(0.04, ge=0, le=0.3, description="largest strain of frames periodic in three directions")
+
+
+class LearnConfig(Settings):
+    """Everything that defines a loop."""
+
+    out: str = Field("model.pt", description="file of the potential; the folder beside it has all the rest")
+    structures: tuple[str, ...] = Field(min_length=1, description="files of structures, the last frame of each")
+    reference: ReferenceConfig
+    conditions: ConditionsConfig = ConditionsConfig()
+    aim: AimConfig = AimConfig()
+    budget: BudgetConfig = BudgetConfig()
+    start: StartConfig = StartConfig()
+    model: dict = Field(default_factory=dict, description="preset and settings of the network, as of segnn train")
+    training: OptimConfig = Field(
+        OptimConfig(), description="of the last training, as of segnn train; those in the rounds are short"
+    )
+    refuse_flaws: bool = Field(True, description="stop where `segnn check` calls the labels wrong; false only tells")
+    seed: int = Field(0, ge=0, lt=2**31, description="of first frames, dynamics and trainings")
+
+    @field_validator("structures", mode="before")
+    @classmethod
+    def _one_or_many(cls, value):
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("out")
+    @classmethod
+    def _a_model(cls, value):
+        if Path(value).suffix != ".pt":
+            raise ValueError("expected a name that ends in .pt")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if not model_config(**self.model).smooth:
+            raise ValueError(
+                "the energy of this model jumps at the cutoff, nothing can move by it; take another preset"
+            )
+        if self.training.committee > 1:
+            raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
+        if self.budget.first_labels > self.budget.labels:
+            raise ValueError(
+                f"budget.first_labels is {self.budget.first_labels}, more than budget.labels, {self.budget.labels}"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.out).with_suffix(".learn")
+
+    def steps_of(self, timestep: float, picoseconds: float) -> int:
+        return max(math.ceil(1000 * picoseconds / timestep), 1)

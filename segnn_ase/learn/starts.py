@@ -1,0 +1,121 @@
+"""The frames before anything is known: the structures themselves, relaxed, moved, rattled and strained."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+from ase import Atoms, units
+from ase.md.langevin import Langevin
+from ase.optimize import BFGS
+
+from segnn_ase.base.errors import LabelError
+from segnn_ase.learn.explore import like
+from segnn_ase.learn.labelled import KEY, asked_frame, decided
+from segnn_ase.learn.labeller import AskingCalculator, Labeller
+from segnn_ase.learn.settings import StartConfig
+from segnn_ase.learn.state import Loop
+from segnn_ase.md.velocities import set_velocities
+from segnn_ase.structure.neighbors import neighbor_list
+from segnn_ase.train.rollouts import usual_timestep
+
+NEAR = 0.75  # of the distances of the structure: atoms are not pushed nearer together
+ATTEMPTS = 20
+FMAX, APART, EVERY = 0.05, 0.02, 10  # eV/Å of a relaxation; Å (rms) and steps between frames that are learned
+
+
+def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
+    """The structures, relaxed as far as asked for, and the keys of the frames of the first training."""
+    config, labeller = loop.config, loop.labeller
+    keys: list[str] = []
+    structures: list[Atoms] = []
+    for n, atoms in enumerate(loop.structures):
+        relaxed, more = relaxed_by_reference(labeller, atoms, config.start.relax_steps, f"0/relax/{n + 1}")
+        structures.append(relaxed)
+        keys += more
+    for n, atoms in enumerate(structures):
+        keys += moved_by_reference(loop, atoms, config.start.dynamics_steps // len(structures), f"0/dynamics/{n + 1}")
+    made = displaced(structures, config.budget.first_labels, config.start, config.seed)
+    frames = decided(
+        config.folder / "start.xyz",
+        lambda: [asked_frame(atoms, f"0/start/{n}", 0, "", told) for n, (atoms, told) in enumerate(made)],
+    )
+    labeller.label(frames)
+    loop.state.save()
+    return structures, [*keys, *(frame.info[KEY] for frame in frames)]
+
+
+def relaxed_by_reference(labeller: Labeller, atoms: Atoms, steps: int, prefix: str) -> tuple[Atoms, list[str]]:
+    """After at most so many steps, and the keys of frames on the way that differ. Raises LabelError for the first."""
+    moving, calculator = atoms.copy(), AskingCalculator(labeller, prefix, "relaxation")
+    moving.calc = calculator
+    moving.get_forces()
+    with suppress(LabelError):  # one of them: those before are there
+        BFGS(moving, logfile=None).run(fmax=FMAX, steps=steps)
+    found: list[str] = []
+    last = None
+    for key in calculator.keys:
+        positions = labeller.labelled.frames[key].positions
+        if last is None or key == calculator.keys[-1] or np.sqrt(np.mean((positions - last) ** 2)) > APART:
+            found.append(key)
+            last = positions
+    return like(atoms, labeller.labelled.frames[calculator.keys[-1]]), found
+
+
+def moved_by_reference(loop: Loop, atoms: Atoms, steps: int, prefix: str) -> list[str]:
+    """Keys of every tenth frame of dynamics at the hottest condition."""
+    if not steps:
+        return []
+    moving, calculator = atoms.copy(), AskingCalculator(loop.labeller, prefix, "dynamics of the reference")
+    moving.calc = calculator
+    temperature = max(loop.config.conditions.temperature)
+    rng, step = np.random.default_rng(loop.config.seed), loop.config.conditions.timestep or usual_timestep(atoms)
+    set_velocities(moving, temperature, rng)
+    heat: dict[str, Any] = {"temperature_K": temperature, "friction": 0.01 / units.fs, "fixcm": False, "rng": rng}
+    try:
+        Langevin(moving, step * units.fs, **heat).run(steps)
+    except LabelError as error:
+        loop.report(f"the dynamics of the reference end after {len(calculator.keys)} steps: {error}")
+    return calculator.keys[EVERY::EVERY]
+
+
+def displaced(structures: Sequence[Atoms], count: int, settings: StartConfig, seed: int) -> list[tuple[Atoms, str]]:
+    """So many frames, each with what was done to it: the structures take turns.
+
+    Displacements are normal, of rms sizes up to `rattle`; every other frame that is periodic in three directions is
+    strained as well, by up to `strain` in every component.
+    """
+    found = []
+    for n in range(count):
+        rng = np.random.default_rng([seed, n])
+        atoms = structures[n % len(structures)].copy()
+        size = settings.rattle * (1 + n // len(structures)) / -(-count // len(structures))
+        told = f"rattled by {size:.3f} Å"
+        if atoms.pbc.all() and settings.strain and (n // len(structures)) % 2:
+            strain = rng.uniform(-settings.strain, settings.strain, (3, 3))
+            strain = 0.5 * (strain + strain.T)
+            atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            told += f", strained by up to {np.abs(strain).max():.3f}"
+        found.append((rattled(atoms, size, rng), told))
+    return found
+
+
+def rattled(atoms: Atoms, size: float, rng: np.random.Generator) -> Atoms:
+    """Displaced at random by so much (rms, Å), less where atoms would come near one another."""
+    before = shortest(atoms)
+    for attempt in range(ATTEMPTS):
+        out = atoms.copy()
+        out.positions += size * 0.8**attempt * rng.normal(size=atoms.positions.shape) / np.sqrt(3)
+        if shortest(out) >= NEAR * before:
+            return out
+    return atoms.copy()
+
+
+def shortest(atoms: Atoms) -> float:
+    """Distance of the nearest pair, Å; infinite without pairs."""
+    for cutoff in (2.0, 5.0):
+        i, j, S = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
+        if len(i):
+            vectors = atoms.positions[j] - atoms.positions[i] + S @ atoms.cell.array
+            return float(np.linalg.norm(vectors, axis=1).min())
+    return np.inf

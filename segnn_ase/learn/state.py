@@ -1,0 +1,93 @@
+"""What a loop remembers beside its frames: for which settings it is, how long it took, and what each round found."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ase import Atoms
+
+from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.files import write_atomically
+from segnn_ase.learn.labeller import Labeller
+from segnn_ase.learn.settings import LearnConfig
+
+VERSION = 1
+INDIFFERENT = {  # settings that may change when a loop goes on
+    "aim": ("forces", "energy"),
+    "budget": ("labels", "minutes", "rounds"),
+    "reference": ("python", "workers", "threads", "label_minutes", "memory"),
+    "training": ("epochs", "minutes", "max_minutes", "device", "accelerate", "save_minutes"),
+}
+
+
+class State:
+    """`state.json`; written anew after everything that was done."""
+
+    def __init__(self, config: LearnConfig):
+        """Raises ConfigError where the loop in this folder was begun with other settings."""
+        self.path = config.folder / "state.json"
+        self.rounds: list[dict[str, Any]] = []
+        self.finished: dict[str, Any] | None = None  # what was returned, and the settings that ended it
+        self.seconds, self._since = 0.0, time.monotonic()
+        self._settings = settings_that_count(config)
+        if self.path.exists():
+            known = json.loads(self.path.read_text())
+            refuse_others(config, known["settings"], self._settings)
+            self.rounds, self.seconds, self.finished = (known[name] for name in ("rounds", "seconds", "finished"))
+
+    @property
+    def minutes(self) -> float:
+        """Since the loop was begun, without the time between a stop and when it went on."""
+        return (self.seconds + time.monotonic() - self._since) / 60
+
+    def save(self) -> None:
+        self.seconds, self._since = 60 * self.minutes, time.monotonic()
+        content = {"version": VERSION, "seconds": self.seconds, "settings": self._settings, "rounds": self.rounds}
+        content["finished"] = self.finished
+        write_atomically(self.path, json.dumps(content, indent=1).encode())
+
+
+class Loop(NamedTuple):
+    """What all its parts need."""
+
+    config: LearnConfig
+    structures: list[Atoms]
+    labeller: Labeller
+    state: State
+    report: Callable[[str], None]
+
+    @property
+    def labels_left(self) -> int:
+        return self.config.budget.labels - self.labeller.labelled.count
+
+
+def what_ends(config: LearnConfig) -> dict[str, Any]:
+    """The settings that say when a loop ends, and how its potential is trained."""
+    values = config.model_dump(mode="json", include={"aim", "budget"})
+    return {**values, "training": config.training.model_dump(mode="json", exclude_unset=True)}
+
+
+def settings_that_count(config: LearnConfig) -> dict[str, Any]:
+    """Of the settings those that may not change, as JSON has them."""
+    values = config.model_dump(mode="json", exclude={"out"})
+    values["training"] = config.training.model_dump(mode="json", exclude_unset=True)
+    for section, names in INDIFFERENT.items():
+        values[section] = {name: value for name, value in values[section].items() if name not in names}
+    return values
+
+
+def refuse_others(config: LearnConfig, known: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise ConfigError that names the first setting that is another."""
+    for section in now:
+        old, new = known.get(section), now[section]
+        if old == new:
+            continue
+        name, before, after = section, old, new
+        if isinstance(old, dict) and isinstance(new, dict):
+            key = next(key for key in {**old, **new} if old.get(key) != new.get(key))
+            name, before, after = f"{section}.{key}", old.get(key), new.get(key)
+        raise ConfigError(
+            f"setting {name!r} is {after!r}, but the loop in {config.folder} was begun with {before!r}: give that "
+            "again to go on, or another name of out"
+        )

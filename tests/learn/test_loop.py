@@ -1,0 +1,316 @@
+"""The whole loop, small: it ends, goes on exactly after any kill, and notices a reference that changes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from helpers.command_line import segnn
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.errors import ConfigError, DataError, LabelError
+from segnn_ase.learn.labelled import LabelledFrames, asked_frame, read_whole
+from segnn_ase.learn.labeller import AskingCalculator, Labeller, other_answer
+from segnn_ase.learn.loop import learn
+from segnn_ase.learn.pool import Label, LabelPool
+from segnn_ase.learn.rounds import STRONGEST, in_brief, is_sane, usable
+from segnn_ase.learn.settings import LearnConfig, ReferenceConfig, StartConfig
+from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
+from segnn_ase.store.model_file import load_with_metadata
+
+TESTS = Path(__file__).parent.parent
+SMALL = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": [8]}
+
+
+@pytest.fixture
+def crystal():
+    atoms = bulk("Cu", cubic=True)
+    atoms.rattle(0.02, seed=0)
+    return atoms
+
+
+def settings(folder: Path, crystal: Atoms, **sections) -> dict:
+    crystal.write(folder / "cu.xyz")
+    values = {
+        "out": str(folder / "cu.pt"),
+        "structures": [str(folder / "cu.xyz")],
+        "reference": {"calculator": "emt"},
+        "conditions": {"temperature": [300.0], "picoseconds": 0.04, "starts": 2},
+        "budget": {"labels": 60, "minutes": 600.0, "rounds": 2, "first_labels": 8, "round_labels": 6},
+        "start": {"relax_steps": 2},
+        "model": SMALL,
+        "training": {"epochs": 3, "device": "cpu"},
+        "aim": {"forces": 1.0},
+    }
+    for name, section in sections.items():
+        values[name] = {**values[name], **section} if isinstance(section, dict) else section
+    return values
+
+
+@pytest.fixture(autouse=True)
+def few_epochs(monkeypatch):
+    monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (2, 2))
+
+
+def test_a_loop_ends_and_leaves_everything(tmp_path, crystal):
+    values = settings(tmp_path, crystal)
+    found = learn(LearnConfig.parse(values), progress=False)
+    assert not found.reached and "rounds are over" in found.why
+    folder = tmp_path / "cu.learn"
+    frames = ase.io.read(folder / "frames.xyz", ":")
+    assert found.labels == len(frames) == len({frame.info["key"] for frame in frames})
+    assert {frame.info["reason"].partition(" ")[0] for frame in frames} >= {"relaxation", "rattled", "drawn", "control"}
+    rows = json.loads((folder / "state.json").read_text())["rounds"]
+    assert [row["round"] for row in rows] == [1, 2] and all(row["forces"] > 0 for row in rows)
+    crystal.calc = SEGNNCalculator(found.model)
+    assert np.isfinite(crystal.get_forces()).all()
+    _, metadata = load_with_metadata(found.model)
+    assert metadata["learned_from"]["reference"] == "emt" and metadata["verified"]
+    text = Path(found.report).read_text()
+    assert "LGPL" in text and "| 2 |" in text and "checks hold" in text and (tmp_path / "cu.report.png").exists()
+    assert "labels      " in segnn("info", found.model).output
+    written = Path(found.model).stat().st_mtime_ns
+    assert learn(LearnConfig.parse(values), progress=False) == found  # nothing is left to do
+    assert Path(found.model).stat().st_mtime_ns == written
+    more = settings(tmp_path, crystal, budget={"rounds": 3})
+    assert learn(LearnConfig.parse(more), progress=False).labels > found.labels
+    with pytest.raises(ConfigError, match=r"temperature' is \[500.0\], but the loop .* begun with \[300.0\]"):
+        learn(LearnConfig.parse(settings(tmp_path, crystal, conditions={"temperature": 500})), progress=False)
+
+
+def test_it_ends_where_it_is_good_enough(tmp_path, crystal):
+    values = settings(tmp_path, crystal, aim={"forces": 1e5}, budget={"rounds": 12, "labels": 200})
+    found = learn(LearnConfig.parse(values), progress=False)
+    rows = json.loads((tmp_path / "cu.learn" / "state.json").read_text())["rounds"]
+    assert found.reached == (not rows[-1]["stops"]) and found.reached and found.why == ""
+    assert not (tmp_path / "cu.learn" / f"round-{len(rows):03d}" / "chosen.xyz").exists()
+
+
+def test_the_command(tmp_path, crystal, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    crystal.write("cu.xyz")
+    result = segnn("learn", "cu.xyz", "--reference", "empt")
+    assert result.exit_code == 1 and "did you mean 'emt'?" in result.stderr
+    assert "expected one TOML file" in segnn("learn", "a.toml", "cu.xyz").stderr
+    assert "setting 'reference' is missing" in segnn("learn", "cu.xyz").stderr
+    values = settings(tmp_path, crystal)
+    lines = ['out = "cu.pt"', 'structures = "cu.xyz"']
+    for name in ("reference", "conditions", "budget", "start", "model", "training", "aim"):
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values[name].items())]
+    Path("learn.toml").write_text("\n".join(lines))
+    result = segnn("learn", "learn.toml", "--labels", 20, "--temperature", "300:500", "--out", "other.pt")
+    assert result.exit_code == 0, result.stderr
+    assert "wrote other.pt and other.report.md" in result.stdout and "the aim is not reached" in result.stdout
+    assert "300 K, 400 K, 500 K" in Path("other.report.md").read_text()
+
+
+LOOP = """
+import sys, torch
+import segnn_ase.learn.rounds as rounds
+rounds.EPOCHS = (2, 2)
+torch.set_num_threads(1)
+from segnn_ase.learn import LearnConfig, learn
+import json
+learn(LearnConfig.parse(json.loads(sys.argv[1])), progress=False)
+"""
+
+
+def run_loop(values: dict) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen([sys.executable, "-c", LOOP, json.dumps(values)], cwd=TESTS, env=environment)
+
+
+def counted(folder: Path, crystal: Atoms) -> dict:
+    folder.mkdir()
+    arguments = {"counts": str(folder / "counts.txt"), "shift": str(folder / "shifted")}
+    reference = {"calculator": "helpers.references:Counting", "arguments": arguments}
+    return settings(folder, crystal, reference=reference)
+
+
+@pytest.mark.slow
+def test_kills_lose_nothing(tmp_path, crystal, request):
+    whole, killed = (counted(tmp_path / name, crystal) for name in ("whole", "killed"))
+    begin = time.monotonic()
+    assert run_loop(whole).wait(timeout=600) == 0
+    seconds, kills, rng = time.monotonic() - begin, 6, random.Random(0)
+    done = 0
+    while done < kills:
+        process = run_loop(killed)
+        time.sleep(rng.uniform(0.2, 1.0) * seconds / 2)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done += 1
+    assert done >= 2
+    assert run_loop(killed).wait(timeout=600) == 0
+    lines = Path(killed["reference"]["arguments"]["counts"]).read_text().splitlines()
+    assert max(Counter(lines).values()) == 1
+    assert len(lines) == len(Path(whole["reference"]["arguments"]["counts"]).read_text().splitlines())
+    frames = [ase.io.read(tmp_path / name / "cu.learn" / "frames.xyz", ":") for name in ("whole", "killed")]
+    assert [frame.info["key"] for frame in frames[0]] == [frame.info["key"] for frame in frames[1]]
+    for one, other in zip(*frames, strict=True):
+        assert np.array_equal(one.positions, other.positions) and np.array_equal(one.get_forces(), other.get_forces())
+    weights = [dict(load_with_metadata(tmp_path / name / "cu.pt")[0].state_dict()) for name in ("whole", "killed")]
+    assert all(bool((weights[0][name] == weights[1][name]).all()) for name in weights[0])
+
+
+def test_a_reference_that_changes_is_noticed(tmp_path, crystal, monkeypatch):
+    monkeypatch.chdir(TESTS)
+    values = counted(tmp_path / "loop", crystal)
+    first = {**values, "budget": {**values["budget"], "rounds": 1}}
+    learn(LearnConfig.parse(first), progress=False)
+    folder = tmp_path / "loop" / "cu.learn"
+    before = len(read_whole(folder / "frames.xyz"))
+    (tmp_path / "loop" / "shifted").touch()
+    with pytest.raises(LabelError, match=r"answers otherwise than in the beginning: energy 250 meV/atom off"):
+        learn(LearnConfig.parse(values), progress=False)
+    assert len(read_whole(folder / "frames.xyz")) == before
+    assert len(read_whole(folder / "set_aside.xyz")) > 1
+    (tmp_path / "loop" / "shifted").unlink()
+    assert learn(LearnConfig.parse(values), progress=False).labels > before
+
+
+def test_a_reference_that_always_fails_ends_it(tmp_path, crystal):
+    values = settings(tmp_path, crystal, reference={"calculator": "no_module:Calculator"})
+    with pytest.raises(LabelError, match="no_module:Calculator does not start: ModuleNotFoundError"):
+        learn(LearnConfig.parse(values), progress=False)
+    xenon = settings(tmp_path, Atoms("Xe2", [[0, 0, 0], [0, 0, 4]]), out=str(tmp_path / "xe.pt"))
+    with pytest.raises(LabelError, match="No EMT-potential for Xe"):
+        learn(LearnConfig.parse(xenon), progress=False)
+
+
+def test_what_is_there_is_not_overwritten(tmp_path, crystal):
+    (tmp_path / "cu.pt").write_text("mine")
+    with pytest.raises(ConfigError, match="exists and is of no loop"):
+        learn(LearnConfig.parse(settings(tmp_path, crystal)), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"conditions": {"temperature": "hot"}}, "expected temperatures in K"),
+        ({"conditions": {"temperature": "0:300"}}, "above 0"),
+        ({"conditions": {"temperature": []}}, "at least 1"),
+        ({"budget": {"labels": 10, "first_labels": 20}}, "more than budget.labels"),
+        ({"model": {"preset": "segnn2022"}}, "take another preset"),
+        ({"training": {"committee": 3}}, "expected one potential"),
+        ({"out": "model.pth"}, "ends in .pt"),
+        ({"reference": {"calculator": "emt", "worker": 2}}, "did you mean 'workers'"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path, crystal, sections, told):
+    values = settings(tmp_path, crystal)
+    values = {**values, **{name: s if name == "out" else {**s} for name, s in sections.items()}}
+    with pytest.raises(ConfigError, match=told):
+        LearnConfig.parse(values)
+
+
+def test_structures_that_cannot_be(tmp_path, crystal):
+    for name, text, told in (("one.xyz", "1\n\nCu 0 0 0\n", "one atom"), ("bad.xyz", "x\n", "cannot read")):
+        (tmp_path / name).write_text(text)
+        values = {**settings(tmp_path, crystal), "structures": str(tmp_path / name)}
+        with pytest.raises(ConfigError, match=told):
+            learn(LearnConfig.parse(values), progress=False)
+    values = settings(tmp_path, Atoms("Cu2", [[0, 0, 0], [0, 0, 2.3]]), conditions={"pressure": [1.0]})
+    with pytest.raises(ConfigError, match="no structure is periodic"):
+        learn(LearnConfig.parse(values), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("300:1200", (300, 750, 1200)),
+        ("300,600", (300, 600)),
+        (300, (300,)),
+        (["300", "400:500"], (300, 400, 450, 500)),
+    ],
+)
+def test_temperatures_in_words(tmp_path, crystal, given, meant):
+    config = LearnConfig.parse(settings(tmp_path, crystal, conditions={"temperature": given}))
+    assert config.conditions.temperature == meant
+
+
+def test_frames_torn_by_a_kill_are_cut_off(tmp_path, crystal):
+    labelled = LabelledFrames(tmp_path)
+    label = Label(1.0, np.full((4, 3), 0.1), np.arange(6.0), 0.01)
+    for n in range(3):
+        labelled.add(asked_frame(crystal, f"0/{n}", 0, "", "test"), label)
+    labelled.fail(asked_frame(crystal, "0/3", 0, "", "test"), 'it said "no"\n and went')
+    whole = (tmp_path / "frames.xyz").read_bytes()
+    for size in (len(whole) - 1, len(whole) - 30, len(whole) - 200):
+        (tmp_path / "frames.xyz").write_bytes(whole[:size])
+        again = LabelledFrames(tmp_path)
+        assert list(again.frames) == ["0/0", "0/1"] and again.failed == {"0/3": "it said 'no' and went"}
+        assert "0/3" in again and "0/2" not in again and again.count == 3
+    assert (tmp_path / "frames.xyz").read_bytes() == whole[: len(whole) // 3 * 2]
+    (tmp_path / "frames.xyz").write_text("what\n")
+    with pytest.raises(DataError, match="damaged at line 1"):
+        LabelledFrames(tmp_path)
+
+
+def test_a_relaxation_is_read_where_it_was_made(tmp_path, crystal):
+    with LabelPool(ReferenceConfig(calculator="emt"), tmp_path / "a") as pool:
+        labeller = Labeller(pool, LabelledFrames(tmp_path))
+        relaxed, keys = relaxed_by_reference(labeller, crystal, 20, "0/relax/1")
+        crystal.calc = AskingCalculator(labeller, "0/relax/1", "relaxation")
+        assert np.abs(relaxed.positions - crystal.positions).max() > 0.005
+    with LabelPool(ReferenceConfig(calculator="no:Such"), tmp_path / "b") as pool:
+        again, same = relaxed_by_reference(Labeller(pool, LabelledFrames(tmp_path)), crystal, 20, "0/relax/1")
+    assert same == keys and np.array_equal(again.positions, relaxed.positions)
+
+
+def test_first_frames_differ_and_keep_apart(crystal):
+    found = displaced([crystal], 12, StartConfig(rattle=0.3, strain=0.1), seed=3)
+    assert len({atoms.positions.tobytes() for atoms, _ in found}) == 12
+    assert min(shortest(atoms) for atoms, _ in found) > 0.6 * shortest(crystal)
+    strained = [atoms for atoms, told in found if "strained" in told]
+    assert len(strained) == 6 and all(abs(a.cell.volume / crystal.cell.volume - 1) > 1e-4 for a in strained)
+    again = displaced([crystal], 12, StartConfig(rattle=0.3, strain=0.1), seed=3)
+    assert all(np.array_equal(a.positions, b.positions) for (a, _), (b, _) in zip(found, again, strict=True))
+
+
+def test_frames_beyond_all_reason_are_left_out(crystal):
+    near = crystal.copy()
+    near.positions[1] = near.positions[0] + [0, 0, 0.5]
+    gone = crystal.copy()
+    gone.positions[0, 0] = np.nan
+    assert [is_sane(atoms) for atoms in (crystal, near, gone)] == [True, False, False]
+    labels = [np.full((4, 3), size) for size in (0.1, 2 * STRONGEST)]
+    frames = []
+    for forces in labels:
+        frames.append(crystal.copy())
+        frames[-1].calc = SinglePointCalculator(frames[-1], energy=0.0, forces=forces)
+    assert usable(frames) == frames[:1]
+
+
+def test_reasons_are_short():
+    told = (
+        "stopped at step 5 (2.5 fs): this is outside what the potential was trained on: H 3 has 2 H; more. What would "
+    )
+    assert in_brief(f"{told}help: x. The frame before is in atoms") == "H 3 has 2 H"
+    assert in_brief("the run does not start: the forces are uncertain by 2 eV/Å, above 1").startswith("the forces are")
+
+
+def test_other_answers(crystal):
+    first, near = crystal.copy(), crystal.copy()
+    near.positions += 1e-4
+    near.positions[0, 0] += 3e-4
+    for atoms in (first, near):
+        atoms.calc = EMT()
+        atoms.get_forces()
+    assert other_answer(first, near) == ""
+    near.calc.results["forces"] = near.get_forces() + 0.1
+    assert "forces" in other_answer(first, near)
