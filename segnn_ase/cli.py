@@ -24,11 +24,11 @@ from segnn_ase.commands.shared import (
     Threads,
     Toml,
     app,
-    merged,
     prepare_process,
     read_structure,
     refuse_suffix,
     reported_errors,
+    with_file,
 )
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.settings import PRESETS, ModelConfig
@@ -68,7 +68,7 @@ def train_command(
     with reported_errors():
         prepare_process(threads)
         model = model if preset is None else {"preset": preset, **model}
-        values = merged(config, out, data={**data, **properties}, model=model, training=training)
+        values = with_file(config, out, data={**data, **properties}, model=model, training=training)
         given = values.get("data")
         of_targets = [name for name in OF_TARGETS if isinstance(given, dict) and name in given]
         if of_targets:
@@ -106,7 +106,7 @@ def finetune_command(
         from segnn_ase.train.start import finetune as run
 
         prepare_process(threads)
-        run(model, TrainConfig.parse(merged(config, out, data=data, training=training, finetune=finetune)))
+        run(model, TrainConfig.parse(with_file(config, out, data=data, training=training, finetune=finetune)))
 
 
 @app.command(epilog="Example: segnn evaluate cu-al.pt frames.xyz")

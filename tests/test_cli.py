@@ -298,6 +298,8 @@ def test_every_help_has_an_example_that_parses():
         "verify",
         "md",
         "spectrum",
+        "learn",
+        "select",
     } == commands.keys()
 
 

@@ -43,7 +43,7 @@ def learn_command(
         float | None, typer.Option(help="ps that must run at every condition without a stop; default: 10")
     ] = None,
     aim: Annotated[float | None, typer.Option(help="meV/Å, rms error on its own dynamics; default: 40")] = None,
-    labels: Annotated[int | None, typer.Option(help="labels in all; default: 400")] = None,
+    labels: Annotated[int | None, typer.Option(help="labels in all; default: as many as the minutes allow")] = None,
     minutes: Annotated[float | None, typer.Option(help="minutes in all; default: 60")] = None,
     preset: Annotated[
         str | None, typer.Option(help="from which model settings start; default: segnn", metavar="|".join(PRESETS))
@@ -63,7 +63,7 @@ def learn_command(
         from segnn_ase.learn.settings import LearnConfig
 
         prepare_process(threads)
-        values = _values(given)
+        values = _settings_in(given)
         for name, (section, setting) in GIVEN.items():
             if options[name] not in (None, []):
                 values[section] = {**values.get(section, {}), setting: options[name]}
@@ -74,7 +74,7 @@ def learn_command(
         typer.echo(f"wrote {found.model} and {found.report}")
 
 
-def _values(given: list[str]) -> dict:
+def _settings_in(given: list[str]) -> dict:
     """Settings of a TOML file, or structures alone."""
     tables = [path for path in given if Path(path).suffix == ".toml"]
     if not tables:
@@ -96,7 +96,7 @@ def select_command(
 ):
     """Write the structures that a potential would learn most from, no two of a kind, the most informative first."""
     with reported_errors():
-        from segnn_ase.learn.selection import select
+        from segnn_ase.learn.selection import select_frames
 
         prepare_process(threads)
-        typer.echo("\n".join(select(model, frames, out, n, device=device, overwrite=overwrite)))
+        typer.echo("\n".join(select_frames(model, frames, out, n, device=device, overwrite=overwrite)))

@@ -77,7 +77,7 @@ class reported_errors:
         sys.exit(status)
 
 
-def merged(config: Path | None, out: str | None, **sections: dict) -> dict:
+def with_file(config: Path | None, out: str | None, **sections: dict) -> dict:
     """Merge TOML file and options, which go first."""
     values = {} if config is None else read_toml(config)
     for name, options in sections.items():

@@ -89,7 +89,7 @@ def explore(planned: Planned, calculator: SEGNNCalculator, folder: Path, limit: 
     prefix = folder / planned.key
     result = prefix.with_name(f"{prefix.name}.json")
     if not result.exists():
-        steps, reason = _run(planned, calculator, prefix, limit)
+        steps, reason = _simulated(planned, calculator, prefix, limit)
         write_atomically(result, json.dumps({"steps": steps, "reason": reason}).encode())
     return what_became_of(planned, folder)
 
@@ -104,7 +104,9 @@ def what_became_of(planned: Planned, folder: Path) -> Ran:
     return Ran(planned, found["steps"], found["reason"], frames, ends if found["reason"] else [])
 
 
-def _run(planned: Planned, calculator: SEGNNCalculator, prefix: Path, limit: float | None) -> tuple[int, str | None]:
+def _simulated(
+    planned: Planned, calculator: SEGNNCalculator, prefix: Path, limit: float | None
+) -> tuple[int, str | None]:
     """Steps made, and why it was stopped."""
     atoms = planned.start.copy()
     atoms.calc = calculator
@@ -145,7 +147,7 @@ def settings_of_run(planned: Planned, prefix: Path, limit: float | None) -> MDCo
     )
 
 
-def plan(
+def plan_runs(
     config: LearnConfig, structures: Sequence[Atoms], round_: int, before: Sequence[Ran], picoseconds: float
 ) -> list[Planned]:
     """The runs of a round, each with its share of the time.
@@ -167,7 +169,7 @@ def plan(
                 Planned(
                     condition,
                     number,
-                    like(origin, ended.get(source)),  # type: ignore[arg-type]
+                    placed_as(origin, ended.get(source)),  # type: ignore[arg-type]
                     config.steps_of(timestep, picoseconds),
                     timestep,
                     int(np.random.default_rng([config.seed, round_, n, number]).integers(2**31)),
@@ -177,7 +179,7 @@ def plan(
     return found
 
 
-def like(origin: Atoms, frame: Atoms | None) -> Atoms:
+def placed_as(origin: Atoms, frame: Atoms | None) -> Atoms:
     """The structure, with what belongs to it, at the positions of a frame of its dynamics."""
     atoms = origin.copy()
     if frame is not None:

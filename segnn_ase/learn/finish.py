@@ -15,7 +15,7 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.labelled import SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
-from segnn_ase.learn.report import Ended, write_report
+from segnn_ase.learn.report import Ended, write_loop_report
 from segnn_ase.learn.rounds import usable
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.state import Loop, what_ends
@@ -40,7 +40,7 @@ class Learned(NamedTuple):
     minutes: float
 
 
-def finish(loop: Loop, keys: Sequence[str], why: str) -> Learned:
+def finish_loop(loop: Loop, keys: Sequence[str], why: str) -> Learned:
     """Train on all frames in a folder of its own, verify, and write model and report; gone on with where it stopped."""
     config, state, labelled = loop.config, loop.state, loop.labeller.labelled
     loop.report(f"the rounds end: {why}" if why else "good enough: all dynamics ran, and errors are below the aim")
@@ -57,7 +57,9 @@ def finish(loop: Loop, keys: Sequence[str], why: str) -> Learned:
     speed = speeds(str(model), frames, config)
     write_atomically(config.out, model.read_bytes())
     report = Path(config.out).with_suffix(".report.md")
-    write_report(report, config, Ended(state.rounds, labelled, frames, errors, certificate, speed, why, state.minutes))
+    write_loop_report(
+        report, config, Ended(state.rounds, labelled, frames, errors, certificate, speed, why, state.minutes)
+    )
     learned = Learned(config.out, str(report), not why, why, labelled.count, round(state.minutes, 1))
     state.finished = {"learned": learned._asdict(), "settings": what_ends(config)}
     state.save()

@@ -11,7 +11,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.extxyz import extxyz
 from segnn_ase.base.files import append, write_atomically
-from segnn_ase.learn.pool import Label
+from segnn_ase.learn.pool import ReferenceLabel
 
 KEY, ROUND, CONDITION, REASON, SECONDS = "key", "round", "condition", "reason", "label_seconds"  # in `Atoms.info`
 
@@ -46,7 +46,7 @@ class LabelledFrames:
         """Labels that were asked for."""
         return len(self.frames) + len(self.failed)
 
-    def add(self, frame: Atoms, label: Label) -> None:
+    def add(self, frame: Atoms, label: ReferenceLabel) -> None:
         results = {"energy": label.energy, "forces": label.forces}
         if label.stress is not None:
             results["stress"] = label.stress

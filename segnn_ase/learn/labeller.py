@@ -12,7 +12,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from segnn_ase.base.errors import LabelError
 from segnn_ase.base.files import progress_bar
 from segnn_ase.learn.labelled import KEY, LabelledFrames, asked_frame
-from segnn_ase.learn.pool import Label, LabelPool
+from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 
 CONTROL, NUDGE = "control", 2e-4  # Å, rms: as near as that energies and forces are known from the first time
 ENERGY, FORCES = 5e-4, 0.03  # eV/atom and eV/Å by which a reference may answer otherwise
@@ -34,9 +34,9 @@ class Labeller:
                 answer = self.pool.folder / "answers" / f"{frame.info[KEY].replace('/', '_')}.json"
                 self._open.append(self.pool.submit(frame, answer, partial(self._keep, frame)))
 
-    def _keep(self, frame: Atoms, found: Label | LabelError) -> None:
+    def _keep(self, frame: Atoms, found: ReferenceLabel | LabelError) -> None:
         with self._lock:
-            if isinstance(found, Label):
+            if isinstance(found, ReferenceLabel):
                 self.labelled.add(frame, found)
             else:
                 self.labelled.fail(frame, str(found))

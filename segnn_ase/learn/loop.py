@@ -17,15 +17,15 @@ from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.files import existing_file
 from segnn_ase.base.locks import only_writer
 from segnn_ase.data.frames import check_atoms
-from segnn_ase.learn.explore import Ran, explore, largest_uncertainty, plan, what_became_of
-from segnn_ase.learn.finish import Learned, finish
+from segnn_ase.learn.explore import Ran, explore, largest_uncertainty, plan_runs, what_became_of
+from segnn_ase.learn.finish import Learned, finish_loop
 from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
 from segnn_ase.learn.rounds import calculator_of_round, chosen, drawn, errors_on, in_brief, usable
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.starts import first_labels
-from segnn_ase.learn.state import Loop, State, what_ends
+from segnn_ase.learn.state import Loop, LoopState, what_ends
 from segnn_ase.train.report import printer
 
 FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that follows
@@ -47,7 +47,7 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
         if Path(config.out).exists() and not (folder / "state.json").exists():
             told = "which exists and is of no loop to go on with: rename or remove it"
             raise ConfigError(f"out is {config.out!r}, {told}")
-        state = State(config)
+        state = LoopState(config)
         if state.finished and state.finished["settings"] == what_ends(config):
             report("this loop is finished: raise its budget or lower its aim to go on")
             return Learned(**state.finished["learned"])
@@ -56,7 +56,7 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
             labeller = Labeller(pool, LabelledFrames(folder), progress=progress)
             loop = Loop(config, structures, labeller, state, report)
             why, keys = run_rounds(loop)
-            return finish(loop, keys, why)
+            return finish_loop(loop, keys, why)
 
 
 def read_structures(config: LearnConfig) -> list[Atoms]:
@@ -120,7 +120,7 @@ def one_round(
     folder = config.folder / f"round-{number:03d}"
     folder.mkdir(exist_ok=True)
     picoseconds = min(FIRST_PS * 2 ** (number - 1), config.conditions.picoseconds)
-    planned, known = plan(config, structures, number, before, picoseconds), number <= len(state.rounds)
+    planned, known = plan_runs(config, structures, number, before, picoseconds), number <= len(state.rounds)
     if known:
         ran, row = [what_became_of(each, folder) for each in planned], state.rounds[number - 1]
         found = [frame.info[KEY] for name in ("drawn", "chosen") for frame in read_whole(folder / f"{name}.xyz")]

@@ -18,7 +18,7 @@ from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.explore import largest_uncertainty
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, write_frames
-from segnn_ase.learn.pool import Label, kill
+from segnn_ase.learn.pool import ReferenceLabel, kill
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.rounds import RATE, epochs_within, usable
 from segnn_ase.learn.worker import energy_of, made
@@ -140,7 +140,7 @@ class OnTheFlyCalculator(Calculator):
             except (PropertyNotImplementedError, NotImplementedError):
                 if "stress" in properties:
                     raise
-        label = Label(energy, forces, stress, time.perf_counter() - begin)
+        label = ReferenceLabel(energy, forces, stress, time.perf_counter() - begin)
         frame = asked_frame(self.atoms, f"fly/{self.labels}", 0, "", "not sure")
         self.labelled.add(frame, label)
         results = {"energy": energy, "free_energy": energy, "forces": forces}

@@ -25,7 +25,7 @@ ENDING = 5.0  # s that a process may take to end when it has closed its output
 START_MINUTES = 10.0  # that imports and weights may take at least
 
 
-class Label(NamedTuple):
+class ReferenceLabel(NamedTuple):
     """What a reference says of a structure."""
 
     energy: float  # eV
@@ -56,19 +56,23 @@ class LabelPool:
         for each in self._workers:
             each.close()
 
-    def submit(self, atoms: Atoms, answer: Path, then: "Callable[[Label | LabelError], None]") -> "Future[None]":
-        """Label a structure, and call `then` with what came of it, in a thread of the pool.
+    def submit(
+        self, atoms: Atoms, answer: Path, then: "Callable[[ReferenceLabel | LabelError], None]"
+    ) -> "Future[None]":
+        """ReferenceLabel a structure, and call `then` with what came of it, in a thread of the pool.
 
         answer: a file with the label, from when there is one until `then` has returned: what is there is not asked for
         again. What `then` raises is raised by the future's result, and so is what is wrong with the settings.
         """
         return self._threads.submit(self._label_and_tell, atoms.copy(), answer, then)
 
-    def _label_and_tell(self, atoms: Atoms, answer: Path, then: "Callable[[Label | LabelError], None]") -> None:
-        found: Label | LabelError
+    def _label_and_tell(
+        self, atoms: Atoms, answer: Path, then: "Callable[[ReferenceLabel | LabelError], None]"
+    ) -> None:
+        found: ReferenceLabel | LabelError
         try:
             if answer.exists():
-                found = checked(json.loads(answer.read_text()), len(atoms))
+                found = checked_answer(json.loads(answer.read_text()), len(atoms))
             else:
                 found = self._label(atoms, answer)
         except LabelError as error:
@@ -77,7 +81,7 @@ class LabelPool:
             then(found)
             answer.unlink(missing_ok=True)
 
-    def _label(self, atoms: Atoms, answer: Path) -> Label:
+    def _label(self, atoms: Atoms, answer: Path) -> ReferenceLabel:
         mine = getattr(self._own, "worker", None)
         if mine is None:
             with self._lock:
@@ -95,14 +99,14 @@ class Worker:
         self._process: subprocess.Popen | None = None
         self._late = False
 
-    def label(self, atoms: Atoms, answer: Path) -> Label:
+    def label(self, atoms: Atoms, answer: Path) -> ReferenceLabel:
         """Raises LabelError that says what went wrong."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._begun()
         answer.parent.mkdir(parents=True, exist_ok=True)
         question = {**asked(atoms), "answer": str(answer.absolute())}
-        return checked(self._answer(process, question, self.settings.label_minutes, "label_minutes"), len(atoms))
+        return checked_answer(self._answer(process, question, self.settings.label_minutes, "label_minutes"), len(atoms))
 
     def end(self) -> None:
         if self._process is not None:
@@ -225,7 +229,7 @@ def asked(atoms: Atoms) -> dict[str, Any]:
     }
 
 
-def checked(answer: dict, n: int) -> Label:
+def checked_answer(answer: dict, n: int) -> ReferenceLabel:
     """Raises LabelError for numbers that are none."""
     forces = np.array(answer["forces"], dtype=float)
     stress = None if answer.get("stress") is None else np.array(answer["stress"], dtype=float)
@@ -235,7 +239,7 @@ def checked(answer: dict, n: int) -> Label:
     for name, value in values:
         if value is not None and not np.isfinite(value).all():
             raise LabelError(f"{name} is not finite")
-    return Label(float(answer["energy"]), forces, stress, float(answer["seconds"]))
+    return ReferenceLabel(float(answer["energy"]), forces, stress, float(answer["seconds"]))
 
 
 def how_to_get(reference: Reference, error: Exception) -> str:

@@ -30,7 +30,7 @@ class Ended(NamedTuple):
     minutes: float
 
 
-def write_report(path: Path, config: LearnConfig, ended: Ended) -> None:
+def write_loop_report(path: Path, config: LearnConfig, ended: Ended) -> None:
     """Write it, with a figure of the rounds beside it."""
     figure = path.with_suffix(".png")
     if ended.rounds:
@@ -89,7 +89,7 @@ def of_rounds(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines += [f"| {' | '.join(head)} |", "|" + "--:|" * len(head)]
     for row in rows:
         passed = f"{row['runs'] - len(row['stops'])} of {row['runs']}"
-        errors = [_number(row[name], digits) for name, digits in (("forces", 1), ("expected", 1), ("energy", 2))]
+        errors = [_digits(row[name], digits) for name, digits in (("forces", 1), ("expected", 1), ("energy", 2))]
         cells = [row["round"], row["frames"], f"{row['picoseconds']:g}", passed, *errors, row["labels"], row["minutes"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     last = rows[-1]
@@ -136,7 +136,7 @@ def of_potential(config: LearnConfig, ended: Ended) -> list[str]:
     ]
 
 
-def _number(value: float | None, digits: int) -> str:
+def _digits(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 

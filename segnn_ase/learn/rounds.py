@@ -15,7 +15,7 @@ from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.explore import Ran
 from segnn_ase.learn.labelled import CONDITION, asked_frame, write_frames
-from segnn_ase.learn.selection import informative, known_of
+from segnn_ase.learn.selection import informative, learned_form
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.neighbors import neighbor_list
@@ -90,7 +90,7 @@ def chosen(
     """
     ends = [(run, end) for run in ran if (end := last_sane(run)) is not None]
     on_the_way = [(run, frame) for run in ran for frame in run.frames if is_sane(frame)]
-    known, learned = known_of(calculator), [calculator.get_descriptors(frame) for frame in measured]
+    known, learned = learned_form(calculator), [calculator.get_descriptors(frame) for frame in measured]
     picked: list[tuple[Ran, Atoms, str]] = []
     for candidates, most, told in ((ends, count // 2, "stopped"), (on_the_way, count, "passed")):
         features = [calculator.get_descriptors(frame) for _, frame in candidates]

@@ -24,7 +24,7 @@ from segnn_ase.structure.told import told_in, with_told
 RIDGE = 1e-6  # of the mean diagonal, where nothing is known
 
 
-def select(
+def select_frames(
     model: str, paths: "str | Path | list", out: "str | Path", count: int, *, device: str = "auto", overwrite=False
 ) -> list[str]:
     """Write the `count` most informative structures of files, as they are there; returns what was done, in lines.
@@ -35,14 +35,14 @@ def select(
     out, images = images_for(out, paths, overwrite=overwrite)
     expect(1 <= count <= len(images), "n", count, f"1 to {len(images)}, the number of structures in the files")
     calculator = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True)
-    chosen, gains = informative(features_of(images, calculator), count, known_of(calculator))
+    chosen, gains = informative(atom_features(images, calculator), count, learned_form(calculator))
     left = write_labelled(out, [images[n][1] for n in chosen])
     lines = [f"{images[n][0]}: {gain:.3g}" for n, gain in zip(chosen, gains, strict=True)]
     lost = [f"left out, as extended XYZ cannot hold it: {', '.join(left)}"] if left else []
     return ["information per atom, the most informative first:", *lines, *lost, f"wrote {count} frames to {out}"]
 
 
-def features_of(images: Sequence[tuple[str, Atoms]], calculator: SEGNNCalculator) -> list[np.ndarray]:
+def atom_features(images: Sequence[tuple[str, Atoms]], calculator: SEGNNCalculator) -> list[np.ndarray]:
     """Features (N, n) of the atoms of structures, each after its source. Raises StructureError with that."""
     found = []
     for source, atoms in images:
@@ -54,7 +54,7 @@ def features_of(images: Sequence[tuple[str, Atoms]], calculator: SEGNNCalculator
     return found
 
 
-def known_of(calculator: SEGNNCalculator) -> np.ndarray | None:
+def learned_form(calculator: SEGNNCalculator) -> np.ndarray | None:
     """What the (first) potential has learned, (n, n); None where its file does not say."""
     uncertainty = calculator._potentials[0].uncertainty
     return None if uncertainty is None else uncertainty.of_training().double().cpu().numpy()

@@ -50,7 +50,7 @@ class ConditionsConfig(Settings):
         parts = [value] if isinstance(value, str | int | float) else value
         if not isinstance(parts, list | tuple):
             return value
-        return tuple(number for part in parts for number in _numbers(part))
+        return tuple(number for part in parts for number in _kelvins(part))
 
     @field_validator("temperature")
     @classmethod
@@ -60,7 +60,7 @@ class ConditionsConfig(Settings):
         return tuple(dict.fromkeys(value))
 
 
-def _numbers(part) -> list[float]:
+def _kelvins(part) -> list[float]:
     """What "300", "300,600" and "300:1200" mean."""
     if not isinstance(part, str):
         return [part]
@@ -85,7 +85,7 @@ class AimConfig(Settings):
 class BudgetConfig(Settings):
     """What it may cost."""
 
-    labels: int = Field(400, ge=10, description="labels in all")
+    labels: int | None = Field(None, ge=10, description="labels in all; none: as many as the minutes allow")
     minutes: float = Field(60.0, gt=0, description="minutes in all, of which the last training gets a third")
     rounds: int = Field(30, ge=1, description="rounds of dynamics, labels and training")
     first_labels: int = Field(20, ge=8, description="labels before the first training")
@@ -103,8 +103,11 @@ class StartConfig(Settings):
     relax_steps: int = Field(
         10, ge=0, description="steps of relaxation by the reference, each a label; first of all, where forces are large"
     )
-    dynamics_steps: int = Field(
-        0, ge=0, description="steps of dynamics by the reference at the hottest condition, each a label"
+    dynamics_steps: int | None = Field(
+        None,
+        ge=0,
+        description="steps of dynamics by the reference at the hottest condition, each a label, some of which are "
+        "learned; none: what takes 4 % of the minutes, if that is 200 or more and labels are not limited",
     )
     rattle: float = Field(0.15, gt=0, le=0.5, description="Å, largest rms displacement of rattled frames")
     strain: float = Field(0.04, ge=0, le=0.3, description="largest strain of frames periodic in three directions")
@@ -147,7 +150,7 @@ class LearnConfig(Settings):
             )
         if self.training.committee > 1:
             raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
-        if self.budget.first_labels > self.budget.labels:
+        if self.budget.labels is not None and self.budget.first_labels > self.budget.labels:
             raise ValueError(
                 f"budget.first_labels is {self.budget.first_labels}, more than budget.labels, {self.budget.labels}"
             )

@@ -10,8 +10,8 @@ from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 
 from segnn_ase.base.errors import LabelError
-from segnn_ase.learn.explore import like
-from segnn_ase.learn.labelled import KEY, asked_frame, decided
+from segnn_ase.learn.explore import placed_as
+from segnn_ase.learn.labelled import KEY, SECONDS, asked_frame, decided
 from segnn_ase.learn.labeller import AskingCalculator, Labeller
 from segnn_ase.learn.settings import StartConfig
 from segnn_ase.learn.state import Loop
@@ -21,7 +21,10 @@ from segnn_ase.train.rollouts import usual_timestep
 
 NEAR = 0.75  # of the distances of the structure: atoms are not pushed nearer together
 ATTEMPTS = 20
-FMAX, APART, EVERY = 0.05, 0.02, 10  # eV/Å of a relaxation; Å (rms) and steps between frames that are learned
+FMAX, APART = 0.05, 0.02  # eV/Å of a relaxation, and Å (rms) between frames of it that are learned
+EVERY, MOST = 10, 60  # steps between frames of dynamics that are learned, at least, and how many they are at most
+SHARE, OVERHEAD = 0.04, 0.01  # of the minutes for these dynamics; s, of a label at least
+WORTH, MOST_PS = 200, 2.0  # steps of these, at least, and ps, at most
 
 
 def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
@@ -33,8 +36,9 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
         relaxed, more = relaxed_by_reference(labeller, atoms, config.start.relax_steps, f"0/relax/{n + 1}")
         structures.append(relaxed)
         keys += more
+    steps = steps_of_dynamics(loop, keys) // len(structures)
     for n, atoms in enumerate(structures):
-        keys += moved_by_reference(loop, atoms, config.start.dynamics_steps // len(structures), f"0/dynamics/{n + 1}")
+        keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
     made = displaced(structures, config.budget.first_labels, config.start, config.seed)
     frames = decided(
         config.folder / "start.xyz",
@@ -59,13 +63,14 @@ def relaxed_by_reference(labeller: Labeller, atoms: Atoms, steps: int, prefix: s
         if last is None or key == calculator.keys[-1] or np.sqrt(np.mean((positions - last) ** 2)) > APART:
             found.append(key)
             last = positions
-    return like(atoms, labeller.labelled.frames[calculator.keys[-1]]), found
+    return placed_as(atoms, labeller.labelled.frames[calculator.keys[-1]]), found
 
 
 def moved_by_reference(loop: Loop, atoms: Atoms, steps: int, prefix: str) -> list[str]:
-    """Keys of every tenth frame of dynamics at the hottest condition."""
+    """Keys of some frames of dynamics at the hottest condition."""
     if not steps:
         return []
+    loop.report(f"{steps} steps of dynamics by the reference")
     moving, calculator = atoms.copy(), AskingCalculator(loop.labeller, prefix, "dynamics of the reference")
     moving.calc = calculator
     temperature = max(loop.config.conditions.temperature)
@@ -76,7 +81,22 @@ def moved_by_reference(loop: Loop, atoms: Atoms, steps: int, prefix: str) -> lis
         Langevin(moving, step * units.fs, **heat).run(steps)
     except LabelError as error:
         loop.report(f"the dynamics of the reference end after {len(calculator.keys)} steps: {error}")
-    return calculator.keys[EVERY::EVERY]
+    every = max(len(calculator.keys) // MOST, EVERY)
+    return calculator.keys[every::every]
+
+
+def steps_of_dynamics(loop: Loop, keys: Sequence[str]) -> int:
+    """As the settings say, or as the time of the first labels allows; that is decided once."""
+    config, known = loop.config, loop.state.decided
+    if config.start.dynamics_steps is not None:
+        return config.start.dynamics_steps
+    if "dynamics_steps" not in known:
+        fastest = min(frame.info[SECONDS] for frame in loop.labeller.labelled.of(keys))
+        most = config.steps_of(config.conditions.timestep or usual_timestep(loop.structures[0]), MOST_PS)
+        steps = min(int(60 * SHARE * config.budget.minutes / max(fastest, OVERHEAD)), most)
+        known["dynamics_steps"] = steps if steps >= WORTH and config.budget.labels is None else 0
+        loop.state.save()
+    return known["dynamics_steps"]
 
 
 def displaced(structures: Sequence[Atoms], count: int, settings: StartConfig, seed: int) -> list[tuple[Atoms, str]]:

@@ -13,6 +13,7 @@ from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.settings import LearnConfig
 
 VERSION = 1
+UNLIMITED = 10**9  # labels
 INDIFFERENT = {  # settings that may change when a loop goes on
     "aim": ("forces", "energy"),
     "budget": ("labels", "minutes", "rounds"),
@@ -21,13 +22,14 @@ INDIFFERENT = {  # settings that may change when a loop goes on
 }
 
 
-class State:
+class LoopState:
     """`state.json`; written anew after everything that was done."""
 
     def __init__(self, config: LearnConfig):
         """Raises ConfigError where the loop in this folder was begun with other settings."""
         self.path = config.folder / "state.json"
         self.rounds: list[dict[str, Any]] = []
+        self.decided: dict[str, int] = {}  # by the clock, once
         self.finished: dict[str, Any] | None = None  # what was returned, and the settings that ended it
         self.seconds, self._since = 0.0, time.monotonic()
         self._settings = settings_that_count(config)
@@ -35,6 +37,7 @@ class State:
             known = json.loads(self.path.read_text())
             refuse_others(config, known["settings"], self._settings)
             self.rounds, self.seconds, self.finished = (known[name] for name in ("rounds", "seconds", "finished"))
+            self.decided = known["decided"]
 
     @property
     def minutes(self) -> float:
@@ -44,7 +47,7 @@ class State:
     def save(self) -> None:
         self.seconds, self._since = 60 * self.minutes, time.monotonic()
         content = {"version": VERSION, "seconds": self.seconds, "settings": self._settings, "rounds": self.rounds}
-        content["finished"] = self.finished
+        content |= {"finished": self.finished, "decided": self.decided}
         write_atomically(self.path, json.dumps(content, indent=1).encode())
 
 
@@ -54,12 +57,13 @@ class Loop(NamedTuple):
     config: LearnConfig
     structures: list[Atoms]
     labeller: Labeller
-    state: State
+    state: LoopState
     report: Callable[[str], None]
 
     @property
     def labels_left(self) -> int:
-        return self.config.budget.labels - self.labeller.labelled.count
+        budget = self.config.budget.labels
+        return UNLIMITED if budget is None else budget - self.labeller.labelled.count
 
 
 def what_ends(config: LearnConfig) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def main() -> None:
                 calculator = made(order["factory"], order["arguments"])
             asked = json.loads(line)
             answer = label(asked, calculator)
-            keep(answer, asked["answer"])
+            keep_answer(answer, asked["answer"])
         except Exception as error:
             traceback.print_exc()
             answer = {"error": in_a_line(error)}
@@ -78,7 +78,7 @@ def label(asked: dict, calculator) -> dict:
     return answer
 
 
-def keep(answer: dict, path: str) -> None:
+def keep_answer(answer: dict, path: str) -> None:
     """Where it is found if the asker is killed before it has it."""
     with open(f"{path}.part", "w") as file:
         file.write(json.dumps(answer))

@@ -24,7 +24,7 @@ from segnn_ase.base.errors import ConfigError, DataError, LabelError
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, read_whole
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, other_answer
 from segnn_ase.learn.loop import learn
-from segnn_ase.learn.pool import Label, LabelPool
+from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.rounds import STRONGEST, in_brief, is_sane, usable
 from segnn_ase.learn.settings import LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
@@ -245,7 +245,7 @@ def test_temperatures_in_words(tmp_path, crystal, given, meant):
 
 def test_frames_torn_by_a_kill_are_cut_off(tmp_path, crystal):
     labelled = LabelledFrames(tmp_path)
-    label = Label(1.0, np.full((4, 3), 0.1), np.arange(6.0), 0.01)
+    label = ReferenceLabel(1.0, np.full((4, 3), 0.1), np.arange(6.0), 0.01)
     for n in range(3):
         labelled.add(asked_frame(crystal, f"0/{n}", 0, "", "test"), label)
     labelled.fail(asked_frame(crystal, "0/3", 0, "", "test"), 'it said "no"\n and went')

@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
 from segnn_ase.base.errors import ConfigError, LabelError
-from segnn_ase.learn.pool import Label, LabelPool
+from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.references import REFERENCES, resolve_reference
 from segnn_ase.learn.settings import ReferenceConfig
 
@@ -33,7 +33,7 @@ def labels_of(structures, folder, **settings):
         for future in futures:
             future.result(timeout=120)
     assert not list(folder.glob("*.json"))
-    return [found[n] if isinstance(found[n], Label) else str(found[n]) for n in range(len(structures))]
+    return [found[n] if isinstance(found[n], ReferenceLabel) else str(found[n]) for n in range(len(structures))]
 
 
 def test_labels_are_those_of_the_calculator(tmp_path):
@@ -65,7 +65,7 @@ def test_what_goes_wrong_loses_one_label(tmp_path):
     found = labels_of(structures, tmp_path, calculator=f"{HERE}Moody", label_minutes=0.1)
     assert time.monotonic() - begin < 100
     told = [label for label in found if isinstance(label, str)]
-    assert [isinstance(label, Label) for label in found] == [mood == 0 for mood in moods]
+    assert [isinstance(label, ReferenceLabel) for label in found] == [mood == 0 for mood in moods]
     for text, expected in zip(
         told, ("did not converge", "no answer within", "ended with status 7", "energy is not"), strict=False
     ):
@@ -79,7 +79,7 @@ def test_memory_has_a_limit(tmp_path):
     greedy.positions[:, 2] += 6 - greedy.positions[0, 2]
     modest.positions[:, 2] -= modest.positions[0, 2]
     found = labels_of([greedy, modest], tmp_path, calculator=f"{HERE}Moody", memory=2.0)
-    assert "MemoryError" in found[0] and isinstance(found[1], Label)
+    assert "MemoryError" in found[0] and isinstance(found[1], ReferenceLabel)
 
 
 def test_an_answer_that_nobody_heard_is_found(tmp_path):

@@ -7,7 +7,7 @@ from ase.build import bulk
 from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.learn.selection import informative, known_of, select
+from segnn_ase.learn.selection import informative, learned_form, select_frames
 
 
 def information(features, known):
@@ -48,10 +48,10 @@ def test_select_finds_the_odd_ones(tmp_path):
         frames[-1].positions += (0.5 if n in (7, 19) else 0.03) * rng.normal(size=(8, 3))
         frames[-1].info["mine"] = n
     ase.io.write(tmp_path / "all.xyz", frames)
-    told = select("silicon-pbe", tmp_path / "all.xyz", tmp_path / "some.xyz", 5)
+    told = select_frames("silicon-pbe", tmp_path / "all.xyz", tmp_path / "some.xyz", 5)
     found = [atoms.info["mine"] for atoms in ase.io.read(tmp_path / "some.xyz", ":")]
     assert set(found[:2]) == {7, 19} and len(found) == 5 and "wrote 5 frames" in told[-1]
-    assert known_of(SEGNNCalculator("silicon-pbe")).shape[0] > 10
+    assert learned_form(SEGNNCalculator("silicon-pbe")).shape[0] > 10
 
 
 def test_the_command_and_its_errors(tmp_path):
