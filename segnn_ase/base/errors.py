@@ -47,6 +47,10 @@ class LabelError(SEGNNError, RuntimeError):
     """A reference has no label for a structure: it failed, gave no numbers, took too long or ended."""
 
 
+class ReferenceStartError(SEGNNError, RuntimeError):
+    """The reference that is to label structures does not start: nothing is wrong with the structures."""
+
+
 class MissingExtraError(SEGNNError, ImportError):
     """A setting or a model needs an optional library that is not installed."""
 

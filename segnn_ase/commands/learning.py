@@ -66,7 +66,10 @@ def learn_command(
         values = _settings_in(given)
         for name, (section, setting) in GIVEN.items():
             if options[name] not in (None, []):
-                values[section] = {**values.get(section, {}), setting: options[name]}
+                known = values.get(section, {})
+                known = {"calculator": known} if (section, type(known)) == ("reference", str) else known
+                if isinstance(known, dict):  # what is no table is refused by `parse`
+                    values[section] = {**known, setting: options[name]}
         config = LearnConfig.parse(values if out is None else {**values, "out": out})
         found = learn(config)
         verdict = "the aim is reached" if found.reached else f"the aim is not reached: {found.why}"

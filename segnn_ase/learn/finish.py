@@ -1,5 +1,7 @@
 """The end of a loop: the last training on all frames, from scratch, what it is worth, and what it cost."""
 
+import hashlib
+import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from segnn_ase.learn.labelled import SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, write_loop_report
-from segnn_ase.learn.rounds import usable
+from segnn_ase.learn.rounds import decided_training, usable
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.state import Loop, what_ends
 from segnn_ase.store.model_file import load_with_metadata, save_potential
@@ -44,10 +46,11 @@ def finish_loop(loop: Loop, keys: Sequence[str], why: str) -> Learned:
     """Train on all frames in a folder of its own, verify, and write model and report; gone on with where it stopped."""
     config, state, labelled = loop.config, loop.state, loop.labeller.labelled
     loop.report(f"the rounds end: {why}" if why else "good enough: all dynamics ran, and errors are below the aim")
-    folder = config.folder / f"final-{len(state.rounds):03d}"
+    digest = hashlib.sha256(json.dumps(what_ends(config), sort_keys=True).encode()).hexdigest()[:6]
+    folder = config.folder / f"final-{len(state.rounds):03d}-{digest}"
     folder.mkdir(exist_ok=True)
     frames = decided(folder / "train.xyz", lambda: usable(labelled.of(keys)))
-    errors = train(last_training(config, folder, state.minutes), progress=True)
+    errors = train(decided_training(folder, lambda: last_training(config, folder, state.minutes)), progress=True)
     state.save()
     model = folder / "model.pt"
     atoms = loop.structures[0].copy()

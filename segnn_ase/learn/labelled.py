@@ -65,6 +65,14 @@ class LabelledFrames:
         append(self.failed_path, extxyz(out))
         self.failed[frame.info[KEY]] = out.info["error"]
 
+    def retry(self, keys: Iterable[str]) -> None:
+        """Forget that these failed."""
+        gone = [key for key in keys if key in self.failed]
+        if gone:
+            left = [frame for frame in read_whole(self.failed_path) if frame.info[KEY] not in gone]
+            write_frames(self.failed_path, left)
+            self.failed = {frame.info[KEY]: frame.info["error"] for frame in left}
+
     def set_aside(self, keys: Iterable[str]) -> None:
         """Take frames out, to be labelled again: of a reference that has changed."""
         gone = [key for key in keys if key in self.frames]
@@ -85,7 +93,10 @@ def read_whole(path: Path) -> list[Atoms]:
     """The frames of a file; the last one is cut off where it was not written to its end."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    text = path.read_bytes().decode(errors="replace")  # a letter may be torn, too
+    lines = [f"{line}\n" for line in text.split("\n")]
+    lines[-1] = lines[-1][:-1]  # what follows the last line, as a rule nothing
+    lines = lines if lines[-1] else lines[:-1]
     whole = 0
     while whole < len(lines):
         try:

@@ -4,18 +4,20 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from segnn_ase.base.errors import LabelError
+from segnn_ase.base.errors import ConfigError, LabelError
 from segnn_ase.base.files import progress_bar
 from segnn_ase.learn.labelled import KEY, LabelledFrames, asked_frame
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 
 CONTROL, NUDGE = "control", 2e-4  # Å, rms: as near as that energies and forces are known from the first time
 ENERGY, FORCES = 5e-4, 0.03  # eV/atom and eV/Å by which a reference may answer otherwise
+SAME = 1e-4  # Å
 TOO_MANY, LEAST = 0.5, 3  # of a batch may fail, and so many may fail anyway
 
 
@@ -25,13 +27,18 @@ class Labeller:
     def __init__(self, pool: LabelPool, labelled: LabelledFrames, *, progress: bool = False):
         self.pool, self.labelled, self.progress = pool, labelled, progress
         self._lock = threading.Lock()
+        for key in labelled.frames:  # heard, but not yet removed
+            self._answer_file(key).unlink(missing_ok=True)
         self._open: list[Future] = []
+
+    def _answer_file(self, key: str) -> Path:
+        return self.pool.folder / "answers" / f"{key.replace('/', '_')}.json"
 
     def ask(self, frames: Sequence[Atoms]) -> None:
         """Have them labelled, those that are not yet."""
         for frame in frames:
             if frame.info[KEY] not in self.labelled:
-                answer = self.pool.folder / "answers" / f"{frame.info[KEY].replace('/', '_')}.json"
+                answer = self._answer_file(frame.info[KEY])
                 self._open.append(self.pool.submit(frame, answer, partial(self._keep, frame)))
 
     def _keep(self, frame: Atoms, found: ReferenceLabel | LabelError) -> None:
@@ -75,16 +82,21 @@ class Labeller:
         self.ask([frame])
         self.wait()
         key = frame.info[KEY]
-        if key in self.labelled.failed:
-            return  # it is no other answer
+        if key in self.labelled.failed:  # it is no other answer
+            return self.labelled.retry([key])
         told = other_answer(first, self.labelled.frames[key])
         if told:
             self.labelled.set_aside([*keys, key])
+            whose = f"round {round_}" if round_ else "the beginning"
             raise LabelError(
                 f"the reference answers otherwise than in the beginning: {told} for the first structure. The labels of "
-                f"round {round_} are set aside in {self.labelled.aside_path}. Give it its old settings, units and "
-                "version, and run the same command: they are asked for again; or begin anew under another name of out"
+                f"{whose} are set aside in {self.labelled.aside_path}. Give it its old settings, units and version, and "
+                "run the same command: they are asked for again; or begin anew under another name of out"
             )
+
+
+def same_structure(a: Atoms, b: Atoms) -> bool:
+    return np.array_equal(a.numbers, b.numbers) and bool(np.abs(a.positions - b.positions).max() < SAME)
 
 
 def nudged(first: Atoms, round_: int) -> Atoms:
@@ -128,4 +140,9 @@ class AskingCalculator(Calculator):
             raise LabelError(self.labeller.labelled.failed[key])
         self.keys.append(key)
         known = self.labeller.labelled.frames[key]
+        if not same_structure(known, frame):
+            raise ConfigError(
+                f"the label {key} in {self.labeller.labelled.path} is of another structure than now: take the old one, "
+                "or another name of out"
+            )
         self.results = {"energy": known.get_potential_energy(), "forces": known.get_forces()}

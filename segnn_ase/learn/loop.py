@@ -47,8 +47,9 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
         if Path(config.out).exists() and not (folder / "state.json").exists():
             told = "which exists and is of no loop to go on with: rename or remove it"
             raise ConfigError(f"out is {config.out!r}, {told}")
-        state = LoopState(config)
-        if state.finished and state.finished["settings"] == what_ends(config):
+        state = LoopState(config, structures)
+        there = Path(config.out).exists()
+        if there and state.finished and state.finished["settings"] == what_ends(config):
             report("this loop is finished: raise its budget or lower its aim to go on")
             return Learned(**state.finished["learned"])
         state.save()
@@ -75,6 +76,11 @@ def read_structures(config: LearnConfig) -> list[Atoms]:
         atoms.calc = None
         atoms.set_momenta(np.zeros((len(atoms), 3)), apply_constraint=False)
         found.append(atoms)
+    held = [path for path, atoms in zip(config.structures, found, strict=True) if atoms.constraints and atoms.pbc.all()]
+    if config.conditions.pressure and held:
+        raise ConfigError(
+            f"conditions.pressure is given, but {held[0]!r} has constraints, which hold the cell: omit one"
+        )
     if config.conditions.pressure and not any(atoms.pbc.all() for atoms in found):
         raise ConfigError("conditions.pressure is given, but no structure is periodic in three directions: omit it")
     return found
@@ -88,12 +94,13 @@ def only_last(path: str) -> Atoms:
 def run_rounds(loop: Loop) -> tuple[str, list[str]]:
     """Rounds until it is good enough or the budget is spent; returns why it ended, "" where it is good enough, and the
     keys of all frames that may be learned."""
-    config, state = loop.config, loop.state
+    config = loop.config
     loop.report(f"first labels by {config.reference.calculator}")
     structures, keys = first_labels(loop)
     ran: list[Ran] = []
     for number in range(1, config.budget.rounds + 1):
-        if number > len(state.rounds) and (why := spent(loop)):
+        begun = (round_folder(config, number) / "train.xyz").exists()
+        if not begun and (why := spent(loop)):
             return why, keys
         ran, new, good = one_round(loop, number, structures, keys, ran)
         keys += new
@@ -117,7 +124,7 @@ def one_round(
 ) -> tuple[list[Ran], list[str], bool]:
     """Train, run, measure, label; returns the runs, the keys of new frames, and whether it is good enough."""
     config, labeller, state = loop.config, loop.labeller, loop.state
-    folder = config.folder / f"round-{number:03d}"
+    folder = round_folder(config, number)
     folder.mkdir(exist_ok=True)
     picoseconds = min(FIRST_PS * 2 ** (number - 1), config.conditions.picoseconds)
     planned, known = plan_runs(config, structures, number, before, picoseconds), number <= len(state.rounds)
@@ -130,7 +137,9 @@ def one_round(
     calculator = calculator_of_round(config, frames, folder)
     limit = largest_uncertainty(calculator, config.aim.forces)
     ran = [explore(each, calculator, folder, limit) for each in planned]
-    budget = min(config.budget.round_labels or max(LABELS, round(GROWTH * len(frames))), loop.labels_left)
+    most = config.budget.round_labels or max(LABELS, round(GROWTH * len(frames)))
+    budget = state.decided.setdefault(f"labels of round {number}", min(most, loop.labels_left - 1))  # and a control
+    state.save()
     share = min(round(DRAWN * budget), LABELS)
     measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))
     errors = errors_on(labeller.label(measured), calculator)
@@ -147,6 +156,10 @@ def one_round(
     state.save()
     loop.report(told_of_round(state.rounds[-1]))
     return ran, found, good
+
+
+def round_folder(config: LearnConfig, number: int) -> Path:
+    return config.folder / f"round-{number:03d}"
 
 
 def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 
 from segnn_ase.base.errors import AccelerationWarning, ConfigError, StructureError, expect
 from segnn_ase.base.files import write_atomically
+from segnn_ase.base.locks import only_writer
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.explore import largest_uncertainty
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, write_frames
@@ -73,6 +75,9 @@ class OnTheFlyCalculator(Calculator):
         self.network, self.training = network or {}, OptimConfig(**(training or {}))
         if self.training.committee > 1:
             raise ConfigError(f"training.committee is {self.training.committee}; expected one potential")
+        until_the_end = ExitStack()
+        until_the_end.enter_context(only_writer([self.folder / "state.json"]))  # what `segnn learn` locks, too
+        self._close = weakref.finalize(self, until_the_end.close)
         self.labelled = LabelledFrames(self.folder)
         self.answers = 0  # of the potential
         self._trained_on = 0  # labels that the potential knows, or the one in training will
@@ -101,6 +106,11 @@ class OnTheFlyCalculator(Calculator):
         else:
             self.answers += 1
         self.results = found
+
+    def close(self) -> None:
+        """Let another one have `out` and its labels; a training under way ends."""
+        self._stop()
+        self._close()
 
     def train(self) -> None:
         """Train on all labels now, and take the potential; raises DataError for what cannot be trained on."""
@@ -131,6 +141,7 @@ class OnTheFlyCalculator(Calculator):
     def _asked(self, properties: Sequence[str]) -> dict:
         """The label of the reference, which is kept first."""
         atoms = self.atoms.copy()
+        atoms.set_constraint()  # whose forces would be zero
         atoms.calc, begin = self.reference, time.perf_counter()
         forces = atoms.get_forces()
         energy, stress = energy_of(atoms), None

@@ -15,7 +15,7 @@ from typing import IO, Any, NamedTuple, cast
 import numpy as np
 from ase import Atoms
 
-from segnn_ase.base.errors import ConfigError, LabelError
+from segnn_ase.base.errors import ConfigError, LabelError, ReferenceStartError
 from segnn_ase.learn import worker
 from segnn_ase.learn.references import Reference, resolve_reference
 from segnn_ase.learn.settings import ReferenceConfig
@@ -71,10 +71,8 @@ class LabelPool:
     ) -> None:
         found: ReferenceLabel | LabelError
         try:
-            if answer.exists():
-                found = checked_answer(json.loads(answer.read_text()), len(atoms))
-            else:
-                found = self._label(atoms, answer)
+            known = unheard(answer)
+            found = self._label(atoms, answer) if known is None else checked_answer(known, len(atoms))
         except LabelError as error:
             found = error
         if not self.closed:  # a worker that was ended has failed in nothing
@@ -85,7 +83,7 @@ class LabelPool:
         mine = getattr(self._own, "worker", None)
         if mine is None:
             with self._lock:
-                mine = self._own.worker = Worker(self.settings, self.folder, len(self._workers))
+                mine = self._own.worker = Worker(self, len(self._workers))
                 self._workers.append(mine)
         return mine.label(atoms, answer)
 
@@ -93,15 +91,17 @@ class LabelPool:
 class Worker:
     """One process, begun when it is first needed and anew after it has died."""
 
-    def __init__(self, settings: ReferenceConfig, folder: Path, number: int):
-        self.settings, self.number = settings, number
-        self.folder = folder / f"worker-{number}"
+    def __init__(self, pool: LabelPool, number: int):
+        self.pool, self.settings = pool, pool.settings
+        self.folder = pool.folder / f"worker-{number}"
         self._process: subprocess.Popen | None = None
         self._late = False
 
     def label(self, atoms: Atoms, answer: Path) -> ReferenceLabel:
         """Raises LabelError that says what went wrong."""
         process = self._process
+        if self.pool.closed:
+            raise LabelError("the labels are no longer asked for")
         if process is None or process.poll() is not None:
             process = self._begun()
         answer.parent.mkdir(parents=True, exist_ok=True)
@@ -139,10 +139,13 @@ class Worker:
             except OSError as error:
                 raise ConfigError(f"setting 'reference.python' is {command[0]!r}: {error}") from error
         self._process = process
+        if self.pool.closed:  # meanwhile
+            kill(process)
         order = {
             "factory": reference.factory,
             "arguments": dict(reference.arguments),
             "folder": os.getcwd(),
+            "package": str(Path(__file__).parents[2]),  # of references that are modules of this one
             "remembers": reference.remembers,
             "memory": self.settings.memory,
         }
@@ -151,7 +154,7 @@ class Worker:
             self._answer(process, order, minutes, "label_minutes")
         except LabelError as error:
             told = f"{self.settings.calculator} does not start: {error}{how_to_get(reference, error)}"
-            raise LabelError(told) from None
+            raise ReferenceStartError(told) from None
         return process
 
     def _answer(self, process: subprocess.Popen, question: dict, minutes: float, limit: str) -> dict:
@@ -177,6 +180,8 @@ class Worker:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(ENDING)
             kill(process)
+            with contextlib.suppress(OSError, AttributeError):  # what it has begun may live on
+                os.killpg(process.pid, signal.SIGKILL)
             told = f"its process ended with status {process.returncode}; see {self.folder / 'log.txt'}"
             raise LabelError(told) from None
         if "error" in answer:
@@ -191,6 +196,14 @@ class Worker:
 def absolute(python: str | None) -> str | None:
     """A path from here; a worker is in a folder of its own."""
     return python if python is None or not Path(python).is_file() else str(Path(python).absolute())
+
+
+def unheard(path: Path) -> dict | None:
+    """The answer to somebody who was killed before it was kept; None where there is none, or a part of one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def threads_of(settings: ReferenceConfig) -> int:
@@ -218,7 +231,8 @@ def kill(process: subprocess.Popen) -> None:
 
 def asked(atoms: Atoms) -> dict[str, Any]:
     """A structure as the worker reads it; of `info` what JSON holds."""
-    plain = {name: value for name, value in atoms.info.items() if isinstance(value, bool | int | float | str)}
+    values = {name: x.item() if isinstance(x, np.generic) else x for name, x in atoms.info.items()}
+    plain = {name: value for name, value in values.items() if isinstance(value, bool | int | float | str)}
     return {
         "numbers": atoms.numbers.tolist(),
         "positions": atoms.positions.tolist(),

@@ -2,7 +2,7 @@
 labels."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,18 @@ def calculator_of_round(config: LearnConfig, frames: Sequence[Atoms], folder: Pa
     if not finished.exists():
         if not source.exists():
             write_frames(source, frames)
-        errors = train(short_training(config, frames, source, out), progress=False)
+        training = decided_training(folder, lambda: short_training(config, frames, source, out))
+        errors = train(training, progress=False)
         write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
     return SEGNNCalculator(str(out), device=config.training.device, domain="ignore")
+
+
+def decided_training(folder: Path, decide: Callable[[], TrainConfig]) -> TrainConfig:
+    """The settings of a training as they were when it was begun, whatever the budget is now."""
+    path = folder / "training.json"
+    if not path.exists():
+        write_atomically(path, decide().model_dump_json(exclude_unset=True).encode())
+    return TrainConfig.parse(json.loads(path.read_text()))
 
 
 def short_training(config: LearnConfig, frames: Sequence[Atoms], source: Path, out: Path) -> TrainConfig:

@@ -85,7 +85,7 @@ class AimConfig(Settings):
 class BudgetConfig(Settings):
     """What it may cost."""
 
-    labels: int | None = Field(None, ge=10, description="labels in all; none: as many as the minutes allow")
+    labels: int | None = Field(None, ge=20, description="labels in all; none: as many as the minutes allow")
     minutes: float = Field(60.0, gt=0, description="minutes in all, of which the last training gets a third")
     rounds: int = Field(30, ge=1, description="rounds of dynamics, labels and training")
     first_labels: int = Field(20, ge=8, description="labels before the first training")
@@ -135,6 +135,11 @@ class LearnConfig(Settings):
     def _one_or_many(cls, value):
         return (value,) if isinstance(value, str) else value
 
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        return {"calculator": value} if isinstance(value, str) else value
+
     @field_validator("out")
     @classmethod
     def _a_model(cls, value):
@@ -150,10 +155,10 @@ class LearnConfig(Settings):
             )
         if self.training.committee > 1:
             raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
-        if self.budget.labels is not None and self.budget.first_labels > self.budget.labels:
-            raise ValueError(
-                f"budget.first_labels is {self.budget.first_labels}, more than budget.labels, {self.budget.labels}"
-            )
+        labels, steps = self.budget.labels, self.start.dynamics_steps or 0
+        if labels is not None and self.budget.first_labels + steps > labels:
+            first = f"budget.first_labels and start.dynamics_steps are {self.budget.first_labels} and {steps}"
+            raise ValueError(f"{first}, more than budget.labels, {labels}")
         return self
 
     @property

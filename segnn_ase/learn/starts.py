@@ -33,24 +33,32 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     keys: list[str] = []
     structures: list[Atoms] = []
     for n, atoms in enumerate(loop.structures):
-        relaxed, more = relaxed_by_reference(labeller, atoms, config.start.relax_steps, f"0/relax/{n + 1}")
+        labels, many = config.budget.labels, len(loop.structures)
+        steps = config.start.relax_steps if labels is None else min(config.start.relax_steps, labels // (5 * many))
+        relaxed, more = relaxed_by_reference(labeller, atoms, steps, f"0/relax/{n + 1}")
         structures.append(relaxed)
         keys += more
     steps = steps_of_dynamics(loop, keys) // len(structures)
     for n, atoms in enumerate(structures):
         keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
-    made = displaced(structures, config.budget.first_labels, config.start, config.seed)
+    room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
+    count = loop.state.decided.setdefault("first labels", min(config.budget.first_labels, room))
+    loop.state.save()
+    made = displaced(structures, count, config.start, config.seed)
     frames = decided(
         config.folder / "start.xyz",
         lambda: [asked_frame(atoms, f"0/start/{n}", 0, "", told) for n, (atoms, told) in enumerate(made)],
     )
     labeller.label(frames)
+    keys += [frame.info[KEY] for frame in frames]
+    labeller.control(0, keys[1:])
     loop.state.save()
-    return structures, [*keys, *(frame.info[KEY] for frame in frames)]
+    return structures, keys
 
 
 def relaxed_by_reference(labeller: Labeller, atoms: Atoms, steps: int, prefix: str) -> tuple[Atoms, list[str]]:
     """After at most so many steps, and the keys of frames on the way that differ. Raises LabelError for the first."""
+    labeller.labelled.retry([f"{prefix}/0"])  # where it failed, nothing was done
     moving, calculator = atoms.copy(), AskingCalculator(labeller, prefix, "relaxation")
     moving.calc = calculator
     moving.get_forces()

@@ -1,8 +1,10 @@
 """What a loop remembers beside its frames: for which settings it is, how long it took, and what each round found."""
 
+import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ase import Atoms
@@ -25,16 +27,16 @@ INDIFFERENT = {  # settings that may change when a loop goes on
 class LoopState:
     """`state.json`; written anew after everything that was done."""
 
-    def __init__(self, config: LearnConfig):
+    def __init__(self, config: LearnConfig, structures: Sequence[Atoms] = ()):
         """Raises ConfigError where the loop in this folder was begun with other settings."""
         self.path = config.folder / "state.json"
         self.rounds: list[dict[str, Any]] = []
         self.decided: dict[str, int] = {}  # by the clock, once
         self.finished: dict[str, Any] | None = None  # what was returned, and the settings that ended it
         self.seconds, self._since = 0.0, time.monotonic()
-        self._settings = settings_that_count(config)
+        self._settings = {**settings_that_count(config), "files": [digest_of(atoms) for atoms in structures]}
         if self.path.exists():
-            known = json.loads(self.path.read_text())
+            known = read_state(self.path)
             refuse_others(config, known["settings"], self._settings)
             self.rounds, self.seconds, self.finished = (known[name] for name in ("rounds", "seconds", "finished"))
             self.decided = known["decided"]
@@ -66,6 +68,30 @@ class Loop(NamedTuple):
         return UNLIMITED if budget is None else budget - self.labeller.labelled.count
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Raises ConfigError for what is damaged or of another version."""
+    try:
+        known = json.loads(path.read_bytes())
+        version = known["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({type(error).__name__}): begin anew under another name of out; the labels are in "
+            f"{path.with_name('frames.xyz')}"
+        ) from None
+    if version != VERSION:
+        raise ConfigError(f"{path} is of version {version!r}; expected {VERSION}: end that loop as it was begun")
+    return known
+
+
+def digest_of(atoms: Atoms) -> str:
+    """Of a structure and what belongs to it, as a file has it."""
+    plain = [atoms.numbers.tolist(), *(x.round(6).tolist() for x in (atoms.positions, atoms.cell.array))]
+    plain += [atoms.pbc.tolist(), atoms.get_initial_charges().tolist(), atoms.get_initial_magnetic_moments().tolist()]
+    plain += [str(atoms.info.get(name)) for name in ("charge", "spin")]
+    plain += [type(each).__name__ for each in atoms.constraints]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12]
+
+
 def what_ends(config: LearnConfig) -> dict[str, Any]:
     """The settings that say when a loop ends, and how its potential is trained."""
     values = config.model_dump(mode="json", include={"aim", "budget"})
@@ -74,7 +100,7 @@ def what_ends(config: LearnConfig) -> dict[str, Any]:
 
 def settings_that_count(config: LearnConfig) -> dict[str, Any]:
     """Of the settings those that may not change, as JSON has them."""
-    values = config.model_dump(mode="json", exclude={"out"})
+    values = config.model_dump(mode="json", exclude={"out", "refuse_flaws"})
     values["training"] = config.training.model_dump(mode="json", exclude_unset=True)
     for section, names in INDIFFERENT.items():
         values[section] = {name: value for name, value in values[section].items() if name not in names}

@@ -20,7 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.base.errors import ConfigError, DataError, LabelError
+from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, read_whole
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, other_answer
 from segnn_ase.learn.loop import learn
@@ -183,9 +183,63 @@ def test_a_reference_that_changes_is_noticed(tmp_path, crystal, monkeypatch):
     assert learn(LearnConfig.parse(values), progress=False).labels > before
 
 
+def test_a_reference_that_changes_among_the_first_labels(tmp_path, crystal, monkeypatch):
+    monkeypatch.chdir(TESTS)
+    values = counted(tmp_path / "loop", crystal)
+    folder = tmp_path / "loop" / "cu.learn"
+    with LabelPool(ReferenceConfig(**values["reference"]), folder / "workers") as pool:  # stopped after the relaxation
+        relaxed_by_reference(
+            Labeller(pool, LabelledFrames(folder)), ase.io.read(values["structures"][0]), 2, "0/relax/1"
+        )
+    (tmp_path / "loop" / "shifted").touch()
+    with pytest.raises(LabelError, match="labels of the beginning are set aside"):
+        learn(LearnConfig.parse(values), progress=False)
+    (tmp_path / "loop" / "shifted").unlink()
+    values["budget"]["rounds"] = 1
+    learn(LearnConfig.parse(values), progress=False)
+    frames = read_whole(folder / "frames.xyz")
+    assert np.ptp([frame.get_potential_energy() for frame in frames]) < 1.0
+
+
+def test_what_is_missing_may_be_installed(tmp_path, crystal, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = settings(tmp_path, crystal, reference={"calculator": "not_yet:Calculator"}, budget={"rounds": 1})
+    with pytest.raises(ReferenceStartError, match="No module named 'not_yet'"):
+        learn(LearnConfig.parse(values), progress=False)
+    (tmp_path / "not_yet.py").write_text("from ase.calculators.emt import EMT as Calculator")
+    assert learn(LearnConfig.parse(values), progress=False).labels > 10
+
+
+def test_a_last_training_goes_on_though_its_time_has_passed(tmp_path, crystal, monkeypatch):
+    values = settings(tmp_path, crystal, budget={"rounds": 1, "minutes": 3.0}, training={"epochs": None})
+    values["training"] = {"device": "cpu", "teachers": 0}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("segnn_ase.learn.finish.verify", killed)
+    monkeypatch.setattr("segnn_ase.train.schedule.MOST_EPOCHS", 5, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        learn(LearnConfig.parse(values), progress=False)
+    monkeypatch.undo()
+    monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (2, 2))
+    assert Path(learn(LearnConfig.parse(values), progress=False).model).exists()
+
+
+def test_a_structure_that_was_replaced_is_noticed(tmp_path, crystal):
+    values = settings(tmp_path, crystal, budget={"rounds": 1})
+    learn(LearnConfig.parse(values), progress=False)
+    crystal.rattle(0.05, seed=5)
+    with pytest.raises(ConfigError, match="'files' is"):
+        learn(LearnConfig.parse(settings(tmp_path, crystal, budget={"rounds": 2})), progress=False)
+    (tmp_path / "cu.learn" / "state.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"state\.json cannot be read"):
+        learn(LearnConfig.parse(values), progress=False)
+
+
 def test_a_reference_that_always_fails_ends_it(tmp_path, crystal):
     values = settings(tmp_path, crystal, reference={"calculator": "no_module:Calculator"})
-    with pytest.raises(LabelError, match="no_module:Calculator does not start: ModuleNotFoundError"):
+    with pytest.raises(ReferenceStartError, match="no_module:Calculator does not start: ModuleNotFoundError"):
         learn(LearnConfig.parse(values), progress=False)
     xenon = settings(tmp_path, Atoms("Xe2", [[0, 0, 0], [0, 0, 4]]), out=str(tmp_path / "xe.pt"))
     with pytest.raises(LabelError, match="No EMT-potential for Xe"):
@@ -204,7 +258,7 @@ def test_what_is_there_is_not_overwritten(tmp_path, crystal):
         ({"conditions": {"temperature": "hot"}}, "expected temperatures in K"),
         ({"conditions": {"temperature": "0:300"}}, "above 0"),
         ({"conditions": {"temperature": []}}, "at least 1"),
-        ({"budget": {"labels": 10, "first_labels": 20}}, "more than budget.labels"),
+        ({"budget": {"labels": 20, "first_labels": 21}}, "more than budget.labels, 20"),
         ({"model": {"preset": "segnn2022"}}, "take another preset"),
         ({"training": {"committee": 3}}, "expected one potential"),
         ({"out": "model.pth"}, "ends in .pt"),
@@ -256,6 +310,8 @@ def test_frames_torn_by_a_kill_are_cut_off(tmp_path, crystal):
         assert list(again.frames) == ["0/0", "0/1"] and again.failed == {"0/3": "it said 'no' and went"}
         assert "0/3" in again and "0/2" not in again and again.count == 3
     assert (tmp_path / "frames.xyz").read_bytes() == whole[: len(whole) // 3 * 2]
+    (tmp_path / "frames.xyz").write_bytes(whole + "4\n\u00c5".encode()[:-1])  # torn within a letter
+    assert len(LabelledFrames(tmp_path).frames) == 3
     (tmp_path / "frames.xyz").write_text("what\n")
     with pytest.raises(DataError, match="damaged at line 1"):
         LabelledFrames(tmp_path)
@@ -314,3 +370,18 @@ def test_other_answers(crystal):
     assert other_answer(first, near) == ""
     near.calc.results["forces"] = near.get_forces() + 0.1
     assert "forces" in other_answer(first, near)
+
+
+def test_cells_move_where_a_pressure_is_given(tmp_path, crystal):
+    values = settings(tmp_path, crystal, conditions={"pressure": [0.0, 5.0], "starts": 1}, budget={"rounds": 1})
+    values["budget"]["labels"] = None
+    values["start"]["dynamics_steps"] = None
+    values["budget"]["minutes"] = 60.0
+    learn(LearnConfig.parse(values), progress=False)
+    folder = tmp_path / "cu.learn"
+    frames = {path.stem: read_whole(path) for path in (folder / "round-001").glob("s1-*GPa-1.xyz")}
+    assert set(frames) == {"s1-300K-0GPa-1", "s1-300K-5GPa-1"}
+    assert all(abs(run[-1].cell.volume - run[0].cell.volume) > 1e-6 for run in frames.values())
+    keys = [frame.info["key"] for frame in read_whole(folder / "frames.xyz")]
+    decided = json.loads((folder / "state.json").read_text())["decided"]["dynamics_steps"]
+    assert decided >= 200 and f"0/dynamics/1/{decided}" in keys

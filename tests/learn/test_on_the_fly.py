@@ -8,10 +8,12 @@ from ase import units
 from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
 
 from segnn_ase import OnTheFlyCalculator
-from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.errors import ConfigError, OutputError
+from segnn_ase.learn.labelled import read_whole
 
 SMALL = {"hidden_irreps": "8x0e+8x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": [8]}
 
@@ -45,6 +47,9 @@ def test_it_asks_less_and_less(tmp_path, crystal):
     moved(crystal, calculator, 60)
     assert calculator.labels + calculator.answers >= 60
     assert calculator.answers > 5 and calculator.labels >= 8 and (tmp_path / "cu.pt").exists()
+    with pytest.raises(OutputError, match=r"state\.json"):
+        OnTheFlyCalculator(EMT(), **settings)
+    calculator.close()
     again = OnTheFlyCalculator(EMT(), **settings)  # takes up both
     assert again.labels == calculator.labels
     sure, unsure = crystal.copy(), bulk("Cu", cubic=True)
@@ -109,3 +114,13 @@ def test_what_cannot_be(tmp_path):
     with pytest.raises(PropertyNotImplementedError, match="three periodic directions"):
         atoms.get_stress()
     assert atoms.get_potential_energy() and atoms.calc.labels == 1
+
+
+def test_labels_know_no_constraints(tmp_path, crystal):
+    crystal.rattle(0.1, seed=1)
+    free = crystal.copy()
+    crystal.set_constraint(FixAtoms([0, 1]))
+    crystal.calc, free.calc = OnTheFlyCalculator(EMT(), out=tmp_path / "cu.pt"), EMT()
+    assert np.abs(crystal.get_forces()[:2]).max() == 0
+    (label,) = read_whole(tmp_path / "cu.learn" / "frames.xyz")
+    assert np.abs(label.get_forces() - free.get_forces()).max() < 1e-7

@@ -8,7 +8,7 @@ import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
-from segnn_ase.base.errors import ConfigError, LabelError
+from segnn_ase.base.errors import ConfigError, LabelError, ReferenceStartError
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.references import REFERENCES, resolve_reference
 from segnn_ase.learn.settings import ReferenceConfig
@@ -104,8 +104,8 @@ def test_an_answer_that_nobody_heard_is_found(tmp_path):
     ],
 )
 def test_what_does_not_start_says_why(tmp_path, settings, told):
-    (found,) = labels_of([molecule("H2O")], tmp_path, **settings)
-    assert told in found
+    with pytest.raises(ReferenceStartError, match=told):  # it is not the structure's fault
+        labels_of([molecule("H2O")], tmp_path, **settings)
 
 
 def test_a_python_that_is_none(tmp_path):
@@ -131,3 +131,42 @@ def test_arguments_that_are_files_are_found_from_elsewhere(tmp_path, monkeypatch
     found = resolve_reference("emt", {"model": "my.model", "name": "small"}).arguments
     assert found == {"model": str(tmp_path / "my.model"), "name": "small"}
     assert issubclass(LabelError, RuntimeError)
+
+
+@pytest.mark.slow
+def test_density_functional_theory_of_molecules(tmp_path):
+    from ase.units import Hartree
+    from pyscf import dft, gto
+
+    from segnn_ase.learn.pyscf_molecules import MoleculeDFT
+
+    atoms = molecule("H2O")
+    atoms.rattle(0.05, seed=1)
+    settings = {"xc": "pbe", "basis": "sto-3g", "density_fit": False}
+    (label,) = labels_of([atoms], tmp_path, calculator="pyscf", arguments=settings)
+    mol = gto.M(atom=list(zip(atoms.symbols, atoms.positions.tolist(), strict=True)), basis="sto-3g", verbose=0)
+    assert label.energy == pytest.approx(dft.RKS(mol, xc="pbe").kernel() * Hartree, abs=1e-6)
+    step = 0.005
+    energies = []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.positions[1, 2] += sign * step
+        moved.calc = MoleculeDFT(**settings)
+        energies.append(moved.get_potential_energy())
+    assert label.forces[1, 2] == pytest.approx((energies[1] - energies[0]) / (2 * step), abs=0.02)
+    assert np.abs(label.forces.sum(axis=0)).max() < 0.02
+    anion = molecule("OH")
+    (label,) = labels_of([anion], tmp_path, calculator="pyscf", arguments={**settings, "charge": -1})
+    assert np.isfinite(label.energy)
+    (told,) = labels_of([anion], tmp_path, calculator="pyscf", arguments=settings)  # a doublet without spin
+    assert "spin" in told
+
+
+def test_charges_reach_the_reference(tmp_path):
+    import ase.io
+
+    atoms = molecule("H2O")
+    atoms.info["charge"] = 1
+    ase.io.write(tmp_path / "ion.xyz", atoms)
+    (told,) = labels_of([ase.io.read(tmp_path / "ion.xyz")], tmp_path, calculator=f"{HERE}OfCharge")
+    assert told.energy == 1.0
