@@ -25,7 +25,7 @@ from segnn_ase.data.references import energies_of_isolated_atoms, is_lone_ion, r
 
 TOLERANCES = (1e-3, 0.01, 1e-3)  # eV/atom, eV/Å and eV/Å^3, of labels of one structure
 MUCH = 5.0  # times these: one of the two is wrong
-STIFF = 20.0  # eV/Å^2, by which forces change as atoms move; of the stretched bonds of molecules up to 60
+STIFF = 150.0  # eV/Å^2, by which forces change as atoms move: of triple bonds up to 145
 STALE = 3  # frames with one energy, at least
 COINCIDENCE = 1e-3  # expected groups of equal energies, below which they are no accident
 

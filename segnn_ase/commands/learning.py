@@ -8,8 +8,10 @@ import typer
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.base.settings import read_toml
 from segnn_ase.commands.shared import Device, Out, Overwrite, Threads, app, prepare_process, reported_errors
+from segnn_ase.learn.references import REFERENCES
 from segnn_ase.model.settings import PRESETS
 
+SMOOTH = [name for name in PRESETS if name != "segnn2022"]
 GIVEN = {  # option: section and setting
     "reference": ("reference", "calculator"),
     "workers": ("reference", "workers"),
@@ -31,7 +33,7 @@ def learn_command(
         list[str], typer.Argument(help="structures that ASE reads, or a TOML file", metavar="STRUCTURE...|TOML")
     ],
     reference: Annotated[
-        str | None, typer.Option(help="what labels frames: gfn2-xtb, sevennet-l3i5, pyscf, ..., or module:Class")
+        str | None, typer.Option(help=f"what labels frames, required: {', '.join(REFERENCES)}, or module:Class")
     ] = None,
     temperature: Annotated[
         list[str] | None, typer.Option(help="K; 300:1200 takes three from the first to the second; default: 300")
@@ -43,10 +45,14 @@ def learn_command(
         float | None, typer.Option(help="ps that must run at every condition without a stop; default: 10")
     ] = None,
     aim: Annotated[float | None, typer.Option(help="meV/Å, rms error on its own dynamics; default: 40")] = None,
-    labels: Annotated[int | None, typer.Option(help="labels in all; default: as many as the minutes allow")] = None,
+    labels: Annotated[int | None, typer.Option(help="labels in all, 20 or more; default: as minutes allow")] = None,
     minutes: Annotated[float | None, typer.Option(help="minutes in all; default: 60")] = None,
     preset: Annotated[
-        str | None, typer.Option(help="from which model settings start; default: segnn", metavar="|".join(PRESETS))
+        str | None,
+        typer.Option(
+            help="from which model settings start; default: segnn",
+            metavar="|".join(SMOOTH),
+        ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="processes that label side by side; default: 1")] = None,
     out: Out = None,
@@ -70,6 +76,8 @@ def learn_command(
                 known = {"calculator": known} if (section, type(known)) == ("reference", str) else known
                 if isinstance(known, dict):  # what is no table is refused by `parse`
                     values[section] = {**known, setting: options[name]}
+        if not values.get("reference"):
+            raise ConfigError(f"reference is missing: give --reference, {', '.join(REFERENCES)}, or module:Class")
         config = LearnConfig.parse(values if out is None else {**values, "out": out})
         found = learn(config)
         verdict = "the aim is reached" if found.reached else f"the aim is not reached: {found.why}"
@@ -79,6 +87,9 @@ def learn_command(
 
 def _settings_in(given: list[str]) -> dict:
     """Settings of a TOML file, or structures alone."""
+    for path in given:
+        if path.replace(".", "").isdecimal() and not Path(path).exists():
+            raise ConfigError(f"structures has {path!r}, and there is no such file; several temperatures: 300,600")
     tables = [path for path in given if Path(path).suffix == ".toml"]
     if not tables:
         return {"structures": given}
@@ -91,7 +102,7 @@ def _settings_in(given: list[str]) -> dict:
 def select_command(
     frames: Annotated[list[str], typer.Argument(help="structures of any format of ASE")],
     model: Annotated[str, typer.Option(help="model file or name of a shipped potential")],
-    n: Annotated[int, typer.Option(min=1, help="how many")] = 50,
+    n: Annotated[int | None, typer.Option(min=1, help="how many; default: 50, or all of fewer")] = None,
     out: Annotated[str, typer.Option(help="new file, .xyz or .extxyz")] = "selected.xyz",
     device: Device = "auto",
     overwrite: Overwrite = False,

@@ -20,6 +20,7 @@ from segnn_ase.train.rollouts import usual_timestep
 
 LOOKS, APART = 40, 20.0  # frames kept of a run, at least, and fs between them, at most
 TOO_UNCERTAIN = 5.0  # times the aim, or the usual uncertainty where that is larger
+TRUSTED = 1 / 3, 3.0  # how far a few measured errors correct what a potential expects
 FRICTION = 0.01  # 1/fs
 OUTSIDE = 50.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration, which is worth labels
 SHARE = 0.15  # of the minutes of the budget that the dynamics of a round may take
@@ -65,6 +66,11 @@ class Ran(NamedTuple):
     frames: list[Atoms]  # on the way, evenly
     ends: list[Atoms]  # the last good one and the refused one, where it was stopped
 
+    @property
+    def is_late(self) -> bool:
+        """Whether its share of the time was over before its steps were made."""
+        return self.reason is None and self.steps < self.planned.steps
+
 
 def conditions_of(config: ConditionsConfig, structures: Sequence[Atoms]) -> list[Condition]:
     """Every temperature, coldest first, at every pressure, for every structure."""
@@ -76,12 +82,15 @@ def conditions_of(config: ConditionsConfig, structures: Sequence[Atoms]) -> list
     ]
 
 
-def largest_uncertainty(calculator: SEGNNCalculator, aim: float) -> float | None:
-    """Of a force component, eV/Å, at which dynamics stop; None where the potential does not say. aim: meV/Å."""
+def largest_uncertainty(calculator: SEGNNCalculator, aim: float, too_sure: float = 1.0) -> float | None:
+    """Of a force component, eV/Å, at which dynamics stop; None where the potential does not say.
+
+    aim: meV/Å; too_sure: measured over expected errors, of the potential before.
+    """
     uncertainty = calculator._potentials[0].uncertainty
     if uncertainty is None or not np.isfinite(uncertainty.beta):
         return None
-    return TOO_UNCERTAIN * max(1e-3 * aim, uncertainty.beta)
+    return TOO_UNCERTAIN * max(1e-3 * aim / float(np.clip(too_sure, *TRUSTED)), uncertainty.beta)
 
 
 def explore(planned: Planned, calculator: SEGNNCalculator, folder: Path, limit: float | None) -> Ran:
@@ -98,7 +107,7 @@ def what_became_of(planned: Planned, folder: Path) -> Ran:
     """Of a run that was made."""
     prefix = folder / planned.key
     found = json.loads(prefix.with_name(f"{prefix.name}.json").read_text())
-    frames = read_whole(Path(f"{prefix}.xyz"))[1:] or [planned.start]  # without the start
+    frames = read_whole(Path(f"{prefix}.xyz"))[1:]  # without the start, which may have been learned
     names = ("last_good", "refused")
     ends = [frame for name in names for frame in read_whole(prefix.with_name(f"{prefix.name}_{name}.extxyz"))]
     return Ran(planned, found["steps"], found["reason"], frames, ends if found["reason"] else [])
@@ -157,7 +166,8 @@ def plan_runs(
     """
     conditions, found = conditions_of(config.conditions, structures), []
     minutes = SHARE * config.budget.minutes / (len(conditions) * config.conditions.starts)
-    ended = {(run.planned.condition, run.planned.number): run.frames[-1] for run in before if run.reason is None}
+    good = [run for run in before if run.reason is None and run.frames]
+    ended = {(run.planned.condition, run.planned.number): run.frames[-1] for run in good}
     for n, condition in enumerate(conditions):
         origin = structures[condition.structure]
         timestep = config.conditions.timestep or usual_timestep(origin)

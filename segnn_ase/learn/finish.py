@@ -18,7 +18,7 @@ from segnn_ase.learn.labelled import SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, write_loop_report
-from segnn_ase.learn.rounds import decided_training, usable
+from segnn_ase.learn.rounds import decided_training, doctor_in_words, errors_on, is_small, usable
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.state import Loop, what_ends
 from segnn_ase.store.model_file import load_with_metadata, save_potential
@@ -42,27 +42,32 @@ class Learned(NamedTuple):
     minutes: float
 
 
-def finish_loop(loop: Loop, keys: Sequence[str], why: str) -> Learned:
-    """Train on all frames in a folder of its own, verify, and write model and report; gone on with where it stopped."""
+def finish_loop(loop: Loop, keys: Sequence[str], held: Sequence[str], why: str) -> Learned:
+    """Train on all frames but those that are held out, in a folder of its own, measure the potential on these, verify
+    it, and write model and report; where that was stopped it goes on."""
     config, state, labelled = loop.config, loop.state, loop.labeller.labelled
     loop.report(f"the rounds end: {why}" if why else "good enough: all dynamics ran, and errors are below the aim")
+    before = state.minutes
     digest = hashlib.sha256(json.dumps(what_ends(config), sort_keys=True).encode()).hexdigest()[:6]
     folder = config.folder / f"final-{len(state.rounds):03d}-{digest}"
     folder.mkdir(exist_ok=True)
     frames = decided(folder / "train.xyz", lambda: usable(labelled.of(keys)))
-    errors = train(decided_training(folder, lambda: last_training(config, folder, state.minutes)), progress=True)
-    state.save()
-    model = folder / "model.pt"
-    atoms = loop.structures[0].copy()
-    certificate = verify(str(model), atoms, device=config.training.device)
+    training = decided_training(folder, lambda: last_training(config, folder, state.minutes - state.last_minutes))
+    with doctor_in_words():
+        train(training, progress=True)
+    model = str(folder / "model.pt")
+    measured = errors_on(labelled.of(held), SEGNNCalculator(model, device=config.training.device, domain="ignore"))
+    if not why and not is_small(config, measured):
+        why = "the errors of the last potential are above it, those of the last round's were below"
+    certificate = verify(model, loop.structures[0].copy(), device=config.training.device)
     write(certificate, model=model)
-    tell_origin(model, config, labelled.count)
-    speed = speeds(str(model), frames, config)
-    write_atomically(config.out, model.read_bytes())
+    tell_origin(folder / "model.pt", config, labelled.count)
+    speed = speeds(model, frames, config)
+    write_atomically(config.out, Path(model).read_bytes())
+    state.last_minutes += state.minutes - before
     report = Path(config.out).with_suffix(".report.md")
-    write_loop_report(
-        report, config, Ended(state.rounds, labelled, frames, errors, certificate, speed, why, state.minutes)
-    )
+    ended = Ended(state.rounds, labelled, frames, measured, certificate, speed, why, state.minutes)
+    write_loop_report(report, config, ended)
     learned = Learned(config.out, str(report), not why, why, labelled.count, round(state.minutes, 1))
     state.finished = {"learned": learned._asdict(), "settings": what_ends(config)}
     state.save()

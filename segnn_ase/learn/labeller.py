@@ -90,8 +90,8 @@ class Labeller:
             whose = f"round {round_}" if round_ else "the beginning"
             raise LabelError(
                 f"the reference answers otherwise than in the beginning: {told} for the first structure. The labels of "
-                f"{whose} are set aside in {self.labelled.aside_path}. Give it its old settings, units and version, and "
-                "run the same command: they are asked for again; or begin anew under another name of out"
+                f"{whose} are set aside in {self.labelled.aside_path}. Give it its old settings, units and version "
+                "and run the same command: they are asked for again; or begin anew under another name of out"
             )
 
 

@@ -22,15 +22,19 @@ from segnn_ase.learn.finish import Learned, finish_loop
 from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
-from segnn_ase.learn.rounds import calculator_of_round, chosen, drawn, errors_on, in_brief, usable
+from segnn_ase.learn.references import REFERENCES
+from segnn_ase.learn.report import passed_of
+from segnn_ase.learn.rounds import calculator_of_round, chosen, drawn, errors_on, in_brief, is_small, usable
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.starts import first_labels
 from segnn_ase.learn.state import Loop, LoopState, what_ends
+from segnn_ase.model.settings import model_config
 from segnn_ase.train.report import printer
 
 FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that follows
 FOR_ROUNDS = 2 / 3  # of the minutes; the rest is for the last training
 LABELS, GROWTH = 24, 0.4  # of a round, at least, and of the frames before: the training takes as long for few
+FOR_LABELS, FEWEST = 0.15, 8  # of the minutes, for the labels of a round, and how many these are at least
 DRAWN = 1 / 3  # of the labels of a round are for the error
 
 
@@ -43,6 +47,8 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
     """
     expect(isinstance(config, LearnConfig), "config", config, "a LearnConfig, as by LearnConfig.parse(a dict)")
     structures, folder, report = read_structures(config), config.folder, printer(progress)
+    for path, height in small_cells(config, structures):
+        report(f"warning: {path} has a cell of {height:.1f} Å, in which atoms move with their own images: repeat it")
     with only_writer([folder / "state.json"]):
         if Path(config.out).exists() and not (folder / "state.json").exists():
             told = "which exists and is of no loop to go on with: rename or remove it"
@@ -56,8 +62,8 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
         with LabelPool(config.reference, folder / "workers") as pool:
             labeller = Labeller(pool, LabelledFrames(folder), progress=progress)
             loop = Loop(config, structures, labeller, state, report)
-            why, keys = run_rounds(loop)
-            return finish_loop(loop, keys, why)
+            why, keys, held = run_rounds(loop)
+            return finish_loop(loop, keys, held, why)
 
 
 def read_structures(config: LearnConfig) -> list[Atoms]:
@@ -72,7 +78,9 @@ def read_structures(config: LearnConfig) -> list[Atoms]:
             raise ConfigError(f"structures has {path!r}, {told}") from error
         check_atoms(atoms, path)
         if len(atoms) < 2:
-            raise ConfigError(f"structures has {path!r} of one atom; expected two or more, as one alone does not move")
+            told = "expected two or more, as one alone does not move: repeat the cell"
+            raise ConfigError(f"structures has {path!r} of one atom; {told}")
+        refuse_unheard(config, atoms, path)
         atoms.calc = None
         atoms.set_momenta(np.zeros((len(atoms), 3)), apply_constraint=False)
         found.append(atoms)
@@ -86,27 +94,55 @@ def read_structures(config: LearnConfig) -> list[Atoms]:
     return found
 
 
+def small_cells(config: LearnConfig, structures: Sequence[Atoms]) -> list[tuple[str, float]]:
+    """Files of periodic structures that are thinner than the cutoff's reach on both sides, and how thin, Å."""
+    found = []
+    for path, atoms in zip(config.structures, structures, strict=True):
+        heights = [1 / float(np.linalg.norm(row)) for row in atoms.cell.reciprocal()[atoms.pbc]]
+        if heights and min(heights) < 2 * model_config(**config.model).cutoff:
+            found.append((path, min(heights)))
+    return found
+
+
+def refuse_unheard(config: LearnConfig, atoms: Atoms, path: str) -> None:
+    """Raise ConfigError for a charge or multiplicity that a reference we know by name is not told."""
+    reference = config.reference.calculator
+    for name, nothing in (("charge", 0), ("spin", 1)):
+        value = atoms.info.get(name, nothing)
+        if value not in (nothing, 0) and reference in REFERENCES and name not in REFERENCES[reference].told:
+            raise ConfigError(
+                f"structures has {path!r} with {name} = {value}, which {reference!r} knows nothing of: remove it from "
+                "the file, or take another reference"
+            )
+
+
 def only_last(path: str) -> Atoms:
     found = ase.io.read(path, -1)
     return found[-1] if isinstance(found, list) else found
 
 
-def run_rounds(loop: Loop) -> tuple[str, list[str]]:
-    """Rounds until it is good enough or the budget is spent; returns why it ended, "" where it is good enough, and the
-    keys of all frames that may be learned."""
+def run_rounds(loop: Loop) -> tuple[str, list[str], list[str]]:
+    """Rounds until it is good enough or the budget is spent.
+
+    Returns why it ended, "" where it is good enough, the keys of all frames that may be learned, and of those that were
+    drawn in the last round: they measure the potential that is written.
+    """
     config = loop.config
     loop.report(f"first labels by {config.reference.calculator}")
     structures, keys = first_labels(loop)
     ran: list[Ran] = []
+    held: list[str] = []
     for number in range(1, config.budget.rounds + 1):
         begun = (round_folder(config, number) / "train.xyz").exists()
         if not begun and (why := spent(loop)):
-            return why, keys
-        ran, new, good = one_round(loop, number, structures, keys, ran)
-        keys += new
+            return why, keys, held
+        ran, new, good = one_round(loop, number, structures, [*keys, *held], ran)
+        keys += held
+        held = [key for key in new if "/drawn/" in key]
+        keys += [key for key in new if key not in held]
         if good:
-            return "", keys
-    return f"{config.budget.rounds} rounds are over (budget.rounds)", keys
+            return "", keys, held
+    return f"{config.budget.rounds} rounds are over (budget.rounds)", keys, held
 
 
 def spent(loop: Loop) -> str:
@@ -114,9 +150,12 @@ def spent(loop: Loop) -> str:
     budget = loop.config.budget
     if loop.labels_left < 4:
         return f"{loop.labeller.labelled.count} labels are made (budget.labels)"
-    if loop.state.minutes > FOR_ROUNDS * budget.minutes:
-        return f"{loop.state.minutes:.0f} of {budget.minutes:g} minutes are over, the rest is for the last training"
-    return ""
+    minutes = loop.state.minutes - loop.state.last_minutes
+    if minutes <= FOR_ROUNDS * budget.minutes:
+        return ""
+    late = bool(loop.state.rounds) and loop.state.rounds[-1]["late"]
+    told = "; dynamics were too slow for their share of it: fewer picoseconds, starts or conditions" if late else ""
+    return f"{minutes:.0f} of {budget.minutes:g} minutes are over, the rest is for the last training{told}"
 
 
 def one_round(
@@ -135,10 +174,11 @@ def one_round(
     frames = usable(labeller.labelled.of(keys))
     loop.report(f"round {number}: training on {len(frames)} frames, then {len(planned)} runs of {picoseconds:g} ps")
     calculator = calculator_of_round(config, frames, folder)
-    limit = largest_uncertainty(calculator, config.aim.forces)
+    limit = largest_uncertainty(calculator, config.aim.forces, too_sure(state.rounds))
     ran = [explore(each, calculator, folder, limit) for each in planned]
     most = config.budget.round_labels or max(LABELS, round(GROWTH * len(frames)))
-    budget = state.decided.setdefault(f"labels of round {number}", min(most, loop.labels_left - 1))  # and a control
+    most = min(most, loop.labels_left - 1, max(loop.labels_within(FOR_LABELS), FEWEST))  # one is a control
+    budget = state.decided.setdefault(f"labels of round {number}", most)
     state.save()
     share = min(round(DRAWN * budget), LABELS)
     measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))
@@ -165,9 +205,16 @@ def round_folder(config: LearnConfig, number: int) -> Path:
 def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:
     """Whether all dynamics ran as long as is asked for, and frames of them have small errors."""
     long = row["picoseconds"] >= config.conditions.picoseconds
-    passed = all(run.reason is None and run.steps >= run.planned.steps for run in ran)
-    asked = (("forces", config.aim.forces), ("energy", config.aim.energy))
-    return long and passed and all(aim is None or (row[name] is not None and row[name] <= aim) for name, aim in asked)
+    passed = all(run.reason is None and not run.is_late for run in ran)
+    everywhere = {run.planned.condition.name for run in ran} <= row["by_condition"].keys()
+    energy = config.aim.energy is None or (row["energy"] is not None and row["energy"] <= config.aim.energy)
+    return long and passed and everywhere and energy and is_small(config, row)
+
+
+def too_sure(rows: Sequence[dict[str, Any]]) -> float:
+    """Measured over expected errors of the last round; 1 where that is not known."""
+    last = rows[-1] if rows else {}
+    return last["forces"] / last["expected"] if last.get("expected") and last.get("forces") else 1.0
 
 
 def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:
@@ -176,7 +223,8 @@ def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:
         for run in ran
         if run.reason
     ]
-    return {"runs": len(ran), "stops": stops}
+    late = [f"{run.planned.key} after {1e-3 * run.steps * run.planned.timestep:.2f} ps" for run in ran if run.is_late]
+    return {"runs": len(ran), "stops": stops, "late": late}
 
 
 def told_of_round(row: dict[str, Any]) -> str:
@@ -185,7 +233,8 @@ def told_of_round(row: dict[str, Any]) -> str:
     if row["forces"] is not None:
         error = f"errors on {row['drawn']} of their frames: {row['forces']:.1f} meV/Å, {row['energy']:.2f} meV/atom"
     lines = [
-        f"round {row['round']}: {row['runs'] - len(row['stops'])} of {row['runs']} runs passed; {error}; "
+        f"round {row['round']}: {passed_of(row)} runs passed; {error}; "
         f"{row['labels']} labels, {row['minutes']:.1f} minutes"
     ]
-    return "\n".join([*lines, *(f"  stopped: {stop}" for stop in row["stops"])])
+    ends = [("stopped", stop) for stop in row["stops"]] + [("out of time", late) for late in row["late"]]
+    return "\n".join([*lines, *(f"  {told}: {end}" for told, end in ends)])

@@ -1,5 +1,6 @@
 """`OnTheFlyCalculator`: a potential that asks its reference where it is not sure, and learns the answers beside."""
 
+import json
 import os
 import subprocess
 import sys
@@ -24,27 +25,25 @@ from segnn_ase.learn.pool import ReferenceLabel, kill
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.rounds import RATE, epochs_within, usable
 from segnn_ase.learn.worker import energy_of, made
+from segnn_ase.store.shipped import find_model
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
-from segnn_ase.train.start import train
+from segnn_ase.train.start import finetune, train
 
 FEWEST = 8  # frames of a training
-TRAIN = """
-import json, sys
-from segnn_ase.train import TrainConfig, train
-train(TrainConfig.parse(json.load(open(sys.argv[1]))), progress=False)
-"""
+TRAIN = "import sys; from segnn_ase.learn.on_the_fly import train_or_tune; train_or_tune(*sys.argv[1:])"
 
 
 class OnTheFlyCalculator(Calculator):
     """Answers with the potential where it is sure, with the reference where it is not, for drivers of the user's own.
 
-    reference: an ASE calculator, or a name as of `segnn learn`. model: a potential to begin with; None: that of `out`,
-    where it is there. out: the potential so far, written after every training; the folder beside it keeps every
-    labelled frame, and both are taken up again by the next calculator with this name. aim: meV/Å; it is not sure where
-    a force component is uncertain by more than five times that (or the usual uncertainty, where that is larger), or the
-    structure is outside what it was trained on. train_every: so many new labels begin a training, or a fifth of those
-    that there are. minutes: of a training, roughly. beside: trainings run in a process of their own, and the potential
-    is taken when it is ready; else each ends before the next answer. settings: of the network and of the training.
+    reference: an ASE calculator, or a name as of `segnn learn`. model: a potential to begin with, which is fine-tuned
+    on the labels; None: trainings are from scratch, and the potential is that of `out`, where it is there. out: the
+    potential so far, written after every training; the folder beside it keeps every labelled frame, and both are taken
+    up again by the next calculator with this name. aim: meV/Å; it is not sure where a force component is uncertain by
+    more than five times that (or the usual uncertainty, where that is larger), or the structure is outside what it was
+    trained on. train_every: so many new labels begin a training, or a fifth of those that there are. minutes: of a
+    training, roughly. beside: trainings run in a process of their own, and the potential is taken when it is ready;
+    else each ends before the next answer. network, training: settings as of `segnn train`.
 
     `results` have "asked", whether this was the reference; `labels` and `answers` count. Raises what the reference
     raises, and ConfigError for arguments that cannot be used.
@@ -82,6 +81,7 @@ class OnTheFlyCalculator(Calculator):
         self.answers = 0  # of the potential
         self._trained_on = 0  # labels that the potential knows, or the one in training will
         self._process: tuple[subprocess.Popen, Path] | None = None
+        self._start = None if model is None else str(find_model(model).absolute())
         self._potential: SEGNNCalculator | None = None
         if model is not None or self.out.exists():
             self._take(model or self.out)
@@ -116,7 +116,7 @@ class OnTheFlyCalculator(Calculator):
         """Train on all labels now, and take the potential; raises DataError for what cannot be trained on."""
         self._stop()
         config = self._next_training()
-        train(config, progress=False)
+        train_or_tune(config, self._start or "")
         self._trained_on = self.labels
         self._taken_over(Path(config.out))
 
@@ -165,9 +165,9 @@ class OnTheFlyCalculator(Calculator):
             return self.train()
         config = self._next_training()
         settings = Path(config.out).with_name("settings.json")
-        write_atomically(settings, config.model_dump_json().encode())
+        write_atomically(settings, config.model_dump_json(exclude_unset=True).encode())
         with open(settings.with_name("log.txt"), "wb") as log:
-            command = [sys.executable, "-c", TRAIN, str(settings)]
+            command = [sys.executable, "-c", TRAIN, str(settings), self._start or ""]
             process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=os.environ.copy())
         weakref.finalize(self, kill, process)
         self._process, self._trained_on = (process, Path(config.out)), self.labels
@@ -181,7 +181,9 @@ class OnTheFlyCalculator(Calculator):
         write_frames(folder / "train.xyz", frames)
         given = self.training.model_dump(exclude_unset=True)
         epochs = epochs_within(self.minutes, frames, self.network, self.training)
-        training = {"epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0, **given}
+        training = {"epochs": epochs, "rollout_steps": 0, **given}
+        if self._start is None:
+            training = {"learning_rate": RATE, "teachers": 0, **training}
         data = DataConfig(train=(str(folder / "train.xyz"),))
         return TrainConfig(
             out=str(folder / "model.pt"), data=data, model=self.network, training=OptimConfig(**training)
@@ -208,6 +210,15 @@ class OnTheFlyCalculator(Calculator):
         if self._process is not None:
             kill(self._process[0])
             self._process = None
+
+
+def train_or_tune(settings: "TrainConfig | str", start: str) -> None:
+    """By these settings or those in a file: from scratch, or from the potential `start`, if there is one."""
+    config = TrainConfig.parse(json.loads(Path(settings).read_text())) if isinstance(settings, str) else settings
+    if start:
+        finetune(start, config, progress=False)
+    else:
+        train(config, progress=False)
 
 
 def _calculator_of(reference: Any) -> Calculator:

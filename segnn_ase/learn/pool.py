@@ -147,6 +147,7 @@ class Worker:
             "folder": os.getcwd(),
             "package": str(Path(__file__).parents[2]),  # of references that are modules of this one
             "remembers": reference.remembers,
+            "told": dict(reference.told),
             "memory": self.settings.memory,
         }
         minutes = max(self.settings.label_minutes, START_MINUTES)
@@ -207,8 +208,10 @@ def unheard(path: Path) -> dict | None:
 
 
 def threads_of(settings: ReferenceConfig) -> int:
-    """Of each worker."""
-    return settings.threads or max((os.cpu_count() or 1) // settings.workers, 1)
+    """Of each worker: as the settings or OMP_NUM_THREADS say, else its share of the cores that this process may use."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return settings.threads or (int(told) if told.isdecimal() else 0) or max(cores // settings.workers, 1)
 
 
 def environment(settings: ReferenceConfig) -> dict[str, str]:

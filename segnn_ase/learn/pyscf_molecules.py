@@ -5,7 +5,7 @@ from ase.units import Bohr, Hartree
 
 
 class MoleculeDFT(Calculator):
-    """Energy (eV) and forces (eV/Å) of a molecule; charge in e, spin the number of unpaired electrons.
+    """Energy (eV) and forces (eV/Å) of a molecule; charge in e.
 
     Raises CalculationFailed where the density does not converge.
     """
@@ -13,10 +13,11 @@ class MoleculeDFT(Calculator):
     implemented_properties = ["energy", "forces"]  # noqa: RUF012 - ASE's interface
 
     def __init__(
-        self, xc: str = "pbe", basis: str = "def2-svp", charge: int = 0, spin: int = 0, density_fit: bool = True
+        self, xc: str = "pbe", basis: str = "def2-svp", charge: int = 0, multiplicity: int = 1, density_fit: bool = True
     ):
         super().__init__()
-        self.parameters = {"xc": xc, "basis": basis, "charge": charge, "spin": spin, "density_fit": density_fit}
+        self.parameters = {"xc": xc, "basis": basis, "charge": charge, "density_fit": density_fit}
+        self.parameters["spin"] = multiplicity - 1  # unpaired electrons, as PySCF counts
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         from pyscf import dft, gto

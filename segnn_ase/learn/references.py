@@ -17,6 +17,7 @@ class Reference(NamedTuple):
     package: str = ""  # what pip installs
     licence: str = "not known here: see its authors"
     remembers: bool = False  # whether a label would depend on the one before: it is made anew for each
+    told: Mapping[str, str] = {}  # entry of `Atoms.info`, charge or spin (multiplicity): the argument for it
 
 
 REFERENCES = {
@@ -27,6 +28,7 @@ REFERENCES = {
         "tblite",
         "LGPL-3.0 (tblite)",
         remembers=True,
+        told={"charge": "charge", "spin": "multiplicity"},
     ),
     "gfn1-xtb": Reference(
         "GFN1-xTB (Grimme, Bannwarth, Shushkov 2017)",
@@ -35,6 +37,7 @@ REFERENCES = {
         "tblite",
         "LGPL-3.0 (tblite)",
         remembers=True,
+        told={"charge": "charge", "spin": "multiplicity"},
     ),
     "sevennet-l3i5": Reference(
         "SevenNet-l3i5, PBE(+U) of MPtrj (Park et al. 2024)",
@@ -65,11 +68,13 @@ REFERENCES = {
         "MIT (mace-torch), weights as their card says",
     ),
     "pyscf": Reference(
-        "density functional theory of molecules with PySCF; arguments xc, basis, charge, spin",
+        "density functional theory of molecules with PySCF; arguments xc, basis, charge, multiplicity",
         "segnn_ase.learn.pyscf_molecules:MoleculeDFT",
         {},
         "pyscf",
         "Apache-2.0 (PySCF)",
+        remembers=True,
+        told={"charge": "charge", "spin": "multiplicity"},
     ),
     "emt": Reference(
         "effective medium theory of ASE, for trying things out", "ase.calculators.emt:EMT", {}, "ase", "LGPL-2.1 (ASE)"

@@ -10,11 +10,13 @@ from ase import Atoms
 
 from segnn_ase.base.figures import plot_rounds
 from segnn_ase.base.files import write_atomically
-from segnn_ase.learn.labelled import CONDITION, REASON, ROUND, LabelledFrames
+from segnn_ase.learn.labelled import CONDITION, REASON, LabelledFrames
 from segnn_ase.learn.references import resolve_reference
+from segnn_ase.learn.rounds import STRONGEST
 from segnn_ase.learn.settings import LearnConfig
-from segnn_ase.train.report import error_table
 from segnn_ase.verify.certificate import Certificate
+
+UNITS_OF_ERRORS = {"forces": "meV/Å", "energy": "meV/atom", "stress": "meV/Å³"}
 
 
 class Ended(NamedTuple):
@@ -23,7 +25,7 @@ class Ended(NamedTuple):
     rounds: list[dict[str, Any]]
     labelled: LabelledFrames
     frames: list[Atoms]  # that were trained on
-    errors: dict  # of the last training
+    measured: dict[str, Any]  # `errors_on` what was held out, of the potential that is written
     certificate: Certificate
     speed: tuple[float, float, int]  # seconds of a label and of the potential, threads
     why: str  # it ended before the aim was reached
@@ -69,33 +71,32 @@ def of_loop(config: LearnConfig, ended: Ended) -> list[str]:
 def of_rounds(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
-    head = [
-        "round",
-        "trained on",
-        "ps",
-        "runs passed",
-        "forces, meV/Å",
-        "expected",
-        "energy, meV/atom",
-        "labels",
-        "min",
-    ]
+    head = ["round", "trained on", "ps", "runs passed", "drawn", *UNITS_OF_ERRORS, "expected", "labels", "minutes"]
     lines = [
         "## Rounds",
         "",
-        "Errors are those of frames drawn from the round's own dynamics, labelled afterwards.",
+        "Errors (rms: forces in meV/Å, energy in meV/atom, stress in meV/Å³) are of frames drawn at random from the "
+        "round's own dynamics, labelled afterwards and not yet learned; what the potential itself expected of the "
+        "forces stands beside. The few that are drawn scatter.",
         "",
+        f"| {' | '.join(head)} |",
+        "|" + "--:|" * len(head),
     ]
-    lines += [f"| {' | '.join(head)} |", "|" + "--:|" * len(head)]
     for row in rows:
-        passed = f"{row['runs'] - len(row['stops'])} of {row['runs']}"
-        errors = [_digits(row[name], digits) for name, digits in (("forces", 1), ("expected", 1), ("energy", 2))]
-        cells = [row["round"], row["frames"], f"{row['picoseconds']:g}", passed, *errors, row["labels"], row["minutes"]]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        errors = [_digits(row[name], 2 if name == "energy" else 1) for name in (*UNITS_OF_ERRORS, "expected")]
+        cells = [row["round"], row["frames"], f"{row['picoseconds']:g}", passed_of(row), row["drawn"], *errors]
+        lines.append(f"| {' | '.join(map(str, [*cells, row['labels'], row['minutes']]))} |")
     last = rows[-1]
     lines += ["", "In the last round, by condition (rms of forces, meV/Å): " + _listed(last["by_condition"])]
     stops = [f"- round {row['round']}: {stop}" for row in rows for stop in row["stops"]]
-    return [*lines, *(["", "Dynamics were stopped:", "", *stops] if stops else [])]
+    late = [f"- round {row['round']}: {run}" for row in rows for run in row["late"]]
+    lines += ["", "Dynamics were stopped:", "", *stops] if stops else []
+    return [*lines, *(["", "Dynamics had no more time (a share of the minutes):", "", *late] if late else [])]
+
+
+def passed_of(row: dict[str, Any]) -> str:
+    """How many runs of a round were neither stopped nor out of time."""
+    return f"{row['runs'] - len(row['stops']) - len(row['late'])} of {row['runs']}"
 
 
 def of_frames(ended: Ended) -> list[str]:
@@ -103,13 +104,15 @@ def of_frames(ended: Ended) -> list[str]:
     kinds = Counter(frame.info[REASON].partition(":")[0].partition(" by ")[0] for frame in ended.frames)
     where = Counter(frame.info.get(CONDITION, "before the dynamics") for frame in ended.frames)
     forces = np.concatenate([np.ravel(frame.get_forces()) for frame in ended.frames])
-    left = len(ended.labelled.frames) - len(ended.frames)
+    strong = sum(np.abs(f.get_forces()).max() > STRONGEST for f in ended.labelled.frames.values())
+    others = len(ended.labelled.frames) - len(ended.frames) - ended.measured["drawn"] - strong
     failed = [f"- no label for {key}: {reason}" for key, reason in ended.labelled.failed.items()]
     return [
         "## Frames",
         "",
-        f"- {len(ended.frames)} were trained on, of {max(f.info[ROUND] for f in ended.frames)} rounds; {left} others "
-        "are controls of the reference, steps between those that are learned, and frames with forces out of all bounds",
+        f"- {len(ended.frames)} were trained on, {ended.measured['drawn']} of the last round held out to measure; "
+        f"{strong} with forces above {STRONGEST:g} eV/Å are left out; {others} others are steps between those that are "
+        "learned, and controls of the reference",
         f"- by reason: {_listed(kinds)}",
         f"- by condition: {_listed(where)}",
         f"- forces: rms {np.sqrt(np.mean(forces**2)):.3g}, largest {np.abs(forces).max():.3g} eV/Å",
@@ -122,18 +125,28 @@ def of_potential(config: LearnConfig, ended: Ended) -> list[str]:
     judged = [check for check in ended.certificate.checks if check.passed is not None]
     failed = ended.certificate.failed
     verdict = f"**fails**: {', '.join(failed)}" if failed else f"all {len(judged)} checks hold"
-    atoms = max(len(frame) for frame in ended.frames)
+    atoms, less = max(len(frame) for frame in ended.frames), label >= own
+    ratio = label / own if less else own / label
     return [
-        "## The potential",
+        "## The potential that is written",
         "",
-        "```",
-        error_table(ended.errors),
-        "```",
-        "",
-        f"- `segnn verify` on the first structure: {verdict}",
+        of_measured(ended.measured),
+        f"- `segnn verify` on the first structure: {verdict}. That is about symmetries, derivatives and conservation, "
+        "not about the reference",
         f"- {atoms} atoms, {threads} threads: a label takes {1e3 * label:.3g} ms, the potential {1e3 * own:.3g} ms, "
-        f"{label / own:.3g} times less",
+        f"{ratio:.3g} times {'less' if less else 'more'}",
     ]
+
+
+def of_measured(measured: dict[str, Any]) -> str:
+    if not measured["drawn"]:
+        return "- **No round of dynamics was made, nothing was measured**: it has only seen the first frames"
+    known = [name for name in UNITS_OF_ERRORS if measured[name] is not None]
+    named = [f"{name} {_digits(measured[name], 2)} {UNITS_OF_ERRORS[name]}" for name in known]
+    return (
+        f"- Errors (rms) on the {measured['drawn']} frames that were drawn from the dynamics of the last round, "
+        f"and are not learned: {', '.join(named)}; forces by condition: {_listed(measured['by_condition'])}"
+    )
 
 
 def _digits(value: float | None, digits: int) -> str:

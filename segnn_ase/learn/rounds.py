@@ -2,7 +2,8 @@
 labels."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from ase import Atoms
 from ase.data import covalent_radii
 
 from segnn_ase.base.devices import resolve_device
+from segnn_ase.base.errors import DataError
 from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.learn.explore import Ran
+from segnn_ase.learn.explore import Condition, Ran
 from segnn_ase.learn.labelled import CONDITION, asked_frame, write_frames
 from segnn_ase.learn.selection import informative, learned_form
 from segnn_ase.learn.settings import LearnConfig
@@ -43,9 +45,22 @@ def calculator_of_round(config: LearnConfig, frames: Sequence[Atoms], folder: Pa
         if not source.exists():
             write_frames(source, frames)
         training = decided_training(folder, lambda: short_training(config, frames, source, out))
-        errors = train(training, progress=False)
+        with doctor_in_words():
+            errors = train(training, progress=False)
         write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
     return SEGNNCalculator(str(out), device=config.training.device, domain="ignore")
+
+
+@contextmanager
+def doctor_in_words() -> Iterator[None]:
+    """Where the doctor refuses labels, name the setting of a loop."""
+    try:
+        yield
+    except DataError as error:
+        told = str(error).replace(
+            "refuse_flaws = false under [data]", "refuse_flaws = false in the TOML file of the loop"
+        )
+        raise DataError(told) from error
 
 
 def decided_training(folder: Path, decide: Callable[[], TrainConfig]) -> TrainConfig:
@@ -76,18 +91,30 @@ def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training
 
 
 def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int) -> list[Atoms]:
-    """Frames of all runs, at random times, so many in all, to be labelled for the error."""
-    found = []
+    """Frames of all runs, at random times, to be labelled for the error: so many in all, and one of each condition at
+    least; conditions take turns, and so do the runs of each."""
+    rng = np.random.default_rng([seed, round_])
+    left: dict[Condition, list[list[tuple[int, int]]]] = {}
     for n, run in enumerate(ran):
-        rng = np.random.default_rng([seed, round_, n])
-        share = (n + 1) * count // len(ran) - n * count // len(ran)
-        frames = [frame for frame in run.frames if is_sane(frame)]
-        picked = sorted(rng.permutation(len(frames))[:share].tolist())
-        condition, key = run.planned.condition.name, run.planned.key
-        found += [
-            asked_frame(frames[k], f"{round_}/drawn/{key}/{k}", round_, condition, "drawn at random") for k in picked
-        ]
-    return found
+        sane = [k for k, frame in enumerate(run.frames) if is_sane(frame)]
+        if sane:
+            left.setdefault(run.planned.condition, []).append([(n, sane[k]) for k in rng.permutation(len(sane))])
+    found: list[tuple[int, int]] = []
+    while len(found) < max(count, len(left)) and any(any(runs) for runs in left.values()):
+        for runs in left.values():
+            runs.sort(key=len, reverse=True)  # the one of which most are left
+            if runs[0] and len(found) < max(count, len(left)):
+                found.append(runs[0].pop())
+    return [
+        asked_frame(
+            ran[n].frames[k],
+            f"{round_}/drawn/{ran[n].planned.key}/{k}",
+            round_,
+            ran[n].planned.condition.name,
+            "drawn at random",
+        )
+        for n, k in sorted(found)
+    ]
 
 
 def chosen(
@@ -142,14 +169,21 @@ def is_sane(atoms: Atoms) -> bool:
 
 def errors_on(frames: Sequence[Atoms], calculator: SEGNNCalculator) -> dict[str, Any]:
     """Of labelled frames: "drawn", their number, rms errors of "forces" (meV/Å) and "energy" (meV/atom), "expected" of
-    the forces by the potential itself, and "by_condition" those of the forces; None for what is not known."""
-    found: dict[str, Any] = {"drawn": len(frames), "forces": None, "energy": None, "expected": None, "by_condition": {}}
+    the forces by the potential itself, "stress" (meV/Å^3), and "by_condition" those of the forces; None for what is not
+    known."""
+    found: dict[str, Any] = {"drawn": len(frames), **dict.fromkeys(("forces", "energy", "stress", "expected"))}
+    found["by_condition"] = {}
     if not frames:
         return found
-    said = calculator.evaluate([frame.copy() for frame in frames])
+    said = calculator.evaluate([frame.copy() for frame in frames], ("energy", "forces", "stress"))
     forces = [one["forces"] - frame.get_forces() for one, frame in zip(said, frames, strict=True)]
     energy = [(o["energy"] - f.get_potential_energy()) / len(f) for o, f in zip(said, frames, strict=True)]
     found |= {"forces": rms_in_milli(forces), "energy": rms_in_milli(energy)}
+    pairs = [
+        (o["stress"], f) for o, f in zip(said, frames, strict=True) if "stress" in f.calc.results and "stress" in o
+    ]
+    if pairs:
+        found["stress"] = rms_in_milli([stress - frame.get_stress() for stress, frame in pairs])
     if all("forces_std" in one for one in said):
         found["expected"] = rms_in_milli([one["forces_std"] for one in said])
     names = [frame.info[CONDITION] for frame in frames]
@@ -161,3 +195,9 @@ def errors_on(frames: Sequence[Atoms], calculator: SEGNNCalculator) -> dict[str,
 def rms_in_milli(parts: Sequence[Any]) -> float:
     values = np.concatenate([np.ravel(part) for part in parts])
     return round(float(1e3 * np.sqrt(np.mean(np.square(values)))), 4)
+
+
+def is_small(config: LearnConfig, row: dict[str, Any]) -> bool:
+    """Whether the forces are as good as is asked for, in all and at every condition."""
+    found = [row["forces"], *row["by_condition"].values()]
+    return all(error is not None and error <= config.aim.forces for error in found)

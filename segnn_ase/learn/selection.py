@@ -3,8 +3,8 @@
 Features phi_i of the last interaction say what an atom teaches (`trust.uncertainty`). A structure adds
 log det(1 + Phi A^-1 Phi^T) to what is known, A being the sum of phi phi^T over training atoms and structures chosen
 before: the entropy of a linear model's weights that its labels remove (MacKay, Neural Comput. 4, 590 (1992)). It falls
-with every structure that is like one chosen before, so that the greedy choice is diverse, and within 1 - 1/e of the
-best (Nemhauser, Wolsey, Fisher 1978).
+with every structure that is like one chosen before, so that the greedy choice is diverse; for structures of one size it
+is within 1 - 1/e of the best (Nemhauser, Wolsey, Fisher 1978). Taken for each atom, as labels of many cost more.
 """
 
 import heapq
@@ -21,18 +21,28 @@ from segnn_ase.data.convert import images_for, write_labelled
 from segnn_ase.data.frames import structure_alone
 from segnn_ase.structure.told import told_in, with_told
 
+USUAL = 50  # structures
 RIDGE = 1e-6  # of the mean diagonal, where nothing is known
 
 
 def select_frames(
-    model: str, paths: "str | Path | list", out: "str | Path", count: int, *, device: str = "auto", overwrite=False
+    model: str,
+    paths: "str | Path | list",
+    out: "str | Path",
+    count: int | None = None,
+    *,
+    device: str = "auto",
+    overwrite=False,
 ) -> list[str]:
     """Write the `count` most informative structures of files, as they are there; returns what was done, in lines.
+
+    count: None for 50, or all where there are fewer.
 
     Raises FileNotFoundError, DataError, ConfigError for a count above that of the structures and for a bad name of
     the output, ModelFileError, and StructureError that names what cannot be evaluated.
     """
     out, images = images_for(out, paths, overwrite=overwrite)
+    count = min(USUAL, len(images)) if count is None else count
     expect(1 <= count <= len(images), "n", count, f"1 to {len(images)}, the number of structures in the files")
     calculator = SEGNNCalculator(model, device=device, domain="ignore", allow_nonsmooth=True)
     chosen, gains = informative(atom_features(images, calculator), count, learned_form(calculator))

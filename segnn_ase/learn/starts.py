@@ -9,9 +9,9 @@ from ase import Atoms, units
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 
-from segnn_ase.base.errors import LabelError
+from segnn_ase.base.errors import ConfigError, LabelError
 from segnn_ase.learn.explore import placed_as
-from segnn_ase.learn.labelled import KEY, SECONDS, asked_frame, decided
+from segnn_ase.learn.labelled import KEY, asked_frame, decided
 from segnn_ase.learn.labeller import AskingCalculator, Labeller
 from segnn_ase.learn.settings import StartConfig
 from segnn_ase.learn.state import Loop
@@ -21,9 +21,10 @@ from segnn_ase.train.rollouts import usual_timestep
 
 NEAR = 0.75  # of the distances of the structure: atoms are not pushed nearer together
 ATTEMPTS = 20
+FEWEST = 8  # labels of a first training
 FMAX, APART = 0.05, 0.02  # eV/Å of a relaxation, and Å (rms) between frames of it that are learned
 EVERY, MOST = 10, 60  # steps between frames of dynamics that are learned, at least, and how many they are at most
-SHARE, OVERHEAD = 0.04, 0.01  # of the minutes for these dynamics; s, of a label at least
+SHARE, FIRST = 0.04, 0.25  # of the minutes for these dynamics, and for first labels
 WORTH, MOST_PS = 200, 2.0  # steps of these, at least, and ps, at most
 
 
@@ -38,11 +39,18 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
         relaxed, more = relaxed_by_reference(labeller, atoms, steps, f"0/relax/{n + 1}")
         structures.append(relaxed)
         keys += more
-    steps = steps_of_dynamics(loop, keys) // len(structures)
+    steps = steps_of_dynamics(loop) // len(structures)
     for n, atoms in enumerate(structures):
         keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
     room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
-    count = loop.state.decided.setdefault("first labels", min(config.budget.first_labels, room))
+    affordable = loop.labels_within(FIRST)
+    if affordable < FEWEST and not labeller.labelled.count > len(keys):
+        seconds = 60 * FIRST * config.budget.minutes / max(affordable, 1)
+        raise ConfigError(
+            f"budget.minutes is {config.budget.minutes:g}, of which a quarter allows {affordable} labels of the "
+            f"{FEWEST} that a first training needs (one takes {seconds:.0f} s or more): raise it, or reference.workers"
+        )
+    count = loop.state.decided.setdefault("first labels", min(config.budget.first_labels, room, affordable))
     loop.state.save()
     made = displaced(structures, count, config.start, config.seed)
     frames = decided(
@@ -93,15 +101,14 @@ def moved_by_reference(loop: Loop, atoms: Atoms, steps: int, prefix: str) -> lis
     return calculator.keys[every::every]
 
 
-def steps_of_dynamics(loop: Loop, keys: Sequence[str]) -> int:
+def steps_of_dynamics(loop: Loop) -> int:
     """As the settings say, or as the time of the first labels allows; that is decided once."""
     config, known = loop.config, loop.state.decided
     if config.start.dynamics_steps is not None:
         return config.start.dynamics_steps
     if "dynamics_steps" not in known:
-        fastest = min(frame.info[SECONDS] for frame in loop.labeller.labelled.of(keys))
         most = config.steps_of(config.conditions.timestep or usual_timestep(loop.structures[0]), MOST_PS)
-        steps = min(int(60 * SHARE * config.budget.minutes / max(fastest, OVERHEAD)), most)
+        steps = min(loop.labels_within(SHARE) // config.reference.workers, most)  # one after the other
         known["dynamics_steps"] = steps if steps >= WORTH and config.budget.labels is None else 0
         loop.state.save()
     return known["dynamics_steps"]

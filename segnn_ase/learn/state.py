@@ -11,11 +11,13 @@ from ase import Atoms
 
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.base.files import write_atomically
+from segnn_ase.learn.labelled import SECONDS
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.settings import LearnConfig
 
 VERSION = 1
 UNLIMITED = 10**9  # labels
+OVERHEAD = 0.01  # s, of a label at least
 INDIFFERENT = {  # settings that may change when a loop goes on
     "aim": ("forces", "energy"),
     "budget": ("labels", "minutes", "rounds"),
@@ -32,6 +34,7 @@ class LoopState:
         self.path = config.folder / "state.json"
         self.rounds: list[dict[str, Any]] = []
         self.decided: dict[str, int] = {}  # by the clock, once
+        self.last_minutes = 0.0  # of trainings at the end, which leave the rounds their share
         self.finished: dict[str, Any] | None = None  # what was returned, and the settings that ended it
         self.seconds, self._since = 0.0, time.monotonic()
         self._settings = {**settings_that_count(config), "files": [digest_of(atoms) for atoms in structures]}
@@ -39,7 +42,7 @@ class LoopState:
             known = read_state(self.path)
             refuse_others(config, known["settings"], self._settings)
             self.rounds, self.seconds, self.finished = (known[name] for name in ("rounds", "seconds", "finished"))
-            self.decided = known["decided"]
+            self.decided, self.last_minutes = known["decided"], known["last_minutes"]
 
     @property
     def minutes(self) -> float:
@@ -49,7 +52,7 @@ class LoopState:
     def save(self) -> None:
         self.seconds, self._since = 60 * self.minutes, time.monotonic()
         content = {"version": VERSION, "seconds": self.seconds, "settings": self._settings, "rounds": self.rounds}
-        content |= {"finished": self.finished, "decided": self.decided}
+        content |= {"finished": self.finished, "decided": self.decided, "last_minutes": self.last_minutes}
         write_atomically(self.path, json.dumps(content, indent=1).encode())
 
 
@@ -66,6 +69,12 @@ class Loop(NamedTuple):
     def labels_left(self) -> int:
         budget = self.config.budget.labels
         return UNLIMITED if budget is None else budget - self.labeller.labelled.count
+
+    def labels_within(self, share: float) -> int:
+        """How many labels this share of the minutes allows, by the fastest so far."""
+        fastest = min(frame.info[SECONDS] for frame in self.labeller.labelled.frames.values())
+        seconds = max(fastest, OVERHEAD) / self.config.reference.workers
+        return int(60 * share * self.config.budget.minutes / seconds)
 
 
 def read_state(path: Path) -> dict[str, Any]:

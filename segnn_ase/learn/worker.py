@@ -6,6 +6,7 @@ the calculator itself can no longer write: what it prints goes to standard error
 
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import signal
@@ -31,9 +32,10 @@ def main() -> None:
     answers.write(json.dumps({"ready": os.getpid()}) + "\n")
     for line in sys.stdin:
         try:
-            if order["remembers"]:
-                calculator = made(order["factory"], order["arguments"])
             asked = json.loads(line)
+            if order["remembers"]:
+                told = {order["told"][name]: value for name, value in asked["info"].items() if name in order["told"]}
+                calculator = made(order["factory"], {**order["arguments"], **told})
             answer = label(asked, calculator)
             with contextlib.suppress(OSError):  # it is heard, as a rule
                 keep_answer(answer, asked["answer"])
@@ -61,8 +63,15 @@ def limit_memory(gigabytes) -> None:
 
 
 def made(factory: str, arguments: dict):
+    """Raises TypeError for arguments that it has not heard of, which some calculators take without a word."""
     module, _, name = factory.partition(":")
-    return getattr(importlib.import_module(module), name)(**arguments)
+    make = getattr(importlib.import_module(module), name)
+    known = getattr(make, "default_parameters", None)
+    if known:
+        named = set(inspect.signature(make).parameters) | set(known)
+        for argument in set(arguments) - named:
+            raise TypeError(f"{name} has no argument {argument!r}; it has {', '.join(sorted(known))}")
+    return make(**arguments)
 
 
 def label(asked: dict, calculator) -> dict:

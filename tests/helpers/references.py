@@ -60,3 +60,11 @@ class OfCharge(EMT):
     def calculate(self, atoms=None, properties=("energy",), system_changes=()):
         super().calculate(atoms, properties, system_changes)
         self.results["energy"] = self.results["free_energy"] = self.atoms.info.get("charge", 0)
+
+
+class Slow(EMT):
+    """A label takes half a second."""
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        time.sleep(0.5)
+        super().calculate(atoms, properties, system_changes)

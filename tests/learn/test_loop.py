@@ -21,11 +21,12 @@ from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
+from segnn_ase.learn.explore import Condition, Planned, Ran
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, read_whole
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, other_answer
-from segnn_ase.learn.loop import learn
+from segnn_ase.learn.loop import is_good, learn
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
-from segnn_ase.learn.rounds import STRONGEST, in_brief, is_sane, usable
+from segnn_ase.learn.rounds import STRONGEST, drawn, in_brief, is_sane, usable
 from segnn_ase.learn.settings import LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.store.model_file import load_with_metadata
@@ -104,7 +105,12 @@ def test_the_command(tmp_path, crystal, monkeypatch):
     result = segnn("learn", "cu.xyz", "--reference", "empt")
     assert result.exit_code == 1 and "did you mean 'emt'?" in result.stderr
     assert "expected one TOML file" in segnn("learn", "a.toml", "cu.xyz").stderr
-    assert "setting 'reference' is missing" in segnn("learn", "cu.xyz").stderr
+    assert "reference is missing: give --reference, gfn2-xtb" in segnn("learn", "cu.xyz").stderr
+    assert "several temperatures: 300,600" in segnn("learn", "cu.xyz", "600", "--reference", "emt").stderr
+    ion = crystal.copy()
+    ion.info["charge"] = 1
+    ion.write("ion.xyz")
+    assert "charge = 1, which 'emt' knows nothing of" in segnn("learn", "ion.xyz", "--reference", "emt").stderr
     values = settings(tmp_path, crystal)
     lines = ['out = "cu.pt"', 'structures = "cu.xyz"']
     for name in ("reference", "conditions", "budget", "start", "model", "training", "aim"):
@@ -385,3 +391,35 @@ def test_cells_move_where_a_pressure_is_given(tmp_path, crystal):
     keys = [frame.info["key"] for frame in read_whole(folder / "frames.xyz")]
     decided = json.loads((folder / "state.json").read_text())["decided"]["dynamics_steps"]
     assert decided >= 200 and f"0/dynamics/1/{decided}" in keys
+
+
+def test_every_condition_is_measured():
+    crystal = bulk("Cu", cubic=True)
+    ran = []
+    for structure in range(3):
+        for temperature in (300.0, 600.0, 900.0):
+            for number in range(2):
+                planned = Planned(Condition(structure, temperature, None), number, crystal, 100, 1.0, 0, 1.0)
+                ran.append(Ran(planned, 100, None, [crystal.copy() for _ in range(5)], []))
+    for round_ in (1, 2):
+        found = drawn(ran, 8, round_, 0)
+        assert Counter(frame.info["condition"] for frame in found) == {run.planned.condition.name: 1 for run in ran}
+    assert len(drawn(ran, 30, 1, 0)) == 30 and len({frame.info["key"] for frame in drawn(ran, 90, 1, 0)}) == 90
+    nothing = [run._replace(frames=[]) for run in ran[:2]] + ran[2:]
+    row = {"picoseconds": 10.0, "energy": 1.0, "forces": 10.0}
+    row["by_condition"] = {frame.info["condition"]: 10.0 for frame in drawn(nothing, 8, 1, 0)}
+    config = LearnConfig(structures="a", reference="emt")
+    assert not is_good(config, nothing, row)
+    row["by_condition"][ran[0].planned.condition.name] = 39.0
+    assert is_good(config, nothing, row)
+    assert not is_good(config, [run._replace(steps=50) for run in ran], row)
+    row["by_condition"][ran[0].planned.condition.name] = 41.0
+    assert not is_good(config, ran, row)
+
+
+def test_labels_that_take_too_long_are_refused(tmp_path, crystal, monkeypatch):
+    monkeypatch.chdir(TESTS)
+    values = settings(tmp_path, crystal, reference={"calculator": "helpers.references:Slow"}, start={"relax_steps": 0})
+    values["budget"] = {"minutes": 0.1}
+    with pytest.raises(ConfigError, match=r"budget.minutes is 0.1, of which a quarter allows \d labels"):
+        learn(LearnConfig.parse(values), progress=False)

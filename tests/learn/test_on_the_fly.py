@@ -11,7 +11,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
 
-from segnn_ase import OnTheFlyCalculator
+from segnn_ase import OnTheFlyCalculator, load_potential
 from segnn_ase.base.errors import ConfigError, OutputError
 from segnn_ase.learn.labelled import read_whole
 
@@ -124,3 +124,15 @@ def test_labels_know_no_constraints(tmp_path, crystal):
     assert np.abs(crystal.get_forces()[:2]).max() == 0
     (label,) = read_whole(tmp_path / "cu.learn" / "frames.xyz")
     assert np.abs(label.get_forces() - free.get_forces()).max() < 1e-7
+
+
+def test_a_potential_to_begin_with_is_tuned(tmp_path, monkeypatch):
+    monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (1, 1))
+    settings = {"out": tmp_path / "si.pt", "beside": False, "train_every": 8, "training": {"device": "cpu"}}
+    calculator = OnTheFlyCalculator(EMT(), "silicon-pbe", **settings)
+    atoms = bulk("Cu", cubic=True)
+    atoms.calc = calculator
+    for n in range(8):
+        atoms.positions = bulk("Cu", cubic=True).positions + 0.05 * np.random.default_rng(n).normal(size=(4, 3))
+        atoms.get_forces()
+    assert load_potential(tmp_path / "si.pt").symbols == ["Si", "Cu"]

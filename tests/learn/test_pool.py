@@ -9,7 +9,7 @@ from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
 from segnn_ase.base.errors import ConfigError, LabelError, ReferenceStartError
-from segnn_ase.learn.pool import LabelPool, ReferenceLabel
+from segnn_ase.learn.pool import LabelPool, ReferenceLabel, threads_of
 from segnn_ase.learn.references import REFERENCES, resolve_reference
 from segnn_ase.learn.settings import ReferenceConfig
 
@@ -160,6 +160,8 @@ def test_density_functional_theory_of_molecules(tmp_path):
     assert np.isfinite(label.energy)
     (told,) = labels_of([anion], tmp_path, calculator="pyscf", arguments=settings)  # a doublet without spin
     assert "spin" in told
+    anion.info["charge"] = -1
+    assert labels_of([anion], tmp_path, calculator="pyscf", arguments=settings)[0].energy == label.energy
 
 
 def test_charges_reach_the_reference(tmp_path):
@@ -170,3 +172,23 @@ def test_charges_reach_the_reference(tmp_path):
     ase.io.write(tmp_path / "ion.xyz", atoms)
     (told,) = labels_of([ase.io.read(tmp_path / "ion.xyz")], tmp_path, calculator=f"{HERE}OfCharge")
     assert told.energy == 1.0
+
+
+@pytest.mark.slow
+def test_ions_of_tight_binding(tmp_path):
+    anion, neutral = molecule("OH"), molecule("OH")
+    for atoms in (anion, neutral):
+        atoms.set_initial_magnetic_moments(None)
+    anion.info["charge"] = -1
+    found = labels_of([anion, neutral], tmp_path, calculator="gfn2-xtb")
+    assert found[0].energy == pytest.approx(-127.39, abs=0.1) and found[1].energy == pytest.approx(-120.5, abs=0.1)
+    with pytest.raises(ReferenceStartError, match="TBLite has no argument 'charg'"):
+        labels_of([anion], tmp_path, calculator="gfn2-xtb", arguments={"charg": 1})
+
+
+def test_threads_are_those_that_may_be_used(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_of(ReferenceConfig(calculator="emt")) == 3
+    assert threads_of(ReferenceConfig(calculator="emt", threads=5)) == 5
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert threads_of(ReferenceConfig(calculator="emt", workers=250)) == 1
