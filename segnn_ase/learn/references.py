@@ -20,38 +20,21 @@ class Reference(NamedTuple):
     told: Mapping[str, str] = {}  # entry of `Atoms.info`, charge or spin (multiplicity): the argument for it
 
 
+CHARGED = {"charge": "charge", "spin": "multiplicity"}
+XTB = Reference("", "tblite.ase:TBLite", {}, "tblite", "LGPL-3.0 (tblite)", remembers=True, told=CHARGED)
+SEVENNET = Reference("", "sevenn.calculator:SevenNetCalculator", {}, "sevenn", "GPL-3.0 (sevenn)")
 REFERENCES = {
-    "gfn2-xtb": Reference(
-        "GFN2-xTB (Bannwarth, Ehlert, Grimme 2019)",
-        "tblite.ase:TBLite",
-        {"method": "GFN2-xTB", "verbosity": 0},
-        "tblite",
-        "LGPL-3.0 (tblite)",
-        remembers=True,
-        told={"charge": "charge", "spin": "multiplicity"},
+    "gfn2-xtb": XTB._replace(
+        about="GFN2-xTB (Bannwarth, Ehlert, Grimme 2019)", arguments={"method": "GFN2-xTB", "verbosity": 0}
     ),
-    "gfn1-xtb": Reference(
-        "GFN1-xTB (Grimme, Bannwarth, Shushkov 2017)",
-        "tblite.ase:TBLite",
-        {"method": "GFN1-xTB", "verbosity": 0},
-        "tblite",
-        "LGPL-3.0 (tblite)",
-        remembers=True,
-        told={"charge": "charge", "spin": "multiplicity"},
+    "gfn1-xtb": XTB._replace(
+        about="GFN1-xTB (Grimme, Bannwarth, Shushkov 2017)", arguments={"method": "GFN1-xTB", "verbosity": 0}
     ),
-    "sevennet-l3i5": Reference(
-        "SevenNet-l3i5, PBE(+U) of MPtrj (Park et al. 2024)",
-        "sevenn.calculator:SevenNetCalculator",
-        {"model": "7net-l3i5", "device": "auto"},
-        "sevenn",
-        "GPL-3.0 (sevenn)",
+    "sevennet-l3i5": SEVENNET._replace(
+        about="SevenNet-l3i5, PBE(+U) of MPtrj (Park et al. 2024)", arguments={"model": "7net-l3i5", "device": "auto"}
     ),
-    "sevennet-0": Reference(
-        "SevenNet-0, PBE(+U) of MPtrj (Park et al. 2024)",
-        "sevenn.calculator:SevenNetCalculator",
-        {"model": "7net-0", "device": "auto"},
-        "sevenn",
-        "GPL-3.0 (sevenn)",
+    "sevennet-0": SEVENNET._replace(
+        about="SevenNet-0, PBE(+U) of MPtrj (Park et al. 2024)", arguments={"model": "7net-0", "device": "auto"}
     ),
     "chgnet": Reference(
         "CHGNet, PBE(+U) of MPtrj (Deng et al. 2023)",
@@ -74,7 +57,7 @@ REFERENCES = {
         "pyscf",
         "Apache-2.0 (PySCF)",
         remembers=True,
-        told={"charge": "charge", "spin": "multiplicity"},
+        told=CHARGED,
     ),
     "emt": Reference(
         "effective medium theory of ASE, for trying things out", "ase.calculators.emt:EMT", {}, "ase", "LGPL-2.1 (ASE)"
