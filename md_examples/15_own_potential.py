@@ -15,6 +15,7 @@ from pathlib import Path
 import ase.io
 import numpy as np
 from ase import units
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.langevin import Langevin
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
@@ -73,6 +74,9 @@ for temperature in (300, 600):
     )
     plot_parity(f"peptide_{temperature}K.png", truth, forces, label="forces", unit="eV/Å")
     hottest = [frame for frame, _, _ in frames]
+    for frame, energy, label in frames:
+        frame.calc = SinglePointCalculator(frame, energy=energy, forces=label)
+    ase.io.write(f"peptide_{temperature}K.xyz", hottest)
 
 energies = []
 for frame in hottest[:: max(len(hottest) // 6, 1)][:6]:  # conformers: each relaxed by both

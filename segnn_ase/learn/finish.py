@@ -54,7 +54,7 @@ def finish_loop(loop: Loop, keys: Sequence[str], held: Sequence[str], why: str) 
     frames = decided(folder / "train.xyz", lambda: usable(labelled.of(keys)))
     training = decided_training(folder, lambda: last_training(config, folder, state.minutes - state.last_minutes))
     with doctor_in_words():
-        train(training, progress=True)
+        train(training, progress=loop.labeller.progress)
     model = str(folder / "model.pt")
     measured = errors_on(labelled.of(held), SEGNNCalculator(model, device=config.training.device, domain="ignore"))
     if not why and not is_small(config, measured):

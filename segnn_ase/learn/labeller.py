@@ -12,11 +12,11 @@ from ase.calculators.calculator import Calculator, all_changes
 
 from segnn_ase.base.errors import ConfigError, LabelError
 from segnn_ase.base.files import progress_bar
-from segnn_ase.learn.labelled import KEY, LabelledFrames, asked_frame
+from segnn_ase.learn.labelled import KEY, REASON, ROUND, LabelledFrames, asked_frame
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 
 CONTROL, NUDGE = "control", 2e-4  # Å, rms: as near as that energies and forces are known from the first time
-ENERGY, FORCES = 5e-4, 0.03  # eV/atom and eV/Å by which a reference may answer otherwise
+ENERGY, FORCES, STRESS = 5e-4, 0.03, 1e-3  # eV/atom, eV/Å and eV/Å^3 by which a reference may answer otherwise
 SAME = 1e-4  # Å
 TOO_MANY, LEAST = 0.5, 3  # of a batch may fail, and so many may fail anyway
 
@@ -73,11 +73,15 @@ class Labeller:
             )
 
     def control(self, round_: int, keys: Sequence[str]) -> None:
-        """Ask again what is known: the first frame, hardly moved.
+        """Ask again what is known, hardly moved: the first frame, from the first round on the one of the first labels
+        with the largest forces, as those of a crystal at rest say nothing.
 
         Raises LabelError where the answer does not belong to the first; then the labels of `keys` are set aside.
         """
         first = next(iter(self.labelled.frames.values()))
+        if round_:
+            begun = [f for f in self.labelled.frames.values() if f.info[ROUND] == 0 and f.info[REASON] != CONTROL]
+            first = max(begun, key=lambda frame: float(np.abs(frame.get_forces()).max()))
         frame = nudged(first, round_)
         self.ask([frame])
         self.wait()
@@ -89,9 +93,9 @@ class Labeller:
             self.labelled.set_aside([*keys, key])
             whose = f"round {round_}" if round_ else "the beginning"
             raise LabelError(
-                f"the reference answers otherwise than in the beginning: {told} for the first structure. The labels of "
-                f"{whose} are set aside in {self.labelled.aside_path}. Give it its old settings, units and version "
-                "and run the same command: they are asked for again; or begin anew under another name of out"
+                f"the reference answers otherwise than in the beginning: {told} for one of the first "
+                f"structures. The labels of {whose} are set aside in {self.labelled.aside_path}. Give it its old "
+                "settings, units and version and run the same command: they are asked for again; or begin anew under another name of out"
             )
 
 
@@ -115,6 +119,9 @@ def other_answer(first: Atoms, again: Atoms) -> str:
     off = float(np.sqrt(np.mean((forces - then) ** 2)))
     found = [f"energy {1e3 * energy:.3g} meV/atom off"] if not energy <= ENERGY else []
     found += [f"forces {1e3 * off:.3g} meV/Å off"] if not off <= FORCES else []
+    if "stress" in first.calc.results and "stress" in again.calc.results:
+        stress = float(np.abs(again.get_stress() - first.get_stress()).max())
+        found += [f"stress {1e3 * stress:.3g} meV/Å^3 off"] if not stress <= STRESS else []
     return " and ".join(found)
 
 

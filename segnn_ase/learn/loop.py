@@ -17,7 +17,7 @@ from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.files import existing_file
 from segnn_ase.base.locks import only_writer
 from segnn_ase.data.frames import check_atoms
-from segnn_ase.learn.explore import Ran, explore, largest_uncertainty, plan_runs, what_became_of
+from segnn_ase.learn.explore import Ran, conditions_of, explore, largest_uncertainty, plan_runs, what_became_of
 from segnn_ase.learn.finish import Learned, finish_loop
 from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
 from segnn_ase.learn.labeller import Labeller
@@ -35,6 +35,7 @@ FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that fol
 FOR_ROUNDS = 2 / 3  # of the minutes; the rest is for the last training
 LABELS, GROWTH = 24, 0.4  # of a round, at least, and of the frames before: the training takes as long for few
 FOR_LABELS, FEWEST = 0.15, 8  # of the minutes, for the labels of a round, and how many these are at least
+LEAST = 3  # labels that a round needs
 DRAWN = 1 / 3  # of the labels of a round are for the error
 
 
@@ -148,7 +149,7 @@ def run_rounds(loop: Loop) -> tuple[str, list[str], list[str]]:
 def spent(loop: Loop) -> str:
     """Which budget is spent, in words."""
     budget = loop.config.budget
-    if loop.labels_left < 4:
+    if loop.labels_left <= max(len(conditions_of(loop.config.conditions, loop.structures)), LEAST):  # and a control
         return f"{loop.labeller.labelled.count} labels are made (budget.labels)"
     minutes = loop.state.minutes - loop.state.last_minutes
     if minutes <= FOR_ROUNDS * budget.minutes:
@@ -207,8 +208,7 @@ def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> boo
     long = row["picoseconds"] >= config.conditions.picoseconds
     passed = all(run.reason is None and not run.is_late for run in ran)
     everywhere = {run.planned.condition.name for run in ran} <= row["by_condition"].keys()
-    energy = config.aim.energy is None or (row["energy"] is not None and row["energy"] <= config.aim.energy)
-    return long and passed and everywhere and energy and is_small(config, row)
+    return long and passed and everywhere and is_small(config, row)
 
 
 def too_sure(rows: Sequence[dict[str, Any]]) -> float:

@@ -37,7 +37,7 @@ class OnTheFlyCalculator(Calculator):
     """Answers with the potential where it is sure, with the reference where it is not, for drivers of the user's own.
 
     reference: an ASE calculator, or a name as of `segnn learn`. model: a potential to begin with, which is fine-tuned
-    on the labels; None: trainings are from scratch, and the potential is that of `out`, where it is there. out: the
+    on the labels; None: trainings are from scratch. Where `out` is there already, that answers first. out: the
     potential so far, written after every training; the folder beside it keeps every labelled frame, and both are taken
     up again by the next calculator with this name. aim: meV/Å; it is not sure where a force component is uncertain by
     more than five times that (or the usual uncertainty, where that is larger), or the structure is outside what it was
@@ -78,14 +78,20 @@ class OnTheFlyCalculator(Calculator):
         until_the_end.enter_context(only_writer([self.folder / "state.json"]))  # what `segnn learn` locks, too
         self._close = weakref.finalize(self, until_the_end.close)
         self.labelled = LabelledFrames(self.folder)
+        if self.out.exists() and not self.labels:
+            raise ConfigError(
+                f"out is {str(out)!r}, which exists and has no labels beside it: give it as model, or rename it"
+            )
         self.answers = 0  # of the potential
         self._trained_on = 0  # labels that the potential knows, or the one in training will
         self._process: tuple[subprocess.Popen, Path] | None = None
         self._start = None if model is None else str(find_model(model).absolute())
         self._potential: SEGNNCalculator | None = None
-        if model is not None or self.out.exists():
-            self._take(model or self.out)
-            self._trained_on = len(self.labelled.frames) if model is None else 0
+        if self.out.exists():
+            self._take(self.out)
+            self._trained_on = self.labels
+        elif model is not None:
+            self._take(model)
 
     @property
     def labels(self) -> int:

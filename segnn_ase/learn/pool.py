@@ -59,7 +59,7 @@ class LabelPool:
     def submit(
         self, atoms: Atoms, answer: Path, then: "Callable[[ReferenceLabel | LabelError], None]"
     ) -> "Future[None]":
-        """ReferenceLabel a structure, and call `then` with what came of it, in a thread of the pool.
+        """Label a structure, and call `then` with what came of it, in a thread of the pool.
 
         answer: a file with the label, from when there is one until `then` has returned: what is there is not asked for
         again. What `then` raises is raised by the future's result, and so is what is wrong with the settings.
@@ -148,6 +148,7 @@ class Worker:
             "package": str(Path(__file__).parents[2]),  # of references that are modules of this one
             "remembers": reference.remembers,
             "told": dict(reference.told),
+            "strict": reference.strict,
             "memory": self.settings.memory,
         }
         minutes = max(self.settings.label_minutes, START_MINUTES)

@@ -17,11 +17,12 @@ class Reference(NamedTuple):
     package: str = ""  # what pip installs
     licence: str = "not known here: see its authors"
     remembers: bool = False  # whether a label would depend on the one before: it is made anew for each
+    strict: bool = False  # whether its default parameters are all that it has, though it takes others without a word
     told: Mapping[str, str] = {}  # entry of `Atoms.info`, charge or spin (multiplicity): the argument for it
 
 
 CHARGED = {"charge": "charge", "spin": "multiplicity"}
-XTB = Reference("", "tblite.ase:TBLite", {}, "tblite", "LGPL-3.0 (tblite)", remembers=True, told=CHARGED)
+XTB = Reference("", "tblite.ase:TBLite", {}, "tblite", "LGPL-3.0 (tblite)", remembers=True, strict=True, told=CHARGED)
 SEVENNET = Reference("", "sevenn.calculator:SevenNetCalculator", {}, "sevenn", "GPL-3.0 (sevenn)")
 REFERENCES = {
     "gfn2-xtb": XTB._replace(

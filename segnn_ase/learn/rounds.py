@@ -198,6 +198,7 @@ def rms_in_milli(parts: Sequence[Any]) -> float:
 
 
 def is_small(config: LearnConfig, row: dict[str, Any]) -> bool:
-    """Whether the forces are as good as is asked for, in all and at every condition."""
-    found = [row["forces"], *row["by_condition"].values()]
-    return all(error is not None and error <= config.aim.forces for error in found)
+    """Whether the forces are as good as is asked for, in all and at every condition, and so are the energies."""
+    found: list[tuple[float | None, float | None]] = [(row["energy"], config.aim.energy)]
+    found += [(error, config.aim.forces) for error in (row["forces"], *row["by_condition"].values())]
+    return all(aim is None or (error is not None and error <= aim) for error, aim in found)

@@ -34,9 +34,7 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     keys: list[str] = []
     structures: list[Atoms] = []
     for n, atoms in enumerate(loop.structures):
-        labels, many = config.budget.labels, len(loop.structures)
-        steps = config.start.relax_steps if labels is None else min(config.start.relax_steps, labels // (5 * many))
-        relaxed, more = relaxed_by_reference(labeller, atoms, steps, f"0/relax/{n + 1}")
+        relaxed, more = relaxed_by_reference(labeller, atoms, steps_of_relaxation(loop), f"0/relax/{n + 1}")
         structures.append(relaxed)
         keys += more
     steps = steps_of_dynamics(loop) // len(structures)
@@ -44,17 +42,18 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
         keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
     room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
     affordable = loop.labels_within(FIRST)
-    if affordable < FEWEST and not labeller.labelled.count > len(keys):
-        seconds = 60 * FIRST * config.budget.minutes / max(affordable, 1)
+    path = config.folder / "start.xyz"
+    if affordable < FEWEST and not path.exists():
         raise ConfigError(
             f"budget.minutes is {config.budget.minutes:g}, of which a quarter allows {affordable} labels of the "
-            f"{FEWEST} that a first training needs (one takes {seconds:.0f} s or more): raise it, or reference.workers"
+            f"{FEWEST} that a first training needs (one takes {loop.seconds_of_label:.3g} s): raise it, or "
+            "reference.workers"
         )
     count = loop.state.decided.setdefault("first labels", min(config.budget.first_labels, room, affordable))
     loop.state.save()
     made = displaced(structures, count, config.start, config.seed)
     frames = decided(
-        config.folder / "start.xyz",
+        path,
         lambda: [asked_frame(atoms, f"0/start/{n}", 0, "", told) for n, (atoms, told) in enumerate(made)],
     )
     labeller.label(frames)
@@ -62,6 +61,13 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     labeller.control(0, keys[1:])
     loop.state.save()
     return structures, keys
+
+
+def steps_of_relaxation(loop: Loop) -> int:
+    """Of each structure; where labels are limited, a fifth of them is for all, as decided when the loop began."""
+    labels, steps = loop.config.budget.labels, loop.config.start.relax_steps
+    most = steps if labels is None else min(steps, labels // (5 * len(loop.structures)))
+    return loop.state.decided.setdefault("relax_steps", most)
 
 
 def relaxed_by_reference(labeller: Labeller, atoms: Atoms, steps: int, prefix: str) -> tuple[Atoms, list[str]]:

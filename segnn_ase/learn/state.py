@@ -72,9 +72,12 @@ class Loop(NamedTuple):
 
     def labels_within(self, share: float) -> int:
         """How many labels this share of the minutes allows, by the fastest so far."""
+        return int(60 * share * self.config.budget.minutes * self.config.reference.workers / self.seconds_of_label)
+
+    @property
+    def seconds_of_label(self) -> float:
         fastest = min(frame.info[SECONDS] for frame in self.labeller.labelled.frames.values())
-        seconds = max(fastest, OVERHEAD) / self.config.reference.workers
-        return int(60 * share * self.config.budget.minutes / seconds)
+        return max(fastest, OVERHEAD)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def main() -> None:
     sys.path[0] = order["folder"]  # where the user's own modules are, in place of the folder of this file
     sys.path.append(order["package"])
     try:
-        calculator = made(order["factory"], order["arguments"])
+        calculator = made(order["factory"], order["arguments"], order["strict"])
     except BaseException as error:
         answers.write(json.dumps({"error": in_a_line(error)}) + "\n")
         raise
@@ -62,12 +62,12 @@ def limit_memory(gigabytes) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
-def made(factory: str, arguments: dict):
-    """Raises TypeError for arguments that it has not heard of, which some calculators take without a word."""
+def made(factory: str, arguments: dict, strict: bool = False):
+    """strict: raise TypeError for arguments that are none of its default parameters."""
     module, _, name = factory.partition(":")
     make = getattr(importlib.import_module(module), name)
-    known = getattr(make, "default_parameters", None)
-    if known:
+    if strict:
+        known = make.default_parameters
         named = set(inspect.signature(make).parameters) | set(known)
         for argument in set(arguments) - named:
             raise TypeError(f"{name} has no argument {argument!r}; it has {', '.join(sorted(known))}")

@@ -8,7 +8,7 @@ import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 
-from segnn_ase.base.errors import ConfigError, LabelError, ReferenceStartError
+from segnn_ase.base.errors import ConfigError, ReferenceStartError
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel, threads_of
 from segnn_ase.learn.references import REFERENCES, resolve_reference
 from segnn_ase.learn.settings import ReferenceConfig
@@ -70,7 +70,7 @@ def test_what_goes_wrong_loses_one_label(tmp_path):
         told, ("did not converge", "no answer within", "ended with status 7", "energy is not"), strict=False
     ):
         assert expected in text
-    assert "shape (1, 3)" in told[4] or "forces" in told[4]
+    assert "shape (1, 3)" in told[4]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are the system's")
@@ -92,7 +92,8 @@ def test_an_answer_that_nobody_heard_is_found(tmp_path):
         assert answer.exists()
     with LabelPool(ReferenceConfig(calculator="no:Such"), tmp_path) as pool:
         pool.submit(atoms, answer, heard.append).result()
-    assert heard[0].energy == pytest.approx(-3.19, abs=10) and not answer.exists()
+    atoms.calc = EMT()
+    assert heard[0].energy == atoms.get_potential_energy() and not answer.exists()
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,6 @@ def test_arguments_that_are_files_are_found_from_elsewhere(tmp_path, monkeypatch
     (tmp_path / "my.model").write_text("weights")
     found = resolve_reference("emt", {"model": "my.model", "name": "small"}).arguments
     assert found == {"model": str(tmp_path / "my.model"), "name": "small"}
-    assert issubclass(LabelError, RuntimeError)
 
 
 @pytest.mark.slow
