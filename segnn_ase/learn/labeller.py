@@ -93,9 +93,9 @@ class Labeller:
             self.labelled.set_aside([*keys, key])
             whose = f"round {round_}" if round_ else "the beginning"
             raise LabelError(
-                f"the reference answers otherwise than in the beginning: {told} for one of the first "
-                f"structures. The labels of {whose} are set aside in {self.labelled.aside_path}. Give it its old "
-                "settings, units and version and run the same command: they are asked for again; or begin anew under another name of out"
+                f"the reference answers otherwise than in the beginning: {told} for one of the first structures. The "
+                f"labels of {whose} are set aside in {self.labelled.aside_path}. Give it its old settings, units and "
+                "version and run the same command: they are asked for again; or begin anew under another name of out"
             )
 
 
