@@ -23,7 +23,6 @@ TOO_UNCERTAIN = 5.0  # times the aim, or the usual uncertainty where that is lar
 TRUSTED = 1 / 3, 3.0  # how far a few measured errors correct what a potential expects
 FRICTION = 0.01  # 1/fs
 OUTSIDE = 50.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration, which is worth labels
-SHARE = 0.15  # of the minutes of the budget that the dynamics of a round may take
 
 
 class Condition(NamedTuple):
@@ -157,15 +156,20 @@ def settings_of_run(planned: Planned, prefix: Path, limit: float | None) -> MDCo
 
 
 def plan_runs(
-    config: LearnConfig, structures: Sequence[Atoms], round_: int, before: Sequence[Ran], picoseconds: float
+    config: LearnConfig,
+    structures: Sequence[Atoms],
+    round_: int,
+    before: Sequence[Ran],
+    picoseconds: float,
+    minutes: float,
 ) -> list[Planned]:
-    """The runs of a round, each with its share of the time.
+    """The runs of a round, each with its share of the minutes.
 
     Of each condition the first goes on where that of the round before ended well, the second from where the hottest one
     did; others, and all that have nowhere to go on from, begin with the structure.
     """
     conditions, found = conditions_of(config.conditions, structures), []
-    minutes = SHARE * config.budget.minutes / (len(conditions) * config.conditions.starts)
+    minutes /= len(conditions) * config.conditions.starts
     good = [run for run in before if run.reason is None and run.frames]
     ended = {(run.planned.condition, run.planned.number): run.frames[-1] for run in good}
     for n, condition in enumerate(conditions):

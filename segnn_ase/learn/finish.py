@@ -1,4 +1,4 @@
-"""The end of a loop: the last training on all frames, from scratch, what it is worth, and what it cost."""
+"""The end of a loop: the last training, from scratch, dynamics with what came of it, what it is worth and costs."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,30 @@ from ase import Atoms
 
 from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.comparison import (
+    LARGEST,
+    VOLUMES,
+    Compared,
+    compare_ensembles,
+    compare_modes,
+    compare_states,
+)
+from segnn_ase.learn.explore import conditions_of, explore, largest_uncertainty, plan_runs
 from segnn_ase.learn.labelled import SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
-from segnn_ase.learn.report import Ended, write_loop_report
-from segnn_ase.learn.rounds import decided_training, doctor_in_words, errors_on, is_small, usable
+from segnn_ase.learn.report import Ended, Trial, write_loop_report
+from segnn_ase.learn.rounds import (
+    Rounds,
+    decided_training,
+    doctor_in_words,
+    drawn,
+    errors_on,
+    is_small,
+    told_of_runs,
+    too_sure,
+    usable,
+)
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.state import Loop, what_ends
 from segnn_ase.store.model_file import load_with_metadata, save_potential
@@ -27,7 +46,9 @@ from segnn_ase.train.start import train
 from segnn_ase.verify.certificate import write
 from segnn_ase.verify.run import verify
 
-LAST = 1 / 3  # of the minutes of the budget, at least, are for the last training
+LAST, TRIAL = 0.3, 0.08  # of the minutes of the budget, for the last training, at least, and for dynamics after it
+COMPARED = 0.05  # of the minutes, for labels of frames of these dynamics, and for those of comparisons
+OF_CONDITION = 20  # labels of frames of these dynamics
 TIMED, WARM = 20, 5  # evaluations that are timed, and before
 
 
@@ -42,23 +63,31 @@ class Learned(NamedTuple):
     minutes: float
 
 
-def finish_loop(loop: Loop, keys: Sequence[str], held: Sequence[str], why: str) -> Learned:
-    """Train on all frames but those that are held out, in a folder of its own, measure the potential on these, verify
-    it, and write model and report; where that was stopped it goes on."""
+def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
+    """Train on all frames, in a folder of its own, run dynamics at every condition, measure the potential on frames of
+    these, compare it with the reference, verify it, and write model and report; where that was stopped it goes on.
+
+    Where no labels are left for new frames, those of the last round are held out to measure it.
+    """
     config, state, labelled = loop.config, loop.state, loop.labeller.labelled
-    loop.report(f"the rounds end: {why}" if why else "good enough: all dynamics ran, and errors are below the aim")
+    ended = f"the rounds end: {rounds.why}"
+    loop.report(ended if rounds.why else "good enough: all dynamics ran, and errors are below the aim")
     before = state.minutes
     digest = hashlib.sha256(json.dumps(what_ends(config), sort_keys=True).encode()).hexdigest()[:6]
     folder = config.folder / f"final-{len(state.rounds):03d}-{digest}"
     folder.mkdir(exist_ok=True)
-    frames = decided(folder / "train.xyz", lambda: usable(labelled.of(keys)))
+    new = state.decided.setdefault(f"labels of {folder.name}", labels_of_trial(loop))
+    held = () if new else rounds.held
+    frames = decided(folder / "train.xyz", lambda: usable(labelled.of([*rounds.keys, *([] if held else rounds.held)])))
     training = decided_training(folder, lambda: last_training(config, folder, state.minutes - state.last_minutes))
     with doctor_in_words():
         train(training, progress=loop.labeller.progress)
     model = str(folder / "model.pt")
-    measured = errors_on(labelled.of(held), SEGNNCalculator(model, device=config.training.device, domain="ignore"))
-    if not why and not is_small(config, measured):
-        why = "the errors of the last potential are above it, those of the last round's were below"
+    calculator = SEGNNCalculator(model, device=config.training.device, domain="ignore")
+    tried = trial(loop, rounds, calculator, folder, new)
+    compared = comparison(loop, rounds.structures[0], calculator, folder.name, tried)
+    measured = errors_on(labelled.of(held), calculator) if held else tried.errors
+    why = rounds.why or why_not_good(config, tried, measured)
     certificate = verify(model, loop.structures[0].copy(), device=config.training.device)
     write(certificate, model=model)
     tell_origin(folder / "model.pt", config, labelled.count)
@@ -66,19 +95,70 @@ def finish_loop(loop: Loop, keys: Sequence[str], held: Sequence[str], why: str) 
     write_atomically(config.out, Path(model).read_bytes())
     state.last_minutes += state.minutes - before
     report = Path(config.out).with_suffix(".report.md")
-    ended = Ended(state.rounds, labelled, frames, measured, certificate, speed, why, state.minutes)
-    write_loop_report(report, config, ended)
+    told = Ended(
+        state.rounds, labelled, frames, tried, measured, bool(held), compared, certificate, speed, why, state.minutes
+    )
+    write_loop_report(report, config, told)
     learned = Learned(config.out, str(report), not why, why, labelled.count, round(state.minutes, 1))
     state.finished = {"learned": learned._asdict(), "settings": what_ends(config)}
     state.save()
     return learned
 
 
+def labels_of_trial(loop: Loop) -> int:
+    """For frames of dynamics with the last potential; none where these are less than one for each condition."""
+    conditions = len(conditions_of(loop.config.conditions, loop.structures))
+    most = min(OF_CONDITION * conditions, loop.labels_within(COMPARED), loop.labels_left)
+    return most if most >= conditions else 0
+
+
+def trial(loop: Loop, rounds: Rounds, calculator: SEGNNCalculator, folder: Path, labels: int) -> Trial:
+    """Dynamics at every condition with the potential that is written, and its errors on frames of these."""
+    config, number = loop.config, len(loop.state.rounds) + 1
+    loop.report("dynamics with the last potential")
+    minutes = TRIAL * config.budget.minutes
+    planned = plan_runs(config, rounds.structures, number, rounds.ran, config.conditions.picoseconds, minutes)
+    limit = largest_uncertainty(calculator, config.aim.forces, too_sure(loop.state.rounds))
+    ran = [explore(each, calculator, folder, limit) for each in planned]
+    frames: list[Atoms] = []
+    if labels:
+        asked = decided(folder / "drawn.xyz", lambda: drawn(ran, labels, number, config.seed, folder.name))
+        frames = loop.labeller.label(asked)
+    return Trial(ran, frames, errors_on(frames, calculator), told_of_runs(ran))
+
+
+def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, key: str, tried: Trial) -> Compared:
+    """By as many labels as there is time for, of the first structure."""
+    conditions = {each.name: each.temperature for each in conditions_of(loop.config.conditions, loop.structures)}
+    said = calculator.evaluate([frame.copy() for frame in tried.frames], ("energy",))
+    ensembles = compare_ensembles(tried.frames, said, conditions)
+    most = min(loop.labels_within(COMPARED), loop.labels_left)
+    most = loop.state.decided.setdefault(f"comparisons of {key}", most)
+    loop.state.save()
+    states = None
+    if atoms.pbc.all() and most >= len(VOLUMES):
+        states = compare_states(atoms, calculator, loop.labeller, key)
+        most -= len(VOLUMES)
+    count = most // 2 if len(atoms) <= LARGEST else 0
+    return Compared(states, compare_modes(atoms, calculator, loop.labeller, key, count), ensembles)
+
+
+def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) -> str:
+    """The last potential, though that of the last round was; "" where it is good, too."""
+    if any(run.reason for run in tried.ran):
+        return "dynamics with the last potential were stopped, those of the last round were not"
+    if any(run.is_late for run in tried.ran):
+        return "there was no time for all dynamics with the last potential"
+    if not is_small(config, measured):
+        return "the errors of the last potential are above it, those of the last round's were below"
+    return ""
+
+
 def last_training(config: LearnConfig, folder: Path, spent: float) -> TrainConfig:
-    """Of the settings that were given; without a length it gets the minutes that are left, and a third at least."""
+    """Of the settings that were given; without a length it gets the minutes that are left, and its share at least."""
     training = config.training.model_copy(update={"seed": config.seed})
     if training.epochs is None and training.minutes is None:
-        minutes = max(config.budget.minutes - spent, LAST * config.budget.minutes)
+        minutes = max((1 - TRIAL) * config.budget.minutes - spent, LAST * config.budget.minutes)
         training = training.model_copy(update={"minutes": minutes})
     data = DataConfig(train=(str(folder / "train.xyz"),), refuse_flaws=config.refuse_flaws)
     return TrainConfig(out=str(folder / "model.pt"), data=data, model=config.model, training=training)

@@ -126,10 +126,10 @@ def other_answer(first: Atoms, again: Atoms) -> str:
 
 
 class AskingCalculator(Calculator):
-    """Energy and forces of the reference for ASE's optimisers and dynamics; each step is a label that is kept, and read
-    where it is there."""
+    """Energy, forces and stress of the reference for ASE's optimisers and dynamics; each step is a label that is kept,
+    and read where it is there."""
 
-    implemented_properties = ["energy", "forces"]  # noqa: RUF012 - ASE's interface
+    implemented_properties = ["energy", "forces", "stress"]  # noqa: RUF012 - ASE's interface
 
     def __init__(self, labeller: Labeller, prefix: str, reason: str):
         super().__init__()
@@ -152,4 +152,4 @@ class AskingCalculator(Calculator):
                 f"the label {key} in {self.labeller.labelled.path} is of another structure than now: take the old one, "
                 "or another name of out"
             )
-        self.results = {"energy": known.get_potential_energy(), "forces": known.get_forces()}
+        self.results = dict(known.calc.results)

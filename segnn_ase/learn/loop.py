@@ -24,7 +24,19 @@ from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
 from segnn_ase.learn.references import REFERENCES
 from segnn_ase.learn.report import passed_of
-from segnn_ase.learn.rounds import calculator_of_round, chosen, drawn, errors_on, in_brief, is_small, usable
+from segnn_ase.learn.rounds import (
+    SHORT,
+    Rounds,
+    calculator_of_round,
+    chosen,
+    drawn,
+    epochs_within,
+    errors_on,
+    is_good,
+    told_of_runs,
+    too_sure,
+    usable,
+)
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.starts import first_labels
 from segnn_ase.learn.state import Loop, LoopState, what_ends
@@ -32,11 +44,13 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.train.report import printer
 
 FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that follows
-FOR_ROUNDS = 2 / 3  # of the minutes; the rest is for the last training
-LABELS, GROWTH = 24, 0.4  # of a round, at least, and of the frames before: the training takes as long for few
+FOR_ROUNDS = 0.62  # of the minutes; the rest is for the last training and what it is worth
+LABELS, GROWTH, DOUBLED = 24, 0.4, 1.0  # of a round, at least, and of the frames before: the training takes as long
+OFTEN = 100  # epochs of a short training: where it has as many, frames are what is missing, and their number doubles
 FOR_LABELS, FEWEST = 0.15, 8  # of the minutes, for the labels of a round, and how many these are at least
 LEAST = 3  # labels that a round needs
 DRAWN = 1 / 3  # of the labels of a round are for the error
+FOR_DYNAMICS = 0.15  # of the minutes, for the dynamics of a round
 
 
 def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
@@ -63,8 +77,7 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
         with LabelPool(config.reference, folder / "workers") as pool:
             labeller = Labeller(pool, LabelledFrames(folder), progress=progress)
             loop = Loop(config, structures, labeller, state, report)
-            why, keys, held = run_rounds(loop)
-            return finish_loop(loop, keys, held, why)
+            return finish_loop(loop, run_rounds(loop))
 
 
 def read_structures(config: LearnConfig) -> list[Atoms]:
@@ -122,12 +135,8 @@ def only_last(path: str) -> Atoms:
     return found[-1] if isinstance(found, list) else found
 
 
-def run_rounds(loop: Loop) -> tuple[str, list[str], list[str]]:
-    """Rounds until it is good enough or the budget is spent.
-
-    Returns why it ended, "" where it is good enough, the keys of all frames that may be learned, and of those that were
-    drawn in the last round: they measure the potential that is written.
-    """
+def run_rounds(loop: Loop) -> Rounds:
+    """Rounds until it is good enough or the budget is spent."""
     config = loop.config
     loop.report(f"first labels by {config.reference.calculator}")
     structures, keys = first_labels(loop)
@@ -136,14 +145,14 @@ def run_rounds(loop: Loop) -> tuple[str, list[str], list[str]]:
     for number in range(1, config.budget.rounds + 1):
         begun = (round_folder(config, number) / "train.xyz").exists()
         if not begun and (why := spent(loop)):
-            return why, keys, held
+            return Rounds(why, structures, keys, held, ran)
         ran, new, good = one_round(loop, number, structures, [*keys, *held], ran)
         keys += held
         held = [key for key in new if "/drawn/" in key]
         keys += [key for key in new if key not in held]
         if good:
-            return "", keys, held
-    return f"{config.budget.rounds} rounds are over (budget.rounds)", keys, held
+            return Rounds("", structures, keys, held, ran)
+    return Rounds(f"{config.budget.rounds} rounds are over (budget.rounds)", structures, keys, held, ran)
 
 
 def spent(loop: Loop) -> str:
@@ -167,7 +176,8 @@ def one_round(
     folder = round_folder(config, number)
     folder.mkdir(exist_ok=True)
     picoseconds = min(FIRST_PS * 2 ** (number - 1), config.conditions.picoseconds)
-    planned, known = plan_runs(config, structures, number, before, picoseconds), number <= len(state.rounds)
+    minutes = FOR_DYNAMICS * config.budget.minutes
+    planned, known = plan_runs(config, structures, number, before, picoseconds, minutes), number <= len(state.rounds)
     if known:
         ran, row = [what_became_of(each, folder) for each in planned], state.rounds[number - 1]
         found = [frame.info[KEY] for name in ("drawn", "chosen") for frame in read_whole(folder / f"{name}.xyz")]
@@ -177,9 +187,7 @@ def one_round(
     calculator = calculator_of_round(config, frames, folder)
     limit = largest_uncertainty(calculator, config.aim.forces, too_sure(state.rounds))
     ran = [explore(each, calculator, folder, limit) for each in planned]
-    most = config.budget.round_labels or max(LABELS, round(GROWTH * len(frames)))
-    most = min(most, loop.labels_left - 1, max(loop.labels_within(FOR_LABELS), FEWEST))  # one is a control
-    budget = state.decided.setdefault(f"labels of round {number}", most)
+    budget = state.decided.setdefault(f"labels of round {number}", labels_of_round(loop, frames))
     state.save()
     share = min(round(DRAWN * budget), LABELS)
     measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))
@@ -199,32 +207,17 @@ def one_round(
     return ran, found, good
 
 
+def labels_of_round(loop: Loop, frames: Sequence[Atoms]) -> int:
+    """As the settings say, or as many as a training of these frames and the budget make worth while."""
+    config, most = loop.config, loop.config.budget.round_labels
+    if most is None:
+        epochs = epochs_within(SHORT * config.budget.minutes, frames, config.model, config.training)
+        most = max(LABELS, round((DOUBLED if epochs >= OFTEN else GROWTH) * len(frames)))
+    return min(most, loop.labels_left - 1, max(loop.labels_within(FOR_LABELS), FEWEST))  # one is a control
+
+
 def round_folder(config: LearnConfig, number: int) -> Path:
     return config.folder / f"round-{number:03d}"
-
-
-def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:
-    """Whether all dynamics ran as long as is asked for, and frames of them have small errors."""
-    long = row["picoseconds"] >= config.conditions.picoseconds
-    passed = all(run.reason is None and not run.is_late for run in ran)
-    everywhere = {run.planned.condition.name for run in ran} <= row["by_condition"].keys()
-    return long and passed and everywhere and is_small(config, row)
-
-
-def too_sure(rows: Sequence[dict[str, Any]]) -> float:
-    """Measured over expected errors of the last round; 1 where that is not known."""
-    last = rows[-1] if rows else {}
-    return last["forces"] / last["expected"] if last.get("expected") and last.get("forces") else 1.0
-
-
-def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:
-    stops = [
-        f"{run.planned.key} after {run.steps * run.planned.timestep:g} fs: {in_brief(run.reason)}"
-        for run in ran
-        if run.reason
-    ]
-    late = [f"{run.planned.key} after {1e-3 * run.steps * run.planned.timestep:.2f} ps" for run in ran if run.is_late]
-    return {"runs": len(ran), "stops": stops, "late": late}
 
 
 def told_of_round(row: dict[str, Any]) -> str:

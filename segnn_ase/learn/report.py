@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 
-from segnn_ase.base.figures import plot_rounds
+from segnn_ase.base.figures import plot_rdf, plot_rounds
 from segnn_ase.base.files import write_atomically
+from segnn_ase.learn.comparison import Compared, Ensemble
+from segnn_ase.learn.explore import Ran
 from segnn_ase.learn.labelled import CONDITION, REASON, LabelledFrames
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.rounds import STRONGEST
@@ -19,13 +21,25 @@ from segnn_ase.verify.certificate import Certificate
 UNITS_OF_ERRORS = {"forces": "meV/Å", "energy": "meV/atom", "stress": "meV/Å³"}
 
 
+class Trial(NamedTuple):
+    """Dynamics with the last potential."""
+
+    ran: list[Ran]
+    frames: list[Atoms]  # of these, labelled
+    errors: dict[str, Any]  # `errors_on` them
+    told: dict[str, Any]  # `told_of_runs`
+
+
 class Ended(NamedTuple):
     """What there is to tell."""
 
     rounds: list[dict[str, Any]]
     labelled: LabelledFrames
     frames: list[Atoms]  # that were trained on
-    measured: dict[str, Any]  # `errors_on` what was held out, of the potential that is written
+    tried: Trial
+    measured: dict[str, Any]  # `errors_on` what was not learned, of the potential that is written
+    is_held: bool  # whether that is of the last round, for lack of labels
+    compared: Compared
     certificate: Certificate
     speed: tuple[float, float, int]  # seconds of a label and of the potential, threads
     why: str  # it ended before the aim was reached
@@ -43,6 +57,7 @@ def write_loop_report(path: Path, config: LearnConfig, ended: Ended) -> None:
         of_rounds(ended.rounds),
         of_frames(ended),
         of_potential(config, ended),
+        of_comparison(ended.compared, path),
     ]
     write_atomically(path, "\n\n".join("\n".join(lines) for lines in sections if lines).encode() + b"\n")
 
@@ -105,14 +120,15 @@ def of_frames(ended: Ended) -> list[str]:
     where = Counter(frame.info.get(CONDITION, "before the dynamics") for frame in ended.frames)
     forces = np.concatenate([np.ravel(frame.get_forces()) for frame in ended.frames])
     strong = sum(np.abs(f.get_forces()).max() > STRONGEST for f in ended.labelled.frames.values())
-    others = len(ended.labelled.frames) - len(ended.frames) - ended.measured["drawn"] - strong
+    held = ended.measured["drawn"] if ended.is_held else 0
+    others = len(ended.labelled.frames) - len(ended.frames) - held - strong
     failed = [f"- no label for {key}: {reason}" for key, reason in ended.labelled.failed.items()]
     return [
         "## Frames",
         "",
-        f"- {len(ended.frames)} were trained on, {ended.measured['drawn']} of the last round held out to measure; "
+        f"- {len(ended.frames)} were trained on, {held} of the last round held out to measure; "
         f"{strong} with forces above {STRONGEST:g} eV/Å are left out; {others} others are steps between those that are "
-        "learned, and controls of the reference",
+        "learned, controls of the reference, and what the potential was measured and compared on",
         f"- by reason: {_listed(kinds)}",
         f"- by condition: {_listed(where)}",
         f"- forces: rms {np.sqrt(np.mean(forces**2)):.3g}, largest {np.abs(forces).max():.3g} eV/Å",
@@ -130,7 +146,8 @@ def of_potential(config: LearnConfig, ended: Ended) -> list[str]:
     return [
         "## The potential that is written",
         "",
-        of_measured(ended.measured),
+        *of_trial(ended),
+        of_measured(ended),
         f"- `segnn verify` on the first structure: {verdict}. That is about symmetries, derivatives and conservation, "
         "not about the reference",
         f"- {atoms} atoms, {threads} threads: a label takes {1e3 * label:.3g} ms, the potential {1e3 * own:.3g} ms, "
@@ -138,15 +155,68 @@ def of_potential(config: LearnConfig, ended: Ended) -> list[str]:
     ]
 
 
-def of_measured(measured: dict[str, Any]) -> str:
+def of_trial(ended: Ended) -> list[str]:
+    told = ended.tried.told
+    late = [f"- out of time: {run}" for run in told["late"]]
+    return [f"- {passed_of(told)} runs of dynamics passed", *(f"- stopped: {stop}" for stop in told["stops"]), *late]
+
+
+def of_measured(ended: Ended) -> str:
+    measured = ended.measured
     if not measured["drawn"]:
-        return "- **No round of dynamics was made, nothing was measured**: it has only seen the first frames"
+        return "- **Nothing was measured**: no frames of dynamics were labelled"
     known = [name for name in UNITS_OF_ERRORS if measured[name] is not None]
     named = [f"{name} {_digits(measured[name], 2)} {UNITS_OF_ERRORS[name]}" for name in known]
+    whose = "the dynamics of the last round" if ended.is_held else "these dynamics"
     return (
-        f"- Errors (rms) on the {measured['drawn']} frames that were drawn from the dynamics of the last round, "
-        f"and are not learned: {', '.join(named)}; forces by condition: {_listed(measured['by_condition'])}"
+        f"- Errors (rms) on {measured['drawn']} frames that were drawn at random from {whose}, and are not learned: "
+        f"{', '.join(named)}; forces by condition: {_listed(measured['by_condition'])}"
     )
+
+
+def of_comparison(compared: Compared, path: Path) -> list[str]:
+    """With a figure of g(r) for each ensemble beside the report."""
+    rows: list[tuple[str, float, float]] = []
+    if compared.states:
+        (theirs, own) = compared.states
+        rows += [("volume / Å³/atom", theirs.volume, own.volume)]
+        rows += [("bulk modulus / GPa", theirs.bulk_modulus, own.bulk_modulus)]
+    rows += [(f"mode {n + 1} / cm⁻¹", theirs, own) for n, (theirs, own) in enumerate(compared.modes)]
+    lines = ["## Beside the reference", ""]
+    if rows:
+        lines += [
+            "Of the first structure, relaxed by the reference: the minimum over volumes at fixed fractional "
+            "coordinates, and vibrations along some of the potential's own modes (Γ of this cell; below zero: "
+            "imaginary).",
+            "",
+            "| | reference | potential | off |",
+            "|---|--:|--:|--:|",
+            *(
+                f"| {name} | {theirs:.4g} | {own:.4g} | {100 * (own / theirs - 1):+.2f} % |"
+                for name, theirs, own in rows
+            ),
+            "",
+        ]
+    for n, ensemble in enumerate(compared.ensembles):
+        lines += of_ensemble(ensemble, path.with_name(f"{path.stem.removesuffix('.report')}.rdf-{n + 1}.png"))
+    return lines if rows or compared.ensembles else []
+
+
+def of_ensemble(ensemble: Ensemble, figure: Path) -> list[str]:
+    told = (
+        f"- {ensemble.condition}: {ensemble.frames} frames of the potential's dynamics, weighed as the reference would "
+        f"visit them, are worth {ensemble.effective:.1f}; that shifts the mean energy by {ensemble.shift:.2f} meV/atom"
+    )
+    if not ensemble.curves:
+        return [told]
+    own = {pair: (r, g) for pair, (r, _, g) in ensemble.curves.items()}
+    plot_rdf(figure, own, {pair: (r, g) for pair, (r, g, _) in ensemble.curves.items()})
+    peaks = [
+        f"{pair} {r[np.argmax(g)]:.2f} and {r[np.argmax(mine)]:.2f} Å, {g.max():.3g} and {mine.max():.3g}"
+        for pair, (r, g, mine) in ensemble.curves.items()
+    ]
+    told += f"; highest peaks of g(r) of the reference and the potential: {'; '.join(peaks)} ([figure]({figure.name}))"
+    return [told]
 
 
 def _digits(value: float | None, digits: int) -> str:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -26,10 +26,20 @@ from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.start import train
 
 SHORT = 0.05  # of the minutes of the budget that the training of a round is to take, roughly; no clock is read
-EPOCHS = 30, 400  # of it, at least and at most
+EPOCHS = 30, 200  # of it, at least and at most
 RATE = 0.03
 NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
 STRONGEST = 50.0  # eV/Å: frames with larger forces say nothing of dynamics, and spoil a training
+
+
+class Rounds(NamedTuple):
+    """What the rounds leave to the last training."""
+
+    why: str  # they ended before it was good enough
+    structures: list[Atoms]  # relaxed by the reference
+    keys: list[str]  # of the frames that may be learned
+    held: list[str]  # of those that were drawn in the last round
+    ran: list[Ran]  # the dynamics of the last round
 
 
 def usable(frames: Sequence[Atoms]) -> list[Atoms]:
@@ -90,9 +100,9 @@ def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training
     return int(np.clip(60 * minutes / max(seconds, 1e-9), *EPOCHS))
 
 
-def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int) -> list[Atoms]:
+def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = "") -> list[Atoms]:
     """Frames of all runs, at random times, to be labelled for the error: so many in all, and one of each condition at
-    least; conditions take turns, and so do the runs of each."""
+    least; conditions take turns, and so do the runs of each. prefix: of their keys."""
     rng = np.random.default_rng([seed, round_])
     left: dict[Condition, list[list[tuple[int, int]]]] = {}
     for n, run in enumerate(ran):
@@ -108,7 +118,7 @@ def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int) -> list[Atoms]
     return [
         asked_frame(
             ran[n].frames[k],
-            f"{round_}/drawn/{ran[n].planned.key}/{k}",
+            f"{prefix or round_}/drawn/{ran[n].planned.key}/{k}",
             round_,
             ran[n].planned.condition.name,
             "drawn at random",
@@ -195,6 +205,31 @@ def errors_on(frames: Sequence[Atoms], calculator: SEGNNCalculator) -> dict[str,
 def rms_in_milli(parts: Sequence[Any]) -> float:
     values = np.concatenate([np.ravel(part) for part in parts])
     return round(float(1e3 * np.sqrt(np.mean(np.square(values)))), 4)
+
+
+def too_sure(rows: Sequence[dict[str, Any]]) -> float:
+    """Measured over expected errors of the last round; 1 where that is not known."""
+    last = rows[-1] if rows else {}
+    return last["forces"] / last["expected"] if last.get("expected") and last.get("forces") else 1.0
+
+
+def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:
+    """Whether all dynamics ran as long as is asked for, and frames of them have small errors."""
+    long = row["picoseconds"] >= config.conditions.picoseconds
+    passed = all(run.reason is None and not run.is_late for run in ran)
+    everywhere = {run.planned.condition.name for run in ran} <= row["by_condition"].keys()
+    return long and passed and everywhere and is_small(config, row)
+
+
+def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:
+    """How many there are, and which of them were stopped, and why, or had no more time."""
+    stops = [
+        f"{run.planned.key} after {run.steps * run.planned.timestep:g} fs: {in_brief(run.reason)}"
+        for run in ran
+        if run.reason
+    ]
+    late = [f"{run.planned.key} after {1e-3 * run.steps * run.planned.timestep:.2f} ps" for run in ran if run.is_late]
+    return {"runs": len(ran), "stops": stops, "late": late}
 
 
 def is_small(config: LearnConfig, row: dict[str, Any]) -> bool:

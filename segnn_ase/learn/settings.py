@@ -86,14 +86,14 @@ class BudgetConfig(Settings):
     """What it may cost."""
 
     labels: int | None = Field(None, ge=20, description="labels in all; none: as many as the minutes allow")
-    minutes: float = Field(60.0, gt=0, description="minutes in all, of which the last training gets a third")
+    minutes: float = Field(60.0, gt=0, description="minutes in all, of which the last training gets three tenths")
     rounds: int = Field(30, ge=1, description="rounds of dynamics, labels and training")
     first_labels: int = Field(20, ge=8, description="labels before the first training")
     round_labels: int | None = Field(
         None,
         ge=4,
         description="labels in a round, of which a third, up to 24, measure the error first; none: 24, or 0.4 times "
-        "the frames there are, where that is more",
+        "the frames there are, where that is more, and as many as these while a short training passes each 100 times",
     )
 
 
@@ -107,7 +107,7 @@ class StartConfig(Settings):
         None,
         ge=0,
         description="steps of dynamics by the reference at the hottest condition, each a label, some of which are "
-        "learned; none: what takes 4 % of the minutes, if that is 200 or more and labels are not limited",
+        "learned; none: what takes 4 % of the minutes, if that is 50 or more and labels are not limited",
     )
     rattle: float = Field(0.15, gt=0, le=0.5, description="Å, largest rms displacement of rattled frames")
     strain: float = Field(0.04, ge=0, le=0.3, description="largest strain of frames periodic in three directions")

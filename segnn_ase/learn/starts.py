@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms, units
+from ase.filters import FrechetCellFilter
 from ase.md.langevin import Langevin
 from ase.optimize import BFGS
 
@@ -25,7 +26,7 @@ FEWEST = 8  # labels of a first training
 FMAX, APART = 0.05, 0.02  # eV/Å of a relaxation, and Å (rms) between frames of it that are learned
 EVERY, MOST = 10, 60  # steps between frames of dynamics that are learned, at least, and how many they are at most
 SHARE, FIRST = 0.04, 0.25  # of the minutes for these dynamics, and for first labels
-WORTH, MOST_PS = 200, 2.0  # steps of these, at least, and ps, at most
+WORTH, MOST_PS = 50, 2.0  # steps of these, at least, and ps, at most
 
 
 def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
@@ -34,7 +35,8 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     keys: list[str] = []
     structures: list[Atoms] = []
     for n, atoms in enumerate(loop.structures):
-        relaxed, more = relaxed_by_reference(labeller, atoms, steps_of_relaxation(loop), f"0/relax/{n + 1}")
+        steps, pressure = steps_of_relaxation(loop), min(config.conditions.pressure, default=None)
+        relaxed, more = relaxed_by_reference(labeller, atoms, steps, f"0/relax/{n + 1}", pressure)
         structures.append(relaxed)
         keys += more
     steps = steps_of_dynamics(loop) // len(structures)
@@ -70,14 +72,22 @@ def steps_of_relaxation(loop: Loop) -> int:
     return loop.state.decided.setdefault("relax_steps", most)
 
 
-def relaxed_by_reference(labeller: Labeller, atoms: Atoms, steps: int, prefix: str) -> tuple[Atoms, list[str]]:
-    """After at most so many steps, and the keys of frames on the way that differ. Raises LabelError for the first."""
+def relaxed_by_reference(
+    labeller: Labeller, atoms: Atoms, steps: int, prefix: str, pressure: float | None = None
+) -> tuple[Atoms, list[str]]:
+    """After at most so many steps, and the keys of frames on the way that differ; the cell relaxes at a pressure (GPa).
+
+    Raises LabelError where the first one fails.
+    """
     labeller.labelled.retry([f"{prefix}/0"])  # where it failed, nothing was done
     moving, calculator = atoms.copy(), AskingCalculator(labeller, prefix, "relaxation")
     moving.calc = calculator
     moving.get_forces()
+    free: Any = moving
+    if pressure is not None and moving.pbc.all() and "stress" in calculator.results:
+        free = FrechetCellFilter(moving, scalar_pressure=pressure * units.GPa)
     with suppress(LabelError):  # one of them: those before are there
-        BFGS(moving, logfile=None).run(fmax=FMAX, steps=steps)
+        BFGS(free, logfile=None).run(fmax=FMAX, steps=steps)
     found: list[str] = []
     last = None
     for key in calculator.keys:

@@ -45,14 +45,16 @@ def check_pairs(pairs: Sequence[str], frame: Atoms | None = None, n: int = 0) ->
 
 
 def radial_distribution(
-    frames: Iterable[Atoms], pairs: Sequence[str], r_max: float, bins: int = 200
+    frames: Iterable[Atoms], pairs: Sequence[str], r_max: float, bins: int = 200, *, weights=None
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Average the partial radial distribution functions of pairs such as "O-H" over periodic frames.
 
     g_AB(r) = <n_B(r)> V / (N_B 4 pi r^2 dr), n_B the B atoms in a shell around an A atom. All periodic images
     are counted, also those of the atom itself, so r_max (Å) may exceed the cell, and the integral of
     N_B/V g 4 pi r^2 dr is the coordination number; for like pairs a fluid levels off at 1 - 1/N within half
-    the cell. Returns {pair: (centres of the bins in Å, g)}.
+    the cell. weights: (n,), how often each frame counts; none: all once. Returns {pair: (centres of the bins in Å, g)}.
+
+    Raises ConfigError for pairs, numbers and weights that cannot be meant.
     """
     check_pairs(pairs)
     good = isinstance(r_max, int | float | np.number) and 0 < r_max < math.inf
@@ -63,15 +65,24 @@ def radial_distribution(
     frames = [frames] if isinstance(frames, Atoms) else frames
     expect(isinstance(frames, Iterable) and not isinstance(frames, str), "frames", frames, "Atoms, or several of them")
     edges = np.linspace(0.0, r_max, bins + 1)
-    total, count = np.zeros((len(pairs), bins)), 0
+    found: list[np.ndarray] = []
     for frame in frames:
-        check_pairs(pairs, frame, count)
-        total += _of_frame(frame, pairs, edges)
-        count += 1
-    if not count:
+        check_pairs(pairs, frame, len(found))
+        found.append(_of_frame(frame, pairs, edges))
+    if not found:
         raise ConfigError("frames is empty: there is nothing to average")
     r = (edges[1:] + edges[:-1]) / 2
-    return {pair: (r, g / count) for pair, g in zip(pairs, total, strict=True)}
+    mean = np.average(found, axis=0, weights=_checked_weights(weights, len(found)))
+    return {pair: (r, g) for pair, g in zip(pairs, mean, strict=True)}
+
+
+def _checked_weights(weights, count: int) -> np.ndarray | None:
+    if weights is None:
+        return None
+    values = np.asarray(weights, dtype=float)
+    good = values.shape == (count,) and np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0
+    expect(bool(good), "weights", weights, f"{count} numbers, one of each frame, none below zero and not all zero")
+    return values
 
 
 def _of_frame(frame: Atoms, pairs: Sequence[str], edges: np.ndarray) -> np.ndarray:

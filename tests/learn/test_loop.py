@@ -176,6 +176,7 @@ def test_kills_lose_nothing(tmp_path, crystal, request):
 def test_a_reference_that_changes_is_noticed(tmp_path, crystal, monkeypatch):
     monkeypatch.chdir(TESTS)
     values = counted(tmp_path / "loop", crystal)
+    values["budget"]["labels"] = 200
     first = {**values, "budget": {**values["budget"], "rounds": 1}}
     learn(LearnConfig.parse(first), progress=False)
     folder = tmp_path / "loop" / "cu.learn"
