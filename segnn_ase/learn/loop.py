@@ -185,7 +185,7 @@ def one_round(
     frames = usable(labeller.labelled.of(keys))
     loop.report(f"round {number}: training on {len(frames)} frames, then {len(planned)} runs of {picoseconds:g} ps")
     calculator = calculator_of_round(config, frames, folder)
-    limit = largest_uncertainty(calculator, config.aim.forces, too_sure(state.rounds))
+    limit = largest_uncertainty(calculator, config.aim, too_sure(state.rounds))
     ran = [explore(each, calculator, folder, limit) for each in planned]
     budget = state.decided.setdefault(f"labels of round {number}", labels_of_round(loop, frames))
     state.save()
@@ -209,7 +209,9 @@ def one_round(
 
 def labels_of_round(loop: Loop, frames: Sequence[Atoms]) -> int:
     """As the settings say, or as many as a training of these frames and the budget make worth while."""
-    config, most = loop.config, loop.config.budget.round_labels
+    config, most, limit = loop.config, loop.config.budget.round_labels, loop.config.budget.labels
+    if most is None and limit is not None:
+        most = max(limit // 6, LEAST + 1)
     if most is None:
         epochs = epochs_within(SHORT * config.budget.minutes, frames, config.model, config.training)
         most = max(LABELS, round((DOUBLED if epochs >= OFTEN else GROWTH) * len(frames)))

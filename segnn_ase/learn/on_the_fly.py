@@ -139,7 +139,7 @@ class OnTheFlyCalculator(Calculator):
             except StructureError:  # elements, or distances, that it does not know
                 return None
         results = self._potential.results
-        limit, spread = largest_uncertainty(self._potential, self.aim), results.get("forces_std")
+        limit, spread = largest_uncertainty(self._potential, AimConfig(forces=self.aim)), results.get("forces_std")
         if results.get("outside_domain") or (limit is not None and not np.max(spread) <= limit):
             return None
         return {**results, "asked": False}

@@ -12,7 +12,7 @@ from segnn_ase.base.figures import plot_rdf, plot_rounds
 from segnn_ase.base.files import write_atomically
 from segnn_ase.learn.comparison import Compared, Ensemble
 from segnn_ase.learn.explore import Ran
-from segnn_ase.learn.labelled import CONDITION, REASON, LabelledFrames
+from segnn_ase.learn.labelled import CONDITION, KEY, REASON, LabelledFrames
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.rounds import STRONGEST
 from segnn_ase.learn.settings import LearnConfig
@@ -66,7 +66,8 @@ def of_loop(config: LearnConfig, ended: Ended) -> list[str]:
     reference = resolve_reference(config.reference.calculator, config.reference.arguments)
     where = ", ".join(f"{kelvin:g} K" for kelvin in config.conditions.temperature)
     pressed = "".join(f", {gpa:g} GPa" for gpa in config.conditions.pressure)
-    aim = f"{config.aim.forces:g} meV/Å" + (f", {config.aim.energy:g} meV/atom" if config.aim.energy else "")
+    aims = [(value, UNITS_OF_ERRORS[name]) for name in UNITS_OF_ERRORS if (value := getattr(config.aim, name))]
+    aim = ", ".join(f"{value:g} {unit}" for value, unit in aims)
     verdict = f"**not reached**: {ended.why}" if ended.why else "reached"
     given = ", ".join(f"{name} = {value!r}" for name, value in reference.arguments.items())
     return [
@@ -121,7 +122,8 @@ def of_frames(ended: Ended) -> list[str]:
     forces = np.concatenate([np.ravel(frame.get_forces()) for frame in ended.frames])
     strong = sum(np.abs(f.get_forces()).max() > STRONGEST for f in ended.labelled.frames.values())
     held = ended.measured["drawn"] if ended.is_held else 0
-    others = len(ended.labelled.frames) - len(ended.frames) - held - strong
+    own = sum(frame.info[KEY] not in ended.labelled.given for frame in ended.frames)
+    others = len(ended.labelled.frames) - own - held - strong
     failed = [f"- no label for {key}: {reason}" for key, reason in ended.labelled.failed.items()]
     return [
         "## Frames",

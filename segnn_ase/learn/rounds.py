@@ -233,7 +233,7 @@ def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:
 
 
 def is_small(config: LearnConfig, row: dict[str, Any]) -> bool:
-    """Whether the forces are as good as is asked for, in all and at every condition, and so are the energies."""
-    found: list[tuple[float | None, float | None]] = [(row["energy"], config.aim.energy)]
+    """Whether the forces are as good as is asked for, in all and at every condition, and so are energies and stress."""
+    found: list[tuple[float | None, float | None]] = [(row[k], getattr(config.aim, k)) for k in ("energy", "stress")]
     found += [(error, config.aim.forces) for error in (row["forces"], *row["by_condition"].values())]
     return all(aim is None or (error is not None and error <= aim) for error, aim in found)

@@ -12,6 +12,7 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.train.settings import OptimConfig
 
 BETWEEN = 3  # temperatures of "300:1200"
+FIRST, FEWEST = 20, 8  # labels of a first training
 
 
 class ReferenceConfig(Settings):
@@ -80,6 +81,12 @@ class AimConfig(Settings):
         40.0, gt=0, description="meV/Å, rms error on frames of its own dynamics that are labelled afterwards"
     )
     energy: float | None = Field(None, gt=0, description="meV/atom, likewise; none: not asked for")
+    stress: float | None = Field(None, gt=0, description="meV/Å^3, likewise; none: not asked for")
+    uncertainty: float = Field(
+        5.0,
+        ge=1,
+        description="times the aim of the forces, or the usual uncertainty where that is larger, that stops dynamics",
+    )
 
 
 class BudgetConfig(Settings):
@@ -88,12 +95,18 @@ class BudgetConfig(Settings):
     labels: int | None = Field(None, ge=20, description="labels in all; none: as many as the minutes allow")
     minutes: float = Field(60.0, gt=0, description="minutes in all, of which the last training gets three tenths")
     rounds: int = Field(30, ge=1, description="rounds of dynamics, labels and training")
-    first_labels: int = Field(20, ge=8, description="labels before the first training")
+    first_labels: int | None = Field(
+        None,
+        ge=8,
+        description="rattled and strained frames of the first training; none: 20, and where labels are limited no more "
+        "than a quarter of them, but 8",
+    )
     round_labels: int | None = Field(
         None,
         ge=4,
         description="labels in a round, of which a third, up to 24, measure the error first; none: 24, or 0.4 times "
-        "the frames there are, where that is more, and as many as these while a short training passes each 100 times",
+        "the frames there are, where that is more, and as many as these while a short training passes each 100 times; "
+        "where labels are limited a sixth of them",
     )
 
 
@@ -118,6 +131,9 @@ class LearnConfig(Settings):
 
     out: str = Field("model.pt", description="file of the potential; the folder beside it has all the rest")
     structures: tuple[str, ...] = Field(min_length=1, description="files of structures, the last frame of each")
+    frames: tuple[str, ...] = Field(
+        (), description="files of frames that the reference has labelled before; they are learned from the beginning"
+    )
     reference: ReferenceConfig
     conditions: ConditionsConfig = ConditionsConfig()
     aim: AimConfig = AimConfig()
@@ -130,7 +146,7 @@ class LearnConfig(Settings):
     refuse_flaws: bool = Field(True, description="stop where `segnn check` calls the labels wrong; false only tells")
     seed: int = Field(0, ge=0, lt=2**31, description="of first frames, dynamics and trainings")
 
-    @field_validator("structures", mode="before")
+    @field_validator("structures", "frames", mode="before")
     @classmethod
     def _one_or_many(cls, value):
         return (value,) if isinstance(value, str) else value
@@ -156,14 +172,21 @@ class LearnConfig(Settings):
         if self.training.committee > 1:
             raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
         labels, steps = self.budget.labels, self.start.dynamics_steps or 0
-        if labels is not None and self.budget.first_labels + steps > labels:
-            first = f"budget.first_labels and start.dynamics_steps are {self.budget.first_labels} and {steps}"
+        if labels is not None and self.first_labels + steps > labels:
+            first = f"budget.first_labels and start.dynamics_steps are {self.first_labels} and {steps}"
             raise ValueError(f"{first}, more than budget.labels, {labels}")
         return self
 
     @property
     def folder(self) -> Path:
         return Path(self.out).with_suffix(".learn")
+
+    @property
+    def first_labels(self) -> int:
+        """As `budget` says, or what is usual."""
+        given, labels = self.budget.first_labels, self.budget.labels
+        usual = FIRST if labels is None else max(min(FIRST, labels // 4), FEWEST)
+        return usual if given is None else given
 
     def steps_of(self, timestep: float, picoseconds: float) -> int:
         return max(math.ceil(1000 * picoseconds / timestep), 1)

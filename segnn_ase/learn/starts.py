@@ -14,7 +14,7 @@ from segnn_ase.base.errors import ConfigError, LabelError
 from segnn_ase.learn.explore import placed_as
 from segnn_ase.learn.labelled import KEY, asked_frame, decided
 from segnn_ase.learn.labeller import AskingCalculator, Labeller
-from segnn_ase.learn.settings import StartConfig
+from segnn_ase.learn.settings import FEWEST, StartConfig
 from segnn_ase.learn.state import Loop
 from segnn_ase.md.velocities import set_velocities
 from segnn_ase.structure.neighbors import neighbor_list
@@ -22,7 +22,6 @@ from segnn_ase.train.rollouts import usual_timestep
 
 NEAR = 0.75  # of the distances of the structure: atoms are not pushed nearer together
 ATTEMPTS = 20
-FEWEST = 8  # labels of a first training
 FMAX, APART = 0.05, 0.02  # eV/Å of a relaxation, and Å (rms) between frames of it that are learned
 EVERY, MOST = 10, 60  # steps between frames of dynamics that are learned, at least, and how many they are at most
 SHARE, FIRST = 0.04, 0.25  # of the minutes for these dynamics, and for first labels
@@ -32,7 +31,9 @@ WORTH, MOST_PS = 50, 2.0  # steps of these, at least, and ps, at most
 def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     """The structures, relaxed as far as asked for, and the keys of the frames of the first training."""
     config, labeller = loop.config, loop.labeller
-    keys: list[str] = []
+    labeller.labelled.give(config.frames)
+    labeller.control_given()
+    keys = list(labeller.labelled.given)
     structures: list[Atoms] = []
     for n, atoms in enumerate(loop.structures):
         steps, pressure = steps_of_relaxation(loop), min(config.conditions.pressure, default=None)
@@ -51,7 +52,7 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
             f"{FEWEST} that a first training needs (one takes {loop.seconds_of_label:.3g} s): raise it, or "
             "reference.workers"
         )
-    count = loop.state.decided.setdefault("first labels", min(config.budget.first_labels, room, affordable))
+    count = loop.state.decided.setdefault("first labels", min(config.first_labels, room, affordable))
     loop.state.save()
     made = displaced(structures, count, config.start, config.seed)
     frames = decided(
@@ -60,15 +61,15 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     )
     labeller.label(frames)
     keys += [frame.info[KEY] for frame in frames]
-    labeller.control(0, keys[1:])
+    labeller.control(0, [key for key in keys if key in labeller.labelled.frames][1:])
     loop.state.save()
     return structures, keys
 
 
 def steps_of_relaxation(loop: Loop) -> int:
-    """Of each structure; where labels are limited, a fifth of them is for all, as decided when the loop began."""
+    """Of each structure; where labels are limited, a tenth of them is for all, as decided when the loop began."""
     labels, steps = loop.config.budget.labels, loop.config.start.relax_steps
-    most = steps if labels is None else min(steps, labels // (5 * len(loop.structures)))
+    most = steps if labels is None else min(steps, labels // (10 * len(loop.structures)))
     return loop.state.decided.setdefault("relax_steps", most)
 
 

@@ -19,7 +19,7 @@ VERSION = 1
 UNLIMITED = 10**9  # labels
 OVERHEAD = 0.01  # s, of a label at least
 INDIFFERENT = {  # settings that may change when a loop goes on
-    "aim": ("forces", "energy"),
+    "aim": ("forces", "energy", "stress"),
     "budget": ("labels", "minutes", "rounds"),
     "reference": ("python", "workers", "threads", "label_minutes", "memory"),
     "training": ("epochs", "minutes", "max_minutes", "device", "accelerate", "save_minutes"),
