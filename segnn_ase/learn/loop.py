@@ -17,7 +17,15 @@ from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.files import existing_file
 from segnn_ase.base.locks import only_writer
 from segnn_ase.data.frames import check_atoms
-from segnn_ase.learn.explore import Ran, conditions_of, explore, largest_uncertainty, plan_runs, what_became_of
+from segnn_ase.learn.explore import (
+    Ran,
+    conditions_of,
+    explore,
+    largest_uncertainty,
+    patience,
+    plan_runs,
+    what_became_of,
+)
 from segnn_ase.learn.finish import Learned, finish_loop
 from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
 from segnn_ase.learn.labeller import Labeller
@@ -177,7 +185,9 @@ def one_round(
     folder.mkdir(exist_ok=True)
     picoseconds = min(FIRST_PS * 2 ** (number - 1), config.conditions.picoseconds)
     minutes = FOR_DYNAMICS * config.budget.minutes
-    planned, known = plan_runs(config, structures, number, before, picoseconds, minutes), number <= len(state.rounds)
+    outside = patience(config.aim, state.rounds[number - 2]["forces"] if number > 1 else None)
+    planned = plan_runs(config, structures, number, before, picoseconds, minutes, outside)
+    known = number <= len(state.rounds)
     if known:
         ran, row = [what_became_of(each, folder) for each in planned], state.rounds[number - 1]
         found = [frame.info[KEY] for name in ("drawn", "chosen") for frame in read_whole(folder / f"{name}.xyz")]

@@ -24,6 +24,7 @@ from segnn_ase.learn.labelled import LabelledFrames, asked_frame, write_frames
 from segnn_ase.learn.pool import ReferenceLabel, kill
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.rounds import RATE, epochs_within, usable
+from segnn_ase.learn.settings import AimConfig
 from segnn_ase.learn.worker import energy_of, made
 from segnn_ase.store.shipped import find_model
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig

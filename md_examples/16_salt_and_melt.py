@@ -1,0 +1,138 @@
+"""A crystal and its melt: sodium chloride from SevenNet-l3i5, a universal potential, and what that is worth.
+
+64 atoms at 300, 1300 and 1800 K, at which it melts, and no pressure. The first part is what this command does, in 90
+minutes (settings in salt.toml; pip install sevenn, its weights are in the wheel):
+
+    segnn learn salt.toml
+
+The second compares lattice constant, bulk modulus and phonons at Gamma of the primitive cell, forces of the crystal at
+300 K and of the liquid at 1300 K, g(r) of the liquid from dynamics of either, and the time that a step takes.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.build import bulk
+from ase.eos import EquationOfState
+from ase.io import read, write
+from ase.md.nose_hoover_chain import IsotropicMTKNPT
+from ase.vibrations import Vibrations
+from sevenn.calculator import SevenNetCalculator
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.figures import plot_rdf
+from segnn_ase.base.settings import read_toml
+from segnn_ase.learn import LearnConfig, learn
+from segnn_ase.md.analysis import radial_distribution
+from segnn_ase.md.velocities import set_velocities
+
+steps = int(os.environ.get("SEGNN_STEPS", 5000))  # of 2 fs, of dynamics of the potential
+short = steps < 1000
+bulk("NaCl", "rocksalt", a=5.7, cubic=True).repeat(2).write("nacl.cif")
+Path("salt.toml").write_text(
+    f"""out = "salt.pt"
+structures = ["nacl.cif"]
+
+[reference]
+calculator = "sevennet-l3i5"
+
+[conditions]
+temperature = [300, 1300, 1800]
+pressure = [0.0]
+picoseconds = {0.02 if short else 10}
+
+[budget]
+minutes = {2 if short else 90}
+{"rounds = 1" if short else ""}
+
+[model]
+preset = "fast"
+"""
+)
+found = learn(LearnConfig.parse(read_toml("salt.toml")))
+print(f"\n{found.labels} labels in {found.minutes:.0f} minutes; {found.why or 'the aim is reached'}")
+
+reference, potential = SevenNetCalculator("7net-l3i5"), SEGNNCalculator("salt.pt", domain="ignore")
+both = {"reference": reference, "potential": potential}
+
+
+def off(values: dict) -> str:
+    theirs, own = values["reference"], values["potential"]
+    return f"{theirs:.5g} and {own:.5g}, {100 * (own / theirs - 1):+.2f} %"
+
+
+lattice, modulus, optical = {}, {}, {}
+for name, calculator in both.items():
+    energies, volumes = [], []
+    for a in np.linspace(5.5, 5.9, 9):
+        cell = bulk("NaCl", "rocksalt", a=a)
+        cell.calc = calculator
+        energies.append(cell.get_potential_energy())
+        volumes.append(cell.get_volume())
+    volume, _, b = EquationOfState(volumes, energies, eos="birchmurnaghan").fit()
+    lattice[name], modulus[name] = (4 * volume) ** (1 / 3), b / units.GPa
+    cell = bulk("NaCl", "rocksalt", a=lattice[name])
+    cell.calc = calculator
+    phonons = Vibrations(cell, name=f"phonons_{name}", delta=0.005)
+    phonons.run()
+    optical[name] = float(np.real(phonons.get_frequencies())[3:].mean())
+    phonons.clean()
+print("table: reference and potential")
+print(f"lattice constant / Å: {off(lattice)}")
+print(f"bulk modulus / GPa: {off(modulus)}")
+print(f"transverse optical phonon at Gamma / cm^-1: {off(optical)}")
+
+
+def moved(atoms: Atoms, calculator, kelvin: float, count: int, every: int) -> list[Atoms]:
+    """Frames of dynamics at no pressure; the atoms are where these end."""
+    atoms.calc = calculator
+    set_velocities(atoms, kelvin, np.random.default_rng(count))
+    dampings = {"tdamp": 100 * units.fs, "pdamp": 1000 * units.fs}
+    dynamics = IsotropicMTKNPT(atoms, 2 * units.fs, temperature_K=kelvin, pressure_au=0.0, **dampings)
+    frames = []
+    for _ in range(count):
+        dynamics.run(every)
+        frames.append(atoms.copy())
+    return frames
+
+
+def error(frames: list[Atoms]) -> float:
+    difference = []
+    for frame in frames:
+        forces = [calculator.get_forces(frame.copy()) for calculator in both.values()]
+        difference.append(forces[1] - forces[0])
+    return 1e3 * float(np.sqrt(np.mean(np.square(difference))))
+
+
+crystal = read("nacl.cif")
+frames = moved(crystal, potential, 300, 20, max(steps // 20, 1))
+print(f"forces of the crystal at 300 K off by {error(frames):.1f} meV/Å (rms, {len(frames)} frames)")
+liquid = read("nacl.cif")
+moved(liquid, potential, 1800, 1, 2 * steps)  # it melts
+frames = moved(liquid, potential, 1300, 100, max(steps // 20, 1))
+write("liquid.xyz", frames)
+print(f"forces of the liquid at 1300 K off by {error(frames[::5]):.1f} meV/Å (rms, 20 frames)")
+theirs = moved(liquid.copy(), reference, 1300, 50, max(steps // 500, 1))[10:]  # 1 ps
+pairs = ["Cl-Na", "Na-Na", "Cl-Cl"]
+curves = [radial_distribution(each, pairs, 5.7, 60) for each in (frames[20:], theirs)]
+plot_rdf("liquid_rdf.png", *curves)
+for pair in pairs:
+    (r, own), (_, other) = curves[0][pair], curves[1][pair]
+    print(f"g(r) of {pair}: highest {own.max():.2f} at {r[own.argmax()]:.2f} Å, {other.max():.2f} by the reference")
+
+taken = {}
+for name, calculator in both.items():
+    atoms, times = liquid.copy(), []
+    atoms.calc = calculator
+    for n in range(8 if short else 25):
+        atoms.positions += 1e-3 * np.sin(n + np.arange(3))
+        begin = time.perf_counter()
+        atoms.get_forces()
+        atoms.get_stress()
+        times.append(time.perf_counter() - begin)
+    taken[name] = 1e3 * float(np.median(times[3:]))
+told = ", ".join(f"{milliseconds:.2f} ms by the {name}" for name, milliseconds in taken.items())
+print(f"a step of {len(atoms)} atoms: {told}, {taken['reference'] / taken['potential']:.0f} times less")

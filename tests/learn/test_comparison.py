@@ -1,0 +1,120 @@
+"""A potential beside its reference: where the reference is the potential itself, nothing differs, and it is right."""
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.io import read
+from ase.optimize import BFGS
+from ase.vibrations import Vibrations
+
+from segnn_ase import SEGNNCalculator
+from segnn_ase.base.errors import ConfigError
+from segnn_ase.learn.comparison import (
+    compare_ensembles,
+    compare_modes,
+    compare_states,
+    modes_of,
+    rigid_motions,
+    state_of,
+    weights_of,
+)
+from segnn_ase.learn.labelled import CONDITION, LabelledFrames
+from segnn_ase.learn.labeller import Labeller
+from segnn_ase.learn.pool import LabelPool
+from segnn_ase.learn.settings import ReferenceConfig
+from segnn_ase.md.analysis import radial_distribution
+from segnn_ase.store.shipped import find_model
+
+
+def asking(folder, model: str) -> tuple[LabelPool, Labeller]:
+    reference = {"calculator": "segnn_ase:SEGNNCalculator", "arguments": {"model": model, "domain": "ignore"}}
+    pool = LabelPool(ReferenceConfig(**reference, threads=1), folder / "workers")
+    return pool, Labeller(pool, LabelledFrames(folder))
+
+
+def test_of_a_crystal(tmp_path):
+    calculator = SEGNNCalculator("silicon-pbe", domain="ignore")
+    atoms = bulk("Si", cubic=True)
+    pool, labeller = asking(tmp_path, "silicon-pbe")
+    with pool:
+        theirs, own = compare_states(atoms, calculator, labeller, "end")
+        modes = compare_modes(atoms, calculator, labeller, "end", 5)
+        far = atoms.copy()
+        far.set_cell(1.1 * atoms.cell.array, scale_atoms=True)
+        assert compare_states(far, calculator, labeller, "far") is None
+    assert np.allclose(theirs, own, rtol=1e-3) and 80 < own.bulk_modulus < 100  # PBE: 89 GPa
+    assert own.volume ** (1 / 3) == pytest.approx(5.47 / 2, rel=0.005)
+    assert modes.shape == (5, 2) and np.allclose(*modes.T, rtol=1e-3)
+    atoms.calc = calculator
+    vibrations = Vibrations(atoms, name=str(tmp_path / "vibrations"))
+    vibrations.run()
+    known = np.real(vibrations.get_frequencies())[3:]
+    assert np.allclose(modes[:, 1], known[np.linspace(0, len(known) - 1, 5).round().astype(int)], rtol=5e-3)
+    assert all(key.startswith(("end/", "far/")) for key in labeller.labelled.frames)
+
+
+def test_of_a_molecule_and_of_fixed_atoms(tmp_path):
+    calculator = SEGNNCalculator("acetylacetone-pbe", domain="ignore")
+    atoms = read(find_model("acetylacetone-pbe").parent / "reference.xyz", 1)
+    atoms.calc = calculator
+    BFGS(atoms, logfile=None).run(fmax=1e-3)
+    atoms.calc = None
+    directions = modes_of(atoms, calculator, 500)
+    weighed = (directions * np.sqrt(atoms.get_masses())[:, None]).reshape(len(directions), -1)
+    assert len(directions) == 3 * len(atoms) - 6 and np.allclose(weighed @ weighed.T, np.eye(len(directions)))
+    moved = rigid_motions(atoms) * np.repeat(np.sqrt(atoms.get_masses()), 3)[:, None]
+    assert np.abs(weighed @ moved).max() < 1e-8
+    pool, labeller = asking(tmp_path, "acetylacetone-pbe")
+    with pool:
+        highest = compare_modes(atoms, calculator, labeller, "end", 3)[-1]
+    assert 2900 < highest[1] < 3300 and highest[0] == pytest.approx(highest[1], rel=1e-3)  # cm^-1, of C-H or O-H
+    atoms.set_constraint(FixAtoms([0, 1]))
+    fixed = modes_of(atoms, calculator, 500)
+    assert len(fixed) == 3 * (len(atoms) - 2) and np.all(fixed[:, :2] == 0)
+
+
+def test_no_minimum_is_none():
+    volumes = np.linspace(0.9, 1.1, 7)
+    assert state_of(volumes, volumes, 1) is None
+    found = state_of(10 * volumes, 5 * (volumes - 1) ** 2, 2)
+    assert found.volume == pytest.approx(5.0, rel=1e-3)
+    assert found.bulk_modulus == pytest.approx(1.0 / units.GPa, rel=0.03)  # V d2E/dV2, with E = 0.05 (V - 10)^2
+
+
+def test_frames_are_weighed_as_the_reference_visits_them():
+    """A particle in a well by the potential, which the reference makes narrower: the mean of its energy is that of the
+    narrower one."""
+    rng, kelvin, narrow = np.random.default_rng(0), 300.0, 1.5
+    beta = 1 / (units.kB * kelvin)
+    x = rng.normal(size=20_000) / np.sqrt(beta)
+    own, reference = 0.5 * x**2, 0.5 * narrow * x**2
+    weights = weights_of(reference - own, kelvin)
+    assert weights.sum() == pytest.approx(1.0)
+    assert weights @ x**2 == pytest.approx(1 / (narrow * beta), rel=0.03)
+    frames = []
+    for n in range(400):
+        frame = Atoms("CuAu", [[0, 0, 0], [2.5 + x[n], 0, 0]], cell=[8, 8, 8], pbc=True, info={CONDITION: "here"})
+        frame.calc = SinglePointCalculator(frame, energy=reference[n])
+        frames.append(frame)
+    said = [{"energy": energy} for energy in own[:400]]
+    (found,) = compare_ensembles(frames, said, {"here": kelvin, "elsewhere": 10.0})
+    assert found.frames == 400 and 200 < found.effective < 400
+    w = weights_of(reference[:400] - own[:400], kelvin)
+    assert found.shift == pytest.approx(1e3 * (w @ own[:400] - own[:400].mean()) / 2) and found.shift < 0
+    r, theirs, mine = found.curves["Au-Cu"]
+    assert mine[np.argmin(abs(r - 2.5))] < theirs[np.argmin(abs(r - 2.5))]  # the narrower well has the higher peak
+    same = weights_of(np.full(5, 3.0), kelvin)
+    assert np.allclose(same, 0.2)
+
+
+def test_weights_of_a_radial_distribution():
+    frames = [Atoms("Cu2", [[0, 0, 0], [d, 0, 0]], cell=[9, 9, 9], pbc=True) for d in (2.0, 3.0)]
+    alone = [radial_distribution(frame, ["Cu-Cu"], 4.0, 8)["Cu-Cu"][1] for frame in frames]
+    found = radial_distribution(frames, ["Cu-Cu"], 4.0, 8, weights=[1, 3])["Cu-Cu"][1]
+    assert np.allclose(found, 0.25 * alone[0] + 0.75 * alone[1])
+    for bad in ([1.0], [1, -1], [0, 0], [1, np.nan]):
+        with pytest.raises(ConfigError, match=r"weights is .* expected 2 numbers"):
+            radial_distribution(frames, ["Cu-Cu"], 4.0, 8, weights=bad)
