@@ -60,7 +60,7 @@ def by_choice(work: Path, start: Path, labels: int, seed: int, epochs: int) -> t
         "reference": "gfn2-xtb",
         "conditions": {"temperature": KELVIN},
         "aim": {"forces": 5.0},
-        "budget": {"labels": labels, "minutes": 60.0},
+        "budget": {"labels": labels, "minutes": 15.0},
         "model": {"preset": "fast"},
         "training": {"epochs": epochs},
         "seed": seed,

@@ -1,6 +1,7 @@
 """The potential beside its reference: equation of state, vibrations, and the ensemble that the reference would have."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,12 +10,14 @@ from ase.constraints import FixAtoms
 from ase.eos import EquationOfState
 
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame
+from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame, decided
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.md.analysis import radial_distribution
 
 VOLUMES = np.linspace(0.94, 1.06, 7)  # of the structure's own
-MODES, LARGEST = 20, 300  # that are looked at, at most, of structures of so many atoms
+MODES, LARGEST = 20, 200  # that are looked at, at most, of structures of so many atoms
+RIGID = 1e-3  # of the largest singular value: what is less turns a line about itself
+NO_ROUND = -1
 STEP = 0.01  # Å, by which the atom that moves farthest is displaced
 FARTHEST, BINS = 6.0, 60  # Å of g(r), and how many
 PAIRS = 6  # of elements
@@ -46,59 +49,94 @@ class Compared(NamedTuple):
     ensembles: list[Ensemble]
 
 
-def compare_states(atoms: Atoms, calculator: SEGNNCalculator, labeller: Labeller, key: str) -> tuple | None:
+def compare_states(
+    atoms: Atoms, calculator: SEGNNCalculator, labeller: Labeller, folder: Path
+) -> tuple[State, State] | None:
     """Of a structure that is scaled at fixed fractional coordinates, by Birch and Murnaghan; None where the minimum is
     not among these volumes, or labels are missing."""
-    frames = []
-    for n, factor in enumerate(VOLUMES):
-        scaled = atoms.copy()
-        scaled.set_constraint()
-        scaled.set_cell(atoms.cell.array * factor ** (1 / 3), scale_atoms=True)
-        frames.append(asked_frame(scaled, f"{key}/volume/{n}", 0, "", "comparison: volume"))
-    known = labeller.label(frames)
+    frames = decided(folder / "volumes.xyz", lambda: scaled_frames(atoms, f"{folder.name}/volume"))
+    known = labelled_if_possible(labeller, frames)
     if len(known) < len(frames):
         return None
     volumes = np.array([frame.get_volume() for frame in known])
     own = [each["energy"] for each in calculator.evaluate([frame.copy() for frame in known], ("energy",))]
     reference = [frame.get_potential_energy() for frame in known]
     states = [state_of(volumes, np.array(energies), len(atoms)) for energies in (reference, own)]
-    return None if None in states else tuple(states)
+    return None if states[0] is None or states[1] is None else (states[0], states[1])
+
+
+def labelled_if_possible(labeller: Labeller, frames: Sequence[Atoms]) -> list[Atoms]:
+    """Those that have labels: what fails here is missing in a table, and stops nothing."""
+    labeller.ask(frames)
+    labeller.wait()
+    return labeller.labelled.of([frame.info[KEY] for frame in frames])
+
+
+def scaled_frames(atoms: Atoms, key: str) -> list[Atoms]:
+    found = []
+    for n, factor in enumerate(VOLUMES):
+        scaled = atoms.copy()
+        scaled.set_constraint()
+        scaled.set_cell(atoms.cell.array * factor ** (1 / 3), scale_atoms=True)
+        found.append(asked_frame(scaled, f"{key}/{n}", NO_ROUND, "", "comparison: volume"))
+    return found
 
 
 def state_of(volumes: np.ndarray, energies: np.ndarray, atoms: int) -> State | None:
     """Volumes (n,) Å^3 and energies (n,) eV of so many atoms."""
-    if not volumes[0] < volumes[int(np.argmin(energies))] < volumes[-1]:
+    try:
+        volume, _, modulus = EquationOfState(volumes, energies, eos="birchmurnaghan").fit(warn=False)
+    except (RuntimeError, ValueError):  # no fit
         return None
-    volume, _, modulus = EquationOfState(volumes, energies, eos="birchmurnaghan").fit(warn=False)
-    return State(volume / atoms, modulus / units.GPa)
+    found = volumes[0] < volume < volumes[-1] and modulus > 0
+    return State(volume / atoms, modulus / units.GPa) if found else None
 
 
-def compare_modes(atoms: Atoms, calculator: SEGNNCalculator, labeller: Labeller, key: str, count: int) -> np.ndarray:
+def compare_modes(
+    atoms: Atoms, calculator: SEGNNCalculator, labeller: Labeller, folder: Path, count: int
+) -> np.ndarray:
     """Wavenumbers (n, 2) by both, along so many modes of the potential, evenly from its lowest to its highest, each by
-    a central difference of forces: of the reference it is the mean curvature in that direction."""
-    directions = modes_of(atoms, calculator, min(count, MODES)) if count else np.zeros((0, len(atoms), 3))
-    frames: list[Atoms] = []
-    for n, direction in enumerate(directions):
-        for sign in (1, -1):
-            moved = atoms.copy()
-            moved.set_positions(atoms.positions + sign * step_of(direction) * direction, apply_constraint=False)
-            frames.append(asked_frame(moved, f"{key}/mode/{n}{'+' if sign > 0 else '-'}", 0, "", "comparison: mode"))
-    labeller.label(frames)
-    pairs = [labeller.labelled.of([f.info[KEY] for f in frames[2 * n : 2 * n + 2]]) for n in range(len(directions))]
+    a central difference of forces: of the reference it is the mean curvature in that direction.
+
+    None of structures with more than `LARGEST` atoms, or with constraints that do more than fix atoms.
+    """
+    plain = all(isinstance(constraint, FixAtoms) for constraint in atoms.constraints)
+    if not count or not plain or len(atoms) > LARGEST or not len(free_atoms(atoms)):
+        return np.zeros((0, 2))
+    key = f"{folder.name}/mode"
+    frames = decided(folder / "modes.xyz", lambda: frames_of_modes(atoms, calculator, min(count, MODES), key))
+    known = {frame.info[KEY]: frame for frame in labelled_if_possible(labeller, frames)}
     found = []
-    for direction, pair in zip(directions, pairs, strict=True):
+    for n in range(len(frames) // 2):
+        pair = [known[name] for sign in "+-" if (name := f"{key}/{n}{sign}") in known]
         if len(pair) == 2:
             own = calculator.evaluate([frame.copy() for frame in pair], ("forces",))
-            forces = [[frame.get_forces() for frame in pair], [each["forces"] for each in own]]
-            found.append([wavenumber(direction, *two) for two in forces])
+            forces = [frame.get_forces() for frame in pair], [each["forces"] for each in own]
+            found.append([wavenumber(pair[0], pair[1], *two) for two in forces])
     return np.array(found).reshape(-1, 2)
+
+
+def frames_of_modes(atoms: Atoms, calculator: SEGNNCalculator, count: int, key: str) -> list[Atoms]:
+    """Two of each mode, displaced to either side."""
+    frames = []
+    for n, direction in enumerate(modes_of(atoms, calculator, count)):
+        step = STEP / np.linalg.norm(direction, axis=1).max() * direction
+        for sign, moved in (("+", step), ("-", -step)):
+            frame = asked_frame(atoms, f"{key}/{n}{sign}", NO_ROUND, "", "comparison: mode")
+            frame.positions += moved
+            frames.append(frame)
+    return frames
+
+
+def free_atoms(atoms: Atoms) -> np.ndarray:
+    fixed = [constraint.index % len(atoms) for constraint in atoms.constraints if isinstance(constraint, FixAtoms)]
+    return np.setdiff1d(np.arange(len(atoms)), np.concatenate(fixed) if fixed else [])
 
 
 def modes_of(atoms: Atoms, calculator: SEGNNCalculator, count: int) -> np.ndarray:
     """Directions (n, N, 3), Å/sqrt(amu), of modes that are orthonormal when weighted with the masses; atoms that are
     fixed stay, and what moves the whole is left out."""
-    fixed = [c.index for c in atoms.constraints if isinstance(c, FixAtoms)]
-    free = np.setdiff1d(np.arange(len(atoms)), np.concatenate(fixed) if fixed else [])
+    free = free_atoms(atoms)
     root = np.repeat(np.sqrt(atoms.get_masses()[free]), 3)
     chosen = (3 * free[:, None] + np.arange(3)).ravel()
     alone = atoms.copy()
@@ -107,7 +145,7 @@ def modes_of(atoms: Atoms, calculator: SEGNNCalculator, count: int) -> np.ndarra
     basis = np.eye(len(chosen))
     if len(free) == len(atoms):
         left, size, _ = np.linalg.svd(rigid_motions(atoms) * root[:, None], full_matrices=True)
-        basis = left[:, int((size > 1e-6 * size[0]).sum()) :]
+        basis = left[:, int((size > RIGID * size[0]).sum()) :]
     _, vectors = np.linalg.eigh(basis.T @ hessian @ basis)
     vectors = basis @ vectors
     numbers = np.unique(np.linspace(0, vectors.shape[1] - 1, count).round().astype(int))
@@ -117,21 +155,20 @@ def modes_of(atoms: Atoms, calculator: SEGNNCalculator, count: int) -> np.ndarra
 
 
 def rigid_motions(atoms: Atoms) -> np.ndarray:
-    """Displacements (3N, 3 or 6) of the whole: turned where nothing is periodic."""
+    """Displacements (3N, 3 to 6) of the whole: turned about any axis if nothing is periodic, a wire about its own."""
     moved = np.tile(np.eye(3), (len(atoms), 1))
-    if atoms.pbc.any():
+    if atoms.pbc.sum() > 1:
         return moved
-    arms = atoms.positions - atoms.positions.mean(0)
-    return np.hstack([moved, np.cross(np.eye(3)[None], arms[:, None]).transpose(0, 2, 1).reshape(-1, 3)])
+    axes = atoms.cell.array[atoms.pbc] if atoms.pbc.any() else np.eye(3)
+    arms = atoms.positions - atoms.get_center_of_mass()
+    return np.hstack([moved, np.cross(axes[None], arms[:, None]).transpose(0, 2, 1).reshape(-1, len(axes))])
 
 
-def step_of(direction: np.ndarray) -> float:
-    return STEP / float(np.linalg.norm(direction, axis=1).max())
-
-
-def wavenumber(direction: np.ndarray, forward: np.ndarray, backward: np.ndarray) -> float:
+def wavenumber(plus: Atoms, minus: Atoms, forward: np.ndarray, backward: np.ndarray) -> float:
     """cm^-1, below zero where it is imaginary, from the forces (N, 3) at both ends of a step."""
-    curvature = float(np.sum(direction * (backward - forward))) / (2 * step_of(direction))
+    half = 0.5 * (plus.positions - minus.positions)
+    size = float(np.sum(plus.get_masses()[:, None] * half**2))  # amu Å^2
+    curvature = float(np.sum(half * (backward - forward))) / (2 * size)
     return float(np.sign(curvature) * np.sqrt(abs(curvature)) * WAVENUMBER)
 
 

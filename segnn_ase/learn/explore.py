@@ -20,8 +20,9 @@ from segnn_ase.train.rollouts import usual_timestep
 
 LOOKS, APART = 40, 20.0  # frames kept of a run, at least, and fs between them, at most
 TRUSTED = 1 / 3, 3.0  # how far a few measured errors correct what a potential expects
+SHARE = 0.1  # of the minutes of a loop, for the dynamics of a round, and for those with the last potential
 FRICTION = 0.01  # 1/fs
-OUTSIDE, LONGEST = 50.0, 1000.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration
+OUTSIDE, LONGEST = 50.0, 200.0  # fs in a row beyond what is known, before it is stopped: half a slow vibration, or two
 
 
 class Condition(NamedTuple):
@@ -92,10 +93,11 @@ def largest_uncertainty(calculator: SEGNNCalculator, aim: AimConfig, too_sure: f
     return aim.uncertainty * max(1e-3 * aim.forces / float(np.clip(too_sure, *TRUSTED)), uncertainty.beta)
 
 
-def patience(aim: AimConfig, measured: float | None) -> float:
-    """fs in a row beyond what is known, before dynamics are stopped: longer where the errors measured in the round
-    before, meV/Å, were below the aim, as there was more to learn than to lose."""
-    return min(OUTSIDE * max(aim.forces / measured, 1.0) ** 2, LONGEST) if measured else OUTSIDE
+def patience(aim: AimConfig, rounds: Sequence[dict]) -> float:
+    """fs in a row beyond what is known, before dynamics are stopped: longer where the errors measured in the last of
+    these rounds were below the aim, as there was more to learn than to lose."""
+    measured = rounds[-1]["forces"] if rounds else None
+    return min(OUTSIDE * max(aim.forces / measured, 1.0), LONGEST) if measured else OUTSIDE
 
 
 def explore(planned: Planned, calculator: SEGNNCalculator, folder: Path, limit: float | None) -> Ran:

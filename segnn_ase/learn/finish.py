@@ -15,18 +15,17 @@ from ase import Atoms
 from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.comparison import (
-    LARGEST,
     VOLUMES,
     Compared,
     compare_ensembles,
     compare_modes,
     compare_states,
 )
-from segnn_ase.learn.explore import conditions_of, explore, largest_uncertainty, plan_runs
+from segnn_ase.learn.explore import SHARE, conditions_of, explore, largest_uncertainty, patience, plan_runs
 from segnn_ase.learn.labelled import SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
-from segnn_ase.learn.report import Ended, Trial, write_loop_report
+from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
 from segnn_ase.learn.rounds import (
     Rounds,
     decided_training,
@@ -34,7 +33,6 @@ from segnn_ase.learn.rounds import (
     drawn,
     errors_on,
     is_small,
-    told_of_runs,
     too_sure,
     usable,
 )
@@ -46,8 +44,8 @@ from segnn_ase.train.start import train
 from segnn_ase.verify.certificate import write
 from segnn_ase.verify.run import verify
 
-LAST, TRIAL = 0.3, 0.08  # of the minutes of the budget, for the last training, at least, and for dynamics after it
-COMPARED = 0.05  # of the minutes, for labels of frames of these dynamics, and for those of comparisons
+LAST, AFTER = 0.3, 0.15  # of the minutes of the budget, for the last training, at least, and for what follows
+COMPARED = 0.025  # of the minutes, for labels of frames of these dynamics, and for those of comparisons
 OF_CONDITION = 20  # labels of frames of these dynamics
 TIMED, WARM = 20, 5  # evaluations that are timed, and before
 
@@ -72,11 +70,11 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     config, state, labelled = loop.config, loop.state, loop.labeller.labelled
     ended = f"the rounds end: {rounds.why}"
     loop.report(ended if rounds.why else "good enough: all dynamics ran, and errors are below the aim")
-    before = state.minutes
     digest = hashlib.sha256(json.dumps(what_ends(config), sort_keys=True).encode()).hexdigest()[:6]
     folder = config.folder / f"final-{len(state.rounds):03d}-{digest}"
     folder.mkdir(exist_ok=True)
-    new = state.decided.setdefault(f"labels of {folder.name}", labels_of_trial(loop))
+    begun = state.once(f"seconds before {folder.name}", lambda: round(60 * state.minutes))
+    new = state.once(f"labels of {folder.name}", lambda: labels_of_trial(loop))
     held = () if new else rounds.held
     frames = decided(folder / "train.xyz", lambda: usable(labelled.of([*rounds.keys, *([] if held else rounds.held)])))
     training = decided_training(folder, lambda: last_training(config, folder, state.minutes - state.last_minutes))
@@ -84,16 +82,16 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
         train(training, progress=loop.labeller.progress)
     model = str(folder / "model.pt")
     calculator = SEGNNCalculator(model, device=config.training.device, domain="ignore")
-    tried = trial(loop, rounds, calculator, folder, new)
-    compared = comparison(loop, rounds.structures[0], calculator, folder.name, tried)
-    measured = errors_on(labelled.of(held), calculator) if held else tried.errors
-    why = rounds.why or why_not_good(config, tried, measured)
     certificate = verify(model, loop.structures[0].copy(), device=config.training.device)
     write(certificate, model=model)
     tell_origin(folder / "model.pt", config, labelled.count)
+    tried = trial(loop, rounds, calculator, folder, new)
+    measured = errors_on(labelled.of(held), calculator) if held else errors_on(tried.frames, calculator)
+    why = rounds.why or why_not_good(config, tried, measured)
+    compared = comparison(loop, rounds.structures[0], calculator, folder, tried)
     speed = speeds(model, frames, config)
     write_atomically(config.out, Path(model).read_bytes())
-    state.last_minutes += state.minutes - before
+    state.last_minutes += state.minutes - begun / 60
     report = Path(config.out).with_suffix(".report.md")
     told = Ended(
         state.rounds, labelled, frames, tried, measured, bool(held), compared, certificate, speed, why, state.minutes
@@ -114,33 +112,32 @@ def labels_of_trial(loop: Loop) -> int:
 
 def trial(loop: Loop, rounds: Rounds, calculator: SEGNNCalculator, folder: Path, labels: int) -> Trial:
     """Dynamics at every condition with the potential that is written, and its errors on frames of these."""
-    config, number = loop.config, len(loop.state.rounds) + 1
+    config, number, known = loop.config, len(loop.state.rounds) + 1, loop.state.rounds
     loop.report("dynamics with the last potential")
-    minutes = TRIAL * config.budget.minutes
-    planned = plan_runs(config, rounds.structures, number, rounds.ran, config.conditions.picoseconds, minutes)
-    limit = largest_uncertainty(calculator, config.aim, too_sure(loop.state.rounds))
+    minutes, outside = SHARE * config.budget.minutes, patience(config.aim, known)
+    planned = plan_runs(config, rounds.structures, number, rounds.ran, config.conditions.picoseconds, minutes, outside)
+    limit = largest_uncertainty(calculator, config.aim, too_sure(known))
     ran = [explore(each, calculator, folder, limit) for each in planned]
     frames: list[Atoms] = []
     if labels:
         asked = decided(folder / "drawn.xyz", lambda: drawn(ran, labels, number, config.seed, folder.name))
         frames = loop.labeller.label(asked)
-    return Trial(ran, frames, errors_on(frames, calculator), told_of_runs(ran))
+    return Trial(ran, frames)
 
 
-def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, key: str, tried: Trial) -> Compared:
+def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, folder: Path, tried: Trial) -> Compared:
     """By as many labels as there is time for, of the first structure."""
     conditions = {each.name: each.temperature for each in conditions_of(loop.config.conditions, loop.structures)}
     said = calculator.evaluate([frame.copy() for frame in tried.frames], ("energy",))
     ensembles = compare_ensembles(tried.frames, said, conditions)
-    most = min(loop.labels_within(COMPARED), loop.labels_left)
-    most = loop.state.decided.setdefault(f"comparisons of {key}", most)
-    loop.state.save()
+    most = loop.state.once(
+        f"comparisons of {folder.name}", lambda: max(min(loop.labels_within(COMPARED), loop.labels_left), 0)
+    )
     states = None
     if atoms.pbc.all() and most >= len(VOLUMES):
-        states = compare_states(atoms, calculator, loop.labeller, key)
+        states = compare_states(atoms, calculator, loop.labeller, folder)
         most -= len(VOLUMES)
-    count = most // 2 if len(atoms) <= LARGEST else 0
-    return Compared(states, compare_modes(atoms, calculator, loop.labeller, key, count), ensembles)
+    return Compared(states, compare_modes(atoms, calculator, loop.labeller, folder, most // 2), ensembles)
 
 
 def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) -> str:
@@ -149,6 +146,8 @@ def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) ->
         return "dynamics with the last potential were stopped, those of the last round were not"
     if any(run.is_late for run in tried.ran):
         return "there was no time for all dynamics with the last potential"
+    if not {run.planned.condition.name for run in tried.ran} <= measured["by_condition"].keys():
+        return "the errors of the last potential are not known at every condition"
     if not is_small(config, measured):
         return "the errors of the last potential are above it, those of the last round's were below"
     return ""
@@ -158,7 +157,7 @@ def last_training(config: LearnConfig, folder: Path, spent: float) -> TrainConfi
     """Of the settings that were given; without a length it gets the minutes that are left, and its share at least."""
     training = config.training.model_copy(update={"seed": config.seed})
     if training.epochs is None and training.minutes is None:
-        minutes = max((1 - TRIAL) * config.budget.minutes - spent, LAST * config.budget.minutes)
+        minutes = max((1 - AFTER) * config.budget.minutes - spent, LAST * config.budget.minutes)
         training = training.model_copy(update={"minutes": minutes})
     data = DataConfig(train=(str(folder / "train.xyz"),), refuse_flaws=config.refuse_flaws)
     return TrainConfig(out=str(folder / "model.pt"), data=data, model=config.model, training=training)
@@ -172,9 +171,9 @@ def tell_origin(model: Path, config: LearnConfig, labels: int) -> None:
     save_potential(model, potential, metadata={**metadata, "learned_from": {**origin, "labels": labels}})
 
 
-def speeds(model: str, frames: Sequence[Atoms], config: LearnConfig) -> tuple[float, float, int]:
-    """Seconds of a label (the median of those of the largest structure), and of energy and forces (and stress) by the
-    potential on as many threads; and how many these are."""
+def speeds(model: str, frames: Sequence[Atoms], config: LearnConfig) -> Speed:
+    """Of a label (the median of those of the largest structure), and of energy and forces (and stress) by the potential
+    on as many threads."""
     timed = [frame for frame in frames if SECONDS in frame.info]  # without those that were given
     largest = max(len(frame) for frame in timed)
     same = [frame for frame in timed if len(frame) == largest]
@@ -189,7 +188,7 @@ def speeds(model: str, frames: Sequence[Atoms], config: LearnConfig) -> tuple[fl
             if "stress" in same[0].calc.results:
                 atoms.get_stress()
             taken.append(time.perf_counter() - begin)
-    return label, float(np.median(taken[WARM:])), threads
+    return Speed(largest, threads, label, float(np.median(taken[WARM:])))
 
 
 @contextmanager

@@ -72,9 +72,9 @@ class Labeller:
                 f"{self.labelled.failed_path}, and run the same command: these are asked for again, and no others"
             )
 
-    def control(self, round_: int, keys: Sequence[str]) -> None:
+    def control(self, round_: int, keys: Sequence[str], place: str = "") -> None:
         """Ask again what is known, hardly moved: the first frame, from the first round on the one of the first labels
-        with the largest forces, as those of a crystal at rest say nothing.
+        with the largest forces, as those of a crystal at rest say nothing. place: of its key, where that is no round.
 
         Raises LabelError where the answer does not belong to the first; then the labels of `keys` are set aside.
         """
@@ -82,7 +82,7 @@ class Labeller:
         if round_:
             begun = [f for f in self.labelled.frames.values() if f.info[ROUND] == 0 and f.info[REASON] != CONTROL]
             first = max(begun, key=lambda frame: float(np.abs(frame.get_forces()).max()))
-        key = f"{round_}/{CONTROL}"
+        key = f"{place or round_}/{CONTROL}"
         told = self._otherwise(first, nudged(first, key, round_))
         if told:
             self.labelled.set_aside([*keys, key])
@@ -107,7 +107,7 @@ class Labeller:
             raise LabelError(
                 f"setting 'frames' has labels of another reference than {self.pool.settings.calculator!r}: {told} for "
                 f"frame {first.info[KEY].rpartition('/')[2]}. Leave them out, or give the reference the settings that "
-                f"they were made with, and remove {self.labelled.given_path}"
+                "they were made with, under another name of out"
             )
 
     def _otherwise(self, first: Atoms, again: Atoms) -> str:

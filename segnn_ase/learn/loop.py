@@ -18,6 +18,7 @@ from segnn_ase.base.files import existing_file
 from segnn_ase.base.locks import only_writer
 from segnn_ase.data.frames import check_atoms
 from segnn_ase.learn.explore import (
+    SHARE,
     Ran,
     conditions_of,
     explore,
@@ -52,13 +53,12 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.train.report import printer
 
 FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that follows
-FOR_ROUNDS = 0.62  # of the minutes; the rest is for the last training and what it is worth
+FOR_ROUNDS = 0.55  # of the minutes; the rest is for the last training and what it is worth
 LABELS, GROWTH, DOUBLED = 24, 0.4, 1.0  # of a round, at least, and of the frames before: the training takes as long
 OFTEN = 100  # epochs of a short training: where it has as many, frames are what is missing, and their number doubles
 FOR_LABELS, FEWEST = 0.15, 8  # of the minutes, for the labels of a round, and how many these are at least
 LEAST = 3  # labels that a round needs
 DRAWN = 1 / 3  # of the labels of a round are for the error
-FOR_DYNAMICS = 0.15  # of the minutes, for the dynamics of a round
 
 
 def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
@@ -81,9 +81,11 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
         if there and state.finished and state.finished["settings"] == what_ends(config):
             report("this loop is finished: raise its budget or lower its aim to go on")
             return Learned(**state.finished["learned"])
+        labelled = LabelledFrames(folder)
+        labelled.give(config.frames)  # before anything is settled
         state.save()
         with LabelPool(config.reference, folder / "workers") as pool:
-            labeller = Labeller(pool, LabelledFrames(folder), progress=progress)
+            labeller = Labeller(pool, labelled, progress=progress)
             loop = Loop(config, structures, labeller, state, report)
             return finish_loop(loop, run_rounds(loop))
 
@@ -158,16 +160,24 @@ def run_rounds(loop: Loop) -> Rounds:
         keys += held
         held = [key for key in new if "/drawn/" in key]
         keys += [key for key in new if key not in held]
-        if good:
+        keys += tried_after(config, number)
+        if good and number >= len(loop.state.rounds):
             return Rounds("", structures, keys, held, ran)
     return Rounds(f"{config.budget.rounds} rounds are over (budget.rounds)", structures, keys, held, ran)
+
+
+def tried_after(config: LearnConfig, number: int) -> list[str]:
+    """Keys of frames that measured a potential after this round, when the loop goes on from there."""
+    places = sorted(config.folder.glob(f"final-{number:03d}-*/drawn.xyz"))
+    return [frame.info[KEY] for path in places for frame in read_whole(path)]
 
 
 def spent(loop: Loop) -> str:
     """Which budget is spent, in words."""
     budget = loop.config.budget
-    if loop.labels_left <= max(len(conditions_of(loop.config.conditions, loop.structures)), LEAST):  # and a control
-        return f"{loop.labeller.labelled.count} labels are made (budget.labels)"
+    conditions = len(conditions_of(loop.config.conditions, loop.structures))
+    if loop.labels_for_rounds <= max(conditions, LEAST):  # and a control
+        return f"{loop.labels_left} of {budget.labels} labels are left, which measure the potential (budget.labels)"
     minutes = loop.state.minutes - loop.state.last_minutes
     if minutes <= FOR_ROUNDS * budget.minutes:
         return ""
@@ -184,8 +194,8 @@ def one_round(
     folder = round_folder(config, number)
     folder.mkdir(exist_ok=True)
     picoseconds = min(FIRST_PS * 2 ** (number - 1), config.conditions.picoseconds)
-    minutes = FOR_DYNAMICS * config.budget.minutes
-    outside = patience(config.aim, state.rounds[number - 2]["forces"] if number > 1 else None)
+    minutes = SHARE * config.budget.minutes
+    outside = patience(config.aim, state.rounds[: number - 1])
     planned = plan_runs(config, structures, number, before, picoseconds, minutes, outside)
     known = number <= len(state.rounds)
     if known:
@@ -194,11 +204,10 @@ def one_round(
         return ran, found, is_good(config, ran, row)
     frames = usable(labeller.labelled.of(keys))
     loop.report(f"round {number}: training on {len(frames)} frames, then {len(planned)} runs of {picoseconds:g} ps")
-    calculator = calculator_of_round(config, frames, folder)
+    calculator = calculator_of_round(config, frames, folder, state.rounds)
     limit = largest_uncertainty(calculator, config.aim, too_sure(state.rounds))
     ran = [explore(each, calculator, folder, limit) for each in planned]
-    budget = state.decided.setdefault(f"labels of round {number}", labels_of_round(loop, frames))
-    state.save()
+    budget = state.once(f"labels of round {number}", lambda: labels_of_round(loop, frames))
     share = min(round(DRAWN * budget), LABELS)
     measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))
     errors = errors_on(labeller.label(measured), calculator)
@@ -225,7 +234,7 @@ def labels_of_round(loop: Loop, frames: Sequence[Atoms]) -> int:
     if most is None:
         epochs = epochs_within(SHORT * config.budget.minutes, frames, config.model, config.training)
         most = max(LABELS, round((DOUBLED if epochs >= OFTEN else GROWTH) * len(frames)))
-    return min(most, loop.labels_left - 1, max(loop.labels_within(FOR_LABELS), FEWEST))  # one is a control
+    return min(most, loop.labels_for_rounds - 1, max(loop.labels_within(FOR_LABELS), FEWEST))  # one is a control
 
 
 def round_folder(config: LearnConfig, number: int) -> Path:

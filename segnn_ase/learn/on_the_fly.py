@@ -70,7 +70,8 @@ class OnTheFlyCalculator(Calculator):
         expect(train_every >= 1, "train_every", train_every, "1 or more labels")
         expect(Path(out).suffix == ".pt", "out", str(out), "a name that ends in .pt")
         self.reference = _calculator_of(reference)
-        self.out, self.aim, self.train_every, self.minutes, self.beside = Path(out), aim, train_every, minutes, beside
+        self.out, self.train_every, self.minutes, self.beside = Path(out), train_every, minutes, beside
+        self.aim = AimConfig(forces=aim)
         self.folder = self.out.with_suffix(".learn")
         self.network, self.training = network or {}, OptimConfig(**(training or {}))
         if self.training.committee > 1:
@@ -140,7 +141,7 @@ class OnTheFlyCalculator(Calculator):
             except StructureError:  # elements, or distances, that it does not know
                 return None
         results = self._potential.results
-        limit, spread = largest_uncertainty(self._potential, AimConfig(forces=self.aim)), results.get("forces_std")
+        limit, spread = largest_uncertainty(self._potential, self.aim), results.get("forces_std")
         if results.get("outside_domain") or (limit is not None and not np.max(spread) <= limit):
             return None
         return {**results, "asked": False}

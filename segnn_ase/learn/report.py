@@ -14,10 +14,11 @@ from segnn_ase.learn.comparison import Compared, Ensemble
 from segnn_ase.learn.explore import Ran
 from segnn_ase.learn.labelled import CONDITION, KEY, REASON, LabelledFrames
 from segnn_ase.learn.references import resolve_reference
-from segnn_ase.learn.rounds import STRONGEST
+from segnn_ase.learn.rounds import STRONGEST, told_of_runs
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.verify.certificate import Certificate
 
+ENOUGH = 5.0  # frames, for a mean
 UNITS_OF_ERRORS = {"forces": "meV/Å", "energy": "meV/atom", "stress": "meV/Å³"}
 
 
@@ -26,8 +27,15 @@ class Trial(NamedTuple):
 
     ran: list[Ran]
     frames: list[Atoms]  # of these, labelled
-    errors: dict[str, Any]  # `errors_on` them
-    told: dict[str, Any]  # `told_of_runs`
+
+
+class Speed(NamedTuple):
+    """What a step costs."""
+
+    atoms: int
+    threads: int
+    label: float  # s
+    potential: float  # s
 
 
 class Ended(NamedTuple):
@@ -41,7 +49,7 @@ class Ended(NamedTuple):
     is_held: bool  # whether that is of the last round, for lack of labels
     compared: Compared
     certificate: Certificate
-    speed: tuple[float, float, int]  # seconds of a label and of the potential, threads
+    speed: Speed
     why: str  # it ended before the aim was reached
     minutes: float
 
@@ -139,11 +147,11 @@ def of_frames(ended: Ended) -> list[str]:
 
 
 def of_potential(config: LearnConfig, ended: Ended) -> list[str]:
-    label, own, threads = ended.speed
+    atoms, threads, label, own = ended.speed
+    less = label >= own
     judged = [check for check in ended.certificate.checks if check.passed is not None]
     failed = ended.certificate.failed
     verdict = f"**fails**: {', '.join(failed)}" if failed else f"all {len(judged)} checks hold"
-    atoms, less = max(len(frame) for frame in ended.frames), label >= own
     ratio = label / own if less else own / label
     return [
         "## The potential that is written",
@@ -158,7 +166,7 @@ def of_potential(config: LearnConfig, ended: Ended) -> list[str]:
 
 
 def of_trial(ended: Ended) -> list[str]:
-    told = ended.tried.told
+    told = told_of_runs(ended.tried.ran)
     late = [f"- out of time: {run}" for run in told["late"]]
     return [f"- {passed_of(told)} runs of dynamics passed", *(f"- stopped: {stop}" for stop in told["stops"]), *late]
 
@@ -178,12 +186,12 @@ def of_measured(ended: Ended) -> str:
 
 def of_comparison(compared: Compared, path: Path) -> list[str]:
     """With a figure of g(r) for each ensemble beside the report."""
-    rows: list[tuple[str, float, float]] = []
+    rows: list[str] = []
     if compared.states:
-        (theirs, own) = compared.states
-        rows += [("volume / Å³/atom", theirs.volume, own.volume)]
-        rows += [("bulk modulus / GPa", theirs.bulk_modulus, own.bulk_modulus)]
-    rows += [(f"mode {n + 1} / cm⁻¹", theirs, own) for n, (theirs, own) in enumerate(compared.modes)]
+        for name, theirs, own in zip(("volume / Å³/atom", "bulk modulus / GPa"), *compared.states, strict=True):
+            rows.append(f"| {name} | {theirs:.4g} | {own:.4g} | {100 * (own / theirs - 1):+.2f} % |")
+    for n, (theirs, own) in enumerate(compared.modes):
+        rows.append(f"| mode {n + 1} / cm⁻¹ | {theirs:.1f} | {own:.1f} | {own - theirs:+.1f} |")
     lines = ["## Beside the reference", ""]
     if rows:
         lines += [
@@ -193,10 +201,7 @@ def of_comparison(compared: Compared, path: Path) -> list[str]:
             "",
             "| | reference | potential | off |",
             "|---|--:|--:|--:|",
-            *(
-                f"| {name} | {theirs:.4g} | {own:.4g} | {100 * (own / theirs - 1):+.2f} % |"
-                for name, theirs, own in rows
-            ),
+            *rows,
             "",
         ]
     for n, ensemble in enumerate(compared.ensembles):
@@ -207,8 +212,11 @@ def of_comparison(compared: Compared, path: Path) -> list[str]:
 def of_ensemble(ensemble: Ensemble, figure: Path) -> list[str]:
     told = (
         f"- {ensemble.condition}: {ensemble.frames} frames of the potential's dynamics, weighed as the reference would "
-        f"visit them, are worth {ensemble.effective:.1f}; that shifts the mean energy by {ensemble.shift:.2f} meV/atom"
+        f"visit them, are worth {ensemble.effective:.1f}"
     )
+    if ensemble.effective < ENOUGH:
+        return [f"{told}, too few to say how the reference's would differ: energies are off by more than kT"]
+    told += f"; that shifts the mean energy by {ensemble.shift:.2f} meV/atom"
     if not ensemble.curves:
         return [told]
     own = {pair: (r, g) for pair, (r, _, g) in ensemble.curves.items()}
@@ -216,6 +224,7 @@ def of_ensemble(ensemble: Ensemble, figure: Path) -> list[str]:
     peaks = [
         f"{pair} {r[np.argmax(g)]:.2f} and {r[np.argmax(mine)]:.2f} Å, {g.max():.3g} and {mine.max():.3g}"
         for pair, (r, g, mine) in ensemble.curves.items()
+        if g.any()
     ]
     told += f"; highest peaks of g(r) of the reference and the potential: {'; '.join(peaks)} ([figure]({figure.name}))"
     return [told]

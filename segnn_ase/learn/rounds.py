@@ -26,6 +26,7 @@ from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.start import train
 
 SHORT = 0.05  # of the minutes of the budget that the training of a round is to take, roughly; no clock is read
+SHORTEST = 0.4  # of that, where the errors of the round before were as far below the aim
 EPOCHS = 30, 200  # of it, at least and at most
 RATE = 0.03
 NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
@@ -47,14 +48,16 @@ def usable(frames: Sequence[Atoms]) -> list[Atoms]:
     return [frame for frame in frames if np.abs(frame.get_forces()).max() <= STRONGEST]
 
 
-def calculator_of_round(config: LearnConfig, frames: Sequence[Atoms], folder: Path) -> SEGNNCalculator:
+def calculator_of_round(
+    config: LearnConfig, frames: Sequence[Atoms], folder: Path, rows: Sequence[dict[str, Any]]
+) -> SEGNNCalculator:
     """Of the potential that is trained on these frames, from scratch, unless it is there; where that was stopped it
-    goes on."""
+    goes on. rows: of the rounds before."""
     out, source, finished = (folder / name for name in ("model.pt", "train.xyz", "trained.json"))
     if not finished.exists():
         if not source.exists():
             write_frames(source, frames)
-        training = decided_training(folder, lambda: short_training(config, frames, source, out))
+        training = decided_training(folder, lambda: short_training(config, frames, source, out, share_of(config, rows)))
         with doctor_in_words():
             errors = train(training, progress=False)
         write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
@@ -81,9 +84,15 @@ def decided_training(folder: Path, decide: Callable[[], TrainConfig]) -> TrainCo
     return TrainConfig.parse(json.loads(path.read_text()))
 
 
-def short_training(config: LearnConfig, frames: Sequence[Atoms], source: Path, out: Path) -> TrainConfig:
+def share_of(config: LearnConfig, rows: Sequence[dict[str, Any]]) -> float:
+    """Of the usual time of a short training: less where errors are well below the aim, so that more rounds are made."""
+    last = rows[-1]["forces"] if rows else None
+    return 1.0 if last is None else float(np.clip(last / config.aim.forces, SHORTEST, 1.0))
+
+
+def short_training(config: LearnConfig, frames: Sequence[Atoms], source: Path, out: Path, share: float) -> TrainConfig:
     given = config.training.model_dump(exclude_unset=True)
-    epochs = epochs_within(SHORT * config.budget.minutes, frames, config.model, config.training)
+    epochs = epochs_within(share * SHORT * config.budget.minutes, frames, config.model, config.training)
     short = {"epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0}
     mine = {name: value for name, value in given.items() if name not in ("minutes", "epochs", "committee", "patience")}
     training = OptimConfig(**{"seed": config.seed, **short, **mine})

@@ -13,6 +13,7 @@ from segnn_ase.train.settings import OptimConfig
 
 BETWEEN = 3  # temperatures of "300:1200"
 FIRST, FEWEST = 20, 8  # labels of a first training
+ALONE = 2  # labels of each structure besides: itself, and where dynamics of the reference begin
 
 
 class ReferenceConfig(Settings):
@@ -172,9 +173,10 @@ class LearnConfig(Settings):
         if self.training.committee > 1:
             raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
         labels, steps = self.budget.labels, self.start.dynamics_steps or 0
-        if labels is not None and self.first_labels + steps > labels:
+        if labels is not None and self.first_labels + steps + ALONE * len(self.structures) >= labels:
             first = f"budget.first_labels and start.dynamics_steps are {self.first_labels} and {steps}"
-            raise ValueError(f"{first}, more than budget.labels, {labels}")
+            rest = f"two more for each structure, and a control, that is more than budget.labels, {labels}"
+            raise ValueError(f"{first}; with {rest}")
         return self
 
     @property

@@ -31,7 +31,6 @@ WORTH, MOST_PS = 50, 2.0  # steps of these, at least, and ps, at most
 def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     """The structures, relaxed as far as asked for, and the keys of the frames of the first training."""
     config, labeller = loop.config, loop.labeller
-    labeller.labelled.give(config.frames)
     labeller.control_given()
     keys = list(labeller.labelled.given)
     structures: list[Atoms] = []
@@ -44,6 +43,7 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     for n, atoms in enumerate(structures):
         keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
     room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
+    refuse_unknown_stress(loop, structures)
     affordable = loop.labels_within(FIRST)
     path = config.folder / "start.xyz"
     if affordable < FEWEST and not path.exists():
@@ -52,8 +52,7 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
             f"{FEWEST} that a first training needs (one takes {loop.seconds_of_label:.3g} s): raise it, or "
             "reference.workers"
         )
-    count = loop.state.decided.setdefault("first labels", min(config.first_labels, room, affordable))
-    loop.state.save()
+    count = loop.state.once("first labels", lambda: min(config.first_labels, room, affordable))
     made = displaced(structures, count, config.start, config.seed)
     frames = decided(
         path,
@@ -66,11 +65,27 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     return structures, keys
 
 
+def refuse_unknown_stress(loop: Loop, structures: Sequence[Atoms]) -> None:
+    """Raise ConfigError where an aim for the stress cannot be reached; tell what a pressure then is."""
+    config = loop.config
+    if any("stress" in frame.calc.results for frame in loop.labeller.labelled.frames.values()):
+        return
+    if config.aim.stress is not None:
+        raise ConfigError(
+            f"aim.stress is {config.aim.stress:g}, but {config.reference.calculator!r} gives no stress of these "
+            "structures: omit it under another name of out"
+        )
+    if config.conditions.pressure:
+        loop.report(
+            "warning: the reference gives no stress: cells are not relaxed, and the stress is learned by forces"
+        )
+
+
 def steps_of_relaxation(loop: Loop) -> int:
     """Of each structure; where labels are limited, a tenth of them is for all, as decided when the loop began."""
     labels, steps = loop.config.budget.labels, loop.config.start.relax_steps
     most = steps if labels is None else min(steps, labels // (10 * len(loop.structures)))
-    return loop.state.decided.setdefault("relax_steps", most)
+    return loop.state.once("relax_steps", lambda: most)
 
 
 def relaxed_by_reference(
@@ -120,15 +135,13 @@ def moved_by_reference(loop: Loop, atoms: Atoms, steps: int, prefix: str) -> lis
 
 def steps_of_dynamics(loop: Loop) -> int:
     """As the settings say, or as the time of the first labels allows; that is decided once."""
-    config, known = loop.config, loop.state.decided
+    config = loop.config
     if config.start.dynamics_steps is not None:
         return config.start.dynamics_steps
-    if "dynamics_steps" not in known:
-        most = config.steps_of(config.conditions.timestep or usual_timestep(loop.structures[0]), MOST_PS)
-        steps = min(loop.labels_within(SHARE) // config.reference.workers, most)  # one after the other
-        known["dynamics_steps"] = steps if steps >= WORTH and config.budget.labels is None else 0
-        loop.state.save()
-    return known["dynamics_steps"]
+    most = config.steps_of(config.conditions.timestep or usual_timestep(loop.structures[0]), MOST_PS)
+    steps = min(loop.labels_within(SHARE) // config.reference.workers, most)  # one after the other
+    worth = steps >= WORTH * len(loop.structures) and config.budget.labels is None
+    return loop.state.once("dynamics_steps", lambda: steps if worth else 0)
 
 
 def displaced(structures: Sequence[Atoms], count: int, settings: StartConfig, seed: int) -> list[tuple[Atoms, str]]:

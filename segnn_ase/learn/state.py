@@ -15,8 +15,9 @@ from segnn_ase.learn.labelled import SECONDS
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.settings import LearnConfig
 
-VERSION = 1
+VERSION = 2
 UNLIMITED = 10**9  # labels
+MEASURED = 1 / 6  # of a limited number of labels
 OVERHEAD = 0.01  # s, of a label at least
 INDIFFERENT = {  # settings that may change when a loop goes on
     "aim": ("forces", "energy", "stress"),
@@ -49,6 +50,13 @@ class LoopState:
         """Since the loop was begun, without the time between a stop and when it went on."""
         return (self.seconds + time.monotonic() - self._since) / 60
 
+    def once(self, what: str, decide: Callable[[], int]) -> int:
+        """A number that depends on the clock or on what there is now, as it was when it was decided first."""
+        if what not in self.decided:
+            self.decided[what] = decide()
+            self.save()
+        return self.decided[what]
+
     def save(self) -> None:
         self.seconds, self._since = 60 * self.minutes, time.monotonic()
         content = {"version": VERSION, "seconds": self.seconds, "settings": self._settings, "rounds": self.rounds}
@@ -69,6 +77,16 @@ class Loop(NamedTuple):
     def labels_left(self) -> int:
         budget = self.config.budget.labels
         return UNLIMITED if budget is None else budget - self.labeller.labelled.count
+
+    @property
+    def labels_for_rounds(self) -> int:
+        """Without those that measure the potential in the end: where they are limited a sixth, and one a condition."""
+        budget = self.config.budget.labels
+        if budget is None:
+            return UNLIMITED
+        c = self.config.conditions
+        conditions = len(self.structures) * len(c.temperature) * max(len(c.pressure), 1)
+        return self.labels_left - max(round(MEASURED * budget), conditions)
 
     def labels_within(self, share: float) -> int:
         """How many labels this share of the minutes allows, by the fastest so far."""

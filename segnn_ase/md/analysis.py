@@ -65,24 +65,20 @@ def radial_distribution(
     frames = [frames] if isinstance(frames, Atoms) else frames
     expect(isinstance(frames, Iterable) and not isinstance(frames, str), "frames", frames, "Atoms, or several of them")
     edges = np.linspace(0.0, r_max, bins + 1)
-    found: list[np.ndarray] = []
+    known = None if weights is None else np.atleast_1d(np.asarray(weights, dtype=float))
+    total, count = np.zeros((len(pairs), bins)), 0
     for frame in frames:
-        check_pairs(pairs, frame, len(found))
-        found.append(_of_frame(frame, pairs, edges))
-    if not found:
+        check_pairs(pairs, frame, count)
+        weight = 1.0 if known is None else float(known[count]) if count < len(known) else 0.0
+        total += weight * _of_frame(frame, pairs, edges)
+        count += 1
+    if not count:
         raise ConfigError("frames is empty: there is nothing to average")
-    r = (edges[1:] + edges[:-1]) / 2
-    mean = np.average(found, axis=0, weights=_checked_weights(weights, len(found)))
+    if known is not None:
+        meant = known.shape == (count,) and np.isfinite(known).all() and (known >= 0).all() and known.sum() > 0
+        expect(bool(meant), "weights", weights, f"{count} numbers, one of each frame, none below zero and not all zero")
+    r, mean = (edges[1:] + edges[:-1]) / 2, total / (count if known is None else known.sum())
     return {pair: (r, g) for pair, g in zip(pairs, mean, strict=True)}
-
-
-def _checked_weights(weights, count: int) -> np.ndarray | None:
-    if weights is None:
-        return None
-    values = np.asarray(weights, dtype=float)
-    good = values.shape == (count,) and np.isfinite(values).all() and (values >= 0).all() and values.sum() > 0
-    expect(bool(good), "weights", weights, f"{count} numbers, one of each frame, none below zero and not all zero")
-    return values
 
 
 def _of_frame(frame: Atoms, pairs: Sequence[str], edges: np.ndarray) -> np.ndarray:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.constraints import FixAtoms
+from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
@@ -13,6 +13,7 @@ from ase.vibrations import Vibrations
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.learn.comparison import (
+    RIGID,
     compare_ensembles,
     compare_modes,
     compare_states,
@@ -40,11 +41,22 @@ def test_of_a_crystal(tmp_path):
     atoms = bulk("Si", cubic=True)
     pool, labeller = asking(tmp_path, "silicon-pbe")
     with pool:
-        theirs, own = compare_states(atoms, calculator, labeller, "end")
-        modes = compare_modes(atoms, calculator, labeller, "end", 5)
+        for name in ("end", "far"):
+            (tmp_path / name).mkdir()
+        theirs, own = compare_states(atoms, calculator, labeller, tmp_path / "end")
+        modes = compare_modes(atoms, calculator, labeller, tmp_path / "end", 5)
+        labels = labeller.labelled.count
+        assert np.array_equal(compare_modes(atoms, calculator, labeller, tmp_path / "end", 5), modes)
+        assert labeller.labelled.count == labels == 7 + 2 * 5  # none is asked for again
         far = atoms.copy()
         far.set_cell(1.1 * atoms.cell.array, scale_atoms=True)
-        assert compare_states(far, calculator, labeller, "far") is None
+        assert compare_states(far, calculator, labeller, tmp_path / "far") is None
+        lost = [f"end/mode/4{sign}" for sign in "+-"] + ["end/volume/3"]
+        for key in lost:  # what fails is missing, and stops nothing
+            labeller.labelled.failed[key] = "it did not converge"
+            del labeller.labelled.frames[key]
+        assert len(compare_modes(atoms, calculator, labeller, tmp_path / "end", 5)) == 4
+        assert compare_states(atoms, calculator, labeller, tmp_path / "end") is None
     assert np.allclose(theirs, own, rtol=1e-3) and 80 < own.bulk_modulus < 100  # PBE: 89 GPa
     assert own.volume ** (1 / 3) == pytest.approx(5.47 / 2, rel=0.005)
     assert modes.shape == (5, 2) and np.allclose(*modes.T, rtol=1e-3)
@@ -69,16 +81,32 @@ def test_of_a_molecule_and_of_fixed_atoms(tmp_path):
     assert np.abs(weighed @ moved).max() < 1e-8
     pool, labeller = asking(tmp_path, "acetylacetone-pbe")
     with pool:
-        highest = compare_modes(atoms, calculator, labeller, "end", 3)[-1]
+        highest = compare_modes(atoms, calculator, labeller, tmp_path, 3)[-1]
     assert 2900 < highest[1] < 3300 and highest[0] == pytest.approx(highest[1], rel=1e-3)  # cm^-1, of C-H or O-H
     atoms.set_constraint(FixAtoms([0, 1]))
     fixed = modes_of(atoms, calculator, 500)
     assert len(fixed) == 3 * (len(atoms) - 2) and np.all(fixed[:, :2] == 0)
+    atoms.set_constraint(FixAtoms([-1]))
+    assert np.all(modes_of(atoms, calculator, 500)[:, -1] == 0)
+    for constraint in (FixAtoms(range(len(atoms))), FixBondLength(0, 1)):
+        atoms.set_constraint(constraint)
+        assert len(compare_modes(atoms, calculator, labeller, tmp_path / "none", 3)) == 0
+
+
+def test_what_moves_the_whole():
+    carbon_dioxide = Atoms("CO2", [[0, 0, 0], [1.16, 0, 0], [-1.16, 1e-5, 0]])
+    for atoms, count in ((carbon_dioxide, 5), (molecule("H2O"), 6)):
+        sizes = np.linalg.svd(rigid_motions(atoms))[1]
+        assert (sizes > RIGID * sizes[0]).sum() == count
+    wire = Atoms("Cu2", [[0, 0, 0], [0, 1, 1.2]], cell=[0, 0, 2.4], pbc=(False, False, True))
+    turned = rigid_motions(wire)[:, 3].reshape(2, 3)
+    assert rigid_motions(wire).shape == (6, 4) and np.allclose(turned[:, [1, 2]], 0) and turned[0, 0] == -turned[1, 0]
 
 
 def test_no_minimum_is_none():
     volumes = np.linspace(0.9, 1.1, 7)
-    assert state_of(volumes, volumes, 1) is None
+    assert state_of(10 * volumes, np.exp(-volumes), 1) is None
+    assert state_of(volumes, -((volumes - 1) ** 2), 1) is None  # a maximum
     found = state_of(10 * volumes, 5 * (volumes - 1) ** 2, 2)
     assert found.volume == pytest.approx(5.0, rel=1e-3)
     assert found.bulk_modulus == pytest.approx(1.0 / units.GPa, rel=0.03)  # V d2E/dV2, with E = 0.05 (V - 10)^2

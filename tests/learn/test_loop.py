@@ -21,13 +21,15 @@ from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
-from segnn_ase.learn.explore import Condition, Planned, Ran
+from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, patience
+from segnn_ase.learn.finish import why_not_good
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, read_whole
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, other_answer
 from segnn_ase.learn.loop import is_good, learn
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
+from segnn_ase.learn.report import Trial
 from segnn_ase.learn.rounds import STRONGEST, drawn, in_brief, is_sane, usable
-from segnn_ase.learn.settings import LearnConfig, ReferenceConfig, StartConfig
+from segnn_ase.learn.settings import AimConfig, LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.store.model_file import load_with_metadata
 
@@ -86,8 +88,9 @@ def test_a_loop_ends_and_leaves_everything(tmp_path, crystal):
     written = Path(found.model).stat().st_mtime_ns
     assert learn(LearnConfig.parse(values), progress=False) == found  # nothing is left to do
     assert Path(found.model).stat().st_mtime_ns == written
-    more = settings(tmp_path, crystal, budget={"rounds": 3})
+    more = settings(tmp_path, crystal, budget={"rounds": 3, "labels": 90})
     assert learn(LearnConfig.parse(more), progress=False).labels > found.labels
+    assert len(json.loads((folder / "state.json").read_text())["rounds"]) == 3
     with pytest.raises(ConfigError, match=r"temperature' is \[500.0\], but the loop .* begun with \[300.0\]"):
         learn(LearnConfig.parse(settings(tmp_path, crystal, conditions={"temperature": 500})), progress=False)
 
@@ -437,6 +440,56 @@ def test_cells_move_where_a_pressure_is_given(tmp_path, crystal):
     keys = [frame.info["key"] for frame in read_whole(folder / "frames.xyz")]
     decided = json.loads((folder / "state.json").read_text())["decided"]["dynamics_steps"]
     assert decided >= 200 and f"0/dynamics/1/{decided}" in keys
+    relaxed = [frame for frame in read_whole(folder / "frames.xyz") if frame.info["key"].startswith("0/relax/1/")]
+    assert len({round(frame.cell.volume, 6) for frame in relaxed}) == len(relaxed) > 1  # by the stress
+
+
+def test_dynamics_go_further_where_errors_are_small():
+    aim = AimConfig(forces=40.0)
+    assert patience(aim, []) == patience(aim, [{"forces": None}]) == patience(aim, [{"forces": 90.0}]) == OUTSIDE
+    assert patience(aim, [{"forces": 90.0}, {"forces": 20.0}]) == 2 * OUTSIDE
+    assert patience(aim, [{"forces": 0.1}]) == LONGEST
+
+
+def test_why_the_last_potential_is_not_good(crystal):
+    planned = [Planned(Condition(0, t, None), 0, crystal, 100, 1.0, 0, 1.0, 50.0) for t in (300.0, 600.0)]
+    ran = [Ran(each, 100, None, [], []) for each in planned]
+    config = LearnConfig.parse({"structures": "cu.xyz", "reference": "emt", "aim": {"forces": 20, "energy": 2}})
+    here = {run.planned.condition.name: 15.0 for run in ran}
+    good = {"forces": 15.0, "energy": 1.0, "stress": None, "by_condition": here}
+    assert why_not_good(config, Trial(ran, []), good) == ""
+    stopped = [ran[0], ran[1]._replace(reason="the distance is new")]
+    assert "were stopped" in why_not_good(config, Trial(stopped, []), good)
+    assert "no time" in why_not_good(config, Trial([ran[0], ran[1]._replace(steps=5)], []), good)
+    assert "not known at every" in why_not_good(config, Trial(ran, []), good | {"by_condition": {"there": 1.0}})
+    assert "above it" in why_not_good(config, Trial(ran, []), good | {"energy": 3.0})
+    assert "above it" in why_not_good(config, Trial(ran, []), good | {"by_condition": here | {"here": 30.0}})
+
+
+def test_few_labels_are_shared_out(tmp_path, crystal):
+    values = settings(tmp_path, crystal, budget={"first_labels": None, "round_labels": None, "rounds": 20})
+    values["budget"]["labels"] = 30
+    found = learn(LearnConfig.parse(values), progress=False)
+    frames = read_whole(tmp_path / "cu.learn" / "frames.xyz")
+    reasons = Counter(frame.info["reason"].partition(" ")[0] for frame in frames)
+    assert found.labels == len(frames) <= 30 and reasons["rattled"] == 8 and "budget.labels" in found.why
+    last = [frame.info["key"] for frame in frames if frame.info["key"].startswith("final-")]
+    assert 4 <= len(last) <= 8 and "0 of the last round held out" in Path(found.report).read_text()
+    rows = json.loads((tmp_path / "cu.learn" / "state.json").read_text())["rounds"]
+    assert len(rows) >= 2
+    more = {**values, "budget": {**values["budget"], "labels": 45}}
+    assert learn(LearnConfig.parse(more), progress=False).labels > 30
+    rounds = json.loads((tmp_path / "cu.learn" / "state.json").read_text())["rounds"]
+    assert len(rounds) > len(rows)
+    source = tmp_path / "cu.learn" / f"round-{len(rows) + 1:03d}" / "train.xyz"
+    assert {frame.info["key"] for frame in read_whole(source)} >= {key for key in last if "/drawn/" in key}
+
+
+def test_a_stress_that_nobody_knows(tmp_path, crystal):
+    crystal.pbc = (True, True, False)
+    values = settings(tmp_path, crystal, aim={"stress": 1.0})
+    with pytest.raises(ConfigError, match=r"aim.stress is 1, but 'emt' gives no stress of these structures"):
+        learn(LearnConfig.parse(values), progress=False)
 
 
 def test_every_condition_is_measured():
