@@ -1,6 +1,7 @@
 """Dynamics of a round with the potential so far: where they go, and where they are stopped as it knows no further."""
 
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,11 +66,18 @@ class Ran(NamedTuple):
     reason: str | None  # why it was stopped
     frames: list[Atoms]  # on the way, evenly
     ends: list[Atoms]  # the last good one and the refused one, where it was stopped
+    seconds: float = 0.0  # that it took
 
     @property
     def is_late(self) -> bool:
         """Whether its share of the time was over before its steps were made."""
         return self.reason is None and self.steps < self.planned.steps
+
+
+def minutes_of_all(ran: Sequence[Ran], picoseconds: float) -> float:
+    """That as many runs of this length take, by the steps of these."""
+    made = sum(run.steps * run.planned.timestep for run in ran)  # fs
+    return sum(run.seconds for run in ran) / 60 * len(ran) * 1000 * picoseconds / made if made else 0.0
 
 
 def conditions_of(config: ConditionsConfig, structures: Sequence[Atoms]) -> list[Condition]:
@@ -105,8 +113,10 @@ def explore(planned: Planned, calculator: SEGNNCalculator, folder: Path, limit: 
     prefix = folder / planned.key
     result = prefix.with_name(f"{prefix.name}.json")
     if not result.exists():
+        begin = time.perf_counter()
         steps, reason = _simulated(planned, calculator, prefix, limit)
-        write_atomically(result, json.dumps({"steps": steps, "reason": reason}).encode())
+        found = {"steps": steps, "reason": reason, "seconds": time.perf_counter() - begin}
+        write_atomically(result, json.dumps(found).encode())
     return what_became_of(planned, folder)
 
 
@@ -117,7 +127,7 @@ def what_became_of(planned: Planned, folder: Path) -> Ran:
     frames = read_whole(Path(f"{prefix}.xyz"))[1:]  # without the start, which may have been learned
     names = ("last_good", "refused")
     ends = [frame for name in names for frame in read_whole(prefix.with_name(f"{prefix.name}_{name}.extxyz"))]
-    return Ran(planned, found["steps"], found["reason"], frames, ends if found["reason"] else [])
+    return Ran(planned, found["steps"], found["reason"], frames, ends if found["reason"] else [], found["seconds"])
 
 
 def _simulated(
@@ -174,20 +184,23 @@ def plan_runs(
 ) -> list[Planned]:
     """The runs of a round, each with its share of the minutes.
 
-    Of each condition the first goes on where that of the round before ended well, the second from where the hottest one
-    did; others, and all that have nowhere to go on from, begin with the structure.
+    Of each condition the first goes on where that of the round before ended well, the second from where the second at
+    the hottest one did or, where that was stopped, from where it was last at home: labels that were made since let it
+    go further. Others, and all that have nowhere to go on from, begin with the structure.
     """
     conditions, found = conditions_of(config.conditions, structures), []
     minutes /= len(conditions) * config.conditions.starts
-    good = [run for run in before if run.reason is None and run.frames]
-    ended = {(run.planned.condition, run.planned.number): run.frames[-1] for run in good}
+    ended = {
+        (run.planned.condition, run.planned.number): last_known(run)
+        for run in before
+        if run.reason is None or run.planned.number == 1
+    }
     for n, condition in enumerate(conditions):
         origin = structures[condition.structure]
         timestep = config.conditions.timestep or usual_timestep(origin)
         hottest = max((c for c in conditions if c[::2] == condition[::2]), key=lambda c: c.temperature)
         for number in range(config.conditions.starts):
-            entered = (hottest, 0) if number == 1 and hottest != condition else (condition, number)
-            source = entered if number < 2 else None
+            source = None if number > 1 else (hottest if number else condition, number)
             found.append(
                 Planned(
                     condition,
@@ -201,6 +214,13 @@ def plan_runs(
                 )
             )
     return found
+
+
+def last_known(run: Ran) -> Atoms | None:
+    """The last frame before it left what is known; None where there is none."""
+    left = 0 if run.reason is None else round(run.planned.outside / run.planned.timestep)
+    known = [frame for frame in run.frames if frame.info["step"] <= run.steps - left]
+    return known[-1] if known else None
 
 
 def placed_as(origin: Atoms, frame: Atoms | None) -> Atoms:

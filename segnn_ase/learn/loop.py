@@ -23,6 +23,7 @@ from segnn_ase.learn.explore import (
     conditions_of,
     explore,
     largest_uncertainty,
+    minutes_of_all,
     patience,
     plan_runs,
     what_became_of,
@@ -57,6 +58,7 @@ FOR_ROUNDS = 0.55  # of the minutes; the rest is for the last training and what 
 LABELS, GROWTH, DOUBLED = 24, 0.4, 1.0  # of a round, at least, and of the frames before: the training takes as long
 OFTEN = 100  # epochs of a short training: where it has as many, frames are what is missing, and their number doubles
 FOR_LABELS, FEWEST = 0.15, 8  # of the minutes, for the labels of a round, and how many these are at least
+FEWER = "fewer picoseconds, starts or conditions, or more minutes"
 LEAST = 3  # labels that a round needs
 DRAWN = 1 / 3  # of the labels of a round are for the error
 
@@ -182,7 +184,7 @@ def spent(loop: Loop) -> str:
     if minutes <= FOR_ROUNDS * budget.minutes:
         return ""
     late = bool(loop.state.rounds) and loop.state.rounds[-1]["late"]
-    told = "; dynamics were too slow for their share of it: fewer picoseconds, starts or conditions" if late else ""
+    told = f"; dynamics were too slow for their share of it: {FEWER}" if late else ""
     return f"{minutes:.0f} of {budget.minutes:g} minutes are over, the rest is for the last training{told}"
 
 
@@ -207,6 +209,10 @@ def one_round(
     calculator = calculator_of_round(config, frames, folder, state.rounds)
     limit = largest_uncertainty(calculator, config.aim, too_sure(state.rounds))
     ran = [explore(each, calculator, folder, limit) for each in planned]
+    needed = minutes_of_all(ran, config.conditions.picoseconds)
+    if needed > minutes:
+        asked = f"{len(ran)} runs of {config.conditions.picoseconds:g} ps take {needed:.0f} minutes with this potential"
+        loop.report(f"warning: {asked}, a round has {minutes:.1f} for them: {FEWER}")
     budget = state.once(f"labels of round {number}", lambda: labels_of_round(loop, frames))
     share = min(round(DRAWN * budget), LABELS)
     measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))

@@ -226,6 +226,13 @@ def violation(run: Run) -> str | None:
 
 def distrust(run: Run) -> str | None:
     """Return why the potential is not to be trusted here, or None."""
+    reason = beyond(run)
+    run.excursion[0] = run.excursion[0] + 1 if reason else 0
+    return reason if run.excursion[0] > run.config.outside_steps else None
+
+
+def beyond(run: Run) -> str | None:
+    """How this step is beyond what the potential knows, or None."""
     config = run.config
     if config.max_forces_std is not None:
         spread = largest_forces_std(run.atoms.calc)
@@ -234,13 +241,12 @@ def distrust(run: Run) -> str | None:
                 f"the forces are uncertain by {spread:.3g} eV/Å, above max_forces_std = {config.max_forces_std:g} eV/Å"
             )
     ways = outside_domain(run.atoms.calc) if config.stop_outside_domain else None
-    run.excursion[0] = run.excursion[0] + 1 if ways else 0
-    if ways and run.excursion[0] > config.outside_steps:
-        return (
-            f"this is outside what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would "
-            f"help: labels for the refused frame, and frames {'; '.join(way.help for way in ways)}"
-        )
-    return None
+    if not ways:
+        return None
+    return (
+        f"this is outside what the potential was trained on: {'; '.join(way.reason for way in ways)}. What would "
+        f"help: labels for the refused frame, and frames {'; '.join(way.help for way in ways)}"
+    )
 
 
 def observe(run: Run, step: int) -> str | None:

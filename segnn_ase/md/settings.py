@@ -53,7 +53,7 @@ class MDConfig(Settings):
         None, gt=0, description="eV/Å, uncertainty of a force component; a larger one stops the run"
     )
     stop_outside_domain: bool = Field(False, description="stop at a structure outside the training data")
-    outside_steps: int = Field(0, ge=0, description="steps in a row outside that do not stop it yet")
+    outside_steps: int = Field(0, ge=0, description="steps in a row outside, or too uncertain, that do not stop it yet")
     max_minutes: float | None = Field(
         None, gt=0, description="minutes of wall-clock time; then the run can be gone on with"
     )

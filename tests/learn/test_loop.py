@@ -21,7 +21,7 @@ from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
-from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, patience
+from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, patience, plan_runs
 from segnn_ase.learn.finish import why_not_good
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, read_whole
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, other_answer
@@ -522,3 +522,34 @@ def test_labels_that_take_too_long_are_refused(tmp_path, crystal, monkeypatch):
     values["budget"] = {"minutes": 0.1}
     with pytest.raises(ConfigError, match=r"budget.minutes is 0.1, of which a quarter allows \d labels"):
         learn(LearnConfig.parse(values), progress=False)
+
+
+def test_where_runs_begin(crystal):
+    """Frames every 10 fs of 100, of a run that is told by its first atom's place, in Å."""
+    conditions = {"temperature": [300.0, 900.0], "starts": 3}
+    config = LearnConfig.parse({"structures": "cu.xyz", "reference": "emt", "conditions": conditions})
+
+    def made(temperature: float, number: int, reason: str | None) -> Ran:
+        frames = []
+        for step in range(10, 101, 10):
+            frame = crystal.copy()
+            frame.positions[0] = [temperature, number, step]
+            frame.info["step"] = step
+            frames.append(frame)
+        planned = Planned(Condition(0, temperature, None), number, crystal, 100, 1.0, 0, 1.0, 50.0)
+        return Ran(planned, 100, reason, frames, [])
+
+    def begun(before: list[Ran]) -> list[list[float]]:
+        planned = plan_runs(config, [crystal], 2, before, 1.0, 1.0)
+        assert [each.condition.temperature for each in planned] == [300.0] * 3 + [900.0] * 3
+        return [each.start.positions[0].round(6).tolist() for each in planned]
+
+    origin = crystal.positions[0].round(6).tolist()
+    well = [made(t, number, None) for t in (300.0, 900.0) for number in range(3)]
+    last = [900.0, 1.0, 100.0]
+    assert begun(well) == [[300.0, 0.0, 100.0], last, origin, [900.0, 0.0, 100.0], last, origin]
+    stopped = [run._replace(reason="it is new") for run in well]
+    home = [900.0, 1.0, 50.0]
+    assert begun(stopped) == [origin, home, origin, origin, home, origin]
+    assert begun([run._replace(steps=30) for run in stopped]) == [origin] * 6  # they were never at home
+    assert begun([]) == [origin] * 6

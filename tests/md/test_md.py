@@ -326,6 +326,27 @@ def test_spread_of_a_committee_stops():
         run(crystal(), config(steps=1, max_forces_std=0.1))
 
 
+class Unsure(Morse):
+    """Uncertain in some steps."""
+
+    def calculate(self, *arguments, **options):
+        super().calculate(*arguments, **options)
+        uncertain = self.count in (5, 6, 7, 20, 21, 22, 23)
+        self.results["forces_std"] = np.full((32, 3), 1.0 if uncertain else 0.01)
+
+
+@pytest.mark.parametrize(("allowed", "stopped"), [(0, 3), (2, 5), (3, 21), (4, None)])
+def test_steps_in_a_row_may_be_uncertain(allowed, stopped):
+    atoms = crystal()
+    atoms.calc = Unsure()
+    asked = config(steps=40, max_forces_std=0.1, outside_steps=allowed, log_every=100)
+    if stopped is None:
+        assert run(atoms, asked).steps == 40
+    else:
+        with pytest.raises(MDError, match=rf"stopped at step {stopped} .*max_forces_std"):
+            run(atoms, asked)
+
+
 def test_what_cannot_move_or_stay_as_cold_is_refused():
     atoms = crystal()
     atoms.set_constraint(FixAtoms(range(len(atoms))))
