@@ -6,8 +6,10 @@ python benchmarks/learn.py --molecule CH3CONH2 --labels 60 --seeds 1
 `segnn learn` with a budget of labels, from one structure, against trainings on frames drawn at random from
 dynamics of the reference at the same temperature (20 ps; their steps are not counted as labels), both with as many
 epochs; the loop pays for its relaxation, its controls, and the frames that it holds out to measure itself. Errors (rms)
-on dynamics of the reference from another seed. What exists in the working folder (--work) is not done again. What the
-reference costs beside a potential: `md_step.py --calculators fast gfn2-xtb --reference gfn2-xtb --systems alkane62 alkane200`.
+on dynamics of the reference from another seed. What exists in the working folder (--work) is not done again. What
+the reference costs beside a potential:
+
+python benchmarks/md_step.py --calculators fast gfn2-xtb --reference gfn2-xtb --systems alkane62 alkane200
 """
 
 import argparse
@@ -53,7 +55,7 @@ def errors_of(model: Path, test: Path) -> dict:
 
 
 def by_choice(work: Path, start: Path, labels: int, seed: int, epochs: int) -> tuple[Path, int]:
-    out = work / f"chosen-{labels}-{seed}.pt"
+    out = work / f"chosen-{labels}-{seed}-{epochs}.pt"
     config = {
         "out": str(out),
         "structures": str(start),
@@ -71,7 +73,7 @@ def by_choice(work: Path, start: Path, labels: int, seed: int, epochs: int) -> t
 
 
 def at_random(work: Path, pool: Path, labels: int, seed: int, epochs: int) -> tuple[Path, int]:
-    out, source = work / f"random-{labels}-{seed}.pt", work / f"random-{labels}-{seed}.xyz"
+    out, source = work / f"random-{labels}-{seed}-{epochs}.pt", work / f"random-{labels}-{seed}.xyz"
     chosen = np.random.default_rng(seed).permutation(POOL)[:labels]
     kept(source, lambda: [read(pool, ":")[n] for n in sorted(chosen)])
     if not out.exists():

@@ -2,7 +2,8 @@
 
 What this command does, and then an independent measurement (pip install pyscf):
 
-    segnn learn ethanol.xyz --reference pyscf --temperature 300 --labels 60 --minutes 30 --preset fast --out ethanol.pt
+    segnn learn molecule.xyz --reference pyscf --temperature 300 --aim 30 --labels 60 --minutes 30 --preset fast \\
+        --out molecule.pt
 
 The reference is asked for 60 structures in all, those that the loop needs to measure itself included. Then it labels 20
 frames of the potential's own dynamics at 300 K, from other velocities, which the loop has not seen.
@@ -45,7 +46,8 @@ potential, reference = SEGNNCalculator("molecule.pt"), MoleculeDFT(**theory)
 atoms = start.copy()
 atoms.calc = potential
 set_velocities(atoms, 300, np.random.default_rng(1))
-dynamics, forces, energies = Langevin(atoms, 0.5 * units.fs, temperature_K=300, friction=0.01 / units.fs), [], []
+heat = {"temperature_K": 300, "friction": 0.01 / units.fs, "fixcm": False, "rng": np.random.default_rng(2)}
+dynamics, forces, energies = Langevin(atoms, 0.5 * units.fs, **heat), [], []
 for _ in range(2 if short else 20):
     dynamics.run(max(steps // 20, 1))
     said = potential.evaluate([atoms.copy()])[0]

@@ -36,17 +36,19 @@ def learn_command(
         str | None, typer.Option(help=f"what labels frames, required: {', '.join(REFERENCES)}, or module:Class")
     ] = None,
     temperature: Annotated[
-        list[str] | None, typer.Option(help="K; 300:1200 takes three from the first to the second; default: 300")
+        list[str] | None, typer.Option(help="K; 300:1200 means 300, 750 and 1200; default: 300")
     ] = None,
     pressure: Annotated[
-        list[float] | None, typer.Option(help="GPa, at which the cell moves; default: the cell stays")
+        list[float] | None, typer.Option(help="GPa, at which the volume moves; default: the cell stays")
     ] = None,
     picoseconds: Annotated[
         float | None, typer.Option(help="ps that must run at every condition without a stop; default: 10")
     ] = None,
     aim: Annotated[float | None, typer.Option(help="meV/Å, rms error on its own dynamics; default: 40")] = None,
-    labels: Annotated[int | None, typer.Option(help="labels in all, 20 or more; default: as minutes allow")] = None,
-    minutes: Annotated[float | None, typer.Option(help="minutes in all; default: 60")] = None,
+    labels: Annotated[
+        int | None, typer.Option(help="labels in all, 20 or more, within --minutes; default: as these allow")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(help="minutes in all, roughly; default: 60")] = None,
     preset: Annotated[
         str | None,
         typer.Option(

@@ -18,6 +18,7 @@ VOLUMES = np.linspace(0.94, 1.06, 7)  # of the structure's own
 MODES, LARGEST = 20, 200  # that are looked at, at most, of structures of so many atoms
 RIGID = 1e-3  # of the largest singular value: what is less turns a line about itself
 NO_ROUND = -1
+EMPTY = 5.0  # Å without an atom
 STEP = 0.01  # Å, by which the atom that moves farthest is displaced
 FARTHEST, BINS = 6.0, 60  # Å of g(r), and how many
 PAIRS = 6  # of elements
@@ -53,7 +54,9 @@ def compare_states(
     atoms: Atoms, calculator: SEGNNCalculator, labeller: Labeller, folder: Path
 ) -> tuple[State, State] | None:
     """Of a structure that is scaled at fixed fractional coordinates, by Birch and Murnaghan; None where the minimum is
-    not among these volumes, or labels are missing."""
+    not among these volumes, labels are missing, or a layer is empty."""
+    if has_vacuum(atoms):
+        return None
     frames = decided(folder / "volumes.xyz", lambda: scaled_frames(atoms, f"{folder.name}/volume"))
     known = labelled_if_possible(labeller, frames)
     if len(known) < len(frames):
@@ -63,6 +66,14 @@ def compare_states(
     reference = [frame.get_potential_energy() for frame in known]
     states = [state_of(volumes, np.array(energies), len(atoms)) for energies in (reference, own)]
     return None if states[0] is None or states[1] is None else (states[0], states[1])
+
+
+def has_vacuum(atoms: Atoms) -> bool:
+    """Whether there is an empty layer: of slabs and molecules in periodic cells."""
+    heights = 1 / np.linalg.norm(atoms.cell.reciprocal(), axis=1)
+    places = np.sort(atoms.get_scaled_positions(), axis=0)
+    gaps = np.diff(np.vstack([places, places[:1] + 1]), axis=0).max(axis=0) * heights
+    return bool((gaps > EMPTY).any())
 
 
 def labelled_if_possible(labeller: Labeller, frames: Sequence[Atoms]) -> list[Atoms]:

@@ -87,7 +87,8 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     tell_origin(folder / "model.pt", config, labelled.count)
     tried = trial(loop, rounds, calculator, folder, new)
     measured = errors_on(labelled.of(held), calculator) if held else errors_on(tried.frames, calculator)
-    why = rounds.why or why_not_good(config, tried, measured)
+    why = why_not_good(config, tried, measured)  # of what is written, however the rounds ended
+    why = "; ".join(part for part in (rounds.why, why) if part) if why or held else ""
     compared = comparison(loop, rounds.structures[0], calculator, folder, tried)
     speed = speeds(model, frames, config)
     write_atomically(config.out, Path(model).read_bytes())
@@ -141,15 +142,15 @@ def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, folder: Pa
 
 
 def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) -> str:
-    """The last potential, though that of the last round was; "" where it is good, too."""
+    """The last potential; "" where it is."""
     if any(run.reason for run in tried.ran):
-        return "dynamics with the last potential were stopped, those of the last round were not"
+        return "dynamics with the last potential were stopped"
     if any(run.is_late for run in tried.ran):
         return "there was no time for all dynamics with the last potential"
     if not {run.planned.condition.name for run in tried.ran} <= measured["by_condition"].keys():
         return "the errors of the last potential are not known at every condition"
     if not is_small(config, measured):
-        return "the errors of the last potential are above it, those of the last round's were below"
+        return "the errors of the last potential are above it"
     return ""
 
 

@@ -73,7 +73,10 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
     expect(isinstance(config, LearnConfig), "config", config, "a LearnConfig, as by LearnConfig.parse(a dict)")
     structures, folder, report = read_structures(config), config.folder, printer(progress)
     for path, height in small_cells(config, structures):
-        report(f"warning: {path} has a cell of {height:.1f} Å, in which atoms move with their own images: repeat it")
+        report(
+            f"warning: {path} has a cell of {height:.1f} Å, less than twice the cutoff: an atom feels its own images; "
+            "a larger supercell is better"
+        )
     with only_writer([folder / "state.json"]):
         if Path(config.out).exists() and not (folder / "state.json").exists():
             told = "which exists and is of no loop to go on with: rename or remove it"
@@ -131,11 +134,24 @@ def small_cells(config: LearnConfig, structures: Sequence[Atoms]) -> list[tuple[
 
 
 def refuse_unheard(config: LearnConfig, atoms: Atoms, path: str) -> None:
-    """Raise ConfigError for a charge or multiplicity that a reference we know by name is not told."""
+    """Raise ConfigError for a charge, multiplicity, moments or periodicity that a reference we know by name ignores."""
     reference = config.reference.calculator
+    if reference not in REFERENCES:
+        return
+    known = REFERENCES[reference]
+    if atoms.pbc.any() and not known.periodic:
+        raise ConfigError(
+            f"structures has {path!r} with pbc = {atoms.pbc.tolist()}, but {reference!r} is for molecules: set pbc to "
+            "false there, or take another reference"
+        )
+    if "spin" in known.told and "spin" not in atoms.info and np.any(atoms.get_initial_magnetic_moments()):
+        raise ConfigError(
+            f"structures has {path!r} with magnetic moments, of which {reference!r} is told the multiplicity alone: "
+            "give that as spin in atoms.info, such as 3 for a triplet"
+        )
     for name, nothing in (("charge", 0), ("spin", 1)):
         value = atoms.info.get(name, nothing)
-        if value not in (nothing, 0) and reference in REFERENCES and name not in REFERENCES[reference].told:
+        if value not in (nothing, 0) and name not in known.told:
             raise ConfigError(
                 f"structures has {path!r} with {name} = {value}, which {reference!r} knows nothing of: remove it from "
                 "the file, or take another reference"
@@ -179,7 +195,8 @@ def spent(loop: Loop) -> str:
     budget = loop.config.budget
     conditions = len(conditions_of(loop.config.conditions, loop.structures))
     if loop.labels_for_rounds <= max(conditions, LEAST):  # and a control
-        return f"{loop.labels_left} of {budget.labels} labels are left, which measure the potential (budget.labels)"
+        told = f"the last {loop.labels_left} are kept for the final measurement"
+        return f"{loop.labeller.labelled.count} of {budget.labels} labels are made, {told} (budget.labels)"
     minutes = loop.state.minutes - loop.state.last_minutes
     if minutes <= FOR_ROUNDS * budget.minutes:
         return ""
@@ -195,7 +212,7 @@ def one_round(
     config, labeller, state = loop.config, loop.labeller, loop.state
     folder = round_folder(config, number)
     folder.mkdir(exist_ok=True)
-    picoseconds = min(FIRST_PS * 2 ** (number - 1), config.conditions.picoseconds)
+    picoseconds = picoseconds_of(config, number)
     minutes = SHARE * config.budget.minutes
     outside = patience(config.aim, state.rounds[: number - 1])
     planned = plan_runs(config, structures, number, before, picoseconds, minutes, outside)
@@ -241,6 +258,13 @@ def labels_of_round(loop: Loop, frames: Sequence[Atoms]) -> int:
         epochs = epochs_within(SHORT * config.budget.minutes, frames, config.model, config.training)
         most = max(LABELS, round((DOUBLED if epochs >= OFTEN else GROWTH) * len(frames)))
     return min(most, loop.labels_for_rounds - 1, max(loop.labels_within(FOR_LABELS), FEWEST))  # one is a control
+
+
+def picoseconds_of(config: LearnConfig, number: int) -> float:
+    """Of the dynamics of a round; where labels are limited there are few rounds, and they begin with longer ones."""
+    asked = config.conditions.picoseconds
+    first = FIRST_PS if config.budget.labels is None else max(FIRST_PS, asked / 4)
+    return min(first * 2 ** (number - 1), asked)
 
 
 def round_folder(config: LearnConfig, number: int) -> Path:

@@ -34,4 +34,6 @@ class MoleculeDFT(Calculator):
             raise CalculationFailed(f"the density of PySCF did not converge within {method.max_cycle} cycles")
         self.results = {"energy": float(energy) * Hartree}
         if "forces" in properties:
-            self.results["forces"] = -method.nuc_grad_method().kernel() * Hartree / Bohr
+            gradient = method.nuc_grad_method()
+            gradient.grid_response = True  # the grid moves with the atoms
+            self.results["forces"] = -gradient.kernel() * Hartree / Bohr

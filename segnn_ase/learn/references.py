@@ -18,12 +18,15 @@ class Reference(NamedTuple):
     licence: str = "not known here: see its authors"
     remembers: bool = False  # whether a label would depend on the one before: it is made anew for each
     strict: bool = False  # whether its default parameters are all that it has, though it takes others without a word
+    periodic: bool = True
     told: Mapping[str, str] = {}  # entry of `Atoms.info`, charge or spin (multiplicity): the argument for it
 
 
 CHARGED = {"charge": "charge", "spin": "multiplicity"}
 XTB = Reference("", "tblite.ase:TBLite", {}, "tblite", "LGPL-3.0 (tblite)", remembers=True, strict=True, told=CHARGED)
-SEVENNET = Reference("", "sevenn.calculator:SevenNetCalculator", {}, "sevenn", "GPL-3.0 (sevenn)")
+SEVENNET = Reference(
+    "", "sevenn.calculator:SevenNetCalculator", {}, "sevenn", "MIT (sevenn 0.13; of older ones see theirs)"
+)
 REFERENCES = {
     "gfn2-xtb": XTB._replace(
         about="GFN2-xTB (Bannwarth, Ehlert, Grimme 2019)", arguments={"method": "GFN2-xTB", "verbosity": 0}
@@ -45,20 +48,21 @@ REFERENCES = {
         "BSD-3-Clause-LBNL (chgnet)",
     ),
     "mace-mp": Reference(
-        "MACE-MP-0, PBE(+U) of MPtrj (Batatia et al. 2024); it downloads its weights",
+        "MACE-MP-0 medium, PBE(+U) of MPtrj (Batatia et al. 2024); it downloads its weights",
         "mace.calculators:mace_mp",
-        {"default_dtype": "float64"},
+        {"model": "medium", "default_dtype": "float64"},
         "mace-torch",
         "MIT (mace-torch), weights as their card says",
     ),
     "pyscf": Reference(
-        "density functional theory of molecules with PySCF; arguments xc, basis, charge, multiplicity",
+        "density functional theory of molecules with PySCF; arguments xc, basis, charge, multiplicity, density_fit",
         "segnn_ase.learn.pyscf_molecules:MoleculeDFT",
         {},
         "pyscf",
         "Apache-2.0 (PySCF)",
         remembers=True,
         told=CHARGED,
+        periodic=False,
     ),
     "emt": Reference(
         "effective medium theory of ASE, for trying things out", "ase.calculators.emt:EMT", {}, "ase", "LGPL-2.1 (ASE)"

@@ -212,10 +212,12 @@ def of_comparison(compared: Compared, path: Path) -> list[str]:
 def of_ensemble(ensemble: Ensemble, figure: Path) -> list[str]:
     told = (
         f"- {ensemble.condition}: {ensemble.frames} frames of the potential's dynamics, weighed as the reference would "
-        f"visit them, are worth {ensemble.effective:.1f}"
+        f"visit them: effective sample size {ensemble.effective:.1f}"
     )
+    if ensemble.frames < ENOUGH:
+        return [f"{told}, too few frames to tell"]
     if ensemble.effective < ENOUGH:
-        return [f"{told}, too few to say how the reference's would differ: energies are off by more than kT"]
+        return [f"{told}, too small to tell: energies of this cell are off by more than kT"]
     told += f"; that shifts the mean energy by {ensemble.shift:.2f} meV/atom"
     if not ensemble.curves:
         return [told]

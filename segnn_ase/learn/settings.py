@@ -40,7 +40,9 @@ class ConditionsConfig(Settings):
         (300.0,), min_length=1, description="K; 300:1200 takes three from the first to the second, 300,600 both"
     )
     pressure: tuple[float, ...] = Field(
-        (), description="GPa, each at every temperature, of structures periodic in three directions; none: cells stay"
+        (),
+        description="GPa, each at every temperature, of structures periodic in three directions: their volume moves; "
+        "none: it stays",
     )
     picoseconds: float = Field(10.0, gt=0, description="ps that must run at every condition without a stop")
     timestep: float | None = Field(None, gt=0, le=20, description="fs; none: by the lightest element, 0.5 to 2")
@@ -86,7 +88,8 @@ class AimConfig(Settings):
     uncertainty: float = Field(
         5.0,
         ge=1,
-        description="times the aim of the forces, or the usual uncertainty where that is larger, that stops dynamics",
+        description="dynamics stop where a force component is uncertain by so many times the aim, or the usual "
+        "uncertainty where that is larger; the aim is divided by what errors were measured to be of those expected",
     )
 
 
@@ -94,7 +97,9 @@ class BudgetConfig(Settings):
     """What it may cost."""
 
     labels: int | None = Field(None, ge=20, description="labels in all; none: as many as the minutes allow")
-    minutes: float = Field(60.0, gt=0, description="minutes in all, of which the last training gets three tenths")
+    minutes: float = Field(
+        60.0, gt=0, description="minutes in all, roughly, of which the last training gets three tenths or more"
+    )
     rounds: int = Field(30, ge=1, description="rounds of dynamics, labels and training")
     first_labels: int | None = Field(
         None,
@@ -114,9 +119,7 @@ class BudgetConfig(Settings):
 class StartConfig(Settings):
     """The frames before the first training."""
 
-    relax_steps: int = Field(
-        10, ge=0, description="steps of relaxation by the reference, each a label; first of all, where forces are large"
-    )
+    relax_steps: int = Field(10, ge=0, description="steps of relaxation by the reference, at most, each a label")
     dynamics_steps: int | None = Field(
         None,
         ge=0,
@@ -142,7 +145,8 @@ class LearnConfig(Settings):
     start: StartConfig = StartConfig()
     model: dict = Field(default_factory=dict, description="preset and settings of the network, as of segnn train")
     training: OptimConfig = Field(
-        OptimConfig(), description="of the last training, as of segnn train; those in the rounds are short"
+        OptimConfig(),
+        description="as of segnn train; its length is of the last training, those in the rounds are short",
     )
     refuse_flaws: bool = Field(True, description="stop where `segnn check` calls the labels wrong; false only tells")
     seed: int = Field(0, ge=0, lt=2**31, description="of first frames, dynamics and trainings")

@@ -91,7 +91,7 @@ def steps_of_relaxation(loop: Loop) -> int:
 def relaxed_by_reference(
     labeller: Labeller, atoms: Atoms, steps: int, prefix: str, pressure: float | None = None
 ) -> tuple[Atoms, list[str]]:
-    """After at most so many steps, and the keys of frames on the way that differ; the cell relaxes at a pressure (GPa).
+    """After at most so many steps, and the keys of frames on the way that differ; the volume moves at a pressure (GPa).
 
     Raises LabelError where the first one fails.
     """
@@ -101,7 +101,7 @@ def relaxed_by_reference(
     moving.get_forces()
     free: Any = moving
     if pressure is not None and moving.pbc.all() and "stress" in calculator.results:
-        free = FrechetCellFilter(moving, scalar_pressure=pressure * units.GPa)
+        free = FrechetCellFilter(moving, scalar_pressure=pressure * units.GPa, hydrostatic_strain=True)
     with suppress(LabelError):  # one of them: those before are there
         BFGS(free, logfile=None).run(fmax=FMAX, steps=steps)
     found: list[str] = []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from ase import Atoms, units
-from ase.build import bulk, molecule
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read
@@ -17,6 +17,7 @@ from segnn_ase.learn.comparison import (
     compare_ensembles,
     compare_modes,
     compare_states,
+    has_vacuum,
     modes_of,
     rigid_motions,
     state_of,
@@ -101,6 +102,15 @@ def test_what_moves_the_whole():
     wire = Atoms("Cu2", [[0, 0, 0], [0, 1, 1.2]], cell=[0, 0, 2.4], pbc=(False, False, True))
     turned = rigid_motions(wire)[:, 3].reshape(2, 3)
     assert rigid_motions(wire).shape == (6, 4) and np.allclose(turned[:, [1, 2]], 0) and turned[0, 0] == -turned[1, 0]
+
+
+def test_an_empty_layer_has_no_bulk_modulus():
+    assert not has_vacuum(bulk("Si", cubic=True)) and not has_vacuum(bulk("NaCl", "rocksalt", a=5.7))
+    assert has_vacuum(fcc111("Cu", (2, 2, 3), vacuum=5.0, periodic=True))
+    boxed = molecule("H2O", cell=[9, 9, 9], pbc=True)
+    boxed.positions += 4.4  # across the boundary
+    boxed.wrap()
+    assert has_vacuum(boxed)
 
 
 def test_no_minimum_is_none():
