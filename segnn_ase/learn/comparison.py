@@ -14,7 +14,7 @@ from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame, decided
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.md.analysis import radial_distribution
 
-VOLUMES = np.linspace(0.94, 1.06, 7)  # of the structure's own
+VOLUMES = np.linspace(0.93, 1.07, 8)  # of the structure's own, which is known
 MODES, LARGEST = 20, 200  # that are looked at, at most, of structures of so many atoms
 RIGID = 1e-3  # of the largest singular value: what is less turns a line about itself
 NO_ROUND = -1
@@ -25,14 +25,14 @@ PAIRS = 6  # of elements
 WAVENUMBER = units._hbar * 1e10 / np.sqrt(units._e * units._amu) / units.invcm  # cm^-1 of sqrt(eV/Å^2/amu)
 
 
-class State(NamedTuple):
+class Minimum(NamedTuple):
     """The minimum of an equation of state."""
 
     volume: float  # Å^3/atom
     bulk_modulus: float  # GPa
 
 
-class Ensemble(NamedTuple):
+class Reweighted(NamedTuple):
     """Frames of the potential's dynamics at a condition, and what the reference would make of them."""
 
     condition: str
@@ -45,14 +45,14 @@ class Ensemble(NamedTuple):
 class Compared(NamedTuple):
     """The same by both; the reference first."""
 
-    states: tuple[State, State] | None
+    minima: tuple[Minimum, Minimum] | None
     modes: np.ndarray  # (n, 2) cm^-1; below zero: imaginary
-    ensembles: list[Ensemble]
+    ensembles: list[Reweighted]
 
 
-def compare_states(
+def compare_volumes(
     atoms: Atoms, calculator: SEGNNCalculator, labeller: Labeller, folder: Path
-) -> tuple[State, State] | None:
+) -> tuple[Minimum, Minimum] | None:
     """Of a structure that is scaled at fixed fractional coordinates, by Birch and Murnaghan; None where the minimum is
     not among these volumes, labels are missing, or a layer is empty."""
     if has_vacuum(atoms):
@@ -64,8 +64,8 @@ def compare_states(
     volumes = np.array([frame.get_volume() for frame in known])
     own = [each["energy"] for each in calculator.evaluate([frame.copy() for frame in known], ("energy",))]
     reference = [frame.get_potential_energy() for frame in known]
-    states = [state_of(volumes, np.array(energies), len(atoms)) for energies in (reference, own)]
-    return None if states[0] is None or states[1] is None else (states[0], states[1])
+    minima = [minimum_of(volumes, np.array(energies), len(atoms)) for energies in (reference, own)]
+    return None if minima[0] is None or minima[1] is None else (minima[0], minima[1])
 
 
 def has_vacuum(atoms: Atoms) -> bool:
@@ -93,14 +93,14 @@ def scaled_frames(atoms: Atoms, key: str) -> list[Atoms]:
     return found
 
 
-def state_of(volumes: np.ndarray, energies: np.ndarray, atoms: int) -> State | None:
+def minimum_of(volumes: np.ndarray, energies: np.ndarray, atoms: int) -> Minimum | None:
     """Volumes (n,) Å^3 and energies (n,) eV of so many atoms."""
     try:
         volume, _, modulus = EquationOfState(volumes, energies, eos="birchmurnaghan").fit(warn=False)
     except (RuntimeError, ValueError):  # no fit
         return None
     found = volumes[0] < volume < volumes[-1] and modulus > 0
-    return State(volume / atoms, modulus / units.GPa) if found else None
+    return Minimum(volume / atoms, modulus / units.GPa) if found else None
 
 
 def compare_modes(
@@ -183,9 +183,9 @@ def wavenumber(plus: Atoms, minus: Atoms, forward: np.ndarray, backward: np.ndar
     return float(np.sign(curvature) * np.sqrt(abs(curvature)) * WAVENUMBER)
 
 
-def compare_ensembles(
+def reweighted_ensembles(
     frames: Sequence[Atoms], said: Sequence[dict[str, Any]], temperatures: dict[str, float]
-) -> list[Ensemble]:
+) -> list[Reweighted]:
     """What the reference makes of labelled frames of the potential's dynamics, by condition: they are weighed by
     exp(-(E_reference - E_potential) / kT) (Zwanzig, J. Chem. Phys. 22, 1420 (1954)).
 
@@ -201,7 +201,7 @@ def compare_ensembles(
         atoms = len(frames[mine[0]])
         shift = 1e3 * float(weights @ (own - own.mean())) / atoms
         curves = curves_of([frames[n] for n in mine], weights)
-        found.append(Ensemble(name, len(mine), float(1 / np.sum(weights**2)), shift, curves))
+        found.append(Reweighted(name, len(mine), float(1 / np.sum(weights**2)), shift, curves))
     return found
 
 

@@ -17,9 +17,9 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.comparison import (
     VOLUMES,
     Compared,
-    compare_ensembles,
     compare_modes,
-    compare_states,
+    compare_volumes,
+    reweighted_ensembles,
 )
 from segnn_ase.learn.explore import SHARE, conditions_of, explore, largest_uncertainty, patience, plan_runs
 from segnn_ase.learn.labelled import SECONDS, decided
@@ -130,15 +130,15 @@ def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, folder: Pa
     """By as many labels as there is time for, of the first structure."""
     conditions = {each.name: each.temperature for each in conditions_of(loop.config.conditions, loop.structures)}
     said = calculator.evaluate([frame.copy() for frame in tried.frames], ("energy",))
-    ensembles = compare_ensembles(tried.frames, said, conditions)
+    ensembles = reweighted_ensembles(tried.frames, said, conditions)
     most = loop.state.once(
         f"comparisons of {folder.name}", lambda: max(min(loop.labels_within(COMPARED), loop.labels_left), 0)
     )
-    states = None
+    minima = None
     if atoms.pbc.all() and most >= len(VOLUMES):
-        states = compare_states(atoms, calculator, loop.labeller, folder)
+        minima = compare_volumes(atoms, calculator, loop.labeller, folder)
         most -= len(VOLUMES)
-    return Compared(states, compare_modes(atoms, calculator, loop.labeller, folder, most // 2), ensembles)
+    return Compared(minima, compare_modes(atoms, calculator, loop.labeller, folder, most // 2), ensembles)
 
 
 def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) -> str:

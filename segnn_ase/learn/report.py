@@ -10,7 +10,7 @@ from ase import Atoms
 
 from segnn_ase.base.figures import plot_rdf, plot_rounds
 from segnn_ase.base.files import write_atomically
-from segnn_ase.learn.comparison import Compared, Ensemble
+from segnn_ase.learn.comparison import Compared, Reweighted
 from segnn_ase.learn.explore import Ran
 from segnn_ase.learn.labelled import CONDITION, KEY, REASON, LabelledFrames
 from segnn_ase.learn.references import resolve_reference
@@ -187,8 +187,8 @@ def of_measured(ended: Ended) -> str:
 def of_comparison(compared: Compared, path: Path) -> list[str]:
     """With a figure of g(r) for each ensemble beside the report."""
     rows: list[str] = []
-    if compared.states:
-        for name, theirs, own in zip(("volume / Å³/atom", "bulk modulus / GPa"), *compared.states, strict=True):
+    if compared.minima:
+        for name, theirs, own in zip(("volume / Å³/atom", "bulk modulus / GPa"), *compared.minima, strict=True):
             rows.append(f"| {name} | {theirs:.4g} | {own:.4g} | {100 * (own / theirs - 1):+.2f} % |")
     for n, (theirs, own) in enumerate(compared.modes):
         rows.append(f"| mode {n + 1} / cm⁻¹ | {theirs:.1f} | {own:.1f} | {own - theirs:+.1f} |")
@@ -205,11 +205,11 @@ def of_comparison(compared: Compared, path: Path) -> list[str]:
             "",
         ]
     for n, ensemble in enumerate(compared.ensembles):
-        lines += of_ensemble(ensemble, path.with_name(f"{path.stem.removesuffix('.report')}.rdf-{n + 1}.png"))
+        lines += of_reweighted(ensemble, path.with_name(f"{path.stem.removesuffix('.report')}.rdf-{n + 1}.png"))
     return lines if rows or compared.ensembles else []
 
 
-def of_ensemble(ensemble: Ensemble, figure: Path) -> list[str]:
+def of_reweighted(ensemble: Reweighted, figure: Path) -> list[str]:
     told = (
         f"- {ensemble.condition}: {ensemble.frames} frames of the potential's dynamics, weighed as the reference would "
         f"visit them: effective sample size {ensemble.effective:.1f}"

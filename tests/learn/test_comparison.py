@@ -14,13 +14,13 @@ from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.learn.comparison import (
     RIGID,
-    compare_ensembles,
     compare_modes,
-    compare_states,
+    compare_volumes,
     has_vacuum,
+    minimum_of,
     modes_of,
+    reweighted_ensembles,
     rigid_motions,
-    state_of,
     weights_of,
 )
 from segnn_ase.learn.labelled import CONDITION, LabelledFrames
@@ -44,20 +44,20 @@ def test_of_a_crystal(tmp_path):
     with pool:
         for name in ("end", "far"):
             (tmp_path / name).mkdir()
-        theirs, own = compare_states(atoms, calculator, labeller, tmp_path / "end")
+        theirs, own = compare_volumes(atoms, calculator, labeller, tmp_path / "end")
         modes = compare_modes(atoms, calculator, labeller, tmp_path / "end", 5)
         labels = labeller.labelled.count
         assert np.array_equal(compare_modes(atoms, calculator, labeller, tmp_path / "end", 5), modes)
-        assert labeller.labelled.count == labels == 7 + 2 * 5  # none is asked for again
+        assert labeller.labelled.count == labels == 8 + 2 * 5  # none is asked for again
         far = atoms.copy()
         far.set_cell(1.1 * atoms.cell.array, scale_atoms=True)
-        assert compare_states(far, calculator, labeller, tmp_path / "far") is None
+        assert compare_volumes(far, calculator, labeller, tmp_path / "far") is None
         lost = [f"end/mode/4{sign}" for sign in "+-"] + ["end/volume/3"]
         for key in lost:  # what fails is missing, and stops nothing
             labeller.labelled.failed[key] = "it did not converge"
             del labeller.labelled.frames[key]
         assert len(compare_modes(atoms, calculator, labeller, tmp_path / "end", 5)) == 4
-        assert compare_states(atoms, calculator, labeller, tmp_path / "end") is None
+        assert compare_volumes(atoms, calculator, labeller, tmp_path / "end") is None
     assert np.allclose(theirs, own, rtol=1e-3) and 80 < own.bulk_modulus < 100  # PBE: 89 GPa
     assert own.volume ** (1 / 3) == pytest.approx(5.47 / 2, rel=0.005)
     assert modes.shape == (5, 2) and np.allclose(*modes.T, rtol=1e-3)
@@ -115,9 +115,9 @@ def test_an_empty_layer_has_no_bulk_modulus():
 
 def test_no_minimum_is_none():
     volumes = np.linspace(0.9, 1.1, 7)
-    assert state_of(10 * volumes, np.exp(-volumes), 1) is None
-    assert state_of(volumes, -((volumes - 1) ** 2), 1) is None  # a maximum
-    found = state_of(10 * volumes, 5 * (volumes - 1) ** 2, 2)
+    assert minimum_of(10 * volumes, np.exp(-volumes), 1) is None
+    assert minimum_of(volumes, -((volumes - 1) ** 2), 1) is None  # a maximum
+    found = minimum_of(10 * volumes, 5 * (volumes - 1) ** 2, 2)
     assert found.volume == pytest.approx(5.0, rel=1e-3)
     assert found.bulk_modulus == pytest.approx(1.0 / units.GPa, rel=0.03)  # V d2E/dV2, with E = 0.05 (V - 10)^2
 
@@ -138,7 +138,7 @@ def test_frames_are_weighed_as_the_reference_visits_them():
         frame.calc = SinglePointCalculator(frame, energy=reference[n])
         frames.append(frame)
     said = [{"energy": energy} for energy in own[:400]]
-    (found,) = compare_ensembles(frames, said, {"here": kelvin, "elsewhere": 10.0})
+    (found,) = reweighted_ensembles(frames, said, {"here": kelvin, "elsewhere": 10.0})
     assert found.frames == 400 and 200 < found.effective < 400
     w = weights_of(reference[:400] - own[:400], kelvin)
     assert found.shift == pytest.approx(1e3 * (w @ own[:400] - own[:400].mean()) / 2) and found.shift < 0
