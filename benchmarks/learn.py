@@ -31,7 +31,7 @@ from segnn_ase.learn import LearnConfig, learn
 from segnn_ase.train import TrainConfig, evaluate_files, train
 
 KELVIN = 300
-POOL, TEST, APART = 1000, 200, 20  # frames, and fs between them
+APART = 20  # fs, between frames
 COLUMNS = {"labels": "d", "seed": "d", "how": "s", "learned": "d", "E": ".2f", "F": ".1f"}
 
 
@@ -50,11 +50,11 @@ def kept(path: Path, make) -> Path:
 
 
 def errors_of(model: Path, test: Path) -> dict:
-    found = evaluate_files(str(model), str(test))
-    return {"E": found["energy"]["rmse"], "F": found["forces"]["rmse"]}
+    found = evaluate_files(str(model), [str(test)])[str(test)]
+    return {"E": 1e3 * found["energy_rmse"], "F": 1e3 * found["forces_rmse"]}  # meV/atom, meV/Å
 
 
-def by_choice(work: Path, start: Path, labels: int, seed: int, epochs: int) -> tuple[Path, int]:
+def by_choice(work: Path, start: Path, labels: int, seed: int, epochs: int, minutes: float) -> tuple[Path, int]:
     out = work / f"chosen-{labels}-{seed}-{epochs}.pt"
     config = {
         "out": str(out),
@@ -62,7 +62,7 @@ def by_choice(work: Path, start: Path, labels: int, seed: int, epochs: int) -> t
         "reference": "gfn2-xtb",
         "conditions": {"temperature": KELVIN},
         "aim": {"forces": 5.0},
-        "budget": {"labels": labels, "minutes": 15.0},
+        "budget": {"labels": labels, "minutes": minutes},
         "model": {"preset": "fast"},
         "training": {"epochs": epochs},
         "seed": seed,
@@ -74,8 +74,9 @@ def by_choice(work: Path, start: Path, labels: int, seed: int, epochs: int) -> t
 
 def at_random(work: Path, pool: Path, labels: int, seed: int, epochs: int) -> tuple[Path, int]:
     out, source = work / f"random-{labels}-{seed}-{epochs}.pt", work / f"random-{labels}-{seed}.xyz"
-    chosen = np.random.default_rng(seed).permutation(POOL)[:labels]
-    kept(source, lambda: [read(pool, ":")[n] for n in sorted(chosen)])
+    frames = read(pool, ":")
+    chosen = np.random.default_rng(seed).permutation(len(frames))[:labels]
+    kept(source, lambda: [frames[n] for n in sorted(chosen)])
     if not out.exists():
         training = {"epochs": epochs, "seed": seed}
         config = {"out": str(out), "data": {"train": str(source)}, "model": {"preset": "fast"}, "training": training}
@@ -87,17 +88,21 @@ def compare_labels(args: argparse.Namespace) -> list[dict]:
     work = args.work / args.molecule
     work.mkdir(parents=True, exist_ok=True)
     start = kept(work / "start.xyz", lambda: molecule(args.molecule))
-    test = kept(work / "test.xyz", lambda: labelled(sampled(read(start), TEST, kelvin=KELVIN, seed=10_001, every=50)))
+    test = kept(
+        work / "test.xyz", lambda: labelled(sampled(read(start), args.test, kelvin=KELVIN, seed=10_001, every=50))
+    )
     rows = []
     for seed in range(args.seeds):
         pool = kept(
             work / f"pool-{seed}.xyz",
-            lambda seed=seed: labelled(sampled(read(start), POOL, kelvin=KELVIN, seed=seed, every=APART)),
+            lambda seed=seed: labelled(sampled(read(start), args.pool, kelvin=KELVIN, seed=seed, every=APART)),
         )
         for labels in args.labels:
             epochs = args.structures // labels
             ways = {
-                "chosen": lambda labels=labels, seed=seed, e=epochs: by_choice(work, start, labels, seed, e),
+                "chosen": lambda labels=labels, seed=seed, e=epochs: by_choice(
+                    work, start, labels, seed, e, args.minutes
+                ),
                 "random": lambda labels=labels, seed=seed, e=epochs, pool=pool: at_random(work, pool, labels, seed, e),
             }
             for how, make in ways.items():
@@ -114,6 +119,9 @@ def main() -> None:
     parser.add_argument("--labels", type=int, nargs="+", default=[30, 60])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--structures", type=int, default=20_000, help="that a training sees, in all epochs")
+    parser.add_argument("--pool", type=int, default=1000, help="frames that random ones are drawn from")
+    parser.add_argument("--test", type=int, default=200, help="frames of the test")
+    parser.add_argument("--minutes", type=float, default=15.0, help="budget of a loop")
     parser.add_argument("--work", type=Path, default=Path("learn_labels"))
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -95,6 +95,20 @@ FAULTS = [
 
 
 @pytest.mark.slow
+def test_chosen_labels_beside_random_ones(tmp_path):
+    """Water by GFN2-xTB, so small that its numbers mean nothing; what is there is not done again."""
+    small = "--molecule H2O --labels 24 --seeds 1 --pool 30 --test 5 --structures 120 --minutes 0.5".split()
+    command = [sys.executable, "-W", "ignore", str(FOLDER / "learn.py"), *small, "--work", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for _ in range(2):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+        assert [row["how"] for row in rows] == ["chosen", "random"] and rows[1]["learned"] == 24
+        assert all(0 < row["F"] < 1e5 and 0 < row["E"] < 1e5 for row in rows) and 8 <= rows[0]["learned"] <= 24
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_benchmark(name, tmp_path):
     command = [sys.executable, str(FOLDER / f"{name}.py"), *SMALL[name], "--out", str(tmp_path / "result")]

@@ -21,8 +21,8 @@ from segnn_ase.learn.comparison import (
     compare_volumes,
     reweighted_ensembles,
 )
-from segnn_ase.learn.explore import SHARE, conditions_of, explore, largest_uncertainty, patience, plan_runs
-from segnn_ase.learn.labelled import SECONDS, decided
+from segnn_ase.learn.explore import SHARE, explore, largest_uncertainty, patience, plan_runs
+from segnn_ase.learn.labelled import KEY, SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
@@ -106,8 +106,8 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
 
 def labels_of_trial(loop: Loop) -> int:
     """For frames of dynamics with the last potential; none where these are less than one for each condition."""
-    conditions = len(conditions_of(loop.config.conditions, loop.structures))
-    most = min(OF_CONDITION * conditions, loop.labels_within(COMPARED), loop.labels_left)
+    conditions = len(loop.conditions)
+    most = min(OF_CONDITION * conditions, loop.labels_within(COMPARED), loop.labels_left - 1)  # one is a control
     return most if most >= conditions else 0
 
 
@@ -123,12 +123,13 @@ def trial(loop: Loop, rounds: Rounds, calculator: SEGNNCalculator, folder: Path,
     if labels:
         asked = decided(folder / "drawn.xyz", lambda: drawn(ran, labels, number, config.seed, folder.name))
         frames = loop.labeller.label(asked)
+        loop.labeller.control(number, [frame.info[KEY] for frame in frames], folder.name)
     return Trial(ran, frames)
 
 
 def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, folder: Path, tried: Trial) -> Compared:
     """By as many labels as there is time for, of the first structure."""
-    conditions = {each.name: each.temperature for each in conditions_of(loop.config.conditions, loop.structures)}
+    conditions = {each.name: each.temperature for each in loop.conditions}
     said = calculator.evaluate([frame.copy() for frame in tried.frames], ("energy",))
     ensembles = reweighted_ensembles(tried.frames, said, conditions)
     most = loop.state.once(
@@ -185,9 +186,9 @@ def speeds(model: str, frames: Sequence[Atoms], config: LearnConfig) -> Speed:
             atoms = same[n % len(same)].copy()
             atoms.calc = calculator
             begin = time.perf_counter()
-            atoms.get_forces()
             if "stress" in same[0].calc.results:
-                atoms.get_stress()
+                atoms.get_stress()  # and with it the forces
+            atoms.get_forces()
             taken.append(time.perf_counter() - begin)
     return Speed(largest, threads, label, float(np.median(taken[WARM:])))
 

@@ -86,7 +86,7 @@ class Labeller:
         told = self._otherwise(first, nudged(first, key, round_))
         if told:
             self.labelled.set_aside([*keys, key])
-            whose = f"round {round_}" if round_ else "the beginning"
+            whose = "the end" if place else f"round {round_}" if round_ else "the beginning"
             raise LabelError(
                 f"the reference answers otherwise than in the beginning: {told} for one of the first structures. The "
                 f"labels of {whose} are set aside in {self.labelled.aside_path}. Give it its old settings, units and "

@@ -20,7 +20,6 @@ from segnn_ase.data.frames import check_atoms
 from segnn_ase.learn.explore import (
     SHARE,
     Ran,
-    conditions_of,
     explore,
     largest_uncertainty,
     minutes_of_all,
@@ -193,8 +192,7 @@ def tried_after(config: LearnConfig, number: int) -> list[str]:
 def spent(loop: Loop) -> str:
     """Which budget is spent, in words."""
     budget = loop.config.budget
-    conditions = len(conditions_of(loop.config.conditions, loop.structures))
-    if loop.labels_for_rounds <= max(conditions, LEAST):  # and a control
+    if loop.labels_for_rounds <= max(len(loop.conditions), LEAST):  # and a control
         told = f"the last {loop.labels_left} are kept for the final measurement"
         return f"{loop.labeller.labelled.count} of {budget.labels} labels are made, {told} (budget.labels)"
     minutes = loop.state.minutes - loop.state.last_minutes

@@ -43,7 +43,7 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     for n, atoms in enumerate(structures):
         keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
     room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
-    refuse_unknown_stress(loop, structures)
+    refuse_unknown_stress(loop)
     affordable = loop.labels_within(FIRST)
     path = config.folder / "start.xyz"
     if affordable < FEWEST and not path.exists():
@@ -65,7 +65,7 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     return structures, keys
 
 
-def refuse_unknown_stress(loop: Loop, structures: Sequence[Atoms]) -> None:
+def refuse_unknown_stress(loop: Loop) -> None:
     """Raise ConfigError where an aim for the stress cannot be reached; tell what a pressure then is."""
     config = loop.config
     if any("stress" in frame.calc.results for frame in loop.labeller.labelled.frames.values()):
@@ -73,7 +73,7 @@ def refuse_unknown_stress(loop: Loop, structures: Sequence[Atoms]) -> None:
     if config.aim.stress is not None:
         raise ConfigError(
             f"aim.stress is {config.aim.stress:g}, but {config.reference.calculator!r} gives no stress of these "
-            "structures: omit it under another name of out"
+            "structures: omit it"
         )
     if config.conditions.pressure:
         loop.report(

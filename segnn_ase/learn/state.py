@@ -11,6 +11,7 @@ from ase import Atoms
 
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.base.files import write_atomically
+from segnn_ase.learn.explore import Condition, conditions_of
 from segnn_ase.learn.labelled import SECONDS
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.settings import LearnConfig
@@ -74,6 +75,10 @@ class Loop(NamedTuple):
     report: Callable[[str], None]
 
     @property
+    def conditions(self) -> list[Condition]:
+        return conditions_of(self.config.conditions, self.structures)
+
+    @property
     def labels_left(self) -> int:
         budget = self.config.budget.labels
         return UNLIMITED if budget is None else budget - self.labeller.labelled.count
@@ -84,9 +89,7 @@ class Loop(NamedTuple):
         budget = self.config.budget.labels
         if budget is None:
             return UNLIMITED
-        c = self.config.conditions
-        conditions = len(self.structures) * len(c.temperature) * max(len(c.pressure), 1)
-        return self.labels_left - max(round(MEASURED * budget), conditions)
+        return self.labels_left - max(round(MEASURED * budget), len(self.conditions) + 1)
 
     def labels_within(self, share: float) -> int:
         """How many labels this share of the minutes allows, by the fastest so far."""
