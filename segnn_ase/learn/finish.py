@@ -27,12 +27,15 @@ from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
 from segnn_ase.learn.rounds import (
+    OFTEN,
     Rounds,
     decided_training,
     doctor_in_words,
     drawn,
+    epochs_within,
     errors_on,
     is_small,
+    short_training,
     too_sure,
     usable,
 )
@@ -77,7 +80,8 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     new = state.once(f"labels of {folder.name}", lambda: labels_of_trial(loop))
     held = () if new else rounds.held
     frames = decided(folder / "train.xyz", lambda: usable(labelled.of([*rounds.keys, *([] if held else rounds.held)])))
-    training = decided_training(folder, lambda: last_training(config, folder, state.minutes - state.last_minutes))
+    spent = state.minutes - state.last_minutes
+    training = decided_training(folder, lambda: last_training(config, frames, folder, spent))
     with doctor_in_words():
         train(training, progress=loop.labeller.progress)
     model = str(folder / "model.pt")
@@ -155,14 +159,20 @@ def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) ->
     return ""
 
 
-def last_training(config: LearnConfig, folder: Path, spent: float) -> TrainConfig:
-    """Of the settings that were given; without a length it gets the minutes that are left, and its share at least."""
+def last_training(config: LearnConfig, frames: Sequence[Atoms], folder: Path, spent: float) -> TrainConfig:
+    """Of the settings that were given; without a length it gets the minutes that are left, and its share at least.
+
+    Where these are few epochs it is one of a round, which is made for that, and as long as that at least.
+    """
+    source, out = folder / "train.xyz", folder / "model.pt"
     training = config.training.model_copy(update={"seed": config.seed})
     if training.epochs is None and training.minutes is None:
         minutes = max((1 - AFTER) * config.budget.minutes - spent, LAST * config.budget.minutes)
+        if epochs_within(minutes, frames, config.model, config.training) < OFTEN:
+            return short_training(config, frames, source, out, minutes)
         training = training.model_copy(update={"minutes": minutes})
-    data = DataConfig(train=(str(folder / "train.xyz"),), refuse_flaws=config.refuse_flaws)
-    return TrainConfig(out=str(folder / "model.pt"), data=data, model=config.model, training=training)
+    data = DataConfig(train=(str(source),), refuse_flaws=config.refuse_flaws)
+    return TrainConfig(out=str(out), data=data, model=config.model, training=training)
 
 
 def tell_origin(model: Path, config: LearnConfig, labels: int) -> None:

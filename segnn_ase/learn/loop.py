@@ -34,6 +34,7 @@ from segnn_ase.learn.pool import LabelPool
 from segnn_ase.learn.references import REFERENCES
 from segnn_ase.learn.report import passed_of
 from segnn_ase.learn.rounds import (
+    OFTEN,
     SHORT,
     Rounds,
     calculator_of_round,
@@ -54,8 +55,7 @@ from segnn_ase.train.report import printer
 
 FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that follows
 FOR_ROUNDS = 0.55  # of the minutes; the rest is for the last training and what it is worth
-LABELS, GROWTH, DOUBLED = 24, 0.4, 1.0  # of a round, at least, and of the frames before: the training takes as long
-OFTEN = 100  # epochs of a short training: where it has as many, frames are what is missing, and their number doubles
+LABELS, GROWTH, DOUBLED = 24, 0.4, 1.0  # of a round, at least, and of the frames before, where epochs are many or not
 FOR_LABELS, FEWEST = 0.15, 8  # of the minutes, for the labels of a round, and how many these are at least
 FEWER = "fewer picoseconds, starts or conditions, or more minutes"
 LEAST = 3  # labels that a round needs

@@ -28,6 +28,7 @@ from segnn_ase.train.start import train
 SHORT = 0.05  # of the minutes of the budget that the training of a round is to take, roughly; no clock is read
 SHORTEST = 0.4  # of that, where the errors of the round before were as far below the aim
 EPOCHS = 30, 200  # of it, at least and at most
+OFTEN = 100  # epochs that are many: frames are what is missing, not time
 RATE = 0.03
 NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
 STRONGEST = 50.0  # eV/Å: frames with larger forces say nothing of dynamics, and spoil a training
@@ -57,7 +58,8 @@ def calculator_of_round(
     if not finished.exists():
         if not source.exists():
             write_frames(source, frames)
-        training = decided_training(folder, lambda: short_training(config, frames, source, out, share_of(config, rows)))
+        minutes = share_of(config, rows) * SHORT * config.budget.minutes
+        training = decided_training(folder, lambda: short_training(config, frames, source, out, minutes))
         with doctor_in_words():
             errors = train(training, progress=False)
         write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
@@ -90,9 +92,12 @@ def share_of(config: LearnConfig, rows: Sequence[dict[str, Any]]) -> float:
     return 1.0 if last is None else float(np.clip(last / config.aim.forces, SHORTEST, 1.0))
 
 
-def short_training(config: LearnConfig, frames: Sequence[Atoms], source: Path, out: Path, share: float) -> TrainConfig:
+def short_training(
+    config: LearnConfig, frames: Sequence[Atoms], source: Path, out: Path, minutes: float
+) -> TrainConfig:
+    """Of as many epochs as these minutes allow, roughly, at a rate for few; no clock is read."""
     given = config.training.model_dump(exclude_unset=True)
-    epochs = epochs_within(share * SHORT * config.budget.minutes, frames, config.model, config.training)
+    epochs = epochs_within(minutes, frames, config.model, config.training)
     short = {"epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0}
     mine = {name: value for name, value in given.items() if name not in ("minutes", "epochs", "committee", "patience")}
     training = OptimConfig(**{"seed": config.seed, **short, **mine})

@@ -22,13 +22,13 @@ from helpers.command_line import segnn
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
 from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, patience, plan_runs
-from segnn_ase.learn.finish import why_not_good
+from segnn_ase.learn.finish import last_training, why_not_good
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, read_whole
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, other_answer
 from segnn_ase.learn.loop import is_good, learn, picoseconds_of, read_structures
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.report import Trial
-from segnn_ase.learn.rounds import STRONGEST, drawn, in_brief, is_sane, usable
+from segnn_ase.learn.rounds import EPOCHS, RATE, STRONGEST, drawn, in_brief, is_sane, usable
 from segnn_ase.learn.settings import AimConfig, LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.store.model_file import load_with_metadata
@@ -270,11 +270,22 @@ def test_a_last_training_goes_on_though_its_time_has_passed(tmp_path, crystal, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr("segnn_ase.learn.finish.verify", killed)
+    monkeypatch.setattr("segnn_ase.learn.finish.OFTEN", 0)  # by the clock, whatever it allows
     with pytest.raises(KeyboardInterrupt):
         learn(LearnConfig.parse(values), progress=False)
     monkeypatch.undo()
     monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (2, 2))
     assert Path(learn(LearnConfig.parse(values), progress=False).model).exists()
+
+
+@pytest.mark.parametrize(("minutes", "of_a_round"), [(0.01, True), (1000, False)])
+def test_a_last_training_of_few_epochs_is_one_of_a_round(tmp_path, crystal, monkeypatch, minutes, of_a_round):
+    monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", EPOCHS)  # as they are
+    values = {name: value for name, value in settings(tmp_path, crystal).items() if name != "training"}
+    values["budget"] = {"minutes": minutes}
+    training = last_training(LearnConfig.parse(values), [crystal] * 40, tmp_path, 0.0).training
+    assert (training.epochs == EPOCHS[0] and training.learning_rate == RATE) is of_a_round
+    assert (training.minutes is None) is of_a_round
 
 
 def test_a_structure_that_was_replaced_is_noticed(tmp_path, crystal):
