@@ -5,7 +5,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -50,6 +50,7 @@ class Planned(NamedTuple):
     seed: int
     minutes: float  # that it may take
     outside: float  # fs in a row beyond what is known, before it is stopped
+    npt_cell: str = "isotropic"  # what moves at a pressure
 
     @property
     def key(self) -> str:
@@ -152,9 +153,11 @@ def _simulated(
 
 def settings_of_run(planned: Planned, prefix: Path, limit: float | None) -> MDConfig:
     condition, every = planned.condition, max(min(planned.steps // LOOKS, round(APART / planned.timestep)), 1)
-    pressed = {} if condition.pressure is None else {"ensemble": "npt", "pressure": condition.pressure}
+    heat: dict[str, Any] = {"ensemble": "langevin", "friction": FRICTION}
+    if condition.pressure is not None:
+        heat = {"ensemble": "npt", "pressure": condition.pressure, "npt_cell": planned.npt_cell}
     return MDConfig(
-        **{"ensemble": "langevin", "friction": FRICTION, **pressed},
+        **heat,
         timestep=planned.timestep,
         steps=planned.steps,
         temperature=condition.temperature,
@@ -211,6 +214,7 @@ def plan_runs(
                     int(np.random.default_rng([config.seed, round_, n, number]).integers(2**31)),
                     minutes,
                     outside,
+                    config.conditions.npt_cell,
                 )
             )
     return found

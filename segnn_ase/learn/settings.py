@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -44,6 +44,9 @@ class ConditionsConfig(Settings):
         description="GPa, each at every temperature, of structures periodic in three directions: their volume moves; "
         "none: it stays",
     )
+    npt_cell: Literal["isotropic", "full"] = Field(
+        "isotropic", description="what moves at a pressure: the volume, or lengths and angles of the cell as well"
+    )
     picoseconds: float = Field(10.0, gt=0, description="ps that must run at every condition without a stop")
     timestep: float | None = Field(None, gt=0, le=20, description="fs; none: by the lightest element, 0.5 to 2")
     starts: int = Field(2, ge=1, le=100, description="runs at every condition, from structures of different origin")
@@ -62,6 +65,12 @@ class ConditionsConfig(Settings):
         if not all(0 < kelvin <= 10_000 for kelvin in value):
             raise ValueError("expected temperatures above 0 and up to 10,000 K")
         return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.npt_cell != "isotropic" and not self.pressure:
+            raise ValueError(f"npt_cell is {self.npt_cell!r} without a pressure, at which it would move: give one")
+        return self
 
 
 def _kelvins(part) -> list[float]:

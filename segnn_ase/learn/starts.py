@@ -14,7 +14,7 @@ from segnn_ase.base.errors import ConfigError, LabelError
 from segnn_ase.learn.explore import placed_as
 from segnn_ase.learn.labelled import KEY, asked_frame, decided
 from segnn_ase.learn.labeller import AskingCalculator, Labeller
-from segnn_ase.learn.settings import FEWEST, StartConfig
+from segnn_ase.learn.settings import FEWEST, ConditionsConfig, StartConfig
 from segnn_ase.learn.state import Loop
 from segnn_ase.md.velocities import set_velocities
 from segnn_ase.structure.neighbors import neighbor_list
@@ -35,8 +35,8 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     keys = list(labeller.labelled.given)
     structures: list[Atoms] = []
     for n, atoms in enumerate(loop.structures):
-        steps, pressure = steps_of_relaxation(loop), min(config.conditions.pressure, default=None)
-        relaxed, more = relaxed_by_reference(labeller, atoms, steps, f"0/relax/{n + 1}", pressure)
+        steps = steps_of_relaxation(loop)
+        relaxed, more = relaxed_by_reference(labeller, atoms, steps, f"0/relax/{n + 1}", config.conditions)
         structures.append(relaxed)
         keys += more
     steps = steps_of_dynamics(loop) // len(structures)
@@ -89,9 +89,10 @@ def steps_of_relaxation(loop: Loop) -> int:
 
 
 def relaxed_by_reference(
-    labeller: Labeller, atoms: Atoms, steps: int, prefix: str, pressure: float | None = None
+    labeller: Labeller, atoms: Atoms, steps: int, prefix: str, conditions: ConditionsConfig
 ) -> tuple[Atoms, list[str]]:
-    """After at most so many steps, and the keys of frames on the way that differ; the volume moves at a pressure (GPa).
+    """After at most so many steps, and the keys of frames on the way that differ; cells that move do so at the lowest
+    pressure.
 
     Raises LabelError where the first one fails.
     """
@@ -100,8 +101,9 @@ def relaxed_by_reference(
     moving.calc = calculator
     moving.get_forces()
     free: Any = moving
-    if pressure is not None and moving.pbc.all() and "stress" in calculator.results:
-        free = FrechetCellFilter(moving, scalar_pressure=pressure * units.GPa, hydrostatic_strain=True)
+    if conditions.pressure and moving.pbc.all() and "stress" in calculator.results:
+        pressure, isotropic = min(conditions.pressure) * units.GPa, conditions.npt_cell == "isotropic"
+        free = FrechetCellFilter(moving, scalar_pressure=pressure, hydrostatic_strain=isotropic)
     with suppress(LabelError):  # one of them: those before are there
         BFGS(free, logfile=None).run(fmax=FMAX, steps=steps)
     found: list[str] = []

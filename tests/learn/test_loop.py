@@ -29,11 +29,12 @@ from segnn_ase.learn.loop import is_good, learn, picoseconds_of, read_structures
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.report import Trial
 from segnn_ase.learn.rounds import EPOCHS, RATE, STRONGEST, drawn, in_brief, is_sane, usable
-from segnn_ase.learn.settings import AimConfig, LearnConfig, ReferenceConfig, StartConfig
+from segnn_ase.learn.settings import AimConfig, ConditionsConfig, LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.store.model_file import load_with_metadata
 
 TESTS = Path(__file__).parent.parent
+STILL = ConditionsConfig()
 SMALL = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "cutoff": 3.5, "n_radial": 4, "radial_hidden": [8]}
 
 
@@ -241,7 +242,11 @@ def test_a_reference_that_changes_among_the_first_labels(tmp_path, crystal, monk
     folder = tmp_path / "loop" / "cu.learn"
     with LabelPool(ReferenceConfig(**values["reference"]), folder / "workers") as pool:  # stopped after the relaxation
         relaxed_by_reference(
-            Labeller(pool, LabelledFrames(folder)), ase.io.read(values["structures"][0]), 2, "0/relax/1"
+            Labeller(pool, LabelledFrames(folder)),
+            ase.io.read(values["structures"][0]),
+            2,
+            "0/relax/1",
+            ConditionsConfig(),
         )
     (tmp_path / "loop" / "shifted").touch()
     with pytest.raises(LabelError, match="labels of the beginning are set aside"):
@@ -382,11 +387,11 @@ def test_frames_torn_by_a_kill_are_cut_off(tmp_path, crystal):
 def test_a_relaxation_is_read_where_it_was_made(tmp_path, crystal):
     with LabelPool(ReferenceConfig(calculator="emt"), tmp_path / "a") as pool:
         labeller = Labeller(pool, LabelledFrames(tmp_path))
-        relaxed, keys = relaxed_by_reference(labeller, crystal, 20, "0/relax/1")
+        relaxed, keys = relaxed_by_reference(labeller, crystal, 20, "0/relax/1", STILL)
         crystal.calc = AskingCalculator(labeller, "0/relax/1", "relaxation")
         assert np.abs(relaxed.positions - crystal.positions).max() > 0.005
     with LabelPool(ReferenceConfig(calculator="no:Such"), tmp_path / "b") as pool:
-        again, same = relaxed_by_reference(Labeller(pool, LabelledFrames(tmp_path)), crystal, 20, "0/relax/1")
+        again, same = relaxed_by_reference(Labeller(pool, LabelledFrames(tmp_path)), crystal, 20, "0/relax/1", STILL)
     assert same == keys and np.array_equal(again.positions, relaxed.positions)
 
 
@@ -438,8 +443,10 @@ def test_other_answers(crystal):
         near.calc.results[name] = right
 
 
-def test_cells_move_where_a_pressure_is_given(tmp_path, crystal):
-    values = settings(tmp_path, crystal, conditions={"pressure": [0.0, 5.0], "starts": 1}, budget={"rounds": 1})
+@pytest.mark.parametrize("npt_cell", ["isotropic", "full"])
+def test_cells_move_where_a_pressure_is_given(tmp_path, crystal, npt_cell):
+    moved = {"pressure": [0.0, 5.0], "npt_cell": npt_cell, "starts": 1}
+    values = settings(tmp_path, crystal, conditions=moved, budget={"rounds": 1})
     values["budget"]["labels"] = None
     values["start"]["dynamics_steps"] = None
     values["budget"]["minutes"] = 60.0
@@ -453,6 +460,13 @@ def test_cells_move_where_a_pressure_is_given(tmp_path, crystal):
     assert decided >= 200 and f"0/dynamics/1/{decided}" in keys
     relaxed = [frame for frame in read_whole(folder / "frames.xyz") if frame.info["key"].startswith("0/relax/1/")]
     assert len({round(frame.cell.volume, 6) for frame in relaxed}) == len(relaxed) > 1  # by the stress
+    for last in (relaxed[-1], *(run[-1] for run in frames.values())):
+        assert bool(np.ptp(last.cell.cellpar()[:3]) > 1e-6) is (npt_cell == "full")
+
+
+def test_a_cell_moves_at_a_pressure_only():
+    with pytest.raises(ConfigError, match="npt_cell is 'full' without a pressure"):
+        LearnConfig.parse({"structures": "a.cif", "reference": "emt", "conditions": {"npt_cell": "full"}})
 
 
 def test_dynamics_go_further_where_errors_are_small():
