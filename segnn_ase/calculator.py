@@ -204,7 +204,7 @@ class SEGNNCalculator(InspectedCalculator):
 
     @one_at_a_time
     def evaluate(self, structures: Iterable[Atoms], properties: Sequence[str] = ("energy", "forces")) -> list[dict]:
-        """Results of many structures, several in one pass: for screening, and for small molecules several times faster.
+        """Results of many structures, several in one pass: for screening, and faster for small molecules.
 
         Returns ASE's `results` of each, with what `calculate` gives and the same numbers up to rounding; stress only
         for those periodic in three directions. Raises ConfigError for unknown properties and StructureError with

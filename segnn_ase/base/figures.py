@@ -152,7 +152,7 @@ def plot_rdf(path: "str | Path", curves: Mapping[str, tuple], reference: Mapping
 def plot_rounds(path: "str | Path", rows: Sequence[Mapping], aim: float) -> None:
     """Draw errors of forces (meV/Å) and runs that passed against the labels of the rounds of a loop.
 
-    rows: with "labels", "forces", "expected" (None where not known), "runs", "stops"; aim: meV/Å.
+    rows: with "labels", "forces", "expected" (None where not known), "runs", "stops", "late"; aim: meV/Å.
     """
     labels = _column(rows, "labels")
     figure = _figure(5.6, 4.6)
@@ -163,7 +163,7 @@ def plot_rounds(path: "str | Path", rows: Sequence[Mapping], aim: float) -> None
     upper.set_yscale("log", nonpositive="mask")
     upper.legend(fontsize=8.5, frameon=False)
     lower = _panel(figure, (2, 1, 2), "labels", "runs that passed / %")
-    passed = [100 * (1 - len(row["stops"]) / row["runs"]) for row in rows]
+    passed = [100 * (1 - (len(row["stops"]) + len(row["late"])) / row["runs"]) for row in rows]
     lower.plot(labels, passed, color=COLORS[2], lw=1.4, marker="o", ms=3.5)
     lower.set_ylim(-3, 103)
     _save(figure, path)

@@ -72,15 +72,19 @@ def learn_command(
 
         prepare_process(threads)
         values = _settings_in(given)
+        if isinstance(values.get("reference"), str):
+            values["reference"] = {"calculator": values["reference"]}
         for name, (section, setting) in GIVEN.items():
             if options[name] not in (None, []):
                 known = values.get(section, {})
-                known = {"calculator": known} if (section, type(known)) == ("reference", str) else known
                 if isinstance(known, dict):  # what is no table is refused by `parse`
                     values[section] = {**known, setting: options[name]}
         if not values.get("reference"):
             raise ConfigError(f"reference is missing: give --reference, {', '.join(REFERENCES)}, or module:Class")
         config = LearnConfig.parse(values if out is None else {**values, "out": out})
+        if threads and config.reference.threads is None:
+            each = {"threads": max(threads // config.reference.workers, 1)}
+            config = config.model_copy(update={"reference": config.reference.model_copy(update=each)})
         found = learn(config)
         verdict = "the aim is reached" if found.reached else f"the aim is not reached: {found.why}"
         typer.echo(f"{verdict}; {found.labels} labels, {found.minutes:.1f} minutes")

@@ -54,9 +54,7 @@ def compare_volumes(
     atoms: Atoms, calculator: SEGNNCalculator, labeller: Labeller, folder: Path
 ) -> tuple[Minimum, Minimum] | None:
     """Of a structure that is scaled at fixed fractional coordinates, by Birch and Murnaghan; None where the minimum is
-    not among these volumes, labels are missing, or a layer is empty."""
-    if has_vacuum(atoms):
-        return None
+    not among these volumes, or labels are missing."""
     frames = decided(folder / "volumes.xyz", lambda: scaled_frames(atoms, f"{folder.name}/volume"))
     known = labelled_if_possible(labeller, frames)
     if len(known) < len(frames):
@@ -123,7 +121,8 @@ def compare_modes(
         if len(pair) == 2:
             own = calculator.evaluate([frame.copy() for frame in pair], ("forces",))
             forces = [frame.get_forces() for frame in pair], [each["forces"] for each in own]
-            found.append([wavenumber(pair[0], pair[1], *two) for two in forces])
+            half = 0.5 * (pair[0].positions - pair[1].positions)
+            found.append([wavenumber(atoms.get_masses(), half, *two) for two in forces])
     return np.array(found).reshape(-1, 2)
 
 
@@ -175,10 +174,9 @@ def rigid_motions(atoms: Atoms) -> np.ndarray:
     return np.hstack([moved, np.cross(axes[None], arms[:, None]).transpose(0, 2, 1).reshape(-1, len(axes))])
 
 
-def wavenumber(plus: Atoms, minus: Atoms, forward: np.ndarray, backward: np.ndarray) -> float:
-    """cm^-1, below zero where it is imaginary, from the forces (N, 3) at both ends of a step."""
-    half = 0.5 * (plus.positions - minus.positions)
-    size = float(np.sum(plus.get_masses()[:, None] * half**2))  # amu Å^2
+def wavenumber(masses: np.ndarray, half: np.ndarray, forward: np.ndarray, backward: np.ndarray) -> float:
+    """cm^-1, below zero where it is imaginary, from the forces (N, 3) half a step before and behind."""
+    size = float(np.sum(masses[:, None] * half**2))  # amu Å^2
     curvature = float(np.sum(half * (backward - forward))) / (2 * size)
     return float(np.sign(curvature) * np.sqrt(abs(curvature)) * WAVENUMBER)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from segnn_ase.learn.comparison import (
     Compared,
     compare_modes,
     compare_volumes,
+    has_vacuum,
     reweighted_ensembles,
 )
 from segnn_ase.learn.explore import SHARE, explore, largest_uncertainty, patience, plan_runs
@@ -29,7 +31,6 @@ from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
 from segnn_ase.learn.rounds import (
     OFTEN,
     Rounds,
-    decided_training,
     doctor_in_words,
     drawn,
     epochs_within,
@@ -37,12 +38,13 @@ from segnn_ase.learn.rounds import (
     is_small,
     short_training,
     too_sure,
+    training_in,
     usable,
 )
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.state import Loop, what_ends
 from segnn_ase.store.model_file import load_with_metadata, save_potential
-from segnn_ase.train.settings import DataConfig, TrainConfig
+from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.train.start import train
 from segnn_ase.verify.certificate import write
 from segnn_ase.verify.run import verify
@@ -80,10 +82,8 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     new = state.once(f"labels of {folder.name}", lambda: labels_of_trial(loop))
     held = () if new else rounds.held
     frames = decided(folder / "train.xyz", lambda: usable(labelled.of([*rounds.keys, *([] if held else rounds.held)])))
-    spent = state.minutes - state.last_minutes
-    training = decided_training(folder, lambda: last_training(config, frames, folder, spent))
     with doctor_in_words():
-        train(training, progress=loop.labeller.progress)
+        train(last_training(loop, frames, folder), progress=loop.labeller.progress)
     model = str(folder / "model.pt")
     calculator = SEGNNCalculator(model, device=config.training.device, domain="ignore")
     certificate = verify(model, loop.structures[0].copy(), device=config.training.device)
@@ -103,7 +103,7 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     )
     write_loop_report(report, config, told)
     learned = Learned(config.out, str(report), not why, why, labelled.count, round(state.minutes, 1))
-    state.finished = {"learned": learned._asdict(), "settings": what_ends(config)}
+    state.finished = {"learned": learned._asdict(), "settings": what_ends(config), "rounds": len(state.rounds)}
     state.save()
     return learned
 
@@ -117,15 +117,17 @@ def labels_of_trial(loop: Loop) -> int:
 
 def trial(loop: Loop, rounds: Rounds, calculator: SEGNNCalculator, folder: Path, labels: int) -> Trial:
     """Dynamics at every condition with the potential that is written, and its errors on frames of these."""
-    config, number, known = loop.config, len(loop.state.rounds) + 1, loop.state.rounds
+    config, known = loop.config, loop.state.rounds
+    number = len(known) + 1
+    chance = zlib.crc32(f"{config.seed} {folder.name}".encode())  # others than in a trial before, which are learned
     loop.report("dynamics with the last potential")
     minutes, outside = SHARE * config.budget.minutes, patience(config.aim, known)
-    planned = plan_runs(config, rounds.structures, number, rounds.ran, config.conditions.picoseconds, minutes, outside)
+    planned = plan_runs(config, rounds.structures, chance, rounds.ran, config.conditions.picoseconds, minutes, outside)
     limit = largest_uncertainty(calculator, config.aim, too_sure(known))
     ran = [explore(each, calculator, folder, limit) for each in planned]
     frames: list[Atoms] = []
     if labels:
-        asked = decided(folder / "drawn.xyz", lambda: drawn(ran, labels, number, config.seed, folder.name))
+        asked = decided(folder / "drawn.xyz", lambda: drawn(ran, labels, number, chance, folder.name))
         frames = loop.labeller.label(asked)
         loop.labeller.control(number, [frame.info[KEY] for frame in frames], folder.name)
     return Trial(ran, frames)
@@ -140,7 +142,7 @@ def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, folder: Pa
         f"comparisons of {folder.name}", lambda: max(min(loop.labels_within(COMPARED), loop.labels_left), 0)
     )
     minima = None
-    if atoms.pbc.all() and most >= len(VOLUMES):
+    if atoms.pbc.all() and most >= len(VOLUMES) and not has_vacuum(atoms):
         minima = compare_volumes(atoms, calculator, loop.labeller, folder)
         most -= len(VOLUMES)
     return Compared(minima, compare_modes(atoms, calculator, loop.labeller, folder, most // 2), ensembles)
@@ -159,20 +161,22 @@ def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) ->
     return ""
 
 
-def last_training(config: LearnConfig, frames: Sequence[Atoms], folder: Path, spent: float) -> TrainConfig:
+def last_training(loop: Loop, frames: Sequence[Atoms], folder: Path) -> TrainConfig:
     """Of the settings that were given; without a length it gets the minutes that are left, and its share at least.
 
     Where these are few epochs it is one of a round, which is made for that, and as long as that at least.
     """
-    source, out = folder / "train.xyz", folder / "model.pt"
-    training = config.training.model_copy(update={"seed": config.seed})
-    if training.epochs is None and training.minutes is None:
-        minutes = max((1 - AFTER) * config.budget.minutes - spent, LAST * config.budget.minutes)
+    config, state = loop.config, loop.state
+    given = config.training.model_dump(exclude_unset=True)
+    if config.training.epochs is None and config.training.minutes is None:
+        left = (1 - AFTER) * config.budget.minutes - (state.minutes - state.last_minutes)
+        minutes = (
+            state.once(f"seconds of {folder.name}", lambda: round(60 * max(left, LAST * config.budget.minutes))) / 60
+        )
         if epochs_within(minutes, frames, config.model, config.training) < OFTEN:
-            return short_training(config, frames, source, out, minutes)
-        training = training.model_copy(update={"minutes": minutes})
-    data = DataConfig(train=(str(source),), refuse_flaws=config.refuse_flaws)
-    return TrainConfig(out=str(out), data=data, model=config.model, training=training)
+            return short_training(loop, frames, folder, minutes)
+        given["minutes"] = minutes
+    return training_in(config, folder, OptimConfig(**{"seed": config.seed, **given}))
 
 
 def tell_origin(model: Path, config: LearnConfig, labels: int) -> None:
@@ -196,7 +200,7 @@ def speeds(model: str, frames: Sequence[Atoms], config: LearnConfig) -> Speed:
             atoms = same[n % len(same)].copy()
             atoms.calc = calculator
             begin = time.perf_counter()
-            if "stress" in same[0].calc.results:
+            if "stress" in same[n % len(same)].calc.results:
                 atoms.get_stress()  # and with it the forces
             atoms.get_forces()
             taken.append(time.perf_counter() - begin)

@@ -15,7 +15,7 @@ from segnn_ase.base.files import progress_bar
 from segnn_ase.learn.labelled import KEY, REASON, ROUND, LabelledFrames, asked_frame
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 
-CONTROL, NUDGE = "control", 2e-4  # Å, rms: as near as that energies and forces are known from the first time
+CONTROL, NUDGE = "control", 2e-5  # Å, rms: so near, forces of the stiffest bonds are those of the first time
 ENERGY, FORCES, STRESS = 5e-4, 0.03, 1e-3  # eV/atom, eV/Å and eV/Å^3 by which a reference may answer otherwise
 SAME = 1e-4  # Å
 TOO_MANY, LEAST = 0.5, 3  # of a batch may fail, and so many may fail anyway

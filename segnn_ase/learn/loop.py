@@ -148,6 +148,17 @@ def refuse_unheard(config: LearnConfig, atoms: Atoms, path: str) -> None:
             f"structures has {path!r} with magnetic moments, of which {reference!r} is told the multiplicity alone: "
             "give that as spin in atoms.info, such as 3 for a triplet"
         )
+    total = float(atoms.get_initial_charges().sum())
+    if abs(total) > 0.5 and "charge" not in atoms.info and not known.sums_charges:
+        what = "give charge in atoms.info instead" if "charge" in known.told else "take another reference"
+        raise ConfigError(
+            f"structures has {path!r} with initial charges that add up to {total:g}, which {reference!r} does not "
+            f"read: {what}"
+        )
+    if "spin" in known.told and atoms.info.get("spin", 1) < 1:
+        raise ConfigError(
+            f"structures has {path!r} with spin = {atoms.info['spin']}; expected the multiplicity, 1 for a singlet"
+        )
     for name, nothing in (("charge", 0), ("spin", 1)):
         value = atoms.info.get(name, nothing)
         if value not in (nothing, 0) and name not in known.told:
@@ -178,7 +189,7 @@ def run_rounds(loop: Loop) -> Rounds:
         held = [key for key in new if "/drawn/" in key]
         keys += [key for key in new if key not in held]
         keys += tried_after(config, number)
-        if good and number >= len(loop.state.rounds):
+        if good and number >= len(loop.state.rounds) and not ended_after(loop, number):
             return Rounds("", structures, keys, held, ran)
     return Rounds(f"{config.budget.rounds} rounds are over (budget.rounds)", structures, keys, held, ran)
 
@@ -187,6 +198,14 @@ def tried_after(config: LearnConfig, number: int) -> list[str]:
     """Keys of frames that measured a potential after this round, when the loop goes on from there."""
     places = sorted(config.folder.glob(f"final-{number:03d}-*/drawn.xyz"))
     return [frame.info[KEY] for path in places for frame in read_whole(path)]
+
+
+def ended_after(loop: Loop, number: int) -> bool:
+    """Whether the loop has ended after this round, with other settings: the same potential again would tell nothing."""
+    finished = loop.state.finished
+    if finished is None:
+        return False
+    return finished.get("rounds") == number and finished["settings"] != what_ends(loop.config)
 
 
 def spent(loop: Loop) -> str:
@@ -210,7 +229,8 @@ def one_round(
     config, labeller, state = loop.config, loop.labeller, loop.state
     folder = round_folder(config, number)
     folder.mkdir(exist_ok=True)
-    picoseconds = picoseconds_of(config, number)
+    few = bool(state.once("few labels", lambda: int(config.budget.labels is not None)))  # may change later
+    picoseconds = picoseconds_of(config.conditions.picoseconds, number, few)
     minutes = SHARE * config.budget.minutes
     outside = patience(config.aim, state.rounds[: number - 1])
     planned = plan_runs(config, structures, number, before, picoseconds, minutes, outside)
@@ -221,7 +241,7 @@ def one_round(
         return ran, found, is_good(config, ran, row)
     frames = usable(labeller.labelled.of(keys))
     loop.report(f"round {number}: training on {len(frames)} frames, then {len(planned)} runs of {picoseconds:g} ps")
-    calculator = calculator_of_round(config, frames, folder, state.rounds)
+    calculator = calculator_of_round(loop, frames, folder)
     limit = largest_uncertainty(calculator, config.aim, too_sure(state.rounds))
     ran = [explore(each, calculator, folder, limit) for each in planned]
     needed = minutes_of_all(ran, config.conditions.picoseconds)
@@ -229,7 +249,7 @@ def one_round(
         asked = f"{len(ran)} runs of {config.conditions.picoseconds:g} ps take {needed:.0f} minutes with this potential"
         loop.report(f"warning: {asked}, a round has {minutes:.1f} for them: {FEWER}")
     budget = state.once(f"labels of round {number}", lambda: labels_of_round(loop, frames))
-    share = min(round(DRAWN * budget), LABELS)
+    share = max(min(round(DRAWN * budget), LABELS), min(len(loop.conditions), budget // 2))
     measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))
     errors = errors_on(labeller.label(measured), calculator)
     row = {"round": number, "frames": len(frames), "picoseconds": picoseconds, **told_of_runs(ran), **errors}
@@ -255,13 +275,13 @@ def labels_of_round(loop: Loop, frames: Sequence[Atoms]) -> int:
     if most is None:
         epochs = epochs_within(SHORT * config.budget.minutes, frames, config.model, config.training)
         most = max(LABELS, round((DOUBLED if epochs >= OFTEN else GROWTH) * len(frames)))
+    most = max(most, 2 * len(loop.conditions))
     return min(most, loop.labels_for_rounds - 1, max(loop.labels_within(FOR_LABELS), FEWEST))  # one is a control
 
 
-def picoseconds_of(config: LearnConfig, number: int) -> float:
-    """Of the dynamics of a round; where labels are limited there are few rounds, and they begin with longer ones."""
-    asked = config.conditions.picoseconds
-    first = FIRST_PS if config.budget.labels is None else max(FIRST_PS, asked / 4)
+def picoseconds_of(asked: float, number: int, few: bool) -> float:
+    """Of the dynamics of a round; where labels are few there are few rounds, and they begin with longer ones."""
+    first = max(FIRST_PS, asked / 4) if few else FIRST_PS
     return min(first * 2 ** (number - 1), asked)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 import warnings
 import weakref
@@ -25,13 +26,13 @@ from segnn_ase.learn.pool import ReferenceLabel, kill
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.rounds import RATE, epochs_within, usable
 from segnn_ase.learn.settings import AimConfig
-from segnn_ase.learn.worker import energy_of, made
+from segnn_ase.learn.worker import end_with, energy_of, made
 from segnn_ase.store.shipped import find_model
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.start import finetune, train
 
 FEWEST = 8  # frames of a training
-TRAIN = "import sys; from segnn_ase.learn.on_the_fly import train_or_tune; train_or_tune(*sys.argv[1:])"
+TRAIN = "import sys; from segnn_ase.learn.on_the_fly import train_beside; train_beside(*sys.argv[1:])"
 
 
 class OnTheFlyCalculator(Calculator):
@@ -76,6 +77,10 @@ class OnTheFlyCalculator(Calculator):
         self.network, self.training = network or {}, OptimConfig(**(training or {}))
         if self.training.committee > 1:
             raise ConfigError(f"training.committee is {self.training.committee}; expected one potential")
+        if model is not None and network:
+            raise ConfigError(f"network is {network}, but model is given, which has its own: omit one")
+        self._start = None if model is None else str(find_model(model).absolute())
+        self._settings_of(epochs=1)  # what cannot be is said now
         until_the_end = ExitStack()
         until_the_end.enter_context(only_writer([self.folder / "state.json"]))  # what `segnn learn` locks, too
         self._close = weakref.finalize(self, until_the_end.close)
@@ -87,7 +92,6 @@ class OnTheFlyCalculator(Calculator):
         self.answers = 0  # of the potential
         self._trained_on = 0  # labels that the potential knows, or the one in training will
         self._process: tuple[subprocess.Popen, Path] | None = None
-        self._start = None if model is None else str(find_model(model).absolute())
         self._potential: SEGNNCalculator | None = None
         if self.out.exists():
             self._take(self.out)
@@ -187,15 +191,19 @@ class OnTheFlyCalculator(Calculator):
             left.unlink()
         frames = usable(list(self.labelled.frames.values()))
         write_frames(folder / "train.xyz", frames)
-        given = self.training.model_dump(exclude_unset=True)
-        epochs = epochs_within(self.minutes, frames, self.network, self.training)
-        training = {"epochs": epochs, "rollout_steps": 0, **given}
-        if self._start is None:
-            training = {"learning_rate": RATE, "teachers": 0, **training}
+        training = self._settings_of(epochs_within(self.minutes, frames, self.network, self.training))
         data = DataConfig(train=(str(folder / "train.xyz"),))
-        return TrainConfig(
-            out=str(folder / "model.pt"), data=data, model=self.network, training=OptimConfig(**training)
-        )
+        return TrainConfig(out=str(folder / "model.pt"), data=data, model=self.network, training=training)
+
+    def _settings_of(self, epochs: int) -> OptimConfig:
+        """Of a training of so many epochs, where nothing else was given."""
+        given = self.training.model_dump(exclude_unset=True)
+        usual: dict[str, Any] = {} if given.keys() & {"epochs", "minutes"} else {"epochs": epochs}
+        if self.training.select != "stability":
+            usual["rollout_steps"] = 0
+        if self._start is None:
+            usual |= {"learning_rate": RATE, "teachers": 0}
+        return OptimConfig(**{**usual, **given})
 
     def _take_what_is_trained(self) -> None:
         if self._process is None or self._process[0].poll() is None:
@@ -220,9 +228,14 @@ class OnTheFlyCalculator(Calculator):
             self._process = None
 
 
-def train_or_tune(settings: "TrainConfig | str", start: str) -> None:
-    """By these settings or those in a file: from scratch, or from the potential `start`, if there is one."""
-    config = TrainConfig.parse(json.loads(Path(settings).read_text())) if isinstance(settings, str) else settings
+def train_beside(settings: str, start: str) -> None:
+    """By the settings in this file, in a process that ends with the one that has begun it."""
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    train_or_tune(TrainConfig.parse(json.loads(Path(settings).read_text())), start)
+
+
+def train_or_tune(config: TrainConfig, start: str) -> None:
+    """From scratch, or from the potential `start`, if there is one."""
     if start:
         finetune(start, config, progress=False)
     else:

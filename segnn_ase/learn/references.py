@@ -19,11 +19,18 @@ class Reference(NamedTuple):
     remembers: bool = False  # whether a label would depend on the one before: it is made anew for each
     strict: bool = False  # whether its default parameters are all that it has, though it takes others without a word
     periodic: bool = True
+    sums_charges: bool = False  # whether initial charges of the atoms tell it the total charge
     told: Mapping[str, str] = {}  # entry of `Atoms.info`, charge or spin (multiplicity): the argument for it
 
 
 CHARGED = {"charge": "charge", "spin": "multiplicity"}
-XTB = Reference("", "tblite.ase:TBLite", {}, "tblite", "LGPL-3.0 (tblite)", remembers=True, strict=True, told=CHARGED)
+XTB = Reference(
+    *("", "tblite.ase:TBLite", {}, "tblite", "LGPL-3.0 (tblite)"),
+    remembers=True,
+    strict=True,
+    sums_charges=True,
+    told=CHARGED,
+)
 SEVENNET = Reference(
     "", "sevenn.calculator:SevenNetCalculator", {}, "sevenn", "MIT (sevenn 0.13; of older ones see theirs)"
 )

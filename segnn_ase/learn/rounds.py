@@ -2,7 +2,7 @@
 labels."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 
-from segnn_ase.base.devices import resolve_device
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.explore import Condition, Ran
-from segnn_ase.learn.labelled import CONDITION, asked_frame, write_frames
+from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame, write_frames
 from segnn_ase.learn.selection import informative, learned_form
 from segnn_ase.learn.settings import LearnConfig
+from segnn_ase.learn.state import Loop
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.neighbors import neighbor_list
-from segnn_ase.train.few_frames import PER_PAIR, PER_STEP
+from segnn_ase.train.few_frames import seconds_by_size
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.start import train
 
@@ -30,6 +30,8 @@ SHORTEST = 0.4  # of that, where the errors of the round before were as far belo
 EPOCHS = 30, 200  # of it, at least and at most
 OFTEN = 100  # epochs that are many: frames are what is missing, not time
 RATE = 0.03
+OF_LAST = {"minutes", "epochs", "committee", "patience", "teachers", "select"}  # settings of the last training alone
+OF_LAST |= {name for name in OptimConfig.model_fields if name.startswith("rollout_")}
 NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
 STRONGEST = 50.0  # eV/Å: frames with larger forces say nothing of dynamics, and spoil a training
 
@@ -49,21 +51,20 @@ def usable(frames: Sequence[Atoms]) -> list[Atoms]:
     return [frame for frame in frames if np.abs(frame.get_forces()).max() <= STRONGEST]
 
 
-def calculator_of_round(
-    config: LearnConfig, frames: Sequence[Atoms], folder: Path, rows: Sequence[dict[str, Any]]
-) -> SEGNNCalculator:
+def calculator_of_round(loop: Loop, frames: Sequence[Atoms], folder: Path) -> SEGNNCalculator:
     """Of the potential that is trained on these frames, from scratch, unless it is there; where that was stopped it
-    goes on. rows: of the rounds before."""
-    out, source, finished = (folder / name for name in ("model.pt", "train.xyz", "trained.json"))
+    goes on."""
+    config = loop.config
+    source, finished = folder / "train.xyz", folder / "trained.json"
     if not finished.exists():
         if not source.exists():
             write_frames(source, frames)
-        minutes = share_of(config, rows) * SHORT * config.budget.minutes
-        training = decided_training(folder, lambda: short_training(config, frames, source, out, minutes))
+        minutes = share_of(config, loop.state.rounds) * SHORT * config.budget.minutes
+        training = short_training(loop, frames, folder, minutes)
         with doctor_in_words():
             errors = train(training, progress=False)
         write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
-    return SEGNNCalculator(str(out), device=config.training.device, domain="ignore")
+    return SEGNNCalculator(str(folder / "model.pt"), device=config.training.device, domain="ignore")
 
 
 @contextmanager
@@ -78,45 +79,42 @@ def doctor_in_words() -> Iterator[None]:
         raise DataError(told) from error
 
 
-def decided_training(folder: Path, decide: Callable[[], TrainConfig]) -> TrainConfig:
-    """The settings of a training as they were when it was begun, whatever the budget is now."""
-    path = folder / "training.json"
-    if not path.exists():
-        write_atomically(path, decide().model_dump_json(exclude_unset=True).encode())
-    return TrainConfig.parse(json.loads(path.read_text()))
-
-
 def share_of(config: LearnConfig, rows: Sequence[dict[str, Any]]) -> float:
     """Of the usual time of a short training: less where errors are well below the aim, so that more rounds are made."""
     last = rows[-1]["forces"] if rows else None
     return 1.0 if last is None else float(np.clip(last / config.aim.forces, SHORTEST, 1.0))
 
 
-def short_training(
-    config: LearnConfig, frames: Sequence[Atoms], source: Path, out: Path, minutes: float
-) -> TrainConfig:
-    """Of as many epochs as these minutes allow, roughly, at a rate for few; no clock is read."""
+def short_training(loop: Loop, frames: Sequence[Atoms], folder: Path, minutes: float) -> TrainConfig:
+    """Of as many epochs as these minutes allow, roughly, at a rate for few; decided once, by no clock."""
+    config = loop.config
+    epochs = loop.state.once(
+        f"epochs of {folder.name}", lambda: epochs_within(minutes, frames, config.model, config.training)
+    )
+    short = {"seed": config.seed, "epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0}
     given = config.training.model_dump(exclude_unset=True)
-    epochs = epochs_within(minutes, frames, config.model, config.training)
-    short = {"epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0}
-    mine = {name: value for name, value in given.items() if name not in ("minutes", "epochs", "committee", "patience")}
-    training = OptimConfig(**{"seed": config.seed, **short, **mine})
-    data = DataConfig(train=(str(source),), refuse_flaws=config.refuse_flaws)
-    return TrainConfig(out=str(out), data=data, model=config.model, training=training)
+    mine = {name: value for name, value in given.items() if name not in OF_LAST}
+    return training_in(config, folder, OptimConfig(**{**short, **mine}))
+
+
+def training_in(config: LearnConfig, folder: Path, training: OptimConfig) -> TrainConfig:
+    """Of the frames in this folder, to a model beside them."""
+    data = DataConfig(train=(str(folder / "train.xyz"),), refuse_flaws=config.refuse_flaws)
+    return TrainConfig(out=str(folder / "model.pt"), data=data, model=config.model, training=training)
 
 
 def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training: OptimConfig) -> int:
     """As many as this time allows, by what a pair of neighbours costs; no clock is read."""
-    device, cutoff = resolve_device(training.device).type, model_config(**model).cutoff
-    pairs = [len(neighbor_list(f.positions, f.cell.array, f.pbc, cutoff).i) for f in frames]
-    steps = max(len(frames) / training.batch_size, sum(pairs) / training.max_edges)
-    seconds = PER_PAIR[device] * sum(pairs) + PER_STEP[device] * steps
+    cutoff, elements = model_config(**model).cutoff, sorted({int(z) for frame in frames for z in frame.numbers})
+    pairs = sum(len(neighbor_list(f.positions, f.cell.array, f.pbc, cutoff).i) for f in frames)
+    steps = max(len(frames) / training.batch_size, pairs / training.max_edges)
+    seconds = seconds_by_size(model, elements, pairs, steps, training.device)
     return int(np.clip(60 * minutes / max(seconds, 1e-9), *EPOCHS))
 
 
 def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = "") -> list[Atoms]:
-    """Frames of all runs, at random times, to be labelled for the error: so many in all, and one of each condition at
-    least; conditions take turns, and so do the runs of each. prefix: of their keys."""
+    """Frames of all runs, at random times, to be labelled for the error: so many in all; conditions take turns, with
+    another one first in each round, and so do the runs of each. prefix: of their keys."""
     rng = np.random.default_rng([seed, round_])
     left: dict[Condition, list[list[tuple[int, int]]]] = {}
     for n, run in enumerate(ran):
@@ -124,10 +122,12 @@ def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = 
         if sane:
             left.setdefault(run.planned.condition, []).append([(n, sane[k]) for k in rng.permutation(len(sane))])
     found: list[tuple[int, int]] = []
-    while len(found) < max(count, len(left)) and any(any(runs) for runs in left.values()):
-        for runs in left.values():
+    first = round_ * count % max(len(left), 1)
+    turns = [*left.values()][first:] + [*left.values()][:first]
+    while len(found) < count and any(any(runs) for runs in turns):
+        for runs in turns:
             runs.sort(key=len, reverse=True)  # the one of which most are left
-            if runs[0] and len(found) < max(count, len(left)):
+            if runs[0] and len(found) < count:
                 found.append(runs[0].pop())
     return [
         asked_frame(
@@ -149,7 +149,13 @@ def chosen(
     measured: frames that are learned anyway.
     """
     ends = [(run, end) for run in ran if (end := last_sane(run)) is not None]
-    on_the_way = [(run, frame) for run in ran for frame in run.frames if is_sane(frame)]
+    taken = {tuple(frame.info[KEY].split("/")[-2:]) for frame in measured}
+    on_the_way = [
+        (run, frame)
+        for run in ran
+        for k, frame in enumerate(run.frames)
+        if (run.planned.key, str(k)) not in taken and is_sane(frame)
+    ]
     known, learned = learned_form(calculator), [calculator.get_descriptors(frame) for frame in measured]
     picked: list[tuple[Ran, Atoms, str]] = []
     for candidates, most, told in ((ends, count // 2, "stopped"), (on_the_way, count, "passed")):

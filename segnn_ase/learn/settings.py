@@ -121,7 +121,7 @@ class BudgetConfig(Settings):
         ge=4,
         description="labels in a round, of which a third, up to 24, measure the error first; none: 24, or 0.4 times "
         "the frames there are, where that is more, and as many as these while a short training passes each 100 times; "
-        "where labels are limited a sixth of them",
+        "where labels are limited a sixth of them; twice as many as there are conditions, where there is time",
     )
 
 
@@ -186,10 +186,13 @@ class LearnConfig(Settings):
         if self.training.committee > 1:
             raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
         labels, steps = self.budget.labels, self.start.dynamics_steps or 0
-        if labels is not None and self.first_labels + steps + ALONE * len(self.structures) >= labels:
-            first = f"budget.first_labels and start.dynamics_steps are {self.first_labels} and {steps}"
-            rest = f"two more for each structure, and a control, that is more than budget.labels, {labels}"
-            raise ValueError(f"{first}; with {rest}")
+        structures = len(self.structures)
+        if labels is not None:
+            others = (ALONE + self.relaxations(structures)) * structures + 1
+            if self.first_labels + steps + others > labels:
+                first = f"budget.first_labels and start.dynamics_steps are {self.first_labels} and {steps}"
+                rest = f"{others} for structures, their relaxations and a control"
+                raise ValueError(f"{first}; with {rest} that is more than budget.labels, {labels}")
         return self
 
     @property
@@ -202,6 +205,11 @@ class LearnConfig(Settings):
         given, labels = self.budget.first_labels, self.budget.labels
         usual = FIRST if labels is None else max(min(FIRST, labels // 4), FEWEST)
         return usual if given is None else given
+
+    def relaxations(self, structures: int) -> int:
+        """Steps of a relaxation of each structure: a tenth of limited labels is for all."""
+        labels, steps = self.budget.labels, self.start.relax_steps
+        return steps if labels is None else min(steps, labels // (10 * structures))
 
     def steps_of(self, timestep: float, picoseconds: float) -> int:
         return max(math.ceil(1000 * picoseconds / timestep), 1)

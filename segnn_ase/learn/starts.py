@@ -1,7 +1,8 @@
 """The frames before anything is known: the structures themselves, relaxed, moved, rattled and strained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ase.optimize import BFGS
 
 from segnn_ase.base.errors import ConfigError, LabelError
 from segnn_ase.learn.explore import placed_as
-from segnn_ase.learn.labelled import KEY, asked_frame, decided
+from segnn_ase.learn.labelled import KEY, ROUND, asked_frame, decided
 from segnn_ase.learn.labeller import AskingCalculator, Labeller
 from segnn_ase.learn.settings import FEWEST, ConditionsConfig, StartConfig
 from segnn_ase.learn.state import Loop
@@ -24,7 +25,7 @@ NEAR = 0.75  # of the distances of the structure: atoms are not pushed nearer to
 ATTEMPTS = 20
 FMAX, APART = 0.05, 0.02  # eV/Å of a relaxation, and Å (rms) between frames of it that are learned
 EVERY, MOST = 10, 60  # steps between frames of dynamics that are learned, at least, and how many they are at most
-SHARE, FIRST = 0.04, 0.25  # of the minutes for these dynamics, and for first labels
+SHARE, FIRST, RELAXED = 0.04, 0.25, 0.1  # of the minutes for these dynamics, for first labels, and for relaxations
 WORTH, MOST_PS = 50, 2.0  # steps of these, at least, and ps, at most
 
 
@@ -35,8 +36,8 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     keys = list(labeller.labelled.given)
     structures: list[Atoms] = []
     for n, atoms in enumerate(loop.structures):
-        steps = steps_of_relaxation(loop)
-        relaxed, more = relaxed_by_reference(labeller, atoms, steps, f"0/relax/{n + 1}", config.conditions)
+        most = partial(steps_of_relaxation, loop)
+        relaxed, more = relaxed_by_reference(labeller, atoms, most, f"0/relax/{n + 1}", config.conditions)
         structures.append(relaxed)
         keys += more
     steps = steps_of_dynamics(loop) // len(structures)
@@ -44,23 +45,17 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
         keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
     room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
     refuse_unknown_stress(loop)
-    affordable = loop.labels_within(FIRST)
-    path = config.folder / "start.xyz"
-    if affordable < FEWEST and not path.exists():
-        raise ConfigError(
-            f"budget.minutes is {config.budget.minutes:g}, of which a quarter allows {affordable} labels of the "
-            f"{FEWEST} that a first training needs (one takes {loop.seconds_of_label:.3g} s): raise it, or "
-            "reference.workers"
-        )
-    count = loop.state.once("first labels", lambda: min(config.first_labels, room, affordable))
+    refuse_slow(loop)
+    count = loop.state.once("first labels", lambda: min(config.first_labels, room, loop.labels_within(FIRST)))
     made = displaced(structures, count, config.start, config.seed)
     frames = decided(
-        path,
+        config.folder / "start.xyz",
         lambda: [asked_frame(atoms, f"0/start/{n}", 0, "", told) for n, (atoms, told) in enumerate(made)],
     )
     labeller.label(frames)
     keys += [frame.info[KEY] for frame in frames]
-    labeller.control(0, [key for key in keys if key in labeller.labelled.frames][1:])
+    begun = [key for key, frame in labeller.labelled.frames.items() if frame.info[ROUND] == 0]
+    labeller.control(0, begun[1:])  # also of what is not learned, from which the rest follows
     loop.state.save()
     return structures, keys
 
@@ -81,18 +76,31 @@ def refuse_unknown_stress(loop: Loop) -> None:
         )
 
 
+def refuse_slow(loop: Loop) -> None:
+    """Raise ConfigError where the minutes are not enough for the labels of a first training."""
+    affordable, minutes = loop.labels_within(FIRST), loop.config.budget.minutes
+    if affordable < FEWEST and not (loop.config.folder / "start.xyz").exists():
+        raise ConfigError(
+            f"budget.minutes is {minutes:g}, of which a quarter allows {affordable} labels of the {FEWEST} that a "
+            f"first training needs (one takes {loop.seconds_of_label:.3g} s): raise it, or reference.workers"
+        )
+
+
 def steps_of_relaxation(loop: Loop) -> int:
-    """Of each structure; where labels are limited, a tenth of them is for all, as decided when the loop began."""
-    labels, steps = loop.config.budget.labels, loop.config.start.relax_steps
-    most = steps if labels is None else min(steps, labels // (10 * len(loop.structures)))
+    """Of each structure, decided when the first label is there; a tenth of the minutes is for all."""
+    refuse_slow(loop)
+    config, structures = loop.config, len(loop.structures)
+    most = min(config.start.relax_steps, loop.labels_within(RELAXED) // (config.reference.workers * structures))
+    if config.budget.labels is not None:
+        most = min(most, config.relaxations(structures))
     return loop.state.once("relax_steps", lambda: most)
 
 
 def relaxed_by_reference(
-    labeller: Labeller, atoms: Atoms, steps: int, prefix: str, conditions: ConditionsConfig
+    labeller: Labeller, atoms: Atoms, steps: Callable[[], int], prefix: str, conditions: ConditionsConfig
 ) -> tuple[Atoms, list[str]]:
-    """After at most so many steps, and the keys of frames on the way that differ; cells that move do so at the lowest
-    pressure.
+    """After at most so many steps, for which is asked when the first label is there, and the keys of frames on the way
+    that differ; cells that move do so at the lowest pressure.
 
     Raises LabelError where the first one fails.
     """
@@ -100,12 +108,13 @@ def relaxed_by_reference(
     moving, calculator = atoms.copy(), AskingCalculator(labeller, prefix, "relaxation")
     moving.calc = calculator
     moving.get_forces()
+    most = steps()
     free: Any = moving
     if conditions.pressure and moving.pbc.all() and "stress" in calculator.results:
         pressure, isotropic = min(conditions.pressure) * units.GPa, conditions.npt_cell == "isotropic"
         free = FrechetCellFilter(moving, scalar_pressure=pressure, hydrostatic_strain=isotropic)
     with suppress(LabelError):  # one of them: those before are there
-        BFGS(free, logfile=None).run(fmax=FMAX, steps=steps)
+        BFGS(free, logfile=None).run(fmax=FMAX, steps=most)
     found: list[str] = []
     last = None
     for key in calculator.keys:

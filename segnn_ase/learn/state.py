@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ase import Atoms
 
 from segnn_ase.base.errors import ConfigError
@@ -20,11 +21,12 @@ VERSION = 2
 UNLIMITED = 10**9  # labels
 MEASURED = 1 / 6  # of a limited number of labels
 OVERHEAD = 0.01  # s, of a label at least
+HOW = {"device", "accelerate", "save_minutes", "max_minutes"}  # settings of a training that leave its result the same
 INDIFFERENT = {  # settings that may change when a loop goes on
     "aim": ("forces", "energy", "stress"),
     "budget": ("labels", "minutes", "rounds"),
     "reference": ("python", "workers", "threads", "label_minutes", "memory"),
-    "training": ("epochs", "minutes", "max_minutes", "device", "accelerate", "save_minutes"),
+    "training": ("epochs", "minutes", *HOW),
 }
 
 
@@ -92,13 +94,17 @@ class Loop(NamedTuple):
         return self.labels_left - max(round(MEASURED * budget), len(self.conditions) + 1)
 
     def labels_within(self, share: float) -> int:
-        """How many labels this share of the minutes allows, by the fastest so far."""
+        """How many labels this share of the minutes allows."""
         return int(60 * share * self.config.budget.minutes * self.config.reference.workers / self.seconds_of_label)
 
     @property
     def seconds_of_label(self) -> float:
-        fastest = min(frame.info[SECONDS] for frame in self.labeller.labelled.frames.values())
-        return max(fastest, OVERHEAD)
+        """Of one of the structures, on the mean, each by the fastest so far of its size."""
+        taken: dict[int, float] = {}
+        for frame in self.labeller.labelled.frames.values():
+            taken[len(frame)] = min(frame.info[SECONDS], taken.get(len(frame), np.inf))
+        known = [taken[len(atoms)] for atoms in self.structures if len(atoms) in taken]
+        return max(float(np.mean(known or list(taken.values()))), OVERHEAD)
 
 
 def read_state(path: Path) -> dict[str, Any]:
@@ -128,7 +134,7 @@ def digest_of(atoms: Atoms) -> str:
 def what_ends(config: LearnConfig) -> dict[str, Any]:
     """The settings that say when a loop ends, and how its potential is trained."""
     values = config.model_dump(mode="json", include={"aim", "budget"})
-    return {**values, "training": config.training.model_dump(mode="json", exclude_unset=True)}
+    return {**values, "training": config.training.model_dump(mode="json", exclude_unset=True, exclude=HOW)}
 
 
 def settings_that_count(config: LearnConfig) -> dict[str, Any]:

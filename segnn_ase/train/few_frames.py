@@ -76,10 +76,16 @@ def file_of_teachers(config: TrainConfig) -> str:
 
 def seconds_of_epoch(config: TrainConfig, data: TrainingData) -> float:
     """Roughly."""
-    device = resolve_device(config.training.device).type
-    size = sum(p.numel() for p in Potential(model_config(**config.model), list(data.references.values)).parameters())
     batches = len(make_batches(data.train, config.training, epoch=0))
-    return PER_PAIR[device] * sum(edges_of(data.train)) * max(size / USUAL_SIZE, 1.0) + PER_STEP[device] * batches
+    elements = list(data.references.values)
+    return seconds_by_size(config.model, elements, sum(edges_of(data.train)), batches, config.training.device)
+
+
+def seconds_by_size(model: dict, elements: list[int], pairs: int, batches: float, device: str) -> float:
+    """Of an epoch with so many pairs of neighbours in so many batches, roughly."""
+    kind = resolve_device(device).type
+    size = sum(p.numel() for p in Potential(model_config(**model), elements).parameters())
+    return PER_PAIR[kind] * pairs * max(size / USUAL_SIZE, 1.0) + PER_STEP[kind] * batches
 
 
 def minutes_of(settings: OptimConfig) -> float:

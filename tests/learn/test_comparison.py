@@ -84,6 +84,13 @@ def test_of_a_molecule_and_of_fixed_atoms(tmp_path):
     with pool:
         highest = compare_modes(atoms, calculator, labeller, tmp_path, 3)[-1]
     assert 2900 < highest[1] < 3300 and highest[0] == pytest.approx(highest[1], rel=1e-3)  # cm^-1, of C-H or O-H
+    heavy = atoms.copy()
+    heavy.set_masses(np.where(atoms.numbers == 1, 2.014, atoms.get_masses()))
+    with asking(tmp_path / "heavy", "acetylacetone-pbe")[0] as pool:
+        others = compare_modes(
+            heavy, calculator, Labeller(pool, LabelledFrames(tmp_path / "heavy")), tmp_path / "heavy", 3
+        )
+    assert np.all((others[-1] / highest > 0.7) & (others[-1] / highest < 0.8))  # deuterium
     atoms.set_constraint(FixAtoms([0, 1]))
     fixed = modes_of(atoms, calculator, 500)
     assert len(fixed) == 3 * (len(atoms) - 2) and np.all(fixed[:, :2] == 0)

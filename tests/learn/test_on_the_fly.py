@@ -100,6 +100,8 @@ def test_what_cannot_be(tmp_path):
         ({"aim": 0.0}, "aim is 0.0"),
         ({"train_every": 0}, "train_every is 0"),
         ({"training": {"committee": 2}}, "expected one potential"),
+        ({"model": "silicon-pbe", "network": SMALL}, "model is given, which has its own"),
+        ({"training": {"select": "stability", "rollout_steps": 0}}, "rollout_steps"),
     ):
         with pytest.raises(ConfigError, match=told):
             OnTheFlyCalculator("emt", out=out, **arguments)
@@ -114,6 +116,17 @@ def test_what_cannot_be(tmp_path):
     with pytest.raises(PropertyNotImplementedError, match="three periodic directions"):
         atoms.get_stress()
     assert atoms.get_potential_energy() and atoms.calc.labels == 1
+
+
+@pytest.mark.parametrize("given", [{"minutes": 0.02}, {"epochs": 1, "select": "stability", "rollout_steps": 2}])
+def test_trainings_are_as_they_are_given(tmp_path, crystal, given):
+    calculator = OnTheFlyCalculator(EMT(), out=tmp_path / "cu.pt", network=SMALL, training={"device": "cpu", **given})
+    crystal.calc = calculator
+    for n in range(8):
+        crystal.positions = bulk("Cu", cubic=True).positions + 0.05 * np.random.default_rng(n).normal(size=(4, 3))
+        crystal.get_forces()
+    calculator.train()
+    assert (tmp_path / "cu.pt").exists()
 
 
 def test_labels_know_no_constraints(tmp_path, crystal):
