@@ -22,7 +22,7 @@ import numpy as np
 from ase import Atoms
 from ase.geometry import get_distances
 
-from segnn_ase.engines import ipi
+from segnn_ase.engines import ipi_driver
 from segnn_ase.store.model_file import find_model
 
 command = Path(sys.executable).with_name("i-pi")
@@ -66,7 +66,7 @@ oxygen, hydrogen = (np.flatnonzero(start.numbers == z) for z in (8, 1))
 for beads in (1, quantum):
     for old in Path().glob(f"beads{beads}.*"):
         old.unlink()
-    Path("input.xml").write_text(INPUT.format(beads=beads, steps=steps, path=ipi.__file__))
+    Path("input.xml").write_text(INPUT.format(beads=beads, steps=steps, path=ipi_driver.__file__))
     done = subprocess.run([command, "input.xml"], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stdout[-1000:] + done.stderr[-1000:])

@@ -601,6 +601,12 @@ MD = [
     ("xtc", md_config(trajectory="md.xtc"), ConfigError, r"trajectory is 'md\.xtc'; expected .*\.traj"),
     ("pickle", md_config(restart="md.pkl"), ConfigError, r"restart is 'md\.pkl'; expected .*\.npz"),
     ("tdamp", md_config(ensemble="nhc", tdamp=4), ConfigError, "tdamp is 4.0 fs; expected at least 10 time steps"),
+    (
+        "friction in 1/ps",
+        md_config(friction=1, timestep=2),
+        ConfigError,
+        "friction is 1 1/fs and timestep 2 fs; expected a product of 0.5 at most, .* 1 1/ps would be 0.001",
+    ),
     ("pdamp", md_config(ensemble="npt", pdamp=20), ConfigError, "pdamp is 20.0 fs; expected at least tdamp"),
     (
         "pressure",

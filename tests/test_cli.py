@@ -343,6 +343,14 @@ def test_a_bug_keeps_its_traceback(work, monkeypatch):
     assert isinstance(result.exception, ZeroDivisionError)
 
 
+def test_an_option_takes_the_place_of_its_rival_in_a_file(work, monkeypatch):
+    seen = []
+    monkeypatch.setattr(start, "train", lambda config: seen.append(config.training))
+    segnn("train", "config.toml", "--minutes", "5")
+    segnn("train", "config.toml", "--epochs", "7")
+    assert [(training.epochs, training.minutes) for training in seen] == [(None, 5.0), (7, None)]
+
+
 def test_an_interruption_says_how_to_go_on(work, monkeypatch):
     def interrupted(config):
         raise KeyboardInterrupt("stopped; the same command goes on from model.resume.pt")

@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="SEGNN interatomic potentials: train, fine-tune, evaluate and run molecular dynamics.",
 )
+RIVALS = {"epochs": "minutes", "minutes": "epochs"}
 OUT_OF_TIME = 75  # exit status: sysexits.h calls it a temporary failure, try again
 Model = Annotated[str, typer.Argument(help="model file or name of a shipped potential")]
 Structure = Annotated[str, typer.Argument(help="file that ASE reads; its last frame is used")]
@@ -78,12 +79,13 @@ class reported_errors:
 
 
 def with_file(config: Path | None, out: str | None, **sections: dict) -> dict:
-    """Merge TOML file and options, which go first."""
+    """Merge TOML file and options, which go first: also of epochs and minutes, which cannot both be."""
     values = {} if config is None else read_toml(config)
     for name, options in sections.items():
         section = values.get(name, {})
         if isinstance(section, dict):  # what is no table is refused by `parse`
-            values[name] = {**section, **options}
+            gone = {RIVALS[option] for option in options.keys() & RIVALS.keys()}
+            values[name] = {**{key: value for key, value in section.items() if key not in gone}, **options}
     return values if out is None else {**values, "out": out}
 
 

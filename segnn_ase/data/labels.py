@@ -10,7 +10,7 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.label_names import PREFIXES, looks_like, means_virial, usual_name
 from segnn_ase.base.settings import Settings
-from segnn_ase.data.cut_forces import without_cut_forces
+from segnn_ase.data.cut_forces import mask_of, without_cut_forces
 from segnn_ase.data.units import stated_units, unit_of, unit_value
 
 CALCULATOR = "calculator"
@@ -80,6 +80,9 @@ def find_labels(atoms: Atoms, keys: LabelKeys, where: str) -> Found:
         "forces": _named(atoms, forces=keys.forces) or [s for s in sources if s.kind == "forces"],
         "stress": _stresses(atoms, sources, keys) if atoms.pbc.all() else [],
     }
+    name, mask = mask_of(atoms, keys.forces_mask, where)
+    if name:  # what does not count may be no number
+        by_kind["forces"] = [without_masked(source, mask) for source in by_kind["forces"]]
     values, origins, rivals, agreeing = {}, [], [], []
     for kind, candidates in by_kind.items():
         values[kind] = value_of(candidates[0], atoms, stated, where) if candidates else None
@@ -100,6 +103,13 @@ def find_labels(atoms: Atoms, keys: LabelKeys, where: str) -> Found:
     unread = tuple((kind, name) for kind, name in look_alikes(atoms) if name not in seen)
     reading = Reading(is_named_isolated(atoms), cut, tuple(rivals), tuple(agreeing), unread, tuple(units.items()))
     return Found(values["energy"], values["forces"], values["stress"], tuple(origins), reading)
+
+
+def without_masked(source: Source, mask: np.ndarray) -> Source:
+    """Forces with zeros where they do not count, if they have the shape of forces."""
+    value = np.asarray(source.value)
+    fits = value.shape == mask.shape and value.dtype.kind in "iuf"
+    return source._replace(value=np.where(mask, value, 0.0)) if fits else source
 
 
 def usual_sources(atoms: Atoms) -> list[Source]:

@@ -1,4 +1,4 @@
-"""A potential for torch-sim: many systems in one evaluation.
+"""A potential for torch-sim: many systems side by side.
 
 torch-sim: Cohen et al., AI for Science 1, 025003 (2025); `pip install 'segnn-ase[torch-sim]'`.
 """
@@ -54,6 +54,12 @@ class SEGNNModel(ModelInterface):
         expect(isinstance(dtype, torch.dtype), "dtype", dtype, "torch.float64 or torch.float32")
         self._dtype = resolve_dtype(dtype)
         self._calculator = SEGNNCalculator(model, device=str(device), dtype=precision, **settings)
+        of_systems = [cue.name for cue in self._calculator.cues if cue.per == "graph"]
+        of_systems += [name for name in self._calculator.told_names if name == "charge" and name not in of_systems]
+        for name in told or {}:
+            expect(
+                name in of_systems, "told", name, f"what the potential is told of a system: {of_systems or 'nothing'}"
+            )
         self._device, self._told = self._calculator.device, dict(told or {})
         self._compute_forces, self._compute_stress = compute_forces, compute_stress
         # measured on the CPU: 26 to 38 kB an atom of the default network, at densities from 1 to 2.3; pairs are passed
@@ -79,7 +85,7 @@ class SEGNNModel(ModelInterface):
         self._compute_stress = value
 
     def forward(self, state, **_) -> dict[str, Tensor]:
-        """The results of a SimState or of a dictionary of its tensors, all systems in one evaluation."""
+        """The results of a SimState or of a dictionary of its tensors, all systems side by side."""
         systems = structures_of(vars(state) if not isinstance(state, dict) else state, self._told)
         wanted = {"forces": self._compute_forces, "stress": self._compute_stress}
         names = ["energy", *(name for name, asked in wanted.items() if asked)]

@@ -30,6 +30,11 @@ program example
       real(c_double), intent(out) :: energy, forces(3, *), virial(3, 3)
       integer(c_int) :: segnn_evaluate
     end function
+    function segnn_n_cues(s) bind(c)
+      import
+      type(c_ptr), value :: s
+      integer(c_int) :: segnn_n_cues
+    end function
   end interface
   character(len=1024) :: path, symbol, distance
   character(kind=c_char) :: error(256)
@@ -48,7 +53,9 @@ program example
     print '(256a)', (error(i), i = 1, findloc(error, c_null_char, 1) - 1)
     stop 1
   end if
+  if (segnn_n_cues(s) > 0) stop 'this potential is told more of each atom, of which this example knows nothing'
   species = segnn_species(s, trim(symbol) // c_null_char)
+  if (species(1) < 0) stop 'the potential does not know this element'
   vectors = 0
   vectors(1, :) = [d, -d]
   wrong = segnn_evaluate(s, 2_c_int64_t, species, [0_c_int64_t, 1_c_int64_t, 2_c_int64_t], [1_c_int64_t, 0_c_int64_t], &

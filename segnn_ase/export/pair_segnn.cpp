@@ -13,6 +13,7 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -21,6 +22,7 @@
 #include "comm.h"
 #include "error.h"
 #include "force.h"
+#include "group.h"
 #include "lammps.h"
 #include "library.h"
 #include "memory.h"
@@ -63,6 +65,7 @@ class PairSEGNN : public Pair {
   Library library{};
   segnn *model = nullptr;
   double cutoff = 0.0, charge = 0.0, spin = 1.0;
+  bool given_charge = false, given_spin = false;
   int every = 100, verdict = WARN, n_cues = 0, stage = 0;
   bigint looked_at = -1;          /* the step: minimisers try many structures in one */
   std::size_t bytes = 0;          /* of an atom, in the present exchange */
@@ -81,6 +84,9 @@ class PairSEGNN : public Pair {
   void tell();
   void add_up(double, const double *);
   void look_outside();
+  bool excludes_own();
+  bool bonds_own();
+  void tell_of(const char *, bool, bool);
   void check(int);
   int taken(int, const int *, double *);
   void given(int, const int *, const double *);
@@ -111,8 +117,7 @@ void PairSEGNN::close() { /* its code stays: threads of OpenMP may still be in i
 void PairSEGNN::settings(int count, char **words) {
   every = 100;
   verdict = WARN;
-  charge = 0.0;
-  spin = 1.0;
+  given_charge = given_spin = false;
   for (int k = 0; k < count;) {
     const std::string word = words[k];
     if (word == "check" && k + 1 < count && !strcmp(words[k + 1], "no")) {
@@ -126,7 +131,12 @@ void PairSEGNN::settings(int count, char **words) {
       verdict = what == "stop" ? STOP : WARN;
       k += 3;
     } else if ((word == "charge" || word == "spin") && k + 1 < count) {
-      (word == "spin" ? spin : charge) = utils::numeric(FLERR, words[k + 1], false, lmp);
+      double &value = word == "spin" ? spin : charge;
+      value = utils::numeric(FLERR, words[k + 1], false, lmp);
+      (word == "spin" ? given_spin : given_charge) = true;
+      if (value != std::floor(value) || (word == "spin" && value < 1))
+        error->all(FLERR, "pair_style segnn {} is {}; expected {}", word, words[k + 1],
+                   word == "spin" ? "the multiplicity, 1 for a singlet" : "a whole number of electrons");
       k += 2;
     } else
       error->all(FLERR, "pair_style segnn has {}; expected check N warn|stop, check no, charge Q or spin M", word);
@@ -202,11 +212,12 @@ void PairSEGNN::init_style() {
   if (strcmp(update->unit_style, "metal"))
     error->all(FLERR, "pair_style segnn has eV and Angstrom; units are {}, expected metal", update->unit_style);
   if (!force->newton_pair) error->all(FLERR, "pair_style segnn sends gradients to owners; expected newton on");
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol || neighbor->includegroup)
-    error->all(FLERR, "pair_style segnn needs all pairs; expected no neigh_modify exclude or include");
-  for (int k = 1; k < 4 && (atom->nbonds || atom->molecular == Atom::TEMPLATE); k++)
-    if (force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
-      error->all(FLERR, "pair_style segnn needs the pairs of bonds, too; expected special_bonds lj/coul 1 1 1");
+  if (neighbor->includegroup || excludes_own())
+    error->all(FLERR, "pair_style segnn needs all pairs of its atoms; expected no neigh_modify exclude or include of these");
+  if (bonds_own())
+    error->all(FLERR, "pair_style segnn needs the pairs of its atoms' bonds, too; expected special_bonds lj/coul 1 1 1");
+  looked_at = -1;
+  bool knows_charge = false, knows_spin = false;
   for (int k = 0; k < n_cues; k++) {
     const std::string name = library.cue(model, k);
     if (name == "initial_charges" && !atom->q_flag)
@@ -215,12 +226,55 @@ void PairSEGNN::init_style() {
       error->all(FLERR, "the potential is told moments; expected atom_style spin");
     if (name != "initial_charges" && name.rfind("initial_magmoms_", 0) && name != "charge" && name != "spin")
       error->all(FLERR, "the potential is told {} of each atom, which LAMMPS does not have", name);
+    knows_charge |= name == "charge";
+    knows_spin |= name == "spin";
   }
+  tell_of("charge", knows_charge, given_charge);
+  tell_of("spin", knows_spin, given_spin);
   check(library.set_threads(model, std::max(1, comm->nthreads)));
   neighbor->add_request(this, NeighConst::REQ_FULL);
   /* pair_style hybrid asks for its own buffers before it knows the models */
   force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
   force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
+}
+
+/* whether neigh_modify takes pairs away of which both atoms are its own */
+bool PairSEGNN::excludes_own() {
+  bool found = false;
+  for (int k = 0; k < neighbor->nex_type; k++)
+    found |= kinds[neighbor->ex1_type[k]] >= 0 && kinds[neighbor->ex2_type[k]] >= 0;
+  std::vector<int> bits; /* of groups, by two, both of which must have own atoms */
+  for (int k = 0; k < neighbor->nex_group; k++)
+    for (const int *which : {neighbor->ex1_group, neighbor->ex2_group}) bits.push_back(group->bitmask[which[k]]);
+  for (int k = 0; k < neighbor->nex_mol; k++) bits.insert(bits.end(), 2, group->bitmask[neighbor->ex_mol_group[k]]);
+  std::vector<int> here(bits.size() + 1, 0), anywhere(bits.size() + 1, 0);
+  for (int i = 0; i < atom->nlocal; i++)
+    for (std::size_t k = 0; k < bits.size() && kinds[atom->type[i]] >= 0; k++)
+      here[k] |= (atom->mask[i] & bits[k]) != 0;
+  MPI_Allreduce(here.data(), anywhere.data(), static_cast<int>(here.size()), MPI_INT, MPI_MAX, world);
+  for (std::size_t k = 0; k < bits.size(); k += 2) found |= anywhere[k] && anywhere[k + 1];
+  return found;
+}
+
+/* whether special_bonds takes pairs of its own atoms away */
+bool PairSEGNN::bonds_own() {
+  int here = 0, anywhere = 0;
+  for (int k = 1; k < 4 && atom->molecular != Atom::ATOMIC; k++) {
+    if (force->special_lj[k] != 0.0 || force->special_coul[k] != 0.0) continue;
+    for (int i = 0; i < atom->nlocal; i++)
+      if (kinds[atom->type[i]] >= 0)
+        here |= atom->molecular == Atom::TEMPLATE || atom->nspecial[i][k - 1] > (k > 1 ? atom->nspecial[i][k - 2] : 0);
+  }
+  MPI_Allreduce(&here, &anywhere, 1, MPI_INT, MPI_MAX, world);
+  return anywhere != 0;
+}
+
+/* what is told of the whole must be given where the potential knows it, and changes nothing elsewhere */
+void PairSEGNN::tell_of(const char *name, bool known, bool is_given) {
+  if (known && !is_given)
+    error->all(FLERR, "the potential is told the {} of the whole; expected pair_style segnn {} and its value", name, name);
+  if (is_given && !known && comm->me == 0)
+    error->warning(FLERR, "pair_style segnn {} changes nothing: the potential is not told of it", name);
 }
 
 void PairSEGNN::check(int wrong) {
@@ -331,7 +385,14 @@ void PairSEGNN::look_outside() {
   const bigint pairs = first.back();
   bigint everywhere = 0, all = 0;
   MPI_Allreduce(&pairs, &everywhere, 1, MPI_LMP_BIGINT, MPI_SUM, world);
-  const bigint here = std::max<bigint>(0, library.outside(model, nullptr, everywhere > pairs, nullptr));
+  const bigint here = library.outside(model, nullptr, everywhere > pairs, nullptr);
+  if (here < 0) { /* on all ranks alike */
+    const char *told = "pair_style segnn: the model has no domain of training data to look at; expected check no";
+    if (verdict == STOP) error->all(FLERR, told);
+    if (comm->me == 0) error->warning(FLERR, told);
+    verdict = NEVER;
+    return;
+  }
   MPI_Allreduce(&here, &all, 1, MPI_LMP_BIGINT, MPI_SUM, world);
   if (!all) return;
   if (verdict == STOP)

@@ -11,6 +11,7 @@ from segnn_ase.md.ensembles import ENSEMBLES, readers
 
 LIGHT = 2.99792458e-5  # cm/fs
 FEWEST = 20  # steps of a period of the field
+RUBBED = 0.5  # friction times time step: the second-order integrator is 0.1 % too hot there, 10 % at 1.5, 40 % at 2
 SUFFIXES = {"log": (".csv",), "trajectory": (".traj", ".xyz", ".extxyz"), "restart": (".npz",)}
 
 
@@ -80,9 +81,14 @@ class MDConfig(Settings):
 
     @model_validator(mode="after")
     def _damping_times(self):
-        reads = ENSEMBLES[self.ensemble].reads
+        reads, rubbed = ENSEMBLES[self.ensemble].reads, self.friction * self.timestep
         if "tdamp" in reads and self.tdamp < 10 * self.timestep:
             raise ValueError(f"tdamp is {self.tdamp} fs; expected at least 10 time steps, 100 are usual")
+        if "friction" in reads and rubbed > RUBBED:
+            raise ValueError(
+                f"friction is {self.friction:g} 1/fs and timestep {self.timestep:g} fs; expected a product of {RUBBED} "
+                f"at most, as it is too hot beyond; {self.friction:g} 1/ps would be {1e-3 * self.friction:g}"
+            )
         if "pdamp" in reads and self.pdamp < self.tdamp:
             raise ValueError(
                 f"pdamp is {self.pdamp} fs; expected at least tdamp, {self.tdamp} fs; 10 times it is usual"

@@ -19,15 +19,13 @@ from segnn_ase.properties.model import Constants, PropertyModel
 from segnn_ase.properties.settings import PropertyTraining
 from segnn_ase.properties.targets import UNKNOWN, Target, refuse_unreachable
 from segnn_ase.store.tensors import checksum
-from segnn_ase.structure.graph import collate, graph_from_atoms, with_pairs
+from segnn_ase.structure.graph import collate, graph_from_atoms, graphs_of_norms, with_pairs
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.report import printer
 from segnn_ase.train.resume import checksum_of_items, decisive_settings, settings_of
 from segnn_ase.train.start import deadline_of
 from segnn_ase.train.together import join_for, only_training
-
-CALIBRATION = 64  # structures
 
 
 class Values(tuple[Tensor, ...]):
@@ -89,8 +87,7 @@ def prepared(config: PropertyTraining, report) -> tuple[PropertyModel, TrainingD
     constants = [constants_of(target, frames, species) for target in targets]
     model = PropertyModel(settings, species, targets, constants=constants, seed=config.training.seed)
     model.to(resolve_dtype(config.training.dtype))
-    every = -(-len(sets[0]) // CALIBRATION)  # from the whole set: frames often come sorted by kind
-    model.calibrate(collate([item.graph for item in sets[0][::every]]))
+    model.calibrate(collate(graphs_of_norms([item.graph for item in sets[0]])))
     test = dict(zip(tests, sets[2:], strict=True))
     return model, TrainingData(sets[0], sets[1], test, checksum_of_items(sets[:2]), [], {})
 

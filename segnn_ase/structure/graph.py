@@ -37,6 +37,7 @@ class AnyGraph(Protocol):
 
 
 G = TypeVar("G", bound=AnyGraph)
+STRUCTURES, PAIRS = 64, 150_000  # whose norms are taken, and pairs in them, at most
 FEW = 4  # structures with a sum of their own: additions of many pairs to one place wait for each other on a GPU
 
 
@@ -174,6 +175,19 @@ def _sign(shift: Tensor) -> Tensor:
     """-1 or 1 by the first component that is not zero: opposite shifts have opposite signs."""
     x, y, z = shift.sign().unbind(1)
     return torch.where(x != 0, x, torch.where(y != 0, y, z))
+
+
+def graphs_of_norms(graphs: list[Graph]) -> list[Graph]:
+    """Evenly from the whole set: frames often come sorted by kind, and norms from crystals alone explode in a melt. All
+    are evaluated at once, and so they have a limited number of pairs; of a single one that has more it is a part."""
+    most = STRUCTURES
+    chosen = graphs[:: -(-len(graphs) // most)]
+    while sum(len(graph.edge_src) for graph in chosen) > PAIRS and len(chosen) > 1:
+        most //= 2
+        chosen = graphs[:: -(-len(graphs) // most)]
+    if len(chosen) > 1 or len(chosen[0].edge_src) <= PAIRS:
+        return chosen
+    return [fragment(chosen[0], len(chosen[0].numbers) * PAIRS // len(chosen[0].edge_src))]
 
 
 def fragment(graph: Graph, size: int) -> Graph:

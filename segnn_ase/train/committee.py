@@ -52,7 +52,7 @@ def train_members(
     report, members = printer(progress), [member_config(config, k) for k in range(1, config.training.committee + 1)]
 
     def read() -> TrainingData:
-        refuse_all_but_committees(config.out)
+        refuse_all_but_committees(config.out, members)
         for member in members:
             refuse_overwriting(member.out)
         return data or read_data(config, report, known)
@@ -72,8 +72,9 @@ def member_config(config: TrainConfig, k: int) -> TrainConfig:
     return config.model_copy(update={"out": str(Path(config.out).with_suffix(f".{k}.pt")), "training": settings})
 
 
-def refuse_all_but_committees(out: str) -> None:
-    """Raise ConfigError for a name that no model has, and for a file that is there and is no committee."""
+def refuse_all_but_committees(out: str, members: list[TrainConfig]) -> None:
+    """Raise ConfigError for a name that no model has, and for a file that is there and is none of a committee whose
+    training can go on."""
     output_files(out)
     if not Path(out).exists():
         return
@@ -81,7 +82,7 @@ def refuse_all_but_committees(out: str) -> None:
         known = load_tensors(out).get("format") == COMMITTEE
     except ModelFileError:
         known = False
-    if not known:
+    if not known or not any(output_files(member.out)["resume"].exists() for member in members):
         raise ConfigError(f"out is {out!r}, which exists and is no committee to go on with: rename or remove it")
 
 

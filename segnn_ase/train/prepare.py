@@ -32,14 +32,13 @@ from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.cue_settings import Cue, names_read
 from segnn_ase.structure.dispersion import require_dispersion
-from segnn_ase.structure.graph import collate
+from segnn_ase.structure.graph import collate, graphs_of_norms
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import USUAL_MINUTES, DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.teacher import with_teacher
 
-CALIBRATION = 64  # structures
 CHEAP = 0.05  # part of a training's time that all checks of its frames may take
 # a pair of neighbours and epoch, at least, in compiled code: measured 1.2e-5 (preset fast) to 2.9e-5 (default) on one
 # core for molecules, crystals and liquids. That of a GPU is assumed. No clock is read, so that the same command is
@@ -66,7 +65,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     if valid:
         report(f"validation set: {len(valid)} frames")
     elif config.data.valid_fraction:
-        report("validation set: none, as every frame is a copy of others or the only one of an element")
+        report("validation set: none, as frames are too few, copies of one another or the only ones of an element")
     species = species_of(frames) + ([] if known is None else known.species)  # those of the frames are added
     for name, others in (("training", frames), ("validation", valid), *((f"test {p}", t) for p, t in tests.items())):
         check_species(others, species, name)
@@ -188,8 +187,7 @@ def fresh_potential(config: TrainConfig, data: TrainingData) -> Potential:
     potential = Potential(model_config(**config.model), list(E0), **constants, seed=settings.seed)
     potential.to(resolve_dtype(settings.dtype))
     potential.dispersion = config.data.dispersion
-    # from the whole set: frames often come sorted by kind, and norms from crystals alone explode in a melt
-    potential.calibrate(collate([item.graph for item in data.train[:: -(-len(data.train) // CALIBRATION)]]))
+    potential.calibrate(collate(graphs_of_norms([item.graph for item in data.train])))
     potential.set_core(data.closest)
     if potential.responses is not None:
         set_scales(potential, data.train)

@@ -31,6 +31,7 @@ from segnn_ase.train.resume import checksum_of_items, fingerprint
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.trust.more_elements import domain_of_more
 
+STILL = 1e-6  # eV by which an E0 is moved that stays where it was
 FAINT = 1e-3  # how much the E0 of a known element moves where that of a new one could as well
 NOTHING_OLD = "nothing is known of the old data: give --replay or --structures to see, and to keep, what it knew"
 OF_FILES = {"replay", "structures"}  # settings of which the frames count, not the names
@@ -52,7 +53,7 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     labelled = [*data.frames, *frames], [*data.train, *given]
     shift = shift_references(potential, added, *labelled, structures, report)
     became_lone = before.domain is not None and not lone_atoms and shift is not None and shift.of_atoms
-    lone_atoms &= not added or (shift is not None and shift.of_atoms)
+    lone_atoms = all_are_lone(potential.species, shift, added, before=lone_atoms)
     if became_lone:
         report("E0 become those of lone atoms: of structures that the potential labels itself energies are not learned")
     began = copy.deepcopy(potential).requires_grad_(False)
@@ -112,6 +113,14 @@ def keeps(config: TrainConfig, start: Potential, items: list[Item], report) -> b
         "of another level of theory, so that nothing old is learned (--keep old would)"
     )
     return False
+
+
+def all_are_lone(species: list[int], shift: ReferenceEnergies | None, added: list[int], *, before: bool) -> bool:
+    """Whether all E0 are energies of lone atoms: those of such frames, and those that were before and did not move."""
+    moved = {} if shift is None else {z: value for z, value in shift.values.items() if abs(value) > STILL}
+    known = set() if shift is None or not shift.of_atoms else set(shift.values)
+    known |= set(species) - moved.keys() - set(added) if before else set()
+    return known >= set(species)
 
 
 def set_cores(potential: Potential, closest: dict[tuple[int, int], float], added: list[int]) -> None:

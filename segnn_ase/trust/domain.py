@@ -136,7 +136,7 @@ def merged(new: Domain, old: Domain) -> Domain:
         closest=torch.minimum(new.closest, old.closest),
         neighbors=torch.stack([lowest.masked_fill(gone, 1), most.masked_fill(gone, 0)], 1),
         density=both(new.density, old.density),
-        binding=both(new.binding, old.binding),
+        binding=new.binding if new.lone_atoms > old.lone_atoms else both(new.binding, old.binding),  # of other E0
         max_force=max(new.max_force, old.max_force),
         max_leverage=max(new.max_leverage, old.max_leverage),
         virial=new.virial and old.virial and both(new.virial, old.virial),

@@ -566,6 +566,16 @@ def test_flaws_of_test_frames_alone_spoil_no_training(role):
     assert found == dict.fromkeys(("energy outliers", "short distances"), "warning" if role == "test" else "error")
 
 
+def test_test_files_of_two_levels_of_theory_stop_no_training():
+    tests = [frame_from_atoms(a, source=f"pbe.xyz, frame {n}") for n, a in enumerate(molecules()[60:66])]
+    for n, atoms in enumerate(molecules()[60:66]):
+        energy = atoms.get_potential_energy() + 3.0
+        tests.append(frame_from_atoms(labelled(atoms, atoms.calc.results, energy=energy), source=f"cc.xyz, frame {n}"))
+    train = [frame_from_atoms(a, source=f"t.xyz, frame {n}") for n, a in enumerate(molecules()[:40])]
+    found = {f.code: f.severity for f in check_frames(Sets(train, [], tests))}
+    assert found["contradiction"] == "warning" and "error" not in found.values()
+
+
 def test_duplicates_and_contradictions_within_a_set():
     images = [*molecules(), molecules()[3], molecules()[4]]
     images[-1] = labelled(images[-1], images[-1].calc.results, energy=images[-1].calc.results["energy"] + 0.5)

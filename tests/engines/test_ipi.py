@@ -1,5 +1,6 @@
 """The driver of i-PI: the calculator's numbers in atomic units, all beads at once, and inside of i-PI."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,23 +16,23 @@ from helpers.systems import ethanol, triclinic, water
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, StructureError
-from segnn_ase.engines import ipi
+from segnn_ase.engines import ipi_driver
 from segnn_ase.store.model_file import save_potential
 
 pytestmark = pytest.mark.engines
 HARTREE, BOHR = 27.211386, 0.529177210  # eV, Å
 
 
-def driver_of(folder: Path, atoms, **settings) -> ipi.SEGNNDriver:
+def driver_of(folder: Path, atoms, **settings) -> ipi_driver.SEGNNDriver:
     save_potential(folder / "model.pt", tiny_potential())
     ase.io.write(folder / "template.xyz", atoms)
-    return ipi.SEGNNDriver(str(folder / "template.xyz"), str(folder / "model.pt"), verbose=True, **settings)
+    return ipi_driver.SEGNNDriver(str(folder / "template.xyz"), str(folder / "model.pt"), verbose=True, **settings)
 
 
 @pytest.mark.parametrize("build", [triclinic, ethanol])
 def test_it_gives_what_the_calculator_gives_in_atomic_units(tmp_path, build):
     atoms = build()
-    driver = driver_of(tmp_path, atoms, domain="ignore", dtype="float64")
+    driver = driver_of(tmp_path, atoms, pbc=bool(atoms.pbc.all()), domain="ignore", dtype="float64")
     beads = [atoms.copy() for _ in range(3)]
     for seed, bead in enumerate(beads):
         bead.rattle(0.05, seed=seed)
@@ -48,7 +49,7 @@ def test_it_gives_what_the_calculator_gives_in_atomic_units(tmp_path, build):
             np.testing.assert_allclose(virial * HARTREE, -stress * bead.get_volume(), rtol=1e-5, atol=1e-6)
         else:
             assert not virial.any()
-        assert extras == found[3] == ""
+        assert extras == found[3] == '{"outside": []}'
         for one, many in zip((energy, forces, virial), found[:3], strict=True):
             np.testing.assert_allclose(one, many, rtol=0, atol=1e-12)
 
@@ -56,25 +57,45 @@ def test_it_gives_what_the_calculator_gives_in_atomic_units(tmp_path, build):
 def test_what_is_outside_is_told(tmp_path):
     atoms = ase.io.read(Path(__file__).parents[2] / "potentials" / "silicon-pbe" / "reference.xyz", "0")
     ase.io.write(tmp_path / "template.xyz", atoms)
-    driver = ipi.SEGNNDriver(str(tmp_path / "template.xyz"), "silicon-pbe", domain="ignore")
+    driver = ipi_driver.SEGNNDriver(str(tmp_path / "template.xyz"), "silicon-pbe", domain="ignore")
     cell, place = atoms.cell.array.T / BOHR, atoms.positions / BOHR
     near = place.copy()
     near[1] = near[0] + 0.6 * (near[1] - near[0])
-    assert [extras != "" for *_, extras in driver([cell, cell], [place, near])] == [False, True]
+    told = [json.loads(extras)["outside"] for *_, extras in driver([cell, cell], [place, near])]
+    assert told[0] == [] and told[1]
+
+
+def test_where_it_is_periodic_is_told(tmp_path):
+    """Of i-PI's own files ASE reads no cell."""
+    atoms = bulk("Cu", cubic=True)
+    driver = driver_of(tmp_path, atoms)
+    lines = (tmp_path / "template.xyz").read_text().splitlines()
+    lines[1] = "# CELL(abcABC): 3.6 3.6 3.6 90 90 90 positions{angstrom} cell{angstrom}"
+    (tmp_path / "template.xyz").write_text("\n".join(lines) + "\n")
+    model, cell, place = str(tmp_path / "model.pt"), atoms.cell.array.T / BOHR, atoms.positions / BOHR
+    expected, *_ = driver(cell, place)
+    with pytest.raises(ConfigError, match=r"pbc is None; expected True or False, as .* has no cell"):
+        ipi_driver.SEGNNDriver(str(tmp_path / "template.xyz"), model)
+    with pytest.raises(ConfigError, match="pbc is 'maybe'"):
+        ipi_driver.SEGNNDriver(str(tmp_path / "template.xyz"), model, pbc="maybe")
+    for pbc in (True, "True", "F"):
+        energy, _, virial, _ = ipi_driver.SEGNNDriver(str(tmp_path / "template.xyz"), model, pbc=pbc)(cell, place)
+        assert (energy == pytest.approx(expected, rel=1e-6)) is (pbc != "F") and virial.any() == (pbc != "F")
 
 
 def test_what_is_wrong_is_said(tmp_path):
-    driver = driver_of(tmp_path, water())
+    driver = driver_of(tmp_path, water(), pbc=False)
     with pytest.raises(StructureError, match="i-PI has 2 atoms; expected 3, as the template has"):
         driver(np.eye(3) * 20, np.zeros((2, 3)))
     with pytest.raises(ConfigError, match="unknown keyword 'precision'"):
-        driver_of(tmp_path, water(), precision="double")
+        driver_of(tmp_path, water(), pbc=False, precision="double")
 
 
 INPUT = """<simulation verbosity='low'>
   <output prefix='run'>
     <properties stride='1' filename='out'> [step, potential{{electronvolt}}, kinetic_cv{{electronvolt}}] </properties>
     <trajectory filename='pos' stride='1' format='xyz'> positions{{angstrom}} </trajectory>
+    <trajectory filename='domain' stride='1' extra_type='outside'> extras </trajectory>
   </output>
   <total_steps> {steps} </total_steps>
   <ffdirect name='segnn'>
@@ -103,7 +124,7 @@ INPUT = """<simulation verbosity='low'>
 
 def run_ipi(folder: Path, **settings) -> np.ndarray:
     """Steps, potential and kinetic energies, eV, of a simulation of template.xyz."""
-    (folder / "input.xml").write_text(INPUT.format(path=ipi.__file__, **settings))
+    (folder / "input.xml").write_text(INPUT.format(path=ipi_driver.__file__, **settings))
     command = [str(Path(sys.executable).with_name("i-pi")), "input.xml"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

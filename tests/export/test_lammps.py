@@ -130,6 +130,7 @@ def test_beside_other_pair_styles(small, work, ranks):
     atoms = lammps.as_lammps_has_it(copper + Atoms("O2", [[1.1, 0.9, 1.0], [3.0, 5.1, 2.7]]))
     lines = lammps.setup(work, atoms, ["Cu", "O"])[:-2]
     lines += [
+        "neigh_modify exclude type 2 2",
         "pair_style hybrid/overlay segnn check no lj/cut 5.0",
         "pair_coeff * * segnn model/model.segnn Cu NULL",
         "pair_coeff * * lj/cut 0.0 1.0",
@@ -177,6 +178,12 @@ def test_cues_are_charges_moments_and_settings(tmp_path):
     export(potential.eval(), tmp_path / "model", lammps=find_headers())
     found = lammps.evaluate(tmp_path, atoms, ELEMENTS, ranks=2, style="charge", pair="charge 2")
     assert_same(found, potential, atoms)
+    for words, wrong in (
+        ("", "told the charge of the whole; expected pair_style segnn charge"),
+        ("charge 0.5", "is 0.5"),
+    ):
+        lines = [x.replace("style atomic", "style charge") for x in lammps.setup(tmp_path, atoms, ELEMENTS, pair=words)]
+        assert wrong in lammps.run(tmp_path, [*lines, "run 0"], ranks=2, fails=True)
     lines = lammps.setup(tmp_path, atoms, ELEMENTS)
     assert "told charges; expected an atom_style that has them" in lammps.run(tmp_path, [*lines, "run 0"], fails=True)
 
@@ -228,6 +235,12 @@ def test_what_has_no_meaning_is_refused(work):
         (("model/model.segnn", "model/segnn.h"), "is no file of numbers of a potential"),
         (("pair_style segnn", "pair_style segnn check 0 warn"), "expected a number of steps, and warn or stop"),
         (("pair_style segnn", "pair_style segnn quickly"), "expected check N warn|stop, check no"),
+        (("pair_style segnn", "pair_style segnn spin 0"), "segnn spin is 0; expected the multiplicity"),
+        (("pair_style segnn", "pair_style segnn check 1 stop"), "has no domain of training data"),
+        (
+            ("pair_coeff *", "group some type 4\nneigh_modify exclude group some all\npair_coeff *"),
+            "exclude or include",
+        ),
         (("pair_coeff *", "neigh_modify exclude type 1 1\npair_coeff *"), "expected no neigh_modify exclude"),
         (
             ("pair_coeff *", "group some type 4\natom_modify first some\nneigh_modify include some\npair_coeff *"),
@@ -273,8 +286,13 @@ def test_what_is_new_is_told_or_stops_the_run(tmp_path):
     assert "do not cover the surroundings" in lammps.evaluate(tmp_path, atoms, ["Si"], ranks=2).output
     lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check 1 stop"), "run 5"]
     assert "at step 0 the training data do not cover" in lammps.run(tmp_path, lines, ranks=2, fails=True)
+    atoms.positions[0] -= 1.2
+    lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check 1 stop"), "run 0", "group one id 1"]
+    lines += ["displace_atoms one move 1.2 0 0", "run 0"]  # the step is 0 again
+    assert "do not cover" in lammps.run(tmp_path, lines, ranks=2, fails=True)
     lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check no charge 1"), "run 5"]
-    assert "do not cover" not in lammps.run(tmp_path, lines, ranks=2)
+    found = lammps.run(tmp_path, lines, ranks=2)
+    assert "do not cover" not in found and "charge changes nothing" in found
 
 
 def headers_in(folder):

@@ -6,6 +6,7 @@ from typing import Annotated, NamedTuple, get_type_hints
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from ase.neighborlist import neighbor_list as ase_neighbor_list
 from helpers.systems import CUTOFF, NAMED, WITH_VOLUME, left_handed, triclinic
 from torch import Tensor
@@ -20,6 +21,7 @@ from segnn_ase.structure.graph import (
     fields_of,
     fragment,
     graph_from_atoms,
+    graphs_of_norms,
     padding,
     sum_over_atoms,
     sum_over_structure_edges,
@@ -268,3 +270,15 @@ def test_what_is_changed_in_place_is_noticed():
     atoms.positions[0] += 2.0
     expected = within(graph_from_atoms(atoms, CUTOFF), CUTOFF)
     assert all(torch.equal(a, b) for a, b in zip(within(graphs(*given), CUTOFF)[:7], expected[:7], strict=True))
+
+
+def test_what_norms_are_taken_from_has_few_pairs(monkeypatch):
+    crystal = graph_from_atoms(bulk("Cu", cubic=True), 4.0)
+    pairs = len(crystal.edge_src)
+    assert len(graphs_of_norms([crystal] * 640)) == 64 and len(graphs_of_norms([crystal] * 3)) == 3
+    monkeypatch.setattr("segnn_ase.structure.graph.PAIRS", 10 * pairs)
+    some = graphs_of_norms([crystal] * 640)
+    assert 5 <= len(some) <= 10
+    monkeypatch.setattr("segnn_ase.structure.graph.PAIRS", pairs // 2)
+    (part,) = graphs_of_norms([crystal] * 8)
+    assert len(part.edge_src) <= pairs // 2 and len(part.numbers) == 2

@@ -781,6 +781,9 @@ def test_another_file_is_not_replaced_by_a_committee(committee, tmp_path):
     with pytest.raises(ConfigError, match="exists and is no committee to go on with"):
         train(configured(tmp_path, data={"train": committee[0].data.train}, committee=2), progress=False)
     assert (tmp_path / "model.pt").read_bytes() == b"precious"
+    (tmp_path / "model.pt").write_bytes(Path(committee[0].out).read_bytes())  # somebody else's, without its members
+    with pytest.raises(ConfigError, match="exists and is no committee to go on with"):
+        train(configured(tmp_path, data={"train": committee[0].data.train}, committee=2), progress=False)
     member = Path(committee[0].out).with_suffix(".1.pt").read_bytes()
     (tmp_path / "model.pt").write_bytes(member)  # a potential, even with its resume file
     (tmp_path / "model.resume.pt").write_bytes(b"")

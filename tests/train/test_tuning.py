@@ -1,5 +1,7 @@
 """Fine-tuning: elements are added, what was known is kept or at least measured, and committees are taken."""
 
+from pathlib import Path
+
 import ase.io
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from helpers.trainings import configured, leave_out_plots, weights
 from segnn_ase.base.errors import ConfigError, DataError
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.frames import frame_from_atoms
-from segnn_ase.store.model_file import load_committee, load_with_metadata, save_potential
+from segnn_ase.data.references import ReferenceEnergies
+from segnn_ase.store.model_file import Committee, load_committee, load_with_metadata, save_committee, save_potential
 from segnn_ase.store.tensors import checksum, load_tensors
 from segnn_ase.train import loop
 from segnn_ase.train.evaluation import evaluate_files
@@ -22,7 +25,7 @@ from segnn_ase.train.prepare import read_data
 from segnn_ase.train.pull import Pull, add_pull
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import finetune, train
-from segnn_ase.train.tuning import from_trained, shift_beside
+from segnn_ase.train.tuning import all_are_lone, from_trained, shift_beside
 from segnn_ase.trust.domain import DomainCheck, merged
 
 
@@ -337,6 +340,41 @@ def test_a_lone_atom_beside_the_frames_spoils_no_energies(tmp_path, water, capfd
     (own,) = [some for some in job.data.beside if some.name == "drift"]
     assert own.replayed and all(not torch.isfinite(item.labels.energy).any() for item in own.replayed)
     assert all(torch.isfinite(item.labels.forces).all() for item in own.replayed)
+
+
+def test_the_start_is_not_overwritten(tmp_path, water):
+    content = Path(water).read_bytes()
+    config = tuning(tmp_path, water_frames(4)).model_copy(update={"out": water})
+    with pytest.raises(ConfigError, match="the model to start from: choose another out"):
+        finetune(water, config, progress=False)
+    both = str(tmp_path / "both.pt")
+    start = load_with_metadata(water)[0]
+    save_committee(both, Committee([start, start], dict.fromkeys(("energy", "forces", "stress"), 1.0), {}))
+    with pytest.raises(ConfigError, match="the model to start from: choose another out"):
+        finetune(both, config.model_copy(update={"out": both}), progress=False)
+    Path(tmp_path / "both.1.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match="the model to start from: choose another out"):
+        finetune(str(tmp_path / "both.1.pt"), config.model_copy(update={"out": str(tmp_path / "both.1.pt")}))
+    assert Path(water).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("before", "added", "values", "of_atoms", "after"),
+    [
+        (True, [], None, False, True),
+        (True, [], {1: 0.0, 8: 0.0}, False, True),
+        (True, [], {1: 0.1, 8: -0.2}, False, False),  # fitted to energies of molecules
+        (True, [], {8: -0.2}, True, True),
+        (False, [], {1: 0.1, 8: -0.2}, True, True),
+        (False, [], {1: 0.1}, True, False),
+        (True, [29], {29: -1.0}, True, True),
+        (True, [29], {1: 0.0, 8: 0.0, 29: -1.0}, False, False),
+        (True, [29], None, False, False),
+    ],
+)
+def test_whether_energies_of_lone_atoms_are_known(before, added, values, of_atoms, after):
+    shift = None if values is None else ReferenceEnergies(values, "", None, None, of_atoms)
+    assert all_are_lone([1, 8, *added], shift, added, before=before) is after
 
 
 def test_a_new_element_without_isolated_atom_is_no_lone_atom(tmp_path, water):
