@@ -81,7 +81,8 @@ def finish(config: TrainConfig, job: Training, history: list[dict], *, progress:
     settings, data = config.training, job.data
     potential, kept = load_with_metadata(config.out)
     evaluate = evaluator_of(potential.to(resolve_device(settings.device)), data.train, settings.accelerate)
-    known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": job.before}
+    kept_old = job.before if any(some.replayed for some in data.beside) else None  # what is not learned is not claimed
+    known = {"closest": data.closest, "lone_atoms": job.lone_atoms, "before": kept_old}
     characterize(potential, data.train, data.valid, **known, evaluate=evaluate)
     sets = {"train": data.train, "valid": data.valid, **data.test, **{some.name: some.held for some in data.beside}}
     errors = measure_sets(config.out, sets, lambda items: residuals(evaluate, items, settings, potential.uncertainty))

@@ -16,6 +16,7 @@ from ase.md.verlet import VelocityVerlet
 
 from segnn_ase.base.errors import AccelerationWarning, SEGNNError
 from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.data.batches import Item
 from segnn_ase.md.velocities import set_velocities
 from segnn_ase.model.potential import Potential
 from segnn_ase.structure.neighbors import neighbor_list
@@ -27,6 +28,7 @@ HOT = 2.0  # times the temperature
 EXPLODED = 5.0  # times the temperature that it should have
 CONTACT = 0.7  # of the shortest distance of a pair in training
 FRICTION = 0.02  # 1/fs
+TIMES = 5  # during a training, where nothing else is said
 LOOKS = 20  # at distances, during a rollout
 TIMESTEPS = (0.5, 2.0)  # fs, for hydrogen and for heavy atoms
 
@@ -125,20 +127,25 @@ def nearest_of(atoms: Atoms, closest: dict[tuple[int, int], float]) -> float:
     return float(ratio.min()) if len(ratio) else math.inf
 
 
+def start_of_rollouts(data: TrainingData, seed: int) -> Item | None:
+    """Where short dynamics begin; None where no held-out frame can move."""
+    starts = [item for item in data.held_out if len(item.atoms) > 1]
+    return starts[np.random.default_rng(seed).integers(len(starts))] if starts else None
+
+
 def rollouts(
     averaged: Potential, data: TrainingData, settings: OptimConfig, history: list[dict], *, epoch: int, epochs: float
 ) -> dict:
     """Short dynamics from a validation frame, always the same one, where they are due; None where they are not."""
-    every = settings.rollout_every or max(epochs // 5, 1)
+    every = settings.rollout_every or max(epochs // TIMES, 1)
     last = max((row["epoch"] for row in history if row["survived"] is not None), default=0)
     due = epoch // every > last // every or epoch == epochs
-    starts = [item.atoms for item in data.held_out if len(item.atoms) > 1]
-    if not (settings.rollout_steps and due and starts and averaged.config.smooth):
+    start = start_of_rollouts(data, settings.seed)
+    if not (settings.rollout_steps and due and start and averaged.config.smooth):
         return dict.fromkeys(Stability._fields)
-    start = starts[np.random.default_rng(settings.seed).integers(len(starts))]
     found = stability(
         averaged,
-        start,
+        start.atoms,
         data.closest,
         steps=settings.rollout_steps,
         temperature=settings.rollout_temperature,

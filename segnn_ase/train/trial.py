@@ -15,8 +15,9 @@ from segnn_ase.base.files import progress_bar
 from segnn_ase.data.batches import Item, edges_of
 from segnn_ase.train.job import Learner, Training, TrainingData
 from segnn_ase.train.resume import Progress
+from segnn_ase.train.rollouts import TIMES, start_of_rollouts
 from segnn_ase.train.schedule import end_epoch
-from segnn_ase.train.settings import USUAL_MINUTES, LoopConfig
+from segnn_ase.train.settings import USUAL_MINUTES, LoopConfig, OptimConfig
 from segnn_ase.train.step import make_batches, make_learner, next_step
 from segnn_ase.train.together import residuals_of_all, tell_of_idle
 
@@ -25,6 +26,7 @@ FIRST = 5  # one in so many of these, the first, fill caches and are left out
 LEAST_FIRST = {"cpu": 1, "cuda": 25}  # as are so many, which are there besides; on a GPU recordings are made
 MOST_MEASURED = 0.03  # of the time, for these steps
 EVALUATION = 0.35  # of the time of a training step on the same structures; forward and one gradient of three passes
+PART_MOVED = 0.1  # of the time, above which short dynamics are told
 FEWEST_EPOCHS, PER_FRAME, MOST_EPOCHS = 400, 4, 2000  # as many as minutes allow, but no more than so many a frame
 RATES = (0.03, 0.01, 0.003)  # learning rates, tried from the largest on
 AS_GOOD = 1.1  # times the lowest loss; of rates that do so well the smallest is taken, as it overfits later
@@ -71,9 +73,25 @@ def find_out(
 def plan(job: Training, settings: LoopConfig, train: list[Item], batches: int, report: Callable) -> int:
     """The number of epochs that the minutes allow, told."""
     minutes, seconds = settings.minutes or USUAL_MINUTES, seconds_of_step(job, settings)
-    epochs = min(epochs_in(minutes, seconds, batches, train, job.data.chosen_by), most_epochs(len(job.data.train)))
-    report(f"{1e3 * seconds:.0f} ms a step, {batches} steps an epoch: {epochs} epochs for {minutes:g} minutes")
+    moved = minutes_of_rollouts(job, settings, seconds * batches / max(sum(edges_of(train)), 1))
+    left = max(minutes - moved, minutes / 2)
+    epochs = min(epochs_in(left, seconds, batches, train, job.data.chosen_by), most_epochs(len(job.data.train)))
+    told = f"{1e3 * seconds:.0f} ms a step, {batches} steps an epoch: {epochs} epochs for {minutes:g} minutes"
+    if moved > PART_MOVED * minutes:
+        told += f", of which short dynamics take {moved:.1f} (--rollout-steps 0: none)"
+    if seconds * batches > 60 * left:
+        told += f"\nwarning: one epoch takes {seconds * batches / 60:.1f} minutes: fewer frames, or more minutes"
+    report(told)
     return epochs
+
+
+def minutes_of_rollouts(job: Training, settings: LoopConfig, seconds: float) -> float:
+    """Of all short dynamics; seconds: of a training step, for each pair of neighbours in it."""
+    steps = settings.rollout_steps if isinstance(settings, OptimConfig) else 0
+    start = start_of_rollouts(job.data, settings.seed) if steps else None
+    if start is None:
+        return 0.0
+    return TIMES * 2 * steps * EVALUATION * seconds * sum(edges_of([start])) / 60
 
 
 def steps_of_trials(settings: LoopConfig, steps: int) -> int:

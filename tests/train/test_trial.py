@@ -19,6 +19,7 @@ from segnn_ase.train.prepare import prepare
 from segnn_ase.train.resume import Progress
 from segnn_ase.train.settings import OptimConfig
 from segnn_ase.train.start import train
+from segnn_ase.train.step import make_batches
 
 
 def silent(*_: object) -> None:
@@ -70,6 +71,20 @@ def test_minutes_are_told_and_kept_for_going_on(tmp_path, monkeypatch):
     assert load_tensors(tmp_path / "model.resume.pt")["progress"]["epochs"] == 3
     monkeypatch.setattr(loop, "next_step", lambda *_: pytest.fail("a step was made"))
     train(config, progress=False)
+
+
+def test_short_dynamics_have_their_part_of_the_minutes(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 1.0)
+    found, told = {}, []
+    for steps in (0, 20, 10_000):
+        job, settings = job_of(tmp_path / str(steps), epochs=None, minutes=30.0, rollout_steps=steps)
+        batches = len(make_batches(job.data.train, settings, epoch=0))
+        found[steps] = trial.plan(job, settings, job.data.train, batches, told.append)
+    assert found[0] > found[20] > found[10_000] >= found[0] // 2 > 10
+    assert "short dynamics" not in told[0] and "--rollout-steps 0" in told[2]
+    monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 2000.0)
+    assert trial.plan(job, settings, job.data.train, batches, told.append) == 1
+    assert "warning: one epoch takes" in told[-1]
 
 
 def test_a_step_is_timed_though_it_explodes(tmp_path):

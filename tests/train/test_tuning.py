@@ -170,6 +170,8 @@ def test_stored_structures_keep_what_was_known(tmp_path, water, capfd):
     assert "drift: forces on 4 of 13 structures of its own training changed by" in text
     assert 0 < errors["old"]["drift"]["forces_rmse"] < 0.7 * errors["nothing"]["drift"]["forces_rmse"]
     assert errors["old"]["drift"]["forces_rmse_before"] is None
+    domains = {keep: load_with_metadata(tmp_path / keep / "model.pt")[0].domain for keep in errors}
+    assert domains["nothing"].frames == 8 < domains["old"].frames  # what was not kept is not claimed
 
 
 @pytest.mark.parametrize("factor, kept", [(1.0, True), (20.0, False)])
