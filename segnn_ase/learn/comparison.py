@@ -185,7 +185,8 @@ def reweighted_ensembles(
     frames: Sequence[Atoms], said: Sequence[dict[str, Any]], temperatures: dict[str, float]
 ) -> list[Reweighted]:
     """What the reference makes of labelled frames of the potential's dynamics, by condition: they are weighed by
-    exp(-(E_reference - E_potential) / kT) (Zwanzig, J. Chem. Phys. 22, 1420 (1954)).
+    exp(-(E_reference - E_potential) / kT) (Zwanzig, J. Chem. Phys. 22, 1420 (1954)), those of each run among
+    themselves: a crystal and a glass do not turn into one another.
 
     said: energies of the potential; temperatures: K, by name of the condition.
     """
@@ -195,7 +196,12 @@ def reweighted_ensembles(
         if len(mine) < 2:
             continue
         own = np.array([said[n]["energy"] for n in mine])
-        weights = weights_of(np.array([frames[n].get_potential_energy() for n in mine]) - own, kelvin)
+        off = np.array([frames[n].get_potential_energy() for n in mine]) - own
+        runs = [frames[n].info[KEY].rpartition("/")[0] for n in mine]
+        weights = np.zeros(len(mine))
+        for run in dict.fromkeys(runs):
+            those = [k for k, name in enumerate(runs) if name == run]
+            weights[those] = weights_of(off[those], kelvin) * len(those) / len(mine)
         atoms = len(frames[mine[0]])
         shift = 1e3 * float(weights @ (own - own.mean())) / atoms
         curves = curves_of([frames[n] for n in mine], weights)

@@ -23,7 +23,7 @@ from segnn_ase.learn.comparison import (
     rigid_motions,
     weights_of,
 )
-from segnn_ase.learn.labelled import CONDITION, LabelledFrames
+from segnn_ase.learn.labelled import CONDITION, KEY, LabelledFrames
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
 from segnn_ase.learn.settings import ReferenceConfig
@@ -141,7 +141,8 @@ def test_frames_are_weighed_as_the_reference_visits_them():
     assert weights @ x**2 == pytest.approx(1 / (narrow * beta), rel=0.03)
     frames = []
     for n in range(400):
-        frame = Atoms("CuAu", [[0, 0, 0], [2.5 + x[n], 0, 0]], cell=[8, 8, 8], pbc=True, info={CONDITION: "here"})
+        info = {CONDITION: "here", KEY: f"final/drawn/s1-300K-1/{n}"}
+        frame = Atoms("CuAu", [[0, 0, 0], [2.5 + x[n], 0, 0]], cell=[8, 8, 8], pbc=True, info=info)
         frame.calc = SinglePointCalculator(frame, energy=reference[n])
         frames.append(frame)
     said = [{"energy": energy} for energy in own[:400]]
@@ -151,6 +152,13 @@ def test_frames_are_weighed_as_the_reference_visits_them():
     assert found.shift == pytest.approx(1e3 * (w @ own[:400] - own[:400].mean()) / 2) and found.shift < 0
     r, theirs, mine = found.curves["Au-Cu"]
     assert mine[np.argmin(abs(r - 2.5))] < theirs[np.argmin(abs(r - 2.5))]  # the narrower well has the higher peak
+    for n in range(200, 400):  # another run, which is off by as much everywhere
+        frames[n].info[KEY] = f"final/drawn/s1-300K-2/{n}"
+        frames[n].calc.results["energy"] += 5.0
+    (both,) = reweighted_ensembles(frames, said, {"here": kelvin})
+    assert both.effective == pytest.approx(found.effective, rel=0.05) and both.shift == pytest.approx(
+        found.shift, rel=0.3
+    )
     same = weights_of(np.full(5, 3.0), kelvin)
     assert np.allclose(same, 0.2)
 
