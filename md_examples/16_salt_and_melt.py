@@ -6,11 +6,11 @@ command does, in some 85 minutes on two cores (settings in salt.toml; pip instal
     segnn learn salt.toml
 
 The second compares lattice constant, bulk modulus and phonons at Gamma of the primitive cell, forces of the crystal at
-300 K and of the liquid at 1300 K, g(r) of the liquid from dynamics of either, and the time that a step takes on one core.
+300 K and of the liquid at 1300 K, g(r) of the liquid from dynamics of either, and the time of a step on one core.
 
-Found with 94 minutes on two hyperthreads of an AMD EPYC without AVX-512, SevenNet 0.13: 706 labels; lattice constant -0.00 %,
-bulk modulus -2.9 %, transverse optical phonon -0.1 %; forces off by 2.5 meV/Å in the crystal and 20.8 in the liquid; highest
-g(r) of Na-Cl 3.79 and 3.72; a step takes 183 times less.
+Found with 94 minutes on two hyperthreads of an AMD EPYC without AVX-512, SevenNet 0.13: 706 labels; lattice constant
+-0.00 %, bulk modulus -2.9 %, transverse optical phonon -0.1 %; forces off by 2.5 meV/Å in the crystal and 20.8 in the
+liquid; highest g(r) of Na-Cl 3.79 and 3.72; a step takes 183 times less.
 """
 
 import os

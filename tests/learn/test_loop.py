@@ -256,12 +256,10 @@ def test_a_last_training_goes_on_though_its_time_has_passed(tmp_path, crystal, m
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segnn_ase.learn.finish.verify", killed)
     monkeypatch.setattr("segnn_ase.learn.finish.OFTEN", 0)  # by the clock, whatever it allows
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("segnn_ase.learn.finish.verify", killed)
         learn(LearnConfig.parse(values), progress=False)
-    monkeypatch.undo()
-    monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (2, 2))
     assert Path(learn(LearnConfig.parse(values), progress=False).model).exists()
 
 
