@@ -20,7 +20,7 @@ def without_cut_forces(atoms: Atoms, forces: np.ndarray, key: str | None, where:
     reasons = {
         name: ~mask,
         "constraints": constrained(atoms, forces),
-        "zeros": zeroed(forces),
+        "zeros": zeroed(forces) & mask,
     }
     cut = np.logical_or.reduce(list(reasons.values()))
     return np.where(cut, np.nan, forces), ", ".join(reason for reason, part in reasons.items() if part.any())

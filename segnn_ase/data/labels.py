@@ -106,10 +106,10 @@ def find_labels(atoms: Atoms, keys: LabelKeys, where: str) -> Found:
 
 
 def without_masked(source: Source, mask: np.ndarray) -> Source:
-    """Forces with zeros where they do not count, if they have the shape of forces."""
+    """Forces with zeros where they do not count and are no numbers, if they have the shape of forces."""
     value = np.asarray(source.value)
     fits = value.shape == mask.shape and value.dtype.kind in "iuf"
-    return source._replace(value=np.where(mask, value, 0.0)) if fits else source
+    return source._replace(value=np.where(mask | np.isfinite(value), value, 0.0)) if fits else source
 
 
 def usual_sources(atoms: Atoms) -> list[Source]:

@@ -182,7 +182,7 @@ def test_cues_are_charges_moments_and_settings(tmp_path):
         ("", "told the charge of the whole; expected pair_style segnn charge"),
         ("charge 0.5", "is 0.5"),
     ):
-        lines = [x.replace("style atomic", "style charge") for x in lammps.setup(tmp_path, atoms, ELEMENTS, pair=words)]
+        lines = lammps.setup(tmp_path, atoms, ELEMENTS, style="charge", pair=words)
         assert wrong in lammps.run(tmp_path, [*lines, "run 0"], ranks=2, fails=True)
     lines = lammps.setup(tmp_path, atoms, ELEMENTS)
     assert "told charges; expected an atom_style that has them" in lammps.run(tmp_path, [*lines, "run 0"], fails=True)
@@ -288,7 +288,7 @@ def test_what_is_new_is_told_or_stops_the_run(tmp_path):
     assert "at step 0 the training data do not cover" in lammps.run(tmp_path, lines, ranks=2, fails=True)
     atoms.positions[0] -= 1.2
     lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check 1 stop"), "run 0", "group one id 1"]
-    lines += ["displace_atoms one move 1.2 0 0", "run 0"]  # the step is 0 again
+    lines += ["displace_atoms one move 1.2 1.2 1.2", "run 0"]  # the step is 0 again
     assert "do not cover" in lammps.run(tmp_path, lines, ranks=2, fails=True)
     lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check no charge 1"), "run 5"]
     found = lammps.run(tmp_path, lines, ranks=2)

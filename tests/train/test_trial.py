@@ -77,7 +77,8 @@ def test_short_dynamics_have_their_part_of_the_minutes(tmp_path, monkeypatch):
     monkeypatch.setattr(trial, "seconds_of_step", lambda *_: 1.0)
     found, told = {}, []
     for steps in (0, 20, 10_000):
-        job, settings = job_of(tmp_path / str(steps), epochs=None, minutes=30.0, rollout_steps=steps)
+        (tmp_path / str(steps)).mkdir()
+        job, settings = job_of(tmp_path / str(steps), epochs=None, minutes=10.0, rollout_steps=steps)
         batches = len(make_batches(job.data.train, settings, epoch=0))
         found[steps] = trial.plan(job, settings, job.data.train, batches, told.append)
     assert found[0] > found[20] > found[10_000] >= found[0] // 2 > 10
