@@ -98,7 +98,7 @@ def taught_by_own(
     """Train so many teachers, if they are not there; returns the settings of the one that they teach, and its data.
 
     All have shares of the minutes. Teachers are not tested. Where nobody has asked for them, and they cannot teach, as
-    of labels that nothing explains, that is told, and what was given is returned, with the minutes that are left.
+    of labels that nothing explains, that is told, and what was given is returned, with all its minutes.
     """
     report(f"{teachers} potentials come first, whose mean is learned beside the frames (a new training: --teachers 0)")
     first, last = shares(config.training, teachers)
@@ -114,7 +114,7 @@ def taught_by_own(
         if config.training.teachers is not None:
             raise ConfigError(f"the teachers of this training cannot teach (training.teachers): {error}") from error
         report(f"the teachers are left out: {error}")
-        return config.model_copy(update={"training": last}), data
+        return config, data
 
 
 def shares(settings: OptimConfig, teachers: int) -> tuple[OptimConfig, OptimConfig]:
