@@ -19,6 +19,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.command_line import segnn
 from helpers.loops import loop_settings
+from helpers.trainings import leave_out_plots
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
@@ -46,6 +47,7 @@ def crystal():
 @pytest.fixture(autouse=True)
 def few_epochs(monkeypatch):
     monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (2, 2))
+    leave_out_plots(monkeypatch)
 
 
 def test_a_loop_ends_and_leaves_everything(tmp_path, crystal):

@@ -10,6 +10,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.md.langevin import Langevin
+from helpers.trainings import leave_out_plots
 
 from segnn_ase import OnTheFlyCalculator, load_potential
 from segnn_ase.base.errors import ConfigError, OutputError
@@ -26,6 +27,7 @@ def crystal():
 @pytest.fixture(autouse=True)
 def few_epochs(monkeypatch):
     monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (60, 60))
+    leave_out_plots(monkeypatch)
 
 
 def moved(atoms, calculator, steps, seed=0):
