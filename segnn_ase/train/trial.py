@@ -88,7 +88,7 @@ def plan(job: Training, settings: LoopConfig, train: list[Item], batches: int, r
 def minutes_of_rollouts(job: Training, settings: LoopConfig, seconds: float) -> float:
     """Of all short dynamics; seconds: of a training step, for each pair of neighbours in it."""
     steps = settings.rollout_steps if isinstance(settings, OptimConfig) else 0
-    start = start_of_rollouts(job.data, settings.seed) if steps else None
+    start = start_of_rollouts(job.data, settings.seed) if steps and job.model.config.smooth else None
     if start is None:
         return 0.0
     return TIMES * 2 * steps * EVALUATION * seconds * sum(edges_of([start])) / 60

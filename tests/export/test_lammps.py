@@ -168,6 +168,25 @@ def table(output: str) -> np.ndarray:
 
 @pytest.mark.engines
 @pytest.mark.slow
+@pytest.mark.parametrize(("bonded", "refused"), [("3 4", False), ("1 2", True)])
+def test_bonds_take_no_pairs_of_its_atoms_away(work, bonded, refused):
+    """With special_bonds 0 0 0, LAMMPS' default; those of other pair styles' atoms may."""
+    lines = lammps.setup(work, lammps.as_lammps_has_it(rattled_copper()), ["Cu", "O"])
+    box = ["region box block 0 12 0 12 0 12", "create_box 2 box bond/types 1 extra/bond/per/atom 1"]
+    box[-1] += " extra/special/per/atom 1"
+    places = [(1, 1, 1, 1), (1, 1, 1, 3.5), (2, 6, 6, 6), (2, 6, 6, 7.2)]
+    box += [f"create_atoms {kind} single {x} {y} {z}" for kind, x, y, z in places]
+    own = {"read_data data.lammps": box, "atom_style atomic": ["atom_style bond"]}
+    lines = [new for line in lines[:-2] for new in own.get(line, [line])]
+    lines += ["bond_style zero", "bond_coeff 1 1.2"]
+    lines += [f"create_bonds single/bond 1 {bonded}", "pair_style hybrid/overlay segnn check no lj/cut 5.0"]
+    lines += ["pair_coeff * * segnn model/model.segnn Cu NULL", "pair_coeff * * lj/cut 0.01 1.0", "run 0"]
+    found = lammps.run(work, lines, ranks=2, fails=refused)
+    assert ("the pairs of its atoms' bonds, too; expected special_bonds lj/coul 1 1 1" in found) is refused
+
+
+@pytest.mark.engines
+@pytest.mark.slow
 def test_cues_are_charges_moments_and_settings(tmp_path):
     cues = ["initial_charges", "charge"]
     potential = Potential(model_config(**{**TINY, "cues": cues}), [1, 6, 8, 29]).double()
