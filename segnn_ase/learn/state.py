@@ -147,9 +147,12 @@ def settings_that_count(config: LearnConfig) -> dict[str, Any]:
 
 
 def refuse_others(config: LearnConfig, known: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise ConfigError that names the first setting that is another."""
+    """Raise ConfigError that names the first setting that is another; one that was not there yet had its default."""
+    usual = settings_that_count(LearnConfig(structures=config.structures, reference=config.reference.calculator))
     for section in now:
-        old, new = known.get(section), now[section]
+        old, new = known.get(section, usual.get(section)), now[section]
+        if isinstance(old, dict):
+            old = {**usual[section], **old}
         if old == new:
             continue
         name, before, after = section, old, new

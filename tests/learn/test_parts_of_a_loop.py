@@ -1,5 +1,6 @@
 """What a loop is made of: settings, first frames, what is drawn and chosen, where runs begin, what a label costs."""
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -31,6 +32,19 @@ def crystal():
     atoms = bulk("Cu", cubic=True)
     atoms.rattle(0.02, seed=0)
     return atoms
+
+
+def test_a_setting_that_was_not_there_yet_had_its_default(tmp_path, crystal):
+    values = loop_settings(tmp_path, crystal, conditions={"pressure": [0.0]})
+    begun = LoopState(LearnConfig.parse(values), [crystal])
+    begun.save()
+    content = json.loads(begun.path.read_text())
+    del content["settings"]["conditions"]["npt_cell"], content["settings"]["frames"]  # of an older version
+    begun.path.write_text(json.dumps(content))
+    LoopState(LearnConfig.parse(values), [crystal])
+    values["conditions"]["npt_cell"] = "full"
+    with pytest.raises(ConfigError, match=r"npt_cell' is 'full', but the loop .* was begun with 'isotropic'"):
+        LoopState(LearnConfig.parse(values), [crystal])
 
 
 @pytest.mark.parametrize(("minutes", "of_a_round"), [(0.01, True), (1000, False)])
