@@ -12,6 +12,7 @@ from segnn_ase.data.batches import Item, cheapest
 from segnn_ase.data.frames import Frame
 from segnn_ase.data.references import ReferenceEnergies
 from segnn_ase.model.potential import Potential
+from segnn_ase.store.shipped import find_model
 from segnn_ase.structure.stored import evenly
 from segnn_ase.train.beside import Beside
 from segnn_ase.train.optimizers import Soap
@@ -134,3 +135,13 @@ def refuse_overwriting(out: str) -> None:
     """Raise ConfigError for a model that is there without the resume file of its training."""
     if Path(out).exists() and not output_files(out)["resume"].exists():
         raise ConfigError(f"out is {out!r}, which exists and is no training to go on with: rename or remove it")
+
+
+def refuse_overwriting_input(told: str, model: str, out: str, members: int) -> None:
+    """Raise ConfigError where the training of so many members would write the model that it reads."""
+    outs = [out, *(str(Path(out).with_suffix(f".{k}.pt")) for k in range(1, members + 1) if members > 1)]
+    written = {path.resolve() for one in outs for path in (Path(one), output_files(one)["last"])}
+    if find_model(model).resolve() in written:
+        raise ConfigError(
+            f"{told} is {model!r}, which this training would overwrite; expected another out than {out!r}"
+        )

@@ -3,16 +3,14 @@
 import math
 import time
 from functools import partial
-from pathlib import Path
 
 from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.processes import is_first, on_first
 from segnn_ase.model.potential import Potential
 from segnn_ase.store.model_file import Committee, load_committee
-from segnn_ase.store.shipped import find_model
 from segnn_ase.train.committee import train_committee
 from segnn_ase.train.few_frames import number_of_teachers, taught_by_own
-from segnn_ase.train.job import Training, TrainingData, output_files, refuse_overwriting
+from segnn_ase.train.job import Training, TrainingData, refuse_overwriting, refuse_overwriting_input
 from segnn_ase.train.loop import run_training
 from segnn_ase.train.prepare import from_scratch, read_data
 from segnn_ase.train.report import printer
@@ -35,6 +33,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
         raise ConfigError(
             f"setting 'finetune' is {config.finetune}: a training from scratch keeps nothing; leave it out"
         )
+    if config.data.teacher is not None:
+        refuse_overwriting_input("setting 'data.teacher'", config.data.teacher, config.out, config.training.committee)
     deadline = deadline_of(config.training)
     join_for(config)
     with only_training(config.out):
@@ -69,7 +69,7 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     report, starts = printer(progress), on_first(partial(load_committee, model))
     first, members = starts.potentials[0], len(starts.potentials)
     refuse_for_finetuning(model, config, members)
-    refuse_overwriting_start(model, config.out, members)
+    refuse_overwriting_input("model", model, config.out, members)
     settings = finetune_settings(config.training, first, report).model_copy(update={"committee": members})
     data = with_dispersion_of(model, first, config.data)
     config = config.model_copy(update={"training": settings, "data": data})
@@ -117,14 +117,6 @@ def refuse_for_finetuning(model: str, config: TrainConfig, members: int) -> None
                 f"setting 'data.{name}' is {getattr(data, name)!r}: fine-tuning shifts the E0 of {model} to the "
                 "energies of its frames; leave it out, or add isolated atoms to data.train"
             )
-
-
-def refuse_overwriting_start(model: str, out: str, members: int) -> None:
-    """Raise ConfigError where the training would write what it starts from."""
-    outs = [out, *(str(Path(out).with_suffix(f".{k}.pt")) for k in range(1, members + 1) if members > 1)]
-    written = {path.resolve() for one in outs for path in (Path(one), output_files(one)["last"])}
-    if find_model(model).resolve() in written:
-        raise ConfigError(f"out is {out!r}, of which a file is {model}, the model to start from: choose another out")
 
 
 def with_dispersion_of(model: str, start: Potential, data: DataConfig) -> DataConfig:

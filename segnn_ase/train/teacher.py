@@ -7,7 +7,6 @@ arXiv:1503.02531). Where the frames are is told by short dynamics from each, at 
 
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +23,12 @@ from segnn_ase.data.frames import Frame
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 from segnn_ase.store.model_file import load_committee
-from segnn_ase.store.shipped import find_model
 from segnn_ase.store.tensors import checksum
 from segnn_ase.structure.stored import evenly
 from segnn_ase.structure.told import standing
 from segnn_ase.train.beside import beside
 from segnn_ase.train.evaluation import Evaluate, evaluator_of
-from segnn_ase.train.job import TrainingData, output_files
+from segnn_ase.train.job import TrainingData
 from segnn_ase.train.rollouts import CONTACT, FRICTION, dynamics_of, nearest_of, usual_timestep
 from segnn_ase.train.settings import OptimConfig, TrainConfig
 
@@ -99,13 +97,6 @@ def teachers_of(config: TrainConfig, frames: list[Frame]) -> list[Potential]:
     """The potentials of the teacher's file. Raises ConfigError for those that cannot teach this training."""
     settings = config.data
     told = f"setting 'data.teacher' is {settings.teacher!r}"
-    if find_model(settings.teacher).resolve() in {
-        Path(config.out).resolve(),
-        output_files(config.out)["last"].resolve(),
-    }:
-        raise ConfigError(
-            f"{told}, which this training would overwrite; expected another name of out than {config.out!r}"
-        )
     teachers = load_committee(settings.teacher).potentials
     first, needed = teachers[0], {int(z) for frame in frames for z in frame.atoms.numbers}
     cues = model_config(**config.model).cues

@@ -227,7 +227,7 @@ def test_a_teacher_whose_energies_jump(tmp_path):
 def test_a_teacher_is_not_overwritten(tmp_path, committee):
     shutil.copy(committee, tmp_path / "model.pt")
     before = (tmp_path / "model.pt").read_bytes()
-    with pytest.raises(ConfigError, match="would overwrite; expected another name"):
+    with pytest.raises(ConfigError, match="would overwrite; expected another out"):
         train(taught(tmp_path, str(tmp_path / "model.pt"), committee=2), progress=False)
     assert (tmp_path / "model.pt").read_bytes() == before
 

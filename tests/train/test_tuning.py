@@ -347,15 +347,15 @@ def test_a_lone_atom_beside_the_frames_spoils_no_energies(tmp_path, water, capfd
 def test_the_start_is_not_overwritten(tmp_path, water):
     content = Path(water).read_bytes()
     config = tuning(tmp_path, water_frames(4)).model_copy(update={"out": water})
-    with pytest.raises(ConfigError, match="the model to start from: choose another out"):
+    with pytest.raises(ConfigError, match="which this training would overwrite; expected another out"):
         finetune(water, config, progress=False)
     both = str(tmp_path / "both.pt")
     start = load_with_metadata(water)[0]
     save_committee(both, Committee([start, start], dict.fromkeys(("energy", "forces", "stress"), 1.0), {}))
-    with pytest.raises(ConfigError, match="the model to start from: choose another out"):
+    with pytest.raises(ConfigError, match="which this training would overwrite; expected another out"):
         finetune(both, config.model_copy(update={"out": both}), progress=False)
     Path(tmp_path / "both.1.pt").write_bytes(content)
-    with pytest.raises(ConfigError, match="the model to start from: choose another out"):
+    with pytest.raises(ConfigError, match="which this training would overwrite; expected another out"):
         finetune(str(tmp_path / "both.1.pt"), config.model_copy(update={"out": str(tmp_path / "both.1.pt")}))
     assert Path(water).read_bytes() == content
 
