@@ -79,10 +79,9 @@ for temperature in (300, 600):
     ase.io.write(f"peptide_{temperature}K.xyz", hottest)
 
 energies = []
-for frame in hottest[:: max(len(hottest) // 6, 1)][:6]:  # conformers: each relaxed by both
-    pair = []
+for frame in hottest[:: max(len(hottest) // 6, 1)][:6]:  # conformers of the reference, from there relaxed by both
+    pair, relaxed = [], frame.copy()
     for calculator in (xtb(), potential):
-        relaxed = frame.copy()
         relaxed.calc = calculator
         LBFGS(relaxed, logfile=None).run(fmax=0.01, steps=10 * steps if steps < 100 else 500)
         pair.append(relaxed.get_potential_energy())
