@@ -33,10 +33,11 @@ def train(config: TrainConfig, *, progress: bool = True) -> dict:
         raise ConfigError(
             f"setting 'finetune' is {config.finetune}: a training from scratch keeps nothing; leave it out"
         )
-    if config.data.teacher is not None:
-        refuse_overwriting_input("setting 'data.teacher'", config.data.teacher, config.out, config.training.committee)
     deadline = deadline_of(config.training)
     join_for(config)
+    if config.data.teacher is not None:
+        told, members = "setting 'data.teacher'", config.training.committee
+        on_first(partial(refuse_overwriting_input, told, config.data.teacher, config.out, members))
     with only_training(config.out):
         if config.training.committee > 1:
             return train_committee(config, deadline, progress=progress)
@@ -69,7 +70,7 @@ def finetune(model: str, config: TrainConfig, *, progress: bool = True) -> dict:
     report, starts = printer(progress), on_first(partial(load_committee, model))
     first, members = starts.potentials[0], len(starts.potentials)
     refuse_for_finetuning(model, config, members)
-    refuse_overwriting_input("model", model, config.out, members)
+    on_first(partial(refuse_overwriting_input, "model", model, config.out, members))
     settings = finetune_settings(config.training, first, report).model_copy(update={"committee": members})
     data = with_dispersion_of(model, first, config.data)
     config = config.model_copy(update={"training": settings, "data": data})

@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import ase.io
@@ -225,11 +226,12 @@ def test_a_teacher_whose_energies_jump(tmp_path):
 
 
 def test_a_teacher_is_not_overwritten(tmp_path, committee):
-    shutil.copy(committee, tmp_path / "model.pt")
-    before = (tmp_path / "model.pt").read_bytes()
-    with pytest.raises(ConfigError, match="would overwrite; expected another out"):
-        train(taught(tmp_path, str(tmp_path / "model.pt"), committee=2), progress=False)
-    assert (tmp_path / "model.pt").read_bytes() == before
+    before = Path(committee).read_bytes()
+    for name, members in (("model.pt", 1), ("model.pt", 2), ("model.2.pt", 2), ("model.1.last.pt", 2)):
+        shutil.copy(committee, tmp_path / name)
+        with pytest.raises(ConfigError, match=rf"'data\.teacher' is .*{name}'.*would overwrite; expected another out"):
+            train(taught(tmp_path, str(tmp_path / name), committee=members), progress=False)
+        assert (tmp_path / name).read_bytes() == before
 
 
 def test_large_frames_are_fewer():
