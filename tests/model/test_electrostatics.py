@@ -542,7 +542,7 @@ def test_it_learns_what_a_cutoff_hides(tmp_path, known):
     for name in [*known, "none"]:
         cues = [] if name == "latent" else ["initial_charges"]
         model = {**SMALL, "cutoff": 3.0, "electrostatics": name, "core_repulsion": False, "cues": cues}
-        training = {"epochs": 120, "learning_rate": 0.01, "batch_size": 5, "device": "cpu", "rollout_steps": 0}
+        training = {"epochs": 240, "learning_rate": 0.01, "batch_size": 5, "device": "cpu", "rollout_steps": 0}
         data = {"train": str(tmp_path / "train.xyz"), "test": str(tmp_path / "test.xyz")}
         values = {"data": data, "model": model, "training": training, "out": str(tmp_path / f"{name}.pt")}
         errors[name] = train(TrainConfig.parse(values), progress=False)[str(tmp_path / "test.xyz")]["forces_rmse"]
