@@ -1,8 +1,9 @@
-"""A potential of one's own: a peptide of 42 atoms, learned from GFN2-xTB in an hour, and what it is worth.
+r"""A potential of one's own: a peptide of 42 atoms, learned from GFN2-xTB in an hour, and what it is worth.
 
 Ac-Ala3-NHMe (`peptide.xyz`) at 300 and 600 K. The first part is what this command does:
 
-    segnn learn md_examples/peptide.xyz --reference gfn2-xtb --temperature 300,600 --preset fast --out peptide.pt
+    segnn learn md_examples/peptide.xyz --reference gfn2-xtb --temperature 300,600 --preset fast --aim 25 \
+        --out peptide.pt
 
 The second measures it on independent dynamics of the reference, on conformers that these lead to, at constant energy,
 and against the cost of the reference (OMP_NUM_THREADS=1: on one core). Needs tblite: pip install tblite.
@@ -39,6 +40,7 @@ found = learn(
             "conditions": {"temperature": "300,600", **({} if steps >= 1000 else {"picoseconds": 0.01})},
             "model": {"preset": "fast"},
             "budget": budget,
+            "aim": {"forces": 25},
         }
     )
 )
@@ -83,7 +85,8 @@ for frame in hottest[:: max(len(hottest) // 6, 1)][:6]:  # conformers of the ref
     pair, relaxed = [], frame.copy()
     for calculator in (xtb(), potential):
         relaxed.calc = calculator
-        LBFGS(relaxed, logfile=None).run(fmax=0.01, steps=10 * steps if steps < 100 else 500)
+        if not LBFGS(relaxed, logfile=None).run(fmax=0.01, steps=10 * steps if steps < 100 else 2000):
+            print("a conformer is not at a minimum after 2000 steps" if steps >= 100 else "few steps: no minimum yet")
         pair.append(relaxed.get_potential_energy())
     energies.append(pair)
 relative = np.array(energies) - np.mean(energies, axis=0)

@@ -15,6 +15,7 @@ from ase import Atoms
 
 from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.choice import drawn
 from segnn_ase.learn.comparison import (
     VOLUMES,
     Compared,
@@ -29,14 +30,13 @@ from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
 from segnn_ase.learn.rounds import (
+    FOR_FEW,
     OFTEN,
     Rounds,
     doctor_in_words,
-    drawn,
     epochs_within,
     errors_on,
     is_small,
-    short_training,
     too_sure,
     training_in,
     usable,
@@ -164,7 +164,7 @@ def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) ->
 def last_training(loop: Loop, frames: Sequence[Atoms], folder: Path) -> TrainConfig:
     """Of the settings that were given; without a length it gets the minutes that are left, and its share at least.
 
-    Where these are few epochs it is one of a round, which is made for that, and as long as that at least.
+    Where these are few epochs, roughly, it is like one of a round, which is made for that.
     """
     config, state = loop.config, loop.state
     given = config.training.model_dump(exclude_unset=True)
@@ -173,9 +173,9 @@ def last_training(loop: Loop, frames: Sequence[Atoms], folder: Path) -> TrainCon
         minutes = (
             state.once(f"seconds of {folder.name}", lambda: round(60 * max(left, LAST * config.budget.minutes))) / 60
         )
-        if epochs_within(minutes, frames, config.model, config.training) < OFTEN:
-            return short_training(loop, frames, folder, minutes)
         given["minutes"] = minutes
+        if epochs_within(minutes, frames, config.model, config.training) < OFTEN:
+            given = {**FOR_FEW, **given}
     return training_in(config, folder, OptimConfig(**{"seed": config.seed, **given}))
 
 

@@ -17,6 +17,7 @@ from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.files import existing_file
 from segnn_ase.base.locks import only_writer
 from segnn_ase.data.frames import check_atoms
+from segnn_ase.learn.choice import chosen, drawn
 from segnn_ase.learn.explore import (
     SHARE,
     Ran,
@@ -38,8 +39,6 @@ from segnn_ase.learn.rounds import (
     SHORT,
     Rounds,
     calculator_of_round,
-    chosen,
-    drawn,
     epochs_within,
     errors_on,
     is_good,

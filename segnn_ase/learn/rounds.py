@@ -1,5 +1,4 @@
-"""What is done in a round: a short training, dynamics, an error that is measured on frames drawn from these, more
-labels."""
+"""What is done in a round: a short training, and an error that is measured on frames of dynamics."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -9,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.files import write_atomically
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.learn.explore import Condition, Ran
-from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame, write_frames
-from segnn_ase.learn.selection import informative, learned_form
+from segnn_ase.learn.choice import in_brief
+from segnn_ase.learn.explore import Ran
+from segnn_ase.learn.labelled import CONDITION, write_frames
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.state import Loop
 from segnn_ase.model.settings import model_config
@@ -29,10 +27,9 @@ SHORT = 0.05  # of the minutes of the budget that the training of a round is to 
 SHORTEST = 0.4  # of that, where the errors of the round before were as far below the aim
 EPOCHS = 30, 200  # of it, at least and at most
 OFTEN = 100  # epochs that are many: frames are what is missing, not time
-RATE = 0.03
+FOR_FEW = {"learning_rate": 0.03, "rollout_steps": 0, "teachers": 0}  # settings of a training of few epochs
 OF_LAST = {"minutes", "epochs", "committee", "patience", "teachers", "select"}  # settings of the last training alone
 OF_LAST |= {name for name in OptimConfig.model_fields if name.startswith("rollout_")}
-NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
 STRONGEST = 50.0  # eV/Å: frames with larger forces say nothing of dynamics, and spoil a training
 
 
@@ -91,7 +88,7 @@ def short_training(loop: Loop, frames: Sequence[Atoms], folder: Path, minutes: f
     epochs = loop.state.once(
         f"epochs of {folder.name}", lambda: epochs_within(minutes, frames, config.model, config.training)
     )
-    short = {"seed": config.seed, "epochs": epochs, "learning_rate": RATE, "rollout_steps": 0, "teachers": 0}
+    short = {"seed": config.seed, "epochs": epochs, **FOR_FEW}
     given = config.training.model_dump(exclude_unset=True)
     mine = {name: value for name, value in given.items() if name not in OF_LAST}
     return training_in(config, folder, OptimConfig(**{**short, **mine}))
@@ -110,91 +107,6 @@ def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training
     steps = max(len(frames) / training.batch_size, pairs / training.max_edges)
     seconds = seconds_by_size(model, elements, pairs, steps, training.device)
     return int(np.clip(60 * minutes / max(seconds, 1e-9), *EPOCHS))
-
-
-def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = "") -> list[Atoms]:
-    """Frames of all runs, at random times, to be labelled for the error: so many in all; conditions take turns, with
-    another one first in each round, and so do the runs of each. prefix: of their keys."""
-    rng = np.random.default_rng([seed, round_])
-    left: dict[Condition, list[list[tuple[int, int]]]] = {}
-    for n, run in enumerate(ran):
-        sane = [k for k, frame in enumerate(run.frames) if is_sane(frame)]
-        if sane:
-            left.setdefault(run.planned.condition, []).append([(n, sane[k]) for k in rng.permutation(len(sane))])
-    found: list[tuple[int, int]] = []
-    first = round_ * count % max(len(left), 1)
-    turns = [*left.values()][first:] + [*left.values()][:first]
-    while len(found) < count and any(any(runs) for runs in turns):
-        for runs in turns:
-            runs.sort(key=len, reverse=True)  # the one of which most are left
-            if runs[0] and len(found) < count:
-                found.append(runs[0].pop())
-    return [
-        asked_frame(
-            ran[n].frames[k],
-            f"{prefix or round_}/drawn/{ran[n].planned.key}/{k}",
-            round_,
-            ran[n].planned.condition.name,
-            "drawn at random",
-        )
-        for n, k in sorted(found)
-    ]
-
-
-def chosen(
-    ran: Sequence[Ran], measured: Sequence[Atoms], count: int, round_: int, calculator: SEGNNCalculator
-) -> list[Atoms]:
-    """The most informative frames of dynamics, so many: up to half of them where runs were stopped, the rest of all.
-
-    measured: frames that are learned anyway.
-    """
-    ends = [(run, end) for run in ran if (end := last_sane(run)) is not None]
-    taken = {tuple(frame.info[KEY].split("/")[-2:]) for frame in measured}
-    on_the_way = [
-        (run, frame)
-        for run in ran
-        for k, frame in enumerate(run.frames)
-        if (run.planned.key, str(k)) not in taken and is_sane(frame)
-    ]
-    known, learned = learned_form(calculator), [calculator.get_descriptors(frame) for frame in measured]
-    picked: list[tuple[Ran, Atoms, str]] = []
-    for candidates, most, told in ((ends, count // 2, "stopped"), (on_the_way, count, "passed")):
-        features = [calculator.get_descriptors(frame) for _, frame in candidates]
-        numbers, _ = informative(features, min(most, count - len(picked)), known, learned)
-        picked += [(*candidates[n], told) for n in numbers]
-        learned += [features[n] for n in numbers]
-    return [
-        asked_frame(frame, f"{round_}/chosen/{n}", round_, run.planned.condition.name, _reason(run, told))
-        for n, (run, frame, told) in enumerate(picked)
-    ]
-
-
-def _reason(run: Ran, told: str) -> str:
-    return f"stopped: {in_brief(run.reason)}" if told == "stopped" and run.reason else "informative"
-
-
-def in_brief(reason: str | None) -> str:
-    """Why a run was stopped, without where its files are."""
-    text = (reason or "").partition(": ")[2] or (reason or "")
-    for end in (". What would help", ". The frame before", ". A smaller"):
-        text = text.partition(end)[0]
-    text = text.removeprefix("this is outside what the potential was trained on: ")
-    return text.partition("; ")[0][:160]
-
-
-def last_sane(run: Ran) -> Atoms | None:
-    """Where a run was stopped: the refused frame, or the one before, where that is a structure at all."""
-    return next((frame for frame in reversed(run.ends) if is_sane(frame)), None)
-
-
-def is_sane(atoms: Atoms) -> bool:
-    """Whether a reference can be asked: atoms are somewhere, and not upon one another."""
-    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-        return False
-    radii = covalent_radii[atoms.numbers]
-    i, j, S = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 2 * NEAREST * radii.max())
-    d = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + S @ atoms.cell.array, axis=1)
-    return bool((d >= NEAREST * (radii[i] + radii[j])).all())
 
 
 def errors_on(frames: Sequence[Atoms], calculator: SEGNNCalculator) -> dict[str, Any]:

@@ -2,24 +2,30 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from helpers.loops import loop_settings
 
+import segnn_ase
+from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError
+from segnn_ase.learn.choice import FMAX, chosen, drawn, in_brief, is_sane
 from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, patience, plan_runs
-from segnn_ase.learn.finish import last_training, why_not_good
+from segnn_ase.learn.finish import AFTER, last_training, why_not_good
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, nudged, other_answer
 from segnn_ase.learn.loop import is_good, learn, picoseconds_of, read_structures
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.report import Trial
-from segnn_ase.learn.rounds import EPOCHS, RATE, STRONGEST, drawn, in_brief, is_sane, usable
+from segnn_ase.learn.rounds import FOR_FEW, STRONGEST, usable
 from segnn_ase.learn.settings import AimConfig, ConditionsConfig, LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.learn.state import Loop, LoopState
@@ -54,8 +60,8 @@ def test_a_last_training_of_few_epochs_is_one_of_a_round(tmp_path, crystal, minu
     config = LearnConfig.parse(values)
     loop = Loop(config, [crystal], None, LoopState(config, [crystal]), print)
     training = last_training(loop, [crystal] * 40, tmp_path).training
-    assert (training.epochs == EPOCHS[0] and training.learning_rate == RATE) is of_a_round
-    assert (training.minutes is None) is of_a_round
+    assert (training.learning_rate == FOR_FEW["learning_rate"] and training.teachers == 0) is of_a_round
+    assert training.epochs is None and training.minutes == pytest.approx(minutes * (1 - AFTER), abs=0.02)
 
 
 def test_a_label_costs_what_those_of_the_structures_do(tmp_path, crystal):
@@ -329,3 +335,22 @@ def test_where_runs_begin(crystal):
     assert begun(stopped) == [origin, home, origin, origin, home, origin]
     assert begun([run._replace(steps=30) for run in stopped]) == [origin] * 6  # they were never at home
     assert begun([]) == [origin] * 6
+
+
+def test_minima_of_the_potential_are_among_what_is_chosen():
+    folder = Path(segnn_ase.__file__).parents[1] / "potentials" / "acetylacetone-pbe"
+    start = ase.io.read(folder / "reference.xyz")
+    start.set_constraint(FixAtoms([0]))
+    calculator, rng = SEGNNCalculator(folder / "model.pt", domain="ignore"), np.random.default_rng(0)
+    frames = [Atoms(start.numbers, start.positions + 0.05 * rng.normal(size=(15, 3))) for _ in range(8)]
+    ran = [Ran(Planned(Condition(0, 300.0, None), 0, start, 2500, 0.5, 0, 1.0, 50.0), 2500, None, frames, [])]
+    found = chosen(ran, [], 6, 2, calculator)
+    reasons = Counter(frame.info["reason"] for frame in found)
+    assert reasons == {"relaxed by the potential": 1, "informative": 5}
+    relaxed = next(frame for frame in found if "relaxed" in frame.info["reason"])
+    said = calculator.evaluate([relaxed, *frames])
+    assert np.abs(said[0]["forces"][1:]).max() < FMAX < np.abs(said[1]["forces"]).max()  # the fixed one is pulled
+    assert said[0]["energy"] < min(one["energy"] for one in said[1:])
+    assert any(np.array_equal(relaxed.positions[0], frame.positions[0]) for frame in frames)
+    short = [ran[0]._replace(steps=700)]  # no relaxation is as short
+    assert {frame.info["reason"] for frame in chosen(short, [], 6, 2, calculator)} == {"informative"}

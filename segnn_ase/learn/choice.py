@@ -1,0 +1,139 @@
+"""Which frames of a round's dynamics are labelled: some at random for the error, where runs were stopped, on the way,
+and relaxed."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import numpy as np
+from ase import Atoms
+from ase.data import covalent_radii
+from ase.optimize import LBFGS
+
+from segnn_ase.base.errors import SEGNNError
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.explore import Condition, Ran, placed_as
+from segnn_ase.learn.labelled import KEY, asked_frame
+from segnn_ase.learn.selection import informative, learned_form
+from segnn_ase.structure.neighbors import neighbor_list
+
+NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
+OF_MINIMA = 1 / 6  # of what is chosen: minima lie below all that dynamics show, and users relax into them
+FMAX, LONGEST = 0.03, 200  # eV/Å, and steps, of a relaxation by the potential
+PART = 0.25  # of the steps of the dynamics, for all relaxations
+
+
+def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = "") -> list[Atoms]:
+    """Frames of all runs, at random times, to be labelled for the error: so many in all; conditions take turns, with
+    another one first in each round, and so do the runs of each. prefix: of their keys."""
+    rng = np.random.default_rng([seed, round_])
+    left: dict[Condition, list[list[tuple[int, int]]]] = {}
+    for n, run in enumerate(ran):
+        sane = [k for k, frame in enumerate(run.frames) if is_sane(frame)]
+        if sane:
+            left.setdefault(run.planned.condition, []).append([(n, sane[k]) for k in rng.permutation(len(sane))])
+    found: list[tuple[int, int]] = []
+    first = round_ * count % max(len(left), 1)
+    turns = [*left.values()][first:] + [*left.values()][:first]
+    while len(found) < count and any(any(runs) for runs in turns):
+        for runs in turns:
+            runs.sort(key=len, reverse=True)  # the one of which most are left
+            if runs[0] and len(found) < count:
+                found.append(runs[0].pop())
+    return [
+        asked_frame(
+            ran[n].frames[k],
+            f"{prefix or round_}/drawn/{ran[n].planned.key}/{k}",
+            round_,
+            ran[n].planned.condition.name,
+            "drawn at random",
+        )
+        for n, k in sorted(found)
+    ]
+
+
+def chosen(
+    ran: Sequence[Ran], measured: Sequence[Atoms], count: int, round_: int, calculator: SEGNNCalculator
+) -> list[Atoms]:
+    """The most informative frames of dynamics, so many: up to half of them where runs were stopped, a sixth relaxed by
+    the potential, the rest of all.
+
+    measured: frames that are learned anyway.
+    """
+    ends = [(run, end) for run in ran if (end := last_sane(run)) is not None]
+    taken = {tuple(frame.info[KEY].split("/")[-2:]) for frame in measured}
+    on_the_way = [
+        (run, frame)
+        for run in ran
+        for k, frame in enumerate(run.frames)
+        if (run.planned.key, str(k)) not in taken and is_sane(frame)
+    ]
+    known, learned = learned_form(calculator), [calculator.get_descriptors(frame) for frame in measured]
+    picked: list[tuple[Ran, Atoms, str]] = []
+    relaxed = relaxed_frames(on_the_way, 2 * round(OF_MINIMA * count), calculator)
+    kinds = (ends, count // 2, "stopped"), (relaxed, round(OF_MINIMA * count), "relaxed"), (on_the_way, count, "passed")
+    for candidates, most, told in kinds:
+        features = [calculator.get_descriptors(frame) for _, frame in candidates]
+        numbers, _ = informative(features, min(most, count - len(picked)), known, learned)
+        picked += [(*candidates[n], told) for n in numbers]
+        learned += [features[n] for n in numbers]
+    return [
+        asked_frame(frame, f"{round_}/chosen/{n}", round_, run.planned.condition.name, _reason(run, told))
+        for n, (run, frame, told) in enumerate(picked)
+    ]
+
+
+def _reason(run: Ran, told: str) -> str:
+    if told == "relaxed":
+        return "relaxed by the potential"
+    return f"stopped: {in_brief(run.reason)}" if told == "stopped" and run.reason else "informative"
+
+
+def in_brief(reason: str | None) -> str:
+    """Why a run was stopped, without where its files are."""
+    text = (reason or "").partition(": ")[2] or (reason or "")
+    for end in (". What would help", ". The frame before", ". A smaller"):
+        text = text.partition(end)[0]
+    text = text.removeprefix("this is outside what the potential was trained on: ")
+    return text.partition("; ")[0][:160]
+
+
+def last_sane(run: Ran) -> Atoms | None:
+    """Where a run was stopped: the refused frame, or the one before, where that is a structure at all."""
+    return next((frame for frame in reversed(run.ends) if is_sane(frame)), None)
+
+
+def is_sane(atoms: Atoms) -> bool:
+    """Whether a reference can be asked: atoms are somewhere, and not upon one another."""
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        return False
+    radii = covalent_radii[atoms.numbers]
+    i, j, S = neighbor_list(atoms.positions, atoms.cell.array, atoms.pbc, 2 * NEAREST * radii.max())
+    d = np.linalg.norm(atoms.positions[j] - atoms.positions[i] + S @ atoms.cell.array, axis=1)
+    return bool((d >= NEAREST * (radii[i] + radii[j])).all())
+
+
+def relaxed_frames(
+    candidates: Sequence[tuple[Ran, Atoms]], count: int, calculator: SEGNNCalculator
+) -> list[tuple[Ran, Atoms]]:
+    """So many of these frames of dynamics, evenly spaced, relaxed by the potential in the cells that they have; fewer,
+    where the dynamics were short beside the relaxations."""
+    steps = sum({id(run): run.steps for run, _ in candidates}.values())
+    count = min(count, len(candidates), int(PART * steps / LONGEST))
+    found = []
+    for n in np.linspace(0, len(candidates) - 1, count).round().astype(int):
+        run, frame = candidates[n]
+        relaxed = relaxed_by_potential(placed_as(run.planned.start, frame), calculator)
+        found += [] if relaxed is None else [(run, relaxed)]
+    return found
+
+
+def relaxed_by_potential(atoms: Atoms, calculator: SEGNNCalculator) -> Atoms | None:
+    """The last of the relaxation for which a reference can be asked; None where that is where it begins."""
+    moving, last = atoms.copy(), None
+    moving.calc = calculator
+    with suppress(SEGNNError):  # where the potential refuses to go on, the frame before is there
+        for step, _ in enumerate(LBFGS(moving, logfile=None).irun(fmax=FMAX, steps=LONGEST)):
+            if not is_sane(moving):
+                break
+            last = moving.copy() if step else None
+    return last
