@@ -131,8 +131,9 @@ def relaxed_by_potential(atoms: Atoms, calculator: SEGNNCalculator) -> Atoms | N
     """The last of the relaxation for which a reference can be asked; None where that is where it begins."""
     moving, last = atoms.copy(), None
     moving.calc = calculator
+    optimizer = LBFGS(moving, logfile=None)  # type: ignore[arg-type]
     with suppress(SEGNNError):  # where the potential refuses to go on, the frame before is there
-        for step, _ in enumerate(LBFGS(moving, logfile=None).irun(fmax=FMAX, steps=LONGEST)):
+        for step, _ in enumerate(optimizer.irun(fmax=FMAX, steps=LONGEST)):
             if not is_sane(moving):
                 break
             last = moving.copy() if step else None

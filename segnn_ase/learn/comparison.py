@@ -10,6 +10,8 @@ from ase.constraints import FixAtoms
 from ase.eos import EquationOfState
 
 from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.choice import is_sane, relaxed_frames
+from segnn_ase.learn.explore import Ran
 from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame, decided
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.md.analysis import radial_distribution
@@ -42,11 +44,21 @@ class Reweighted(NamedTuple):
     curves: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]  # pair: r (Å), g of the reference, of the potential
 
 
+class Relaxed(NamedTuple):
+    """Frames of dynamics that the potential has relaxed, and what the reference says of them."""
+
+    frames: int
+    forces: float  # meV/Å (rms), by which those of the potential are off
+    off: float  # meV (rms), by which its energies are off, apart from their mean
+    spread: float  # meV (rms), of the reference's energies about their mean
+
+
 class Compared(NamedTuple):
     """The same by both; the reference first."""
 
     minima: tuple[Minimum, Minimum] | None
     modes: np.ndarray  # (n, 2) cm^-1; below zero: imaginary
+    relaxed: Relaxed | None
     ensembles: list[Reweighted]
 
 
@@ -99,6 +111,35 @@ def minimum_of(volumes: np.ndarray, energies: np.ndarray, atoms: int) -> Minimum
         return None
     found = volumes[0] < volume < volumes[-1] and modulus > 0
     return Minimum(volume / atoms, modulus / units.GPa) if found else None
+
+
+def compare_relaxed(
+    ran: Sequence[Ran], calculator: SEGNNCalculator, labeller: Labeller, folder: Path, count: int
+) -> Relaxed | None:
+    """Of so many frames of the first structure's dynamics, at most; None where less than two have labels."""
+    key = f"{folder.name}/relaxed"
+    frames = decided(
+        folder / "relaxed.xyz",
+        lambda: [
+            asked_frame(frame, f"{key}/{n}", NO_ROUND, run.planned.condition.name, "comparison: relaxed")
+            for n, (run, frame) in enumerate(relaxed_frames(of_first(ran), count, calculator))
+        ],
+    )
+    known = labelled_if_possible(labeller, frames)
+    if len(known) < 2:
+        return None
+    said = calculator.evaluate([frame.copy() for frame in known], ("energy", "forces"))
+    forces = [one["forces"] - frame.get_forces() for one, frame in zip(said, known, strict=True)]
+    theirs = np.array([frame.get_potential_energy() for frame in known])
+    off = np.array([one["energy"] for one in said]) - theirs
+    rms = np.sqrt(np.mean(np.square(forces)))
+    return Relaxed(len(known), 1e3 * float(rms), 1e3 * float(np.std(off)), 1e3 * float(np.std(theirs)))
+
+
+def of_first(ran: Sequence[Ran]) -> list[tuple[Ran, Atoms]]:
+    """Frames of the dynamics of the first structure."""
+    mine = [run for run in ran if run.planned.condition.structure == 0]
+    return [(run, frame) for run in mine for frame in run.frames if is_sane(frame)]
 
 
 def compare_modes(

@@ -20,6 +20,7 @@ from segnn_ase.learn.comparison import (
     VOLUMES,
     Compared,
     compare_modes,
+    compare_relaxed,
     compare_volumes,
     has_vacuum,
     reweighted_ensembles,
@@ -51,6 +52,7 @@ from segnn_ase.verify.run import verify
 
 LAST, AFTER = 0.3, 0.15  # of the minutes of the budget, for the last training, at least, and for what follows
 COMPARED = 0.025  # of the minutes, for labels of frames of these dynamics, and for those of comparisons
+RELAXED = 8  # of these frames, at most, are relaxed by the potential
 OF_CONDITION = 20  # labels of frames of these dynamics
 TIMED, WARM = 20, 5  # evaluations that are timed, and before
 
@@ -145,7 +147,10 @@ def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, folder: Pa
     if atoms.pbc.all() and most >= len(VOLUMES) and not has_vacuum(atoms):
         minima = compare_volumes(atoms, calculator, loop.labeller, folder)
         most -= len(VOLUMES)
-    return Compared(minima, compare_modes(atoms, calculator, loop.labeller, folder, most // 2), ensembles)
+    count = min(most // 4, RELAXED)
+    relaxed = compare_relaxed(tried.ran, calculator, loop.labeller, folder, count)
+    modes = compare_modes(atoms, calculator, loop.labeller, folder, (most - count) // 2)
+    return Compared(minima, modes, relaxed, ensembles)
 
 
 def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) -> str:

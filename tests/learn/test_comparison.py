@@ -15,6 +15,7 @@ from segnn_ase.base.errors import ConfigError
 from segnn_ase.learn.comparison import (
     RIGID,
     compare_modes,
+    compare_relaxed,
     compare_volumes,
     has_vacuum,
     minimum_of,
@@ -23,6 +24,7 @@ from segnn_ase.learn.comparison import (
     rigid_motions,
     weights_of,
 )
+from segnn_ase.learn.explore import Condition, Planned, Ran
 from segnn_ase.learn.labelled import CONDITION, KEY, LabelledFrames
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
@@ -67,6 +69,33 @@ def test_of_a_crystal(tmp_path):
     known = np.real(vibrations.get_frequencies())[3:]
     assert np.allclose(modes[:, 1], known[np.linspace(0, len(known) - 1, 5).round().astype(int)], rtol=5e-3)
     assert all(key.startswith(("end/", "far/")) for key in labeller.labelled.frames)
+
+
+def test_of_what_the_potential_relaxes(tmp_path):
+    """By a reference that says the same, and by one whose energies are others and whose forces are not."""
+    calculator, frames = SEGNNCalculator("acetylacetone-pbe", domain="ignore"), []
+    start = read(find_model("acetylacetone-pbe").parent / "reference.xyz", 1)
+    for seed in range(5):
+        frames.append(start.copy())
+        frames[-1].rattle(0.1, seed=seed)
+    ran = [
+        Ran(Planned(Condition(n, 300.0, None), 0, start, 4000, 0.5, 0, 1.0, 50.0), 4000, None, frames, [])
+        for n in (0, 1)
+    ]
+    pool, labeller = asking(tmp_path, "acetylacetone-pbe")
+    with pool:
+        assert compare_relaxed(ran, calculator, labeller, tmp_path, 0) is None
+        (tmp_path / "relaxed.xyz").unlink()
+        same = compare_relaxed(ran, calculator, labeller, tmp_path, 4)
+        assert labeller.labelled.count == same.frames == 4 and max(same.forces, same.off) < 0.1  # float32 and 64
+        known = labeller.labelled.frames
+        assert all(np.abs(frame.get_forces()).max() < 0.05 for frame in known.values())
+        for n, frame in enumerate(known.values()):
+            forces = frame.get_forces()
+            frame.calc = SinglePointCalculator(frame, energy=0.02 * (-1) ** n, forces=forces)
+        other = compare_relaxed(ran, calculator, labeller, tmp_path, 4)
+    assert other.forces == same.forces and other.spread == pytest.approx(20.0)
+    assert other.off == pytest.approx(np.hypot(20.0, same.spread), abs=2 * same.spread) and other.off > 10
 
 
 def test_of_a_molecule_and_of_fixed_atoms(tmp_path):
