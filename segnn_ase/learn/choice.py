@@ -17,7 +17,7 @@ from segnn_ase.learn.selection import informative, learned_form
 from segnn_ase.structure.neighbors import neighbor_list
 
 NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
-OF_MINIMA = 1 / 6  # of what is chosen: minima lie below all that dynamics show, and users relax into them
+OF_MINIMA = 6  # one in so many that are chosen: minima lie below all that dynamics show, and users relax into them
 FMAX, LONGEST = 0.03, 200  # eV/Å, and steps, of a relaxation by the potential
 PART = 0.25  # of the steps of the dynamics, for all relaxations
 
@@ -69,8 +69,9 @@ def chosen(
     ]
     known, learned = learned_form(calculator), [calculator.get_descriptors(frame) for frame in measured]
     picked: list[tuple[Ran, Atoms, str]] = []
-    relaxed = relaxed_frames(on_the_way, 2 * round(OF_MINIMA * count), calculator)
-    kinds = (ends, count // 2, "stopped"), (relaxed, round(OF_MINIMA * count), "relaxed"), (on_the_way, count, "passed")
+    minima = count // OF_MINIMA
+    relaxed = relaxed_frames(on_the_way, 2 * minima, calculator)
+    kinds = (ends, count // 2, "stopped"), (relaxed, minima, "relaxed"), (on_the_way, count, "passed")
     for candidates, most, told in kinds:
         features = [calculator.get_descriptors(frame) for _, frame in candidates]
         numbers, _ = informative(features, min(most, count - len(picked)), known, learned)
