@@ -85,8 +85,8 @@ for frame in hottest[:: max(len(hottest) // 6, 1)][:6]:  # conformers of the ref
     pair, relaxed = [], frame.copy()
     for calculator in (xtb(), potential):
         relaxed.calc = calculator
-        if not LBFGS(relaxed, logfile=None).run(fmax=0.01, steps=10 * steps if steps < 100 else 2000):
-            print("a conformer is not at a minimum after 2000 steps" if steps >= 100 else "few steps: no minimum yet")
+        if not LBFGS(relaxed, logfile=None).run(fmax=0.001, steps=steps):  # 0.01 is found on slopes, too: it is so flat
+            print(f"not at a minimum after {steps} steps")
         pair.append(relaxed.get_potential_energy())
     energies.append(pair)
 relative = np.array(energies) - np.mean(energies, axis=0)
