@@ -14,9 +14,10 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from helpers.command_line import segnn
 from helpers.loops import loop_settings
 from helpers.trainings import leave_out_plots
@@ -360,6 +361,27 @@ def test_cells_move_where_a_pressure_is_given(tmp_path, crystal, npt_cell):
     assert len({round(frame.cell.volume, 6) for frame in relaxed}) == len(relaxed) > 1  # by the stress
     for last in (relaxed[-1], *(run[-1] for run in frames.values())):
         assert bool(np.ptp(last.cell.cellpar()[:3]) > 1e-6) is (npt_cell == "full")
+
+
+def test_a_crystal_at_a_pressure_beside_a_slab(tmp_path, crystal):
+    """The cell of the slab stays, and so does its lowest layer; both are learned by one potential."""
+    slab = fcc111("Cu", (1, 1, 3), vacuum=6.0)
+    slab.pbc, slab.info = (True, True, False), {}
+    slab.set_constraint(FixAtoms([0]))
+    slab.write(tmp_path / "slab.xyz")
+    values = loop_settings(tmp_path, crystal, conditions={"pressure": [1.0], "starts": 1}, budget={"rounds": 1})
+    values["structures"].append(str(tmp_path / "slab.xyz"))
+    found = learn(LearnConfig.parse(values), progress=False)
+    folder = tmp_path / "cu.learn"
+    runs = {path.stem: read_whole(path) for path in (folder / "round-001").glob("s*-1.xyz")}
+    assert set(runs) == {"s1-300K-1GPa-1", "s2-300K-1"}
+    first, last = runs["s2-300K-1"][0], runs["s2-300K-1"][-1]
+    assert np.array_equal(first.cell.array, last.cell.array) and list(last.pbc) == [True, True, False]
+    moved = np.linalg.norm(last.positions - first.positions, axis=1)
+    assert moved[0] == 0.0 and moved[1:].min() > 1e-3
+    learned = ase.io.read(folder / "round-001" / "train.xyz", ":")
+    assert {len(frame) for frame in learned} == {3, 4}
+    assert "structure 2, 300 K: " in Path(found.report).read_text()
 
 
 def test_few_labels_are_shared_out(tmp_path, crystal):
