@@ -18,8 +18,10 @@ from segnn_ase.structure.neighbors import neighbor_list
 
 NEAREST = 0.55  # of the sum of covalent radii: what is nearer is no structure to ask a reference for
 OF_MINIMA = 6  # one in so many that are chosen: minima lie below all that dynamics show, and users relax into them
-FMAX, LONGEST = 0.03, 200  # eV/Å, and steps, of a relaxation by the potential
-PART = 0.25  # of the steps of the dynamics, for all relaxations
+FMAX, LONGEST = 0.03, 200  # eV/Å, and steps, of a relaxation to be labelled
+PART = 0.25  # of the steps of the dynamics, for all of these
+ALIKE = 1e-3  # how much features of two minima differ, beside their size, where they are one
+FAILS = SEGNNError, np.linalg.LinAlgError, RuntimeError, ValueError  # the potential refuses, or constraints do
 
 
 def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = "") -> list[Atoms]:
@@ -70,7 +72,7 @@ def chosen(
     known, learned = learned_form(calculator), [calculator.get_descriptors(frame) for frame in measured]
     picked: list[tuple[Ran, Atoms, str]] = []
     minima = count // OF_MINIMA
-    relaxed = relaxed_frames(on_the_way, 2 * minima, calculator)
+    relaxed = relaxed_frames(on_the_way, 2 * minima, calculator, round_)
     kinds = (ends, count // 2, "stopped"), (relaxed, minima, "relaxed"), (on_the_way, count, "passed")
     for candidates, most, told in kinds:
         features = [calculator.get_descriptors(frame) for _, frame in candidates]
@@ -85,7 +87,7 @@ def chosen(
 
 def _reason(run: Ran, told: str) -> str:
     if told == "relaxed":
-        return "relaxed by the potential"
+        return "minimum of the potential"
     return f"stopped: {in_brief(run.reason)}" if told == "stopped" and run.reason else "informative"
 
 
@@ -114,28 +116,48 @@ def is_sane(atoms: Atoms) -> bool:
 
 
 def relaxed_frames(
-    candidates: Sequence[tuple[Ran, Atoms]], count: int, calculator: SEGNNCalculator
+    candidates: Sequence[tuple[Ran, Atoms]], count: int, calculator: SEGNNCalculator, turn: int
 ) -> list[tuple[Ran, Atoms]]:
-    """So many of these frames of dynamics, evenly spaced, relaxed by the potential in the cells that they have; fewer,
-    where the dynamics were short beside the relaxations."""
+    """So many of these frames of dynamics, evenly spaced and others in each turn, relaxed by the potential in the cells
+    that they have; fewer, where the dynamics were short beside the relaxations, or some lead to the same."""
     steps = sum({id(run): run.steps for run, _ in candidates}.values())
     count = min(count, len(candidates), int(PART * steps / LONGEST))
-    found = []
-    for n in np.linspace(0, len(candidates) - 1, count).round().astype(int):
+    found: list[tuple[Ran, Atoms]] = []
+    features: list[np.ndarray] = []
+    for n in evenly_spaced(len(candidates), count, turn):
         run, frame = candidates[n]
-        relaxed = relaxed_by_potential(placed_as(run.planned.start, frame), calculator)
-        found += [] if relaxed is None else [(run, relaxed)]
+        relaxed, _ = relaxed_by_potential(placed_as(run.planned.start, frame), calculator)
+        if relaxed is not None:
+            new = calculator.get_descriptors(relaxed)
+            if not any(are_alike(new, other) for other in features):
+                features.append(new)
+                found.append((run, relaxed))
     return found
 
 
-def relaxed_by_potential(atoms: Atoms, calculator: SEGNNCalculator) -> Atoms | None:
-    """The last of the relaxation for which a reference can be asked; None where that is where it begins."""
+def evenly_spaced(size: int, count: int, turn: int = 0) -> list[int]:
+    """So many of 0 to size - 1, in the middle of as many parts, or elsewhere in them by turns."""
+    place = (0.5 + turn * (np.sqrt(5) - 1) / 2) % 1.0
+    return [int((k + place) * size / count) for k in range(count)]
+
+
+def are_alike(one: np.ndarray, other: np.ndarray) -> bool:
+    return one.shape == other.shape and bool(np.linalg.norm(one - other) < ALIKE * np.linalg.norm(one))
+
+
+def relaxed_by_potential(
+    atoms: Atoms, calculator: SEGNNCalculator, fmax: float = FMAX, steps: int = LONGEST
+) -> tuple[Atoms | None, bool]:
+    """The last of the relaxation for which a reference can be asked, None where that is where it begins; and whether it
+    has ended."""
     moving, last = atoms.copy(), None
     moving.calc = calculator
     optimizer = LBFGS(moving, logfile=None)  # type: ignore[arg-type]
-    with suppress(SEGNNError):  # where the potential refuses to go on, the frame before is there
-        for step, _ in enumerate(optimizer.irun(fmax=FMAX, steps=LONGEST)):
+    with suppress(*FAILS):  # the frame before is there
+        for step, ended in enumerate(optimizer.irun(fmax=fmax, steps=steps)):
             if not is_sane(moving):
                 break
             last = moving.copy() if step else None
-    return last
+            if ended:
+                return last, True
+    return last, False

@@ -10,8 +10,8 @@ from ase.constraints import FixAtoms
 from ase.eos import EquationOfState
 
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.learn.choice import is_sane, relaxed_frames
-from segnn_ase.learn.explore import Ran
+from segnn_ase.learn.choice import evenly_spaced, is_sane, relaxed_by_potential
+from segnn_ase.learn.explore import Ran, placed_as
 from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame, decided
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.md.analysis import radial_distribution
@@ -21,6 +21,7 @@ MODES, LARGEST = 20, 200  # that are looked at, at most, of structures of so man
 RIGID = 1e-3  # of the largest singular value: what is less turns a line about itself
 NO_ROUND = -1
 EMPTY = 5.0  # Å without an atom
+FMAX, LONGEST = 2e-3, 1000  # eV/Å, and steps, to a minimum: where forces are larger, there are slopes, too
 STEP = 0.01  # Å, by which the atom that moves farthest is displaced
 FARTHEST, BINS = 6.0, 60  # Å of g(r), and how many
 PAIRS = 6  # of elements
@@ -45,7 +46,7 @@ class Reweighted(NamedTuple):
 
 
 class Relaxed(NamedTuple):
-    """Frames of dynamics that the potential has relaxed, and what the reference says of them."""
+    """Minima of the potential in the cells of frames of its dynamics, and what the reference says of them."""
 
     frames: int
     forces: float  # meV/Å (rms), by which those of the potential are off
@@ -121,11 +122,11 @@ def compare_relaxed(
     frames = decided(
         folder / "relaxed.xyz",
         lambda: [
-            asked_frame(frame, f"{key}/{n}", NO_ROUND, run.planned.condition.name, "comparison: relaxed")
-            for n, (run, frame) in enumerate(relaxed_frames(of_first(ran), count, calculator))
+            asked_frame(frame, f"{key}/{n}", NO_ROUND, run.planned.condition.name, "comparison: minimum")
+            for n, (run, frame) in enumerate(minima_of_potential(of_first(ran), count, calculator))
         ],
     )
-    known = labelled_if_possible(labeller, frames)
+    known = labelled_if_possible(labeller, frames) if len(frames) > 1 else []
     if len(known) < 2:
         return None
     said = calculator.evaluate([frame.copy() for frame in known], ("energy", "forces"))
@@ -133,7 +134,19 @@ def compare_relaxed(
     theirs = np.array([frame.get_potential_energy() for frame in known])
     off = np.array([one["energy"] for one in said]) - theirs
     rms = np.sqrt(np.mean(np.square(forces)))
-    return Relaxed(len(known), 1e3 * float(rms), 1e3 * float(np.std(off)), 1e3 * float(np.std(theirs)))
+    return Relaxed(len(known), 1e3 * float(rms), *(1e3 * float(np.std(each, ddof=1)) for each in (off, theirs)))
+
+
+def minima_of_potential(
+    candidates: Sequence[tuple[Ran, Atoms]], count: int, calculator: SEGNNCalculator
+) -> list[tuple[Ran, Atoms]]:
+    """From so many of these frames, evenly spaced, where its relaxations end."""
+    found = []
+    for n in evenly_spaced(len(candidates), min(count, len(candidates))):
+        run, frame = candidates[n]
+        relaxed, ended = relaxed_by_potential(placed_as(run.planned.start, frame), calculator, FMAX, LONGEST)
+        found += [(run, relaxed)] if ended and relaxed is not None else []
+    return found
 
 
 def of_first(ran: Sequence[Ran]) -> list[tuple[Ran, Atoms]]:

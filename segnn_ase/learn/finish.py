@@ -31,13 +31,13 @@ from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
 from segnn_ase.learn.rounds import (
-    FOR_FEW,
     OFTEN,
     Rounds,
     doctor_in_words,
     epochs_within,
     errors_on,
     is_small,
+    settings_for_few,
     too_sure,
     training_in,
     usable,
@@ -147,7 +147,7 @@ def comparison(loop: Loop, atoms: Atoms, calculator: SEGNNCalculator, folder: Pa
     if atoms.pbc.all() and most >= len(VOLUMES) and not has_vacuum(atoms):
         minima = compare_volumes(atoms, calculator, loop.labeller, folder)
         most -= len(VOLUMES)
-    count = min(most // 4, RELAXED)
+    count = min(most // 4, RELAXED) if most >= 8 else 0  # differences are told of two or more
     relaxed = compare_relaxed(tried.ran, calculator, loop.labeller, folder, count)
     modes = compare_modes(atoms, calculator, loop.labeller, folder, (most - count) // 2)
     return Compared(minima, modes, relaxed, ensembles)
@@ -175,12 +175,13 @@ def last_training(loop: Loop, frames: Sequence[Atoms], folder: Path) -> TrainCon
     given = config.training.model_dump(exclude_unset=True)
     if config.training.epochs is None and config.training.minutes is None:
         left = (1 - AFTER) * config.budget.minutes - (state.minutes - state.last_minutes)
-        minutes = (
-            state.once(f"seconds of {folder.name}", lambda: round(60 * max(left, LAST * config.budget.minutes))) / 60
+        seconds = 60 * max(left, LAST * config.budget.minutes)
+        given["minutes"] = minutes = state.once(f"seconds of {folder.name}", lambda: max(round(seconds), 1)) / 60
+        epochs = state.once(
+            f"roughly epochs of {folder.name}", lambda: epochs_within(minutes, frames, config.model, config.training)
         )
-        given["minutes"] = minutes
-        if epochs_within(minutes, frames, config.model, config.training) < OFTEN:
-            given = {**FOR_FEW, **given}
+        if epochs < OFTEN:
+            given = {**settings_for_few(config.training), **given}
     return training_in(config, folder, OptimConfig(**{"seed": config.seed, **given}))
 
 

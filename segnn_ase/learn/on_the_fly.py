@@ -24,7 +24,7 @@ from segnn_ase.learn.explore import largest_uncertainty
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame, write_frames
 from segnn_ase.learn.pool import ReferenceLabel, kill
 from segnn_ase.learn.references import resolve_reference
-from segnn_ase.learn.rounds import FOR_FEW, epochs_within, usable
+from segnn_ase.learn.rounds import epochs_within, settings_for_few, usable
 from segnn_ase.learn.settings import AimConfig
 from segnn_ase.learn.worker import end_with, energy_of, made
 from segnn_ase.store.shipped import find_model
@@ -202,7 +202,7 @@ class OnTheFlyCalculator(Calculator):
         if self.training.select != "stability":
             usual["rollout_steps"] = 0
         if self._start is None:
-            usual |= {name: FOR_FEW[name] for name in ("learning_rate", "teachers")}
+            usual |= settings_for_few(self.training)
         return OptimConfig(**{**usual, **given})
 
     def _take_what_is_trained(self) -> None:

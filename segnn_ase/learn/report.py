@@ -207,9 +207,9 @@ def of_comparison(compared: Compared, path: Path) -> list[str]:
     if compared.relaxed:
         found = compared.relaxed
         lines.append(
-            f"- structure 1: {found.frames} frames of the potential's dynamics, relaxed by it: forces off by "
-            f"{found.forces:.1f} meV/Å there, relative energies by {found.off:.1f} meV; those of the reference differ "
-            f"by {found.spread:.1f} meV (all rms)"
+            f"- structure 1: {found.frames} minima of the potential, from frames of its dynamics, in their cells: "
+            f"forces off by {found.forces:.1f} meV/Å there, relative energies by {found.off:.1f} meV; those of the "
+            f"reference differ by {found.spread:.1f} meV (all rms)"
         )
     for n, ensemble in enumerate(compared.ensembles):
         lines += of_reweighted(ensemble, path.with_name(f"{path.stem.removesuffix('.report')}.rdf-{n + 1}.png"))

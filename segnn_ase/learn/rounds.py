@@ -94,6 +94,12 @@ def short_training(loop: Loop, frames: Sequence[Atoms], folder: Path, minutes: f
     return training_in(config, folder, OptimConfig(**{**short, **mine}))
 
 
+def settings_for_few(training: OptimConfig) -> dict[str, Any]:
+    """Settings of a training of few epochs, where others were not given; what these need stays."""
+    unwanted = {"rollout_steps"} if training.select == "stability" else set()
+    return {name: value for name, value in FOR_FEW.items() if name not in unwanted}
+
+
 def training_in(config: LearnConfig, folder: Path, training: OptimConfig) -> TrainConfig:
     """Of the frames in this folder, to a model beside them."""
     data = DataConfig(train=(str(folder / "train.xyz"),), refuse_flaws=config.refuse_flaws)

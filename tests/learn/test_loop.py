@@ -150,8 +150,10 @@ def test_the_command(tmp_path, crystal, monkeypatch):
 
 LOOP = """
 import sys, torch
+import segnn_ase.learn.choice as choice
 import segnn_ase.learn.rounds as rounds
 rounds.EPOCHS = (2, 2)
+choice.OF_MINIMA, choice.LONGEST = 2, 3
 torch.set_num_threads(1)
 from segnn_ase.learn import LearnConfig, learn
 import json
@@ -197,6 +199,7 @@ def test_kills_lose_nothing(tmp_path, crystal, kills):
     assert max(Counter(lines).values()) == 1
     assert len(lines) == len(Path(whole["reference"]["arguments"]["counts"]).read_text().splitlines())
     frames = [ase.io.read(tmp_path / name / "cu.learn" / "frames.xyz", ":") for name in ("whole", "killed")]
+    assert any(frame.info["reason"] == "minimum of the potential" for frame in frames[0])
     assert [frame.info["key"] for frame in frames[0]] == [frame.info["key"] for frame in frames[1]]
     for one, other in zip(*frames, strict=True):
         assert np.array_equal(one.positions, other.positions) and np.array_equal(one.get_forces(), other.get_forces())

@@ -17,7 +17,7 @@ from helpers.loops import loop_settings
 import segnn_ase
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError
-from segnn_ase.learn.choice import FMAX, chosen, drawn, in_brief, is_sane
+from segnn_ase.learn.choice import FMAX, chosen, drawn, evenly_spaced, in_brief, is_sane, relaxed_frames
 from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, patience, plan_runs
 from segnn_ase.learn.finish import AFTER, last_training, why_not_good
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame
@@ -53,15 +53,17 @@ def test_a_setting_that_was_not_there_yet_had_its_default(tmp_path, crystal):
         LoopState(LearnConfig.parse(values), [crystal])
 
 
-@pytest.mark.parametrize(("minutes", "of_a_round"), [(0.01, True), (1000, False)])
-def test_a_last_training_of_few_epochs_is_one_of_a_round(tmp_path, crystal, minutes, of_a_round):
-    values = {name: value for name, value in loop_settings(tmp_path, crystal).items() if name != "training"}
+@pytest.mark.parametrize("select", ["loss", "stability"])
+@pytest.mark.parametrize(("minutes", "of_a_round"), [(0.1, True), (1000, False)])
+def test_a_last_training_of_few_epochs_is_like_one_of_a_round(tmp_path, crystal, minutes, of_a_round, select):
+    values = {**loop_settings(tmp_path, crystal), "training": {"select": select}}
     values["budget"] = {"minutes": minutes}
     config = LearnConfig.parse(values)
     loop = Loop(config, [crystal], None, LoopState(config, [crystal]), print)
     training = last_training(loop, [crystal] * 40, tmp_path).training
     assert (training.learning_rate == FOR_FEW["learning_rate"] and training.teachers == 0) is of_a_round
-    assert training.epochs is None and training.minutes == pytest.approx(minutes * (1 - AFTER), abs=0.02)
+    assert training.epochs is None and training.minutes == pytest.approx(minutes * (1 - AFTER), rel=0.2)
+    assert (training.rollout_steps == 0) is (of_a_round and select == "loss")
 
 
 def test_a_label_costs_what_those_of_the_structures_do(tmp_path, crystal):
@@ -337,7 +339,14 @@ def test_where_runs_begin(crystal):
     assert begun([]) == [origin] * 6
 
 
-def test_minima_of_the_potential_are_among_what_is_chosen():
+def test_those_that_are_relaxed_are_others_in_each_round():
+    each = [evenly_spaced(100, 4, turn) for turn in range(1, 9)]
+    assert all(np.ptp(np.diff(numbers)) <= 1 and 0 <= min(numbers) and max(numbers) < 100 for numbers in each)
+    assert len({numbers[0] for numbers in each}) == 8 and evenly_spaced(5, 5) == [0, 1, 2, 3, 4]
+    assert {evenly_spaced(5, 1, turn)[0] for turn in range(9)} == {0, 1, 2, 3, 4} and evenly_spaced(0, 0) == []
+
+
+def test_minima_of_the_potential_are_among_what_is_chosen(monkeypatch):
     folder = Path(segnn_ase.__file__).parents[1] / "potentials" / "acetylacetone-pbe"
     start = ase.io.read(folder / "reference.xyz")
     start.set_constraint(FixAtoms([0]))
@@ -346,11 +355,15 @@ def test_minima_of_the_potential_are_among_what_is_chosen():
     ran = [Ran(Planned(Condition(0, 300.0, None), 0, start, 2500, 0.5, 0, 1.0, 50.0), 2500, None, frames, [])]
     found = chosen(ran, [], 6, 2, calculator)
     reasons = Counter(frame.info["reason"] for frame in found)
-    assert reasons == {"relaxed by the potential": 1, "informative": 5}
-    relaxed = next(frame for frame in found if "relaxed" in frame.info["reason"])
+    assert reasons == {"minimum of the potential": 1, "informative": 5}
+    relaxed = next(frame for frame in found if "minimum" in frame.info["reason"])
     said = calculator.evaluate([relaxed, *frames])
     assert np.abs(said[0]["forces"][1:]).max() < FMAX < np.abs(said[1]["forces"]).max()  # the fixed one is pulled
     assert said[0]["energy"] < min(one["energy"] for one in said[1:])
     assert any(np.array_equal(relaxed.positions[0], frame.positions[0]) for frame in frames)
+    several = [(ran[0], frame) for frame in frames]
+    assert len(relaxed_frames(several, 3, calculator, 1)) == 3  # not all the way: they differ
+    monkeypatch.setattr("segnn_ase.learn.choice.ALIKE", 1.0)
+    assert len(relaxed_frames(several, 3, calculator, 1)) == 1
     short = [ran[0]._replace(steps=700)]  # no relaxation is as short
     assert {frame.info["reason"] for frame in chosen(short, [], 6, 2, calculator)} == {"informative"}
