@@ -69,7 +69,7 @@ def test_a_loop_ends_and_leaves_everything(tmp_path, crystal):
     assert metadata["learned_from"]["reference"] == "emt" and metadata["verified"]
     text = Path(found.report).read_text()
     assert "LGPL" in text and "| 2 |" in text and "checks hold" in text and (tmp_path / "cu.report.png").exists()
-    assert "| mode 5 / cm⁻¹ |" in text and "effective sample size" in text
+    assert "| mode 5 / cm⁻¹ |" in text and "effective sample size" in text and " minima of the potential" in text
     assert "labels      " in segnn("info", found.model).output
     written = Path(found.model).stat().st_mtime_ns
     assert learn(LearnConfig.parse(values), progress=False) == found  # nothing is left to do
