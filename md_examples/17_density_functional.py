@@ -1,12 +1,14 @@
 """A potential from 60 labels of density functional theory: ethanol by PBE/def2-SVP, in half an hour.
 
-What this command does, and then an independent measurement (pip install pyscf):
+What this command does, and then an independent measurement (pip install pyscf tblite):
 
-    segnn learn molecule.xyz --reference pyscf --temperature 300 --aim 30 --labels 60 --minutes 30 --preset fast \\
-        --out molecule.pt
+    segnn learn molecule.xyz --reference pyscf --pretraining gfn2-xtb --temperature 300 --aim 30 --labels 60 \\
+        --minutes 30 --preset fast --out molecule.pt
 
-The reference is asked for 60 structures in all, those that the loop needs to measure itself included. Then it labels 20
-frames of the potential's own dynamics at 300 K, from other velocities, which the loop has not seen.
+Some thousand labels of GFN2-xTB, which take seconds, come first: the potential that learns them knows most of the shape
+of the surface, and density functional theory is asked for 60 structures in all, those that the loop needs to measure
+itself included. Then it labels 20 frames of the potential's own dynamics at 300 K, from other velocities, which the loop
+has not seen.
 """
 
 import os
@@ -33,6 +35,7 @@ found = learn(
             "out": "molecule.pt",
             "structures": "molecule.xyz",
             "reference": {"calculator": "pyscf", "arguments": theory},
+            "pretraining": "gfn2-xtb",
             "conditions": {"temperature": 300, **({"picoseconds": 0.01} if short else {})},
             "aim": {"forces": 30},
             "budget": {"labels": 20, "minutes": 1, "rounds": 1} if short else {"labels": 60, "minutes": 30},

@@ -35,6 +35,10 @@ def learn_command(
     reference: Annotated[
         str | None, typer.Option(help=f"what labels frames, required: {', '.join(REFERENCES)}, or module:Class")
     ] = None,
+    pretraining: Annotated[
+        str | None,
+        typer.Option(help="cheaper reference that is learned first, or a model file to begin with; default: none"),
+    ] = None,
     temperature: Annotated[
         list[str] | None, typer.Option(help="K; 300:1200 means 300, 750 and 1200; default: 300")
     ] = None,
@@ -79,6 +83,8 @@ def learn_command(
                 known = values.get(section, {})
                 if isinstance(known, dict):  # what is no table is refused by `parse`
                     values[section] = {**known, setting: options[name]}
+        if pretraining is not None:
+            values["pretraining"] = pretraining
         if not values.get("reference"):
             raise ConfigError(f"reference is missing: give --reference, {', '.join(REFERENCES)}, or module:Class")
         config = LearnConfig.parse(values if out is None else {**values, "out": out})

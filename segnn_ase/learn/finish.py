@@ -1,4 +1,4 @@
-"""The end of a loop: the last training, from scratch, dynamics with what came of it, what it is worth and costs."""
+"""The end of a loop: the last training, dynamics with what came of it, what that is worth and costs."""
 
 import hashlib
 import json
@@ -28,6 +28,7 @@ from segnn_ase.learn.comparison import (
 from segnn_ase.learn.explore import SHARE, explore, largest_uncertainty, patience, plan_runs
 from segnn_ase.learn.labelled import KEY, SECONDS, decided
 from segnn_ase.learn.pool import threads_of
+from segnn_ase.learn.pretraining import train_from
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
 from segnn_ase.learn.rounds import (
@@ -42,11 +43,10 @@ from segnn_ase.learn.rounds import (
     training_in,
     usable,
 )
-from segnn_ase.learn.settings import LearnConfig
+from segnn_ase.learn.settings import LearnConfig, ReferenceConfig
 from segnn_ase.learn.state import Loop, what_ends
 from segnn_ase.store.model_file import load_with_metadata, save_potential
 from segnn_ase.train.settings import OptimConfig, TrainConfig
-from segnn_ase.train.start import train
 from segnn_ase.verify.certificate import write
 from segnn_ase.verify.run import verify
 
@@ -69,8 +69,9 @@ class Learned(NamedTuple):
 
 
 def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
-    """Train on all frames, in a folder of its own, run dynamics at every condition, measure the potential on frames of
-    these, compare it with the reference, verify it, and write model and report; where that was stopped it goes on.
+    """Train on all frames, from scratch or from the pretrained potential, in a folder of its own, run dynamics at every
+    condition, measure the potential on frames of these, compare it with the reference, verify it, and write model and
+    report; where that was stopped it goes on.
 
     Where no labels are left for new frames, those of the last round are held out to measure it.
     """
@@ -85,7 +86,7 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     held = () if new else rounds.held
     frames = decided(folder / "train.xyz", lambda: usable(labelled.of([*rounds.keys, *([] if held else rounds.held)])))
     with doctor_in_words():
-        train(last_training(loop, frames, folder), progress=loop.labeller.progress)
+        train_from(config, last_training(loop, frames, folder), progress=loop.labeller.progress)
     model = str(folder / "model.pt")
     calculator = SEGNNCalculator(model, device=config.training.device, domain="ignore")
     certificate = verify(model, loop.structures[0].copy(), device=config.training.device)
@@ -181,16 +182,23 @@ def last_training(loop: Loop, frames: Sequence[Atoms], folder: Path) -> TrainCon
             f"roughly epochs of {folder.name}", lambda: epochs_within(minutes, frames, config.model, config.training)
         )
         if epochs < OFTEN:
-            given = {**settings_for_few(config.training), **given}
+            given = {**settings_for_few(config.training, from_scratch=config.pretraining is None), **given}
     return training_in(config, folder, OptimConfig(**{"seed": config.seed, **given}))
 
 
 def tell_origin(model: Path, config: LearnConfig, labels: int) -> None:
-    """Write into the model file whose labels it learned, and their licence."""
-    reference = resolve_reference(config.reference.calculator, config.reference.arguments)
-    origin = {"reference": config.reference.calculator, "about": reference.about, "licence": reference.licence}
+    """Write into the model file whose labels it learned, before others too, and their licence."""
+    origin: dict[str, Any] = {**told_of(config.reference), "labels": labels}
+    if config.pretraining is not None:
+        first = config.pretraining.reference
+        origin["pretrained_on"] = {"model": config.pretraining.model} if first is None else told_of(first)
     potential, metadata = load_with_metadata(model)
-    save_potential(model, potential, metadata={**metadata, "learned_from": {**origin, "labels": labels}})
+    save_potential(model, potential, metadata={**metadata, "learned_from": origin})
+
+
+def told_of(settings: ReferenceConfig) -> dict[str, str]:
+    reference = resolve_reference(settings.calculator, settings.arguments)
+    return {"reference": settings.calculator, "about": reference.about, "licence": reference.licence}
 
 
 def speeds(model: str, frames: Sequence[Atoms], config: LearnConfig) -> Speed:

@@ -32,6 +32,7 @@ from segnn_ase.learn.finish import Learned, finish_loop
 from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
+from segnn_ase.learn.pretraining import dynamics_of_pretrained, in_effect, pretrain
 from segnn_ase.learn.references import REFERENCES
 from segnn_ase.learn.report import passed_of
 from segnn_ase.learn.rounds import (
@@ -46,12 +47,13 @@ from segnn_ase.learn.rounds import (
     too_sure,
     usable,
 )
-from segnn_ase.learn.settings import LearnConfig
-from segnn_ase.learn.starts import first_labels
+from segnn_ase.learn.settings import LearnConfig, ReferenceConfig
+from segnn_ase.learn.starts import displaced_frames, first_frames, first_labels
 from segnn_ase.learn.state import Loop, LoopState, what_ends
 from segnn_ase.model.settings import model_config
 from segnn_ase.train.report import printer
 
+PRETRAINED = 2  # rounds that pretraining is worth
 FIRST_PS = 0.5  # of dynamics in the first round; twice as long in each that follows
 FOR_ROUNDS = 0.55  # of the minutes; the rest is for the last training and what it is worth
 LABELS, GROWTH, DOUBLED = 24, 0.4, 1.0  # of a round, at least, and of the frames before, where epochs are many or not
@@ -70,22 +72,23 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
     """
     expect(isinstance(config, LearnConfig), "config", config, "a LearnConfig, as by LearnConfig.parse(a dict)")
     structures, folder, report = read_structures(config), config.folder, printer(progress)
-    for path, height in small_cells(config, structures):
-        report(
-            f"warning: {path} has a cell of {height:.1f} Å, less than twice the cutoff: an atom feels its own images; "
-            "a larger supercell is better"
-        )
     with only_writer([folder / "state.json"]):
         if Path(config.out).exists() and not (folder / "state.json").exists():
             told = "which exists and is of no loop to go on with: rename or remove it"
             raise ConfigError(f"out is {config.out!r}, {told}")
         state = LoopState(config, structures)
+        labelled = LabelledFrames(folder)
+        labelled.give(config.frames)  # before anything is settled
+        config = in_effect(config, state, structures)
         there = Path(config.out).exists()
         if there and state.finished and state.finished["settings"] == what_ends(config):
             report("this loop is finished: raise its budget or lower its aim to go on")
             return Learned(**state.finished["learned"])
-        labelled = LabelledFrames(folder)
-        labelled.give(config.frames)  # before anything is settled
+        for path, height in small_cells(config, structures):
+            report(
+                f"warning: {path} has a cell of {height:.1f} Å, less than twice the cutoff: an atom feels its own "
+                "images; a larger supercell is better"
+            )
         state.save()
         with LabelPool(config.reference, folder / "workers") as pool:
             labeller = Labeller(pool, labelled, progress=progress)
@@ -107,7 +110,8 @@ def read_structures(config: LearnConfig) -> list[Atoms]:
         if len(atoms) < 2:
             told = "expected two or more, as one alone does not move: repeat the cell"
             raise ConfigError(f"structures has {path!r} of one atom; {told}")
-        refuse_unheard(config, atoms, path)
+        for reference in references_of(config):
+            refuse_unheard(reference.calculator, atoms, path)
         atoms.calc = None
         atoms.set_momenta(np.zeros((len(atoms), 3)), apply_constraint=False)
         found.append(atoms)
@@ -121,6 +125,12 @@ def read_structures(config: LearnConfig) -> list[Atoms]:
     return found
 
 
+def references_of(config: LearnConfig) -> list[ReferenceConfig]:
+    """The one that is learned, and the cheaper one that is learned before, where there is one."""
+    first = config.pretraining.reference if config.pretraining else None
+    return [config.reference] if first is None else [config.reference, first]
+
+
 def small_cells(config: LearnConfig, structures: Sequence[Atoms]) -> list[tuple[str, float]]:
     """Files of periodic structures that are thinner than the cutoff's reach on both sides, and how thin, Å."""
     found = []
@@ -131,9 +141,8 @@ def small_cells(config: LearnConfig, structures: Sequence[Atoms]) -> list[tuple[
     return found
 
 
-def refuse_unheard(config: LearnConfig, atoms: Atoms, path: str) -> None:
+def refuse_unheard(reference: str, atoms: Atoms, path: str) -> None:
     """Raise ConfigError for a charge, multiplicity, moments or periodicity that a reference we know by name ignores."""
-    reference = config.reference.calculator
     if reference not in REFERENCES:
         return
     known = REFERENCES[reference]
@@ -177,7 +186,8 @@ def run_rounds(loop: Loop) -> Rounds:
     config = loop.config
     loop.report(f"first labels by {config.reference.calculator}")
     structures, keys = first_labels(loop)
-    ran: list[Ran] = []
+    ran, frames = dynamics_before(loop, structures)
+    keys += [frame.info[KEY] for frame in frames]
     held: list[str] = []
     for number in range(1, config.budget.rounds + 1):
         begun = (round_folder(config, number) / "train.xyz").exists()
@@ -191,6 +201,20 @@ def run_rounds(loop: Loop) -> Rounds:
         if good and number >= len(loop.state.rounds) and not ended_after(loop, number):
             return Rounds("", structures, keys, held, ran)
     return Rounds(f"{config.budget.rounds} rounds are over (budget.rounds)", structures, keys, held, ran)
+
+
+def dynamics_before(loop: Loop, structures: list[Atoms]) -> tuple[list[Ran], list[Atoms]]:
+    """Those of a pretrained potential, and the frames of them that are labelled first; none, and displaced structures,
+    where there is no such potential."""
+    if loop.config.pretraining is None:
+        return [], first_frames(loop, lambda count: displaced_frames(structures, count, loop.config))
+    pretrain(loop, learn)
+    ran, calculator = dynamics_of_pretrained(loop, structures)
+    frames = first_frames(loop, lambda count: chosen(ran, (), count, 0, calculator))
+    off = errors_on(frames, calculator)["forces"]
+    if off is not None:
+        loop.report(f"forces of the pretrained potential are off by {off:.0f} meV/Å on {len(frames)} frames")
+    return ran, frames
 
 
 def tried_after(config: LearnConfig, number: int) -> list[str]:
@@ -229,7 +253,8 @@ def one_round(
     folder = round_folder(config, number)
     folder.mkdir(exist_ok=True)
     few = bool(state.once("few labels", lambda: int(config.budget.labels is not None)))  # may change later
-    picoseconds = picoseconds_of(config.conditions.picoseconds, number, few)
+    before_this = number if config.pretraining is None else number + PRETRAINED
+    picoseconds = picoseconds_of(config.conditions.picoseconds, before_this, few)
     minutes = SHARE * config.budget.minutes
     outside = patience(config.aim, state.rounds[: number - 1])
     planned = plan_runs(config, structures, number, before, picoseconds, minutes, outside)

@@ -84,12 +84,25 @@ def of_loop(config: LearnConfig, ended: Ended) -> list[str]:
         f"- Reference: {config.reference.calculator}: {reference.about}" + (f" ({given})" if given else ""),
         f"- Licence of the reference: {reference.licence}. Whether it binds a potential that learned its labels is for "
         "you to find out.",
+        *of_pretraining(config),
         f"- Structures: {', '.join(config.structures)}",
         f"- Asked for: {config.conditions.picoseconds:g} ps at {where}{pressed}, {config.conditions.starts} runs each, "
         f"without a stop, and an error of at most {aim} on frames of its own dynamics: {verdict}",
         f"- {ended.labelled.count} labels, of which {len(ended.labelled.failed)} failed; {len(ended.rounds)} rounds; "
         f"{ended.minutes:.1f} minutes",
     ]
+
+
+def of_pretraining(config: LearnConfig) -> list[str]:
+    given = config.pretraining
+    if given is None:
+        return []
+    if given.reference is None:
+        return [f"- Trainings go on from {given.model}"]
+    first = resolve_reference(given.reference.calculator, given.reference.arguments)
+    own = Path(config.pretrained).with_suffix(".report.md")
+    told = f"- Trainings go on from a potential of {given.reference.calculator}: {first.about}, licence: "
+    return [f"{told}{first.licence}; [report]({own.relative_to(Path(config.out).parent)})"]
 
 
 def of_rounds(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,13 +15,13 @@ from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.learn.choice import in_brief
 from segnn_ase.learn.explore import Ran
 from segnn_ase.learn.labelled import CONDITION, write_frames
+from segnn_ase.learn.pretraining import train_from
 from segnn_ase.learn.settings import LearnConfig
 from segnn_ase.learn.state import Loop
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.neighbors import neighbor_list
 from segnn_ase.train.few_frames import seconds_by_size
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
-from segnn_ase.train.start import train
 
 SHORT = 0.05  # of the minutes of the budget that the training of a round is to take, roughly; no clock is read
 SHORTEST = 0.4  # of that, where the errors of the round before were as far below the aim
@@ -49,8 +49,8 @@ def usable(frames: Sequence[Atoms]) -> list[Atoms]:
 
 
 def calculator_of_round(loop: Loop, frames: Sequence[Atoms], folder: Path) -> SEGNNCalculator:
-    """Of the potential that is trained on these frames, from scratch, unless it is there; where that was stopped it
-    goes on."""
+    """Of the potential that is trained on these frames, from scratch or from the pretrained one, unless it is there;
+    where that was stopped it goes on."""
     config = loop.config
     source, finished = folder / "train.xyz", folder / "trained.json"
     if not finished.exists():
@@ -59,7 +59,7 @@ def calculator_of_round(loop: Loop, frames: Sequence[Atoms], folder: Path) -> SE
         minutes = share_of(config, loop.state.rounds) * SHORT * config.budget.minutes
         training = short_training(loop, frames, folder, minutes)
         with doctor_in_words():
-            errors = train(training, progress=False)
+            errors = train_from(config, training, progress=False)
         write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
     return SEGNNCalculator(str(folder / "model.pt"), device=config.training.device, domain="ignore")
 
@@ -88,22 +88,26 @@ def short_training(loop: Loop, frames: Sequence[Atoms], folder: Path, minutes: f
     epochs = loop.state.once(
         f"epochs of {folder.name}", lambda: epochs_within(minutes, frames, config.model, config.training)
     )
-    short = {"seed": config.seed, "epochs": epochs, **FOR_FEW}
     given = config.training.model_dump(exclude_unset=True)
-    mine = {name: value for name, value in given.items() if name not in OF_LAST}
-    return training_in(config, folder, OptimConfig(**{**short, **mine}))
+    mine = OptimConfig(**{name: value for name, value in given.items() if name not in OF_LAST})
+    short = settings_for_few(mine, from_scratch=config.pretraining is None)
+    settings = {"seed": config.seed, "epochs": epochs, **short, **mine.model_dump(exclude_unset=True)}
+    return training_in(config, folder, OptimConfig(**settings))
 
 
-def settings_for_few(training: OptimConfig) -> dict[str, Any]:
-    """Settings of a training of few epochs, where others were not given; what these need stays."""
+def settings_for_few(training: OptimConfig, *, from_scratch: bool = True) -> dict[str, Any]:
+    """Settings of a training of few epochs, where others were not given; what these need stays, and the rate for one
+    that goes on from a pretrained potential."""
     unwanted = {"rollout_steps"} if training.select == "stability" else set()
+    unwanted |= set() if from_scratch else {"learning_rate"}
     return {name: value for name, value in FOR_FEW.items() if name not in unwanted}
 
 
 def training_in(config: LearnConfig, folder: Path, training: OptimConfig) -> TrainConfig:
     """Of the frames in this folder, to a model beside them."""
     data = DataConfig(train=(str(folder / "train.xyz"),), refuse_flaws=config.refuse_flaws)
-    return TrainConfig(out=str(folder / "model.pt"), data=data, model=config.model, training=training)
+    model = config.model if config.pretraining is None else {}  # it keeps its network
+    return TrainConfig(out=str(folder / "model.pt"), data=data, model=model, training=training)
 
 
 def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training: OptimConfig) -> int:

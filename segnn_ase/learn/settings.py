@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from segnn_ase.base.settings import Settings
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.model.settings import model_config
+from segnn_ase.store.shipped import shipped_potentials
 from segnn_ase.train.settings import OptimConfig
 
 BETWEEN = 3  # temperatures of "300:1200"
@@ -30,6 +31,27 @@ class ReferenceConfig(Settings):
     @model_validator(mode="after")
     def _known(self):
         resolve_reference(self.calculator, self.arguments)
+        return self
+
+
+class PretrainingConfig(Settings):
+    """A potential to begin with, which trainings then go on from: one that is there, or that learns a cheaper reference
+    first."""
+
+    reference: ReferenceConfig | None = Field(None, description="cheaper one, learned first by a loop of its own")
+    model: str | None = Field(None, description="model file or name of a shipped potential")
+    share: float = Field(0.3, gt=0, le=0.8, description="of the minutes of the budget, for that loop")
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _by_name(cls, value):
+        return {"calculator": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_of_them(self):
+        if (self.reference is None) == (self.model is None):
+            given = "neither" if self.model is None else f"both, model is {self.model!r}"
+            raise ValueError(f"expected a reference or a model, got {given}")
         return self
 
 
@@ -148,6 +170,7 @@ class LearnConfig(Settings):
         (), description="files of frames that the reference has labelled before; they are learned from the beginning"
     )
     reference: ReferenceConfig
+    pretraining: PretrainingConfig | None = Field(None, description="a potential to begin with; none: from scratch")
     conditions: ConditionsConfig = ConditionsConfig()
     aim: AimConfig = AimConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -170,6 +193,13 @@ class LearnConfig(Settings):
     def _by_name(cls, value):
         return {"calculator": value} if isinstance(value, str) else value
 
+    @field_validator("pretraining", mode="before")
+    @classmethod
+    def _model_or_reference(cls, value):
+        if not isinstance(value, str):
+            return value
+        return {"model" if value.endswith(".pt") or value in shipped_potentials() else "reference": value}
+
     @field_validator("out")
     @classmethod
     def _a_model(cls, value):
@@ -185,6 +215,11 @@ class LearnConfig(Settings):
             )
         if self.training.committee > 1:
             raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
+        if self.pretraining is not None and self.pretraining.model and self.model:
+            raise ValueError(
+                f"model is {self.model}, but the network is that of {self.pretraining.model}, which pretraining names: "
+                "leave it out"
+            )
         labels, steps = self.budget.labels, self.start.dynamics_steps or 0
         structures = len(self.structures)
         if labels is not None:
@@ -200,6 +235,11 @@ class LearnConfig(Settings):
         return Path(self.out).with_suffix(".learn")
 
     @property
+    def pretrained(self) -> Path:
+        """Where the potential to begin with is kept, where there is one."""
+        return self.folder / "pretrained.pt"
+
+    @property
     def first_labels(self) -> int:
         """As `budget` says, or what is usual."""
         given, labels = self.budget.first_labels, self.budget.labels
@@ -207,8 +247,11 @@ class LearnConfig(Settings):
         return usual if given is None else given
 
     def relaxations(self, structures: int) -> int:
-        """Steps of a relaxation of each structure: a tenth of limited labels is for all."""
+        """Steps of a relaxation of each structure: a tenth of limited labels is for all, but none where a pretrained
+        potential shows better frames."""
         labels, steps = self.budget.labels, self.start.relax_steps
+        if labels is not None and self.pretraining is not None:
+            return 0
         return steps if labels is None else min(steps, labels // (10 * structures))
 
     def steps_of(self, timestep: float, picoseconds: float) -> int:

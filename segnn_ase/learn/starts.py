@@ -13,9 +13,9 @@ from ase.optimize import BFGS
 
 from segnn_ase.base.errors import ConfigError, LabelError
 from segnn_ase.learn.explore import placed_as
-from segnn_ase.learn.labelled import KEY, ROUND, asked_frame, decided
+from segnn_ase.learn.labelled import ROUND, asked_frame, decided
 from segnn_ase.learn.labeller import AskingCalculator, Labeller
-from segnn_ase.learn.settings import FEWEST, ConditionsConfig, StartConfig
+from segnn_ase.learn.settings import FEWEST, ConditionsConfig, LearnConfig, StartConfig
 from segnn_ase.learn.state import Loop
 from segnn_ase.md.velocities import set_velocities
 from segnn_ase.structure.neighbors import neighbor_list
@@ -30,7 +30,8 @@ WORTH, MOST_PS = 50, 2.0  # steps of these, at least, and ps, at most
 
 
 def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
-    """The structures, relaxed as far as asked for, and the keys of the frames of the first training."""
+    """The structures, relaxed as far as asked for, and the keys of frames on the way and of dynamics of the reference,
+    where these are learned."""
     config, labeller = loop.config, loop.labeller
     labeller.control_given()
     keys = list(labeller.labelled.given)
@@ -43,21 +44,21 @@ def first_labels(loop: Loop) -> tuple[list[Atoms], list[str]]:
     steps = steps_of_dynamics(loop) // len(structures)
     for n, atoms in enumerate(structures):
         keys += moved_by_reference(loop, atoms, steps, f"0/dynamics/{n + 1}")
-    room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
     refuse_unknown_stress(loop)
     refuse_slow(loop)
+    return structures, keys
+
+
+def first_frames(loop: Loop, make: Callable[[int], list[Atoms]]) -> list[Atoms]:
+    """So many frames, which are made when their number is known, labelled."""
+    config, labeller = loop.config, loop.labeller
+    room = max(loop.labels_left // 2, 0)  # where labels are limited: half of them are for the rounds
     count = loop.state.once("first labels", lambda: min(config.first_labels, room, loop.labels_within(FIRST)))
-    made = displaced(structures, count, config.start, config.seed)
-    frames = decided(
-        config.folder / "start.xyz",
-        lambda: [asked_frame(atoms, f"0/start/{n}", 0, "", told) for n, (atoms, told) in enumerate(made)],
-    )
-    labeller.label(frames)
-    keys += [frame.info[KEY] for frame in frames]
+    frames = labeller.label(decided(config.folder / "start.xyz", lambda: make(count)))
     begun = [key for key, frame in labeller.labelled.frames.items() if frame.info[ROUND] == 0]
     labeller.control(0, begun[1:])  # also of what is not learned, from which the rest follows
     loop.state.save()
-    return structures, keys
+    return frames
 
 
 def refuse_unknown_stress(loop: Loop) -> None:
@@ -153,6 +154,12 @@ def steps_of_dynamics(loop: Loop) -> int:
     steps = min(loop.labels_within(SHARE) // config.reference.workers, most)  # one after the other
     worth = steps >= WORTH * len(loop.structures) and config.budget.labels is None
     return loop.state.once("dynamics_steps", lambda: steps if worth else 0)
+
+
+def displaced_frames(structures: Sequence[Atoms], count: int, config: LearnConfig) -> list[Atoms]:
+    """To be asked for."""
+    made = displaced(structures, count, config.start, config.seed)
+    return [asked_frame(atoms, f"0/start/{n}", 0, "", told) for n, (atoms, told) in enumerate(made)]
 
 
 def displaced(structures: Sequence[Atoms], count: int, settings: StartConfig, seed: int) -> list[tuple[Atoms, str]]:

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +60,13 @@ class LoopState:
             self.decided[what] = decide()
             self.save()
         return self.decided[what]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """While another loop runs, which has its own clock."""
+        self.save()
+        yield
+        self._since = time.monotonic()
 
     def save(self) -> None:
         self.seconds, self._since = 60 * self.minutes, time.monotonic()
@@ -152,7 +160,7 @@ def refuse_others(config: LearnConfig, known: dict[str, Any], now: dict[str, Any
     for section in now:
         old, new = known.get(section, usual.get(section)), now[section]
         if isinstance(old, dict):
-            old = {**usual[section], **old}
+            old = {**(usual[section] or {}), **old}
         if old == new:
             continue
         name, before, after = section, old, new

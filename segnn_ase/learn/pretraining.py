@@ -1,0 +1,111 @@
+"""A potential to begin with: of a cheaper reference, learned by a loop of its own, or one that is there.
+
+It knows the shapes of molecules and crystals, and most of how they vibrate. Then labels are needed for the difference
+alone, which is smooth, and the first of them are of frames that its dynamics visit, of other conformers too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ase import Atoms
+
+from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.files import write_atomically
+from segnn_ase.calculator import SEGNNCalculator
+from segnn_ase.learn.explore import SHARE, Ran, explore, largest_uncertainty, plan_runs
+from segnn_ase.learn.settings import BudgetConfig, LearnConfig
+from segnn_ase.learn.state import Loop, LoopState
+from segnn_ase.model.more_elements import named
+from segnn_ase.store.model_file import load_committee, settings_of
+from segnn_ase.store.shipped import find_model
+from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.start import finetune, train
+
+FINER = 0.5  # of the aim for forces: that of the loop of the cheaper reference
+LEAST = 0.1  # of the minutes, for the loop itself, where these were lowered since
+DECIDED = "seconds of pretraining"
+
+
+def in_effect(config: LearnConfig, state: LoopState, structures: Sequence[Atoms]) -> LearnConfig:
+    """The settings of the loop itself: the minutes that pretraining leaves, or the network of the potential to begin
+    with, which is kept in the folder. Raises ConfigError for one that cannot be, FileNotFoundError, ModelFileError."""
+    given = config.pretraining
+    if given is None:
+        return config
+    if given.reference is not None:
+        minutes = config.budget.minutes
+        taken = state.once(DECIDED, lambda: round(60 * given.share * minutes)) / 60
+        budget = config.budget.model_copy(update={"minutes": max(minutes - taken, LEAST * minutes)})
+        return config.model_copy(update={"budget": budget})
+    if not (kept := config.pretrained).exists():
+        source = find_model(str(given.model))
+        refuse_model(str(source), structures)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(kept, source.read_bytes())
+    return config.model_copy(update={"model": settings_of(load_committee(kept).potentials[0].config)})
+
+
+def refuse_model(path: str, structures: Sequence[Atoms]) -> None:
+    """Raise ConfigError for what a loop cannot begin with."""
+    potentials = load_committee(path).potentials
+    if len(potentials) > 1:
+        raise ConfigError(f"pretraining has {path!r} of {len(potentials)} potentials; expected one: give a member")
+    if not potentials[0].config.smooth:
+        raise ConfigError(f"pretraining has {path!r}, whose energy jumps at the cutoff: nothing can move by it")
+    if potentials[0].domain is None:
+        raise ConfigError(
+            f"pretraining has {path!r}, which does not say what it was trained on, so that nothing tells where its "
+            "dynamics should stop; expected a model that segnn train, finetune or learn wrote"
+        )
+    there = {int(z) for atoms in structures for z in atoms.numbers}
+    if unknown := sorted(there - set(potentials[0].species)):
+        raise ConfigError(
+            f"pretraining has {path!r}, which does not know {named(unknown)}: expected one of all elements of the "
+            "structures; give one, or a reference"
+        )
+
+
+def pretrain(loop: Loop, learn: Callable[..., Any]) -> None:
+    """Learn the cheaper reference by a loop of its own, where that is asked for and not done; its clock is its own."""
+    given = loop.config.pretraining
+    if given is None or given.reference is None or loop.config.pretrained.exists():
+        return
+    settings = loop_of_pretraining(loop.config, loop.state.decided[DECIDED] / 60)
+    loop.report(f"pretraining: {settings.budget.minutes:.1f} minutes by {given.reference.calculator}")
+    with loop.state.paused():
+        found = learn(settings, progress=loop.labeller.progress)
+    loop.report(f"pretraining ends: {found.labels} labels, {found.minutes:.1f} minutes; {found.report}")
+
+
+def loop_of_pretraining(config: LearnConfig, minutes: float) -> LearnConfig:
+    """Of the same structures at the same conditions."""
+    training = config.training.model_dump(exclude_unset=True, exclude={"epochs", "minutes"})
+    values = config.model_dump(include={"structures", "conditions", "start", "model", "refuse_flaws", "seed"})
+    assert config.pretraining is not None
+    return LearnConfig(
+        **values,
+        out=str(config.pretrained),
+        reference=config.pretraining.reference,
+        aim={"forces": FINER * config.aim.forces, "uncertainty": config.aim.uncertainty},
+        budget=BudgetConfig(minutes=minutes),
+        training=training,
+    )
+
+
+def dynamics_of_pretrained(loop: Loop, structures: Sequence[Atoms]) -> tuple[list[Ran], SEGNNCalculator]:
+    """At every condition, and the potential; they are made once."""
+    config, folder = loop.config, loop.config.folder / "round-000"
+    folder.mkdir(exist_ok=True)
+    calculator = SEGNNCalculator(str(config.pretrained), device=config.training.device, domain="ignore")
+    picoseconds, minutes = config.conditions.picoseconds, SHARE * config.budget.minutes
+    loop.report(f"dynamics of {picoseconds:g} ps with the pretrained potential")
+    limit = largest_uncertainty(calculator, config.aim)
+    planned = plan_runs(config, structures, 0, (), picoseconds, minutes)
+    return [explore(each, calculator, folder, limit) for each in planned], calculator
+
+
+def train_from(config: LearnConfig, training: TrainConfig, *, progress: bool) -> dict:
+    """From scratch, or from the pretrained potential, where there is one; the errors on every set."""
+    if config.pretraining is None:
+        return train(training, progress=progress)
+    return finetune(str(config.pretrained), training, progress=progress)
