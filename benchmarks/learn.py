@@ -31,6 +31,7 @@ from report import print_table
 from xtb import sampled
 
 from segnn_ase.learn import LearnConfig, learn
+from segnn_ase.learn.pretraining import loop_of_pretraining
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.worker import made
 from segnn_ase.train import TrainConfig, evaluate_files, finetune, train
@@ -61,38 +62,37 @@ def errors_of(model: Path, test: Path) -> dict:
 
 
 def pretrained(args: argparse.Namespace, work: Path, start: Path) -> Path | None:
-    """The potential of the cheaper reference, where one is asked for."""
+    """The potential of the cheaper reference, where one is asked for, as a loop begins with it."""
     if args.pretraining is None:
         return None
-    out = work / f"{args.pretraining}.pt"
-    config = {
+    usual = {"pretraining": args.pretraining, "aim": {"forces": 30.0}}
+    config = LearnConfig.parse(settings_of(args, start, work / "begin.pt") | usual)
+    learn(loop_of_pretraining(config, args.minutes, are_molecules=True), progress=False)
+    return config.pretrained
+
+
+def settings_of(args: argparse.Namespace, start: Path, out: Path) -> dict:
+    return {
         "out": str(out),
         "structures": str(start),
-        "reference": args.pretraining,
+        "reference": args.reference,
         "conditions": {"temperature": KELVIN},
-        "aim": {"forces": 5.0},
-        "budget": {"minutes": args.minutes},
+        "aim": {"forces": args.aim},
         "model": {"preset": "fast"},
     }
-    learn(LearnConfig.parse(config), progress=False)
-    return out
 
 
 def by_choice(
     args: argparse.Namespace, work: Path, start: Path, begin: Path | None, labels: int, seed: int
 ) -> tuple[Path, int]:
     out = work / f"chosen-{labels}-{seed}.pt"
-    config = {
-        "out": str(out),
-        "structures": str(start),
-        "reference": args.reference,
-        "conditions": {"temperature": KELVIN},
-        "aim": {"forces": 5.0},
+    config = settings_of(args, start, out) | {
         "budget": {"labels": labels, "minutes": args.minutes},
         "training": {"epochs": args.structures // labels},
         "seed": seed,
-        **({"model": {"preset": "fast"}} if begin is None else {"pretraining": {"model": str(begin)}}),
     }
+    if begin is not None:
+        config |= {"pretraining": {"model": str(begin)}, "model": {}}
     learn(LearnConfig.parse(config), progress=False)
     last = max((out.with_suffix(".learn")).glob("final-*/train.xyz"), key=lambda path: path.stat().st_mtime)
     return out, len(read(last, ":"))
@@ -102,13 +102,14 @@ def at_random(
     args: argparse.Namespace, work: Path, start: Path, begin: Path | None, labels: int, seed: int
 ) -> tuple[Path, int]:
     out = work / f"{'random' if begin or not args.pretraining else 'scratch'}-{labels}-{seed}.pt"
-    source = work / f"random-{labels}-{seed}.xyz"
+    source, most = work / f"random-{labels}-{seed}.xyz", max(args.labels)
     pool = kept(
         work / f"pool-{seed}.xyz", lambda: sampled(read(start), args.pool, kelvin=KELVIN, seed=seed, every=APART)
     )
     frames = read(pool, ":")
-    chosen = np.random.default_rng(seed).permutation(len(frames))[:labels]
-    kept(source, lambda: labelled([frames[n] for n in sorted(chosen)], args.reference))
+    chosen = np.random.default_rng(seed).permutation(len(frames))[:most]
+    known = kept(work / f"random-{seed}.xyz", lambda: labelled([frames[n] for n in chosen], args.reference))
+    kept(source, lambda: read(known, f":{labels}"))
     if not out.exists():
         training = {"epochs": args.structures // labels, "seed": seed}
         config = {"out": str(out), "data": {"train": str(source)}, "training": training}
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--structures", type=int, default=20_000, help="that a training sees, in all epochs")
     parser.add_argument("--pool", type=int, default=1000, help="frames that random ones are drawn from")
     parser.add_argument("--test", type=int, default=200, help="frames of the test")
+    parser.add_argument("--aim", type=float, default=5.0, help="meV/Å, of the loops: small, that all labels are made")
     parser.add_argument("--minutes", type=float, default=15.0, help="budget of a loop")
     parser.add_argument("--work", type=Path, default=Path("learn_labels"))
     args = parser.parse_args()

@@ -6,9 +6,9 @@ What this command does, and then an independent measurement (pip install pyscf t
         --minutes 30 --preset fast --out molecule.pt
 
 Some thousand labels of GFN2-xTB, which take seconds, come first: the potential that learns them knows most of the shape
-of the surface, and density functional theory is asked for 60 structures in all, those that the loop needs to measure
-itself included. Then it labels 20 frames of the potential's own dynamics at 300 K, from other velocities, which the loop
-has not seen.
+of the surface, and density functional theory is asked for 60 structures at most, those that the loop needs to measure
+itself included. Then it labels 20 frames of the potential's own dynamics at 300 K, from other velocities, which the
+loop has not seen.
 """
 
 import os

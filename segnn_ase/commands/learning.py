@@ -1,7 +1,7 @@
 """`segnn learn` and `segnn select`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from segnn_ase.base.settings import read_toml
 from segnn_ase.commands.shared import Device, Out, Overwrite, Threads, app, prepare_process, reported_errors
 from segnn_ase.learn.references import REFERENCES
 from segnn_ase.model.settings import PRESETS
+
+if TYPE_CHECKING:
+    from segnn_ase.learn.settings import LearnConfig
 
 SMOOTH = [name for name in PRESETS if name != "segnn2022"]
 GIVEN = {  # option: section and setting
@@ -88,13 +91,20 @@ def learn_command(
         if not values.get("reference"):
             raise ConfigError(f"reference is missing: give --reference, {', '.join(REFERENCES)}, or module:Class")
         config = LearnConfig.parse(values if out is None else {**values, "out": out})
-        if threads and config.reference.threads is None:
-            each = {"threads": max(threads // config.reference.workers, 1)}
-            config = config.model_copy(update={"reference": config.reference.model_copy(update=each)})
-        found = learn(config)
+        found = learn(_on_threads(config, threads) if threads else config)
         verdict = "the aim is reached" if found.reached else f"the aim is not reached: {found.why}"
         typer.echo(f"{verdict}; {found.labels} labels, {found.minutes:.1f} minutes")
         typer.echo(f"wrote {found.model} and {found.report}")
+
+
+def _on_threads(config: "LearnConfig", threads: int) -> "LearnConfig":
+    """With as many for references that are not given theirs."""
+    own, first = config.reference, config.pretraining
+    config = config.model_copy(update={"reference": own.on_threads(threads)})
+    if first is None or first.reference is None:
+        return config
+    cheaper = first.model_copy(update={"reference": first.reference.on_threads(threads)})
+    return config.model_copy(update={"pretraining": cheaper})
 
 
 def _settings_in(given: list[str]) -> dict:

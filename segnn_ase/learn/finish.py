@@ -26,6 +26,7 @@ from segnn_ase.learn.comparison import (
     reweighted_ensembles,
 )
 from segnn_ase.learn.explore import SHARE, explore, largest_uncertainty, patience, plan_runs
+from segnn_ase.learn.filling import more_frames
 from segnn_ase.learn.labelled import KEY, SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.pretraining import train_from
@@ -84,7 +85,9 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     begun = state.once(f"seconds before {folder.name}", lambda: round(60 * state.minutes))
     new = state.once(f"labels of {folder.name}", lambda: labels_of_trial(loop))
     held = () if new else rounds.held
-    frames = decided(folder / "train.xyz", lambda: usable(labelled.of([*rounds.keys, *([] if held else rounds.held)])))
+    more = more_frames(loop, rounds, folder, minutes_left(loop))
+    keys = [*rounds.keys, *([] if held else rounds.held), *more]
+    frames = decided(folder / "train.xyz", lambda: usable(labelled.of(keys)))
     with doctor_in_words():
         train_from(config, last_training(loop, frames, folder), progress=loop.labeller.progress)
     model = str(folder / "model.pt")
@@ -167,17 +170,22 @@ def why_not_good(config: LearnConfig, tried: Trial, measured: dict[str, Any]) ->
     return ""
 
 
+def minutes_left(loop: Loop) -> float:
+    """For the last training."""
+    minutes, state = loop.config.budget.minutes, loop.state
+    return max((1 - AFTER) * minutes - (state.minutes - state.last_minutes), LAST * minutes)
+
+
 def last_training(loop: Loop, frames: Sequence[Atoms], folder: Path) -> TrainConfig:
-    """Of the settings that were given; without a length it gets the minutes that are left, and its share at least.
+    """Of the settings that were given; without a length it gets the minutes that are left.
 
     Where these are few epochs, roughly, it is like one of a round, which is made for that.
     """
     config, state = loop.config, loop.state
     given = config.training.model_dump(exclude_unset=True)
     if config.training.epochs is None and config.training.minutes is None:
-        left = (1 - AFTER) * config.budget.minutes - (state.minutes - state.last_minutes)
-        seconds = 60 * max(left, LAST * config.budget.minutes)
-        given["minutes"] = minutes = state.once(f"seconds of {folder.name}", lambda: max(round(seconds), 1)) / 60
+        seconds = state.once(f"seconds of {folder.name}", lambda: max(round(60 * minutes_left(loop)), 1))
+        given["minutes"] = minutes = seconds / 60
         epochs = state.once(
             f"roughly epochs of {folder.name}", lambda: epochs_within(minutes, frames, config.model, config.training)
         )

@@ -43,6 +43,7 @@ from segnn_ase.learn.rounds import (
     epochs_within,
     errors_on,
     is_good,
+    round_folder,
     told_of_runs,
     too_sure,
     usable,
@@ -218,8 +219,9 @@ def dynamics_before(loop: Loop, structures: list[Atoms]) -> tuple[list[Ran], lis
 
 
 def tried_after(config: LearnConfig, number: int) -> list[str]:
-    """Keys of frames that measured a potential after this round, when the loop goes on from there."""
-    places = sorted(config.folder.glob(f"final-{number:03d}-*/drawn.xyz"))
+    """Keys of frames that a last training after this round learned besides, and of those that measured its potential,
+    when the loop goes on from there."""
+    places = [p for name in ("more", "drawn") for p in sorted(config.folder.glob(f"final-{number:03d}-*/{name}.xyz"))]
     return [frame.info[KEY] for path in places for frame in read_whole(path)]
 
 
@@ -307,10 +309,6 @@ def picoseconds_of(asked: float, number: int, few: bool) -> float:
     """Of the dynamics of a round; where labels are few there are few rounds, and they begin with longer ones."""
     first = max(FIRST_PS, asked / 4) if few else FIRST_PS
     return min(first * 2 ** (number - 1), asked)
-
-
-def round_folder(config: LearnConfig, number: int) -> Path:
-    return config.folder / f"round-{number:03d}"
 
 
 def told_of_round(row: dict[str, Any]) -> str:

@@ -21,7 +21,8 @@ from segnn_ase.store.shipped import find_model
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import finetune, train
 
-FINER = 0.5  # of the aim for forces: that of the loop of the cheaper reference
+COARSER = 2.0  # times the aim for forces: where the rounds of the cheaper reference end, as its last training has more
+HOTTER, HOTTEST = 2, 1000  # times the highest temperature, and K: where molecules are sampled besides
 LEAST = 0.1  # of the minutes, for the loop itself, where these were lowered since
 DECIDED = "seconds of pretraining"
 
@@ -70,23 +71,27 @@ def pretrain(loop: Loop, learn: Callable[..., Any]) -> None:
     given = loop.config.pretraining
     if given is None or given.reference is None or loop.config.pretrained.exists():
         return
-    settings = loop_of_pretraining(loop.config, loop.state.decided[DECIDED] / 60)
+    are_molecules = not any(atoms.pbc.any() for atoms in loop.structures)
+    settings = loop_of_pretraining(loop.config, loop.state.decided[DECIDED] / 60, are_molecules=are_molecules)
     loop.report(f"pretraining: {settings.budget.minutes:.1f} minutes by {given.reference.calculator}")
     with loop.state.paused():
         found = learn(settings, progress=loop.labeller.progress)
     loop.report(f"pretraining ends: {found.labels} labels, {found.minutes:.1f} minutes; {found.report}")
 
 
-def loop_of_pretraining(config: LearnConfig, minutes: float) -> LearnConfig:
-    """Of the same structures at the same conditions."""
+def loop_of_pretraining(config: LearnConfig, minutes: float, *, are_molecules: bool) -> LearnConfig:
+    """Of the same structures at the same conditions; molecules are heated, too, to see their conformers."""
     training = config.training.model_dump(exclude_unset=True, exclude={"epochs", "minutes"})
     values = config.model_dump(include={"structures", "conditions", "start", "model", "refuse_flaws", "seed"})
+    hottest = HOTTER * max(config.conditions.temperature)
+    if are_molecules and hottest <= HOTTEST:
+        values["conditions"]["temperature"] = [*config.conditions.temperature, hottest]
     assert config.pretraining is not None
     return LearnConfig(
         **values,
         out=str(config.pretrained),
         reference=config.pretraining.reference,
-        aim={"forces": FINER * config.aim.forces, "uncertainty": config.aim.uncertainty},
+        aim={"forces": COARSER * config.aim.forces, "uncertainty": max(config.aim.uncertainty / COARSER, 1.0)},
         budget=BudgetConfig(minutes=minutes),
         training=training,
     )

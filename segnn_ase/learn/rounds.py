@@ -1,6 +1,8 @@
 """What is done in a round: a short training, and an error that is measured on frames of dynamics."""
 
+import csv
 import json
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +32,7 @@ OFTEN = 100  # epochs that are many: frames are what is missing, not time
 FOR_FEW = {"learning_rate": 0.03, "rollout_steps": 0, "teachers": 0}  # settings of a training of few epochs
 OF_LAST = {"minutes", "epochs", "committee", "patience", "teachers", "select"}  # settings of the last training alone
 OF_LAST |= {name for name in OptimConfig.model_fields if name.startswith("rollout_")}
+PASSED = "frames passed a minute in"  # and the round
 STRONGEST = 50.0  # eV/Å: frames with larger forces say nothing of dynamics, and spoil a training
 
 
@@ -41,6 +44,10 @@ class Rounds(NamedTuple):
     keys: list[str]  # of the frames that may be learned
     held: list[str]  # of those that were drawn in the last round
     ran: list[Ran]  # the dynamics of the last round
+
+
+def round_folder(config: LearnConfig, number: int) -> Path:
+    return config.folder / f"round-{number:03d}"
 
 
 def usable(frames: Sequence[Atoms]) -> list[Atoms]:
@@ -58,10 +65,20 @@ def calculator_of_round(loop: Loop, frames: Sequence[Atoms], folder: Path) -> SE
             write_frames(source, frames)
         minutes = share_of(config, loop.state.rounds) * SHORT * config.budget.minutes
         training = short_training(loop, frames, folder, minutes)
+        begins, since = not (folder / "model.resume.pt").exists(), time.monotonic()
         with doctor_in_words():
             errors = train_from(config, training, progress=False)
+        if begins:
+            loop.state.once(f"{PASSED} {folder.name}", lambda: passed_a_minute(folder, len(frames), since))
         write_atomically(finished, json.dumps(errors.get("valid"), default=str).encode())
     return SEGNNCalculator(str(folder / "model.pt"), device=config.training.device, domain="ignore")
+
+
+def passed_a_minute(folder: Path, frames: int, since: float) -> int:
+    """By the training in this folder, with what it needs besides."""
+    with (folder / "model.csv").open() as file:
+        epochs = len(list(csv.DictReader(file)))
+    return int(60 * epochs * frames / (time.monotonic() - since))
 
 
 @contextmanager

@@ -33,6 +33,12 @@ class ReferenceConfig(Settings):
         resolve_reference(self.calculator, self.arguments)
         return self
 
+    def on_threads(self, threads: int) -> "ReferenceConfig":
+        """With so many for all processes, unless their threads are given."""
+        if self.threads is not None:
+            return self
+        return self.model_copy(update={"threads": max(threads // self.workers, 1)})
+
 
 class PretrainingConfig(Settings):
     """A potential to begin with, which trainings then go on from: one that is there, or that learns a cheaper reference
@@ -135,8 +141,8 @@ class BudgetConfig(Settings):
     first_labels: int | None = Field(
         None,
         ge=8,
-        description="rattled and strained frames of the first training; none: 20, and where labels are limited no more "
-        "than a quarter of them, but 8",
+        description="frames of the first training, rattled and strained or of a pretrained potential's dynamics; none: "
+        "20, and where labels are limited no more than a quarter of them, but 8",
     )
     round_labels: int | None = Field(
         None,
@@ -220,6 +226,8 @@ class LearnConfig(Settings):
                 f"model is {self.model}, but the network is that of {self.pretraining.model}, which pretraining names: "
                 "leave it out"
             )
+        if self.pretraining is not None and self.pretraining.reference == self.reference:
+            raise ValueError(f"pretraining has the reference itself, {self.reference.calculator!r}: leave it out")
         labels, steps = self.budget.labels, self.start.dynamics_steps or 0
         structures = len(self.structures)
         if labels is not None:
@@ -250,7 +258,7 @@ class LearnConfig(Settings):
         """Steps of a relaxation of each structure: a tenth of limited labels is for all, but none where a pretrained
         potential shows better frames."""
         labels, steps = self.budget.labels, self.start.relax_steps
-        if labels is not None and self.pretraining is not None:
+        if labels is not None and self.pretraining is not None and "relax_steps" not in self.start.model_fields_set:
             return 0
         return steps if labels is None else min(steps, labels // (10 * structures))
 

@@ -149,9 +149,13 @@ def settings_that_count(config: LearnConfig) -> dict[str, Any]:
     """Of the settings those that may not change, as JSON has them."""
     values = config.model_dump(mode="json", exclude={"out", "refuse_flaws"})
     values["training"] = config.training.model_dump(mode="json", exclude_unset=True)
-    for section, names in INDIFFERENT.items():
-        values[section] = {name: value for name, value in values[section].items() if name not in names}
-    return values
+    if values["pretraining"] and values["pretraining"]["reference"]:
+        values["pretraining"]["reference"] = without(values["pretraining"]["reference"], INDIFFERENT["reference"])
+    return values | {section: without(values[section], names) for section, names in INDIFFERENT.items()}
+
+
+def without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def refuse_others(config: LearnConfig, known: dict[str, Any], now: dict[str, Any]) -> None:

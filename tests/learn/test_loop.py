@@ -89,6 +89,21 @@ def test_it_ends_where_it_is_good_enough(tmp_path, crystal):
     assert not (tmp_path / "cu.learn" / f"round-{len(rows):03d}" / "chosen.xyz").exists()
 
 
+def test_cheap_labels_fill_the_last_training(tmp_path, crystal):
+    """With frames of the last round's dynamics that were not labelled yet; a loop that goes on learns them, too."""
+    budget = {"minutes": 0.5, "rounds": 1, "first_labels": 8, "round_labels": 6}
+    values = {**loop_settings(tmp_path, crystal), "budget": budget, "training": {"device": "cpu"}}
+    learn(LearnConfig.parse(values), progress=False)
+    (last,) = (tmp_path / "cu.learn").glob("final-001-*")
+    more = {frame.info["key"] for frame in read_whole(last / "more.xyz")}
+    learned = read_whole(last / "train.xyz")
+    assert len(more) > 5 and more <= {frame.info["key"] for frame in learned}
+    assert len({frame.positions.round(3).tobytes() for frame in learned}) == len(learned)
+    learn(LearnConfig.parse({**values, "budget": {**budget, "rounds": 2, "minutes": 1.0}}), progress=False)
+    second = read_whole(tmp_path / "cu.learn" / "round-002" / "train.xyz")
+    assert more <= {frame.info["key"] for frame in second}
+
+
 def test_frames_that_are_there(tmp_path, crystal):
     known = []
     for n in range(6):

@@ -130,6 +130,10 @@ def interrupted(*args):
     [
         ({"pretraining": {}}, "setting 'pretraining' is {}: expected a reference or a model, got neither"),
         ({"pretraining": BOTH}, "got both, model is 'cu.pt'"),
+        (
+            {"pretraining": {"reference": {"calculator": "helpers.references:Stiffer"}}},
+            "the reference itself, 'helpers",
+        ),
         ({"pretraining": "gfn-xtb"}, "did you mean 'gfn2-xtb'"),
         ({"pretraining": {"reference": "emt", "share": 0.9}}, "less than or equal to 0.8"),
         ({"pretraining": "copper.pt"}, "is that of copper.pt, which pretraining names: leave it out"),
