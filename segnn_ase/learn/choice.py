@@ -122,17 +122,27 @@ def relaxed_frames(
     that they have; fewer, where the dynamics were short beside the relaxations, or some lead to the same."""
     steps = sum({id(run): run.steps for run, _ in candidates}.values())
     count = min(count, len(candidates), int(PART * steps / LONGEST))
-    found: list[tuple[Ran, Atoms]] = []
+    ends = (relaxed_from(*candidates[n], calculator) for n in evenly_spaced(len(candidates), count, turn))
+    return distinct([(run, relaxed) for run, relaxed, _ in ends if relaxed is not None], calculator)
+
+
+def relaxed_from(
+    run: Ran, frame: Atoms, calculator: SEGNNCalculator, fmax: float = FMAX, steps: int = LONGEST
+) -> tuple[Ran, Atoms | None, bool]:
+    """A frame of a run; see `relaxed_by_potential`."""
+    return run, *relaxed_by_potential(placed_as(run.planned.start, frame), calculator, fmax, steps)
+
+
+def distinct(found: Sequence[tuple[Ran, Atoms]], calculator: SEGNNCalculator) -> list[tuple[Ran, Atoms]]:
+    """Without those that are like one before."""
+    kept: list[tuple[Ran, Atoms]] = []
     features: list[np.ndarray] = []
-    for n in evenly_spaced(len(candidates), count, turn):
-        run, frame = candidates[n]
-        relaxed, _ = relaxed_by_potential(placed_as(run.planned.start, frame), calculator)
-        if relaxed is not None:
-            new = calculator.get_descriptors(relaxed)
-            if not any(are_alike(new, other) for other in features):
-                features.append(new)
-                found.append((run, relaxed))
-    return found
+    for run, atoms in found:
+        new = calculator.get_descriptors(atoms)
+        if not any(are_alike(new, other) for other in features):
+            features.append(new)
+            kept.append((run, atoms))
+    return kept
 
 
 def evenly_spaced(size: int, count: int, turn: int = 0) -> list[int]:
@@ -146,7 +156,7 @@ def are_alike(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def relaxed_by_potential(
-    atoms: Atoms, calculator: SEGNNCalculator, fmax: float = FMAX, steps: int = LONGEST
+    atoms: Atoms, calculator: SEGNNCalculator, fmax: float, steps: int
 ) -> tuple[Atoms | None, bool]:
     """The last of the relaxation for which a reference can be asked, None where that is where it begins; and whether it
     has ended."""

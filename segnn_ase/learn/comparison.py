@@ -10,8 +10,8 @@ from ase.constraints import FixAtoms
 from ase.eos import EquationOfState
 
 from segnn_ase.calculator import SEGNNCalculator
-from segnn_ase.learn.choice import evenly_spaced, is_sane, relaxed_by_potential
-from segnn_ase.learn.explore import Ran, placed_as
+from segnn_ase.learn.choice import distinct, evenly_spaced, is_sane, relaxed_from
+from segnn_ase.learn.explore import Ran
 from segnn_ase.learn.labelled import CONDITION, KEY, asked_frame, decided
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.md.analysis import radial_distribution
@@ -117,7 +117,8 @@ def minimum_of(volumes: np.ndarray, energies: np.ndarray, atoms: int) -> Minimum
 def compare_relaxed(
     ran: Sequence[Ran], calculator: SEGNNCalculator, labeller: Labeller, folder: Path, count: int
 ) -> Relaxed | None:
-    """Of so many frames of the first structure's dynamics, at most; None where less than two have labels."""
+    """Of so many frames of the first structure's dynamics, at most; None where they lead to less than two minima that
+    have labels."""
     key = f"{folder.name}/relaxed"
     frames = decided(
         folder / "relaxed.xyz",
@@ -140,13 +141,10 @@ def compare_relaxed(
 def minima_of_potential(
     candidates: Sequence[tuple[Ran, Atoms]], count: int, calculator: SEGNNCalculator
 ) -> list[tuple[Ran, Atoms]]:
-    """From so many of these frames, evenly spaced, where its relaxations end."""
-    found = []
-    for n in evenly_spaced(len(candidates), min(count, len(candidates))):
-        run, frame = candidates[n]
-        relaxed, ended = relaxed_by_potential(placed_as(run.planned.start, frame), calculator, FMAX, LONGEST)
-        found += [(run, relaxed)] if ended and relaxed is not None else []
-    return found
+    """From so many of these frames, evenly spaced, where its relaxations end, no two alike."""
+    numbers = evenly_spaced(len(candidates), min(count, len(candidates)))
+    ends = (relaxed_from(*candidates[n], calculator, FMAX, LONGEST) for n in numbers)
+    return distinct([(run, relaxed) for run, relaxed, ended in ends if ended and relaxed is not None], calculator)
 
 
 def of_first(ran: Sequence[Ran]) -> list[tuple[Ran, Atoms]]:

@@ -150,11 +150,11 @@ def settings_that_count(config: LearnConfig) -> dict[str, Any]:
     values = config.model_dump(mode="json", exclude={"out", "refuse_flaws"})
     values["training"] = config.training.model_dump(mode="json", exclude_unset=True)
     if values["pretraining"] and values["pretraining"]["reference"]:
-        values["pretraining"]["reference"] = without(values["pretraining"]["reference"], INDIFFERENT["reference"])
-    return values | {section: without(values[section], names) for section, names in INDIFFERENT.items()}
+        values["pretraining"]["reference"] = leaving_out(values["pretraining"]["reference"], INDIFFERENT["reference"])
+    return values | {section: leaving_out(values[section], names) for section, names in INDIFFERENT.items()}
 
 
-def without(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def leaving_out(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in names}
 
 

@@ -18,8 +18,10 @@ from segnn_ase.learn.comparison import (
     compare_relaxed,
     compare_volumes,
     has_vacuum,
+    minima_of_potential,
     minimum_of,
     modes_of,
+    of_first,
     reweighted_ensembles,
     rigid_motions,
     weights_of,
@@ -71,8 +73,9 @@ def test_of_a_crystal(tmp_path):
     assert all(key.startswith(("end/", "far/")) for key in labeller.labelled.frames)
 
 
-def test_of_what_the_potential_relaxes(tmp_path):
-    """By a reference that says the same, and by one whose energies are others and whose forces are not."""
+def test_of_what_the_potential_relaxes(tmp_path, monkeypatch):
+    """By a reference that says the same, and by one whose energies are others and whose forces are not; the four minima
+    are two, of which each is counted once unless nothing is alike."""
     calculator = SEGNNCalculator("acetylacetone-pbe", domain="ignore")
     start, ran = read(find_model("acetylacetone-pbe").parent / "reference.xyz", 1), []
     for structure in (0, 1):
@@ -85,6 +88,8 @@ def test_of_what_the_potential_relaxes(tmp_path):
     with pool:
         assert compare_relaxed(ran, calculator, labeller, tmp_path, 0) is None
         (tmp_path / "relaxed.xyz").unlink()
+        assert len(minima_of_potential(of_first(ran), 4, calculator)) == 2
+        monkeypatch.setattr("segnn_ase.learn.choice.ALIKE", 0.0)
         same = compare_relaxed(ran, calculator, labeller, tmp_path, 4)
         assert labeller.labelled.count == same.frames == 4 and max(same.forces, same.off) < 0.1  # float32 and 64
         known = labeller.labelled.frames
