@@ -85,7 +85,7 @@ def settings_of(args: argparse.Namespace, start: Path, out: Path) -> dict:
 def by_choice(
     args: argparse.Namespace, work: Path, start: Path, begin: Path | None, labels: int, seed: int
 ) -> tuple[Path, int]:
-    out = work / f"chosen-{labels}-{seed}.pt"
+    out = work / f"chosen-{labels}-{seed}-{args.structures // labels}.pt"
     config = settings_of(args, start, out) | {
         "budget": {"labels": labels, "minutes": args.minutes},
         "training": {"epochs": args.structures // labels},
@@ -101,14 +101,14 @@ def by_choice(
 def at_random(
     args: argparse.Namespace, work: Path, start: Path, begin: Path | None, labels: int, seed: int
 ) -> tuple[Path, int]:
-    out = work / f"{'random' if begin or not args.pretraining else 'scratch'}-{labels}-{seed}.pt"
-    source, most = work / f"random-{labels}-{seed}.xyz", max(args.labels)
+    how, most = "scratch" if args.pretraining and begin is None else "random", max(args.labels)
+    out, source = (work / f"{how}-{labels}-{seed}-{args.structures // labels}.{kind}" for kind in ("pt", "xyz"))
     pool = kept(
         work / f"pool-{seed}.xyz", lambda: sampled(read(start), args.pool, kelvin=KELVIN, seed=seed, every=APART)
     )
     frames = read(pool, ":")
     chosen = np.random.default_rng(seed).permutation(len(frames))[:most]
-    known = kept(work / f"random-{seed}.xyz", lambda: labelled([frames[n] for n in chosen], args.reference))
+    known = kept(work / f"random-{seed}-{most}.xyz", lambda: labelled([frames[n] for n in chosen], args.reference))
     kept(source, lambda: read(known, f":{labels}"))
     if not out.exists():
         training = {"epochs": args.structures // labels, "seed": seed}

@@ -41,13 +41,18 @@ def _explain(cls: Any, item: Any, section: str) -> str:
         return f"setting {name!r} is missing"
     if item["type"] == "extra_forbidden":
         for part in item["loc"][:-1]:  # a number: of one of several settings
-            cls = get_args(cls)[0] if isinstance(part, int) else cls.model_fields[part].annotation
+            cls = get_args(cls)[0] if isinstance(part, int) else _section(cls.model_fields[part].annotation)
         known = list(cls.model_fields)
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
         return f"unknown setting {name!r}: {hint}"
     message = item["msg"].removeprefix("Value error, ")
     return f"setting {name!r} is {in_short(item['input'])}: {message}" if location else message
+
+
+def _section(annotation: Any) -> Any:
+    """What may be left out has the type of its settings beside None."""
+    return next((part for part in get_args(annotation) if hasattr(part, "model_fields")), annotation)
 
 
 def read_toml(path: "str | Path") -> dict:

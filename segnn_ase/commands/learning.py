@@ -1,7 +1,7 @@
 """`segnn learn` and `segnn select`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,7 +40,9 @@ def learn_command(
     ] = None,
     pretraining: Annotated[
         str | None,
-        typer.Option(help="cheaper reference that is learned first, or a model file to begin with; default: none"),
+        typer.Option(
+            help="cheaper reference that is learned first, or a model to begin with (file or shipped); default: none"
+        ),
     ] = None,
     temperature: Annotated[
         list[str] | None, typer.Option(help="K; 300:1200 means 300, 750 and 1200; default: 300")
@@ -63,7 +65,9 @@ def learn_command(
             metavar="|".join(SMOOTH),
         ),
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="processes that label side by side; default: 1")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="processes of --reference that label side by side; default: 1")
+    ] = None,
     out: Out = None,
     threads: Threads = None,
 ):
@@ -87,7 +91,7 @@ def learn_command(
                 if isinstance(known, dict):  # what is no table is refused by `parse`
                     values[section] = {**known, setting: options[name]}
         if pretraining is not None:
-            values["pretraining"] = pretraining
+            values["pretraining"] = _pretraining_in(values, pretraining)
         if not values.get("reference"):
             raise ConfigError(f"reference is missing: give --reference, {', '.join(REFERENCES)}, or module:Class")
         config = LearnConfig.parse(values if out is None else {**values, "out": out})
@@ -105,6 +109,20 @@ def _on_threads(config: "LearnConfig", threads: int) -> "LearnConfig":
         return config
     cheaper = first.model_copy(update={"reference": first.reference.on_threads(threads)})
     return config.model_copy(update={"pretraining": cheaper})
+
+
+def _pretraining_in(values: dict, given: str):
+    """The table of a file with this reference or model in place of its own."""
+    from segnn_ase.learn.settings import PretrainingConfig
+
+    table: Any = values.get("pretraining")
+    first: dict[str, Any] = PretrainingConfig.named(given)
+    if not isinstance(table, dict):
+        return first
+    reference = table.get("reference")
+    if isinstance(reference, dict) and "reference" in first:
+        first = {"reference": {**reference, "calculator": given}}
+    return {**{name: value for name, value in table.items() if name not in ("reference", "model")}, **first}
 
 
 def _settings_in(given: list[str]) -> dict:

@@ -23,8 +23,7 @@ def more_frames(loop: Loop, rounds: Rounds, folder: Path, minutes: float) -> lis
     if config.budget.labels is not None or config.training.epochs is not None:
         return []
     known = labeller.labelled.of([*rounds.keys, *rounds.held])
-    passed = minutes * state.decided.get(f"{PASSED} {round_folder(config, len(state.rounds)).name}", 0)
-    most = passed / PASSES - len(known)
+    most = minutes * passed_a_minute(loop) / PASSES - len(known)
     count = state.once(f"more of {folder.name}", lambda: max(int(min(most, loop.labels_within(SHARE))), 0))
     frames = decided(folder / "more.xyz", lambda: of_dynamics(rounds.ran, known, count, folder.name, len(state.rounds)))
     if not frames:
@@ -34,6 +33,12 @@ def more_frames(loop: Loop, rounds: Rounds, folder: Path, minutes: float) -> lis
     keys = [frame.info[KEY] for frame in frames]
     labeller.control(len(state.rounds), keys, f"{folder.name}/more")
     return keys
+
+
+def passed_a_minute(loop: Loop) -> int:
+    """Frames by the training of the last round that tells: one that was stopped does not."""
+    names = [f"{PASSED} {round_folder(loop.config, n).name}" for n in range(len(loop.state.rounds), 0, -1)]
+    return next((loop.state.decided[name] for name in names if name in loop.state.decided), 0)
 
 
 def of_dynamics(ran: Sequence[Ran], known: Sequence[Atoms], count: int, prefix: str, round_: int) -> list[Atoms]:

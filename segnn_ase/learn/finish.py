@@ -29,7 +29,7 @@ from segnn_ase.learn.explore import SHARE, explore, largest_uncertainty, patienc
 from segnn_ase.learn.filling import more_frames
 from segnn_ase.learn.labelled import KEY, SECONDS, decided
 from segnn_ase.learn.pool import threads_of
-from segnn_ase.learn.pretraining import train_from
+from segnn_ase.learn.pretraining import minutes_of_pretraining, train_from
 from segnn_ase.learn.references import resolve_reference
 from segnn_ase.learn.report import Ended, Speed, Trial, write_loop_report
 from segnn_ase.learn.rounds import (
@@ -85,9 +85,9 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     begun = state.once(f"seconds before {folder.name}", lambda: round(60 * state.minutes))
     new = state.once(f"labels of {folder.name}", lambda: labels_of_trial(loop))
     held = () if new else rounds.held
-    more = more_frames(loop, rounds, folder, minutes_left(loop))
-    keys = [*rounds.keys, *([] if held else rounds.held), *more]
-    frames = decided(folder / "train.xyz", lambda: usable(labelled.of(keys)))
+    more = [] if held else more_frames(loop, rounds, folder, config.training.minutes or minutes_left(loop))
+    keys = dict.fromkeys([*rounds.keys, *([] if held else rounds.held), *more])
+    frames = decided(folder / "train.xyz", lambda: usable(labelled.of(list(keys))))
     with doctor_in_words():
         train_from(config, last_training(loop, frames, folder), progress=loop.labeller.progress)
     model = str(folder / "model.pt")
@@ -104,11 +104,10 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     write_atomically(config.out, Path(model).read_bytes())
     state.last_minutes += state.minutes - begun / 60
     report = Path(config.out).with_suffix(".report.md")
-    told = Ended(
-        state.rounds, labelled, frames, tried, measured, bool(held), compared, certificate, speed, why, state.minutes
-    )
+    whole = state.minutes + minutes_of_pretraining(state)
+    told = Ended(state.rounds, labelled, frames, tried, measured, bool(held), compared, certificate, speed, why, whole)
     write_loop_report(report, config, told)
-    learned = Learned(config.out, str(report), not why, why, labelled.count, round(state.minutes, 1))
+    learned = Learned(config.out, str(report), not why, why, labelled.count, round(whole, 1))
     state.finished = {"learned": learned._asdict(), "settings": what_ends(config), "rounds": len(state.rounds)}
     state.save()
     return learned

@@ -32,7 +32,7 @@ from segnn_ase.learn.finish import Learned, finish_loop
 from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
-from segnn_ase.learn.pretraining import dynamics_of_pretrained, in_effect, pretrain
+from segnn_ase.learn.pretraining import DECIDED, dynamics_of_pretrained, in_effect, model_to_begin_with, pretrain
 from segnn_ase.learn.references import REFERENCES
 from segnn_ase.learn.report import passed_of
 from segnn_ase.learn.rounds import (
@@ -78,9 +78,11 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
             told = "which exists and is of no loop to go on with: rename or remove it"
             raise ConfigError(f"out is {config.out!r}, {told}")
         state = LoopState(config, structures)
+        begin = model_to_begin_with(config, structures)
         labelled = LabelledFrames(folder)
         labelled.give(config.frames)  # before anything is settled
-        config = in_effect(config, state, structures)
+        state.save()
+        config = in_effect(config, state, begin)
         there = Path(config.out).exists()
         if there and state.finished and state.finished["settings"] == what_ends(config):
             report("this loop is finished: raise its budget or lower its aim to go on")
@@ -90,7 +92,6 @@ def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
                 f"warning: {path} has a cell of {height:.1f} Å, less than twice the cutoff: an atom feels its own "
                 "images; a larger supercell is better"
             )
-        state.save()
         with LabelPool(config.reference, folder / "workers") as pool:
             labeller = Labeller(pool, labelled, progress=progress)
             loop = Loop(config, structures, labeller, state, report)
@@ -187,7 +188,7 @@ def run_rounds(loop: Loop) -> Rounds:
     config = loop.config
     loop.report(f"first labels by {config.reference.calculator}")
     structures, keys = first_labels(loop)
-    ran, frames = dynamics_before(loop, structures)
+    ran, frames = dynamics_before(loop, structures, keys)
     keys += [frame.info[KEY] for frame in frames]
     held: list[str] = []
     for number in range(1, config.budget.rounds + 1):
@@ -204,16 +205,24 @@ def run_rounds(loop: Loop) -> Rounds:
     return Rounds(f"{config.budget.rounds} rounds are over (budget.rounds)", structures, keys, held, ran)
 
 
-def dynamics_before(loop: Loop, structures: list[Atoms]) -> tuple[list[Ran], list[Atoms]]:
-    """Those of a pretrained potential, and the frames of them that are labelled first; none, and displaced structures,
-    where there is no such potential."""
-    if loop.config.pretraining is None:
-        return [], first_frames(loop, lambda count: displaced_frames(structures, count, loop.config))
+def dynamics_before(loop: Loop, structures: list[Atoms], keys: list[str]) -> tuple[list[Ran], list[Atoms]]:
+    """Those of a pretrained potential, and frames that are labelled first: the most informative of them, minima too, or
+    displaced structures where there are not as many. keys: of frames that are learned anyway."""
+    config = loop.config
+    if config.pretraining is None:
+        return [], first_frames(loop, lambda count: displaced_frames(structures, count, config))
     pretrain(loop, learn)
+    begins = not (config.folder / "start.xyz").exists()
     ran, calculator = dynamics_of_pretrained(loop, structures)
-    frames = first_frames(loop, lambda count: chosen(ran, (), count, 0, calculator))
+    known = [frame for frame in loop.labeller.labelled.of(keys) if frame.info[KEY] not in loop.labeller.labelled.given]
+
+    def make(count: int) -> list[Atoms]:
+        found = chosen(ran, known, count, 0, calculator)
+        return found + displaced_frames(structures, count - len(found), config)
+
+    frames = first_frames(loop, make)
     off = errors_on(frames, calculator)["forces"]
-    if off is not None:
+    if begins and off is not None:
         loop.report(f"forces of the pretrained potential are off by {off:.0f} meV/Å on {len(frames)} frames")
     return ran, frames
 
@@ -244,7 +253,8 @@ def spent(loop: Loop) -> str:
         return ""
     late = bool(loop.state.rounds) and loop.state.rounds[-1]["late"]
     told = f"; dynamics were too slow for their share of it: {FEWER}" if late else ""
-    return f"{minutes:.0f} of {budget.minutes:g} minutes are over, the rest is for the last training{told}"
+    before = " after pretraining" if DECIDED in loop.state.decided else ""
+    return f"{minutes:.0f} of {budget.minutes:g} minutes{before} are over, the rest is for the last training{told}"
 
 
 def one_round(

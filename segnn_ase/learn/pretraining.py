@@ -5,6 +5,7 @@ alone, which is smooth, and the first of them are of frames that its dynamics vi
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from ase import Atoms
@@ -16,34 +17,44 @@ from segnn_ase.learn.explore import SHARE, Ran, explore, largest_uncertainty, pl
 from segnn_ase.learn.settings import BudgetConfig, LearnConfig
 from segnn_ase.learn.state import Loop, LoopState
 from segnn_ase.model.more_elements import named
-from segnn_ase.store.model_file import load_committee, settings_of
+from segnn_ase.store.model_file import load_committee, load_potential, settings_of
 from segnn_ase.store.shipped import find_model
 from segnn_ase.train.settings import TrainConfig
 from segnn_ase.train.start import finetune, train
 
 COARSER = 2.0  # times the aim for forces: where the rounds of the cheaper reference end, as its last training has more
+FOR_TUNING = {"epochs", "minutes", "learning_rate", "freeze"}  # settings of trainings that go on from the potential
 HOTTER, HOTTEST = 2, 1000  # times the highest temperature, and K: where molecules are sampled besides
 LEAST = 0.1  # of the minutes, for the loop itself, where these were lowered since
-DECIDED = "seconds of pretraining"
+DECIDED, TOOK = "seconds of pretraining", "seconds that pretraining took"
 
 
-def in_effect(config: LearnConfig, state: LoopState, structures: Sequence[Atoms]) -> LearnConfig:
+def model_to_begin_with(config: LearnConfig, structures: Sequence[Atoms]) -> Path | None:
+    """The file of a potential that is given, or of what was kept of it; None where none is. Raises ConfigError for one
+    that cannot be, FileNotFoundError and ModelFileError."""
+    if config.pretraining is None or config.pretraining.model is None:
+        return None
+    if config.pretrained.exists():
+        return config.pretrained
+    found = find_model(config.pretraining.model)
+    refuse_model(str(found), structures)
+    return found
+
+
+def in_effect(config: LearnConfig, state: LoopState, begin: Path | None) -> LearnConfig:
     """The settings of the loop itself: the minutes that pretraining leaves, or the network of the potential to begin
-    with, which is kept in the folder. Raises ConfigError for one that cannot be, FileNotFoundError, ModelFileError."""
+    with, which is kept in the folder."""
     given = config.pretraining
     if given is None:
         return config
-    if given.reference is not None:
-        minutes = config.budget.minutes
-        taken = state.once(DECIDED, lambda: round(60 * given.share * minutes)) / 60
-        budget = config.budget.model_copy(update={"minutes": max(minutes - taken, LEAST * minutes)})
+    if begin is None:
+        whole = config.budget.minutes
+        taken = state.decided.get(DECIDED, 60 * given.share * whole) / 60
+        budget = config.budget.model_copy(update={"minutes": max(whole - taken, LEAST * whole)})
         return config.model_copy(update={"budget": budget})
-    if not (kept := config.pretrained).exists():
-        source = find_model(str(given.model))
-        refuse_model(str(source), structures)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(kept, source.read_bytes())
-    return config.model_copy(update={"model": settings_of(load_committee(kept).potentials[0].config)})
+    if begin != config.pretrained:
+        write_atomically(config.pretrained, begin.read_bytes())
+    return config.model_copy(update={"model": settings_of(load_potential(config.pretrained).config)})
 
 
 def refuse_model(path: str, structures: Sequence[Atoms]) -> None:
@@ -68,20 +79,31 @@ def refuse_model(path: str, structures: Sequence[Atoms]) -> None:
 
 def pretrain(loop: Loop, learn: Callable[..., Any]) -> None:
     """Learn the cheaper reference by a loop of its own, where that is asked for and not done; its clock is its own."""
-    given = loop.config.pretraining
-    if given is None or given.reference is None or loop.config.pretrained.exists():
+    given, state = loop.config.pretraining, loop.state
+    if given is None or given.reference is None or DECIDED in state.decided:
         return
+    minutes = given.share / (1 - given.share) * loop.config.budget.minutes
     are_molecules = not any(atoms.pbc.any() for atoms in loop.structures)
-    settings = loop_of_pretraining(loop.config, loop.state.decided[DECIDED] / 60, are_molecules=are_molecules)
-    loop.report(f"pretraining: {settings.budget.minutes:.1f} minutes by {given.reference.calculator}")
-    with loop.state.paused():
-        found = learn(settings, progress=loop.labeller.progress)
+    loop.report(f"pretraining: {minutes:.1f} minutes by {given.reference.calculator}")
+    try:
+        with state.paused():
+            settings = loop_of_pretraining(loop.config, minutes, are_molecules=are_molecules)
+            found = learn(settings, progress=loop.labeller.progress)
+    except ConfigError as error:
+        raise ConfigError(f"pretraining: {error}") from error
+    state.once(TOOK, lambda: round(60 * found.minutes))
+    state.once(DECIDED, lambda: round(60 * minutes))
     loop.report(f"pretraining ends: {found.labels} labels, {found.minutes:.1f} minutes; {found.report}")
+
+
+def minutes_of_pretraining(state: LoopState) -> float:
+    """That it took."""
+    return state.decided.get(TOOK, 0) / 60
 
 
 def loop_of_pretraining(config: LearnConfig, minutes: float, *, are_molecules: bool) -> LearnConfig:
     """Of the same structures at the same conditions; molecules are heated, too, to see their conformers."""
-    training = config.training.model_dump(exclude_unset=True, exclude={"epochs", "minutes"})
+    training = config.training.model_dump(exclude_unset=True, exclude=FOR_TUNING)
     values = config.model_dump(include={"structures", "conditions", "start", "model", "refuse_flaws", "seed"})
     hottest = HOTTER * max(config.conditions.temperature)
     if are_molecules and hottest <= HOTTEST:
@@ -103,7 +125,8 @@ def dynamics_of_pretrained(loop: Loop, structures: Sequence[Atoms]) -> tuple[lis
     folder.mkdir(exist_ok=True)
     calculator = SEGNNCalculator(str(config.pretrained), device=config.training.device, domain="ignore")
     picoseconds, minutes = config.conditions.picoseconds, SHARE * config.budget.minutes
-    loop.report(f"dynamics of {picoseconds:g} ps with the pretrained potential")
+    if not (config.folder / "start.xyz").exists():
+        loop.report(f"dynamics of {picoseconds:g} ps with the pretrained potential")
     limit = largest_uncertainty(calculator, config.aim)
     planned = plan_runs(config, structures, 0, (), picoseconds, minutes)
     return [explore(each, calculator, folder, limit) for each in planned], calculator

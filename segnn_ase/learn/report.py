@@ -208,9 +208,9 @@ def of_comparison(compared: Compared, path: Path) -> list[str]:
     lines = ["## Beside the reference", ""]
     if rows:
         lines += [
-            "Of the first structure, relaxed by the reference: the minimum over volumes at fixed fractional "
-            "coordinates, and vibrations along some of the potential's own modes (Γ of this cell; below zero: "
-            "imaginary).",
+            "Of the first structure, relaxed by the reference as far as it was: the minimum over volumes at fixed "
+            "fractional coordinates, and vibrations along some of the potential's own modes (Γ of this cell; below "
+            "zero: imaginary).",
             "",
             "| | reference | potential | off |",
             "|---|--:|--:|--:|",

@@ -24,6 +24,7 @@ from segnn_ase.model.settings import model_config
 from segnn_ase.structure.neighbors import neighbor_list
 from segnn_ase.train.few_frames import seconds_by_size
 from segnn_ase.train.settings import DataConfig, OptimConfig, TrainConfig
+from segnn_ase.train.tuning_settings import FinetuneConfig
 
 SHORT = 0.05  # of the minutes of the budget that the training of a round is to take, roughly; no clock is read
 SHORTEST = 0.4  # of that, where the errors of the round before were as far below the aim
@@ -77,7 +78,7 @@ def calculator_of_round(loop: Loop, frames: Sequence[Atoms], folder: Path) -> SE
 def passed_a_minute(folder: Path, frames: int, since: float) -> int:
     """By the training in this folder, with what it needs besides."""
     with (folder / "model.csv").open() as file:
-        epochs = len(list(csv.DictReader(file)))
+        epochs = int([*csv.DictReader(file)][-1]["epoch"])
     return int(60 * epochs * frames / (time.monotonic() - since))
 
 
@@ -123,8 +124,11 @@ def settings_for_few(training: OptimConfig, *, from_scratch: bool = True) -> dic
 def training_in(config: LearnConfig, folder: Path, training: OptimConfig) -> TrainConfig:
     """Of the frames in this folder, to a model beside them."""
     data = DataConfig(train=(str(folder / "train.xyz"),), refuse_flaws=config.refuse_flaws)
-    model = config.model if config.pretraining is None else {}  # it keeps its network
-    return TrainConfig(out=str(folder / "model.pt"), data=data, model=model, training=training)
+    values = {"out": str(folder / "model.pt"), "data": data, "training": training}
+    if config.pretraining is None:
+        return TrainConfig(**values, model=config.model)
+    keep = "auto" if config.pretraining.model else "nothing"  # of a cheaper reference
+    return TrainConfig(**values, finetune=FinetuneConfig(keep=keep))
 
 
 def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training: OptimConfig) -> int:

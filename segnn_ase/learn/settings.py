@@ -53,6 +53,11 @@ class PretrainingConfig(Settings):
     def _by_name(cls, value):
         return {"calculator": value} if isinstance(value, str) else value
 
+    @staticmethod
+    def named(given: str) -> dict[str, Any]:
+        """Which of both a name means."""
+        return {"model" if given.endswith(".pt") or given in shipped_potentials() else "reference": given}
+
     @model_validator(mode="after")
     def _one_of_them(self):
         if (self.reference is None) == (self.model is None):
@@ -156,7 +161,12 @@ class BudgetConfig(Settings):
 class StartConfig(Settings):
     """The frames before the first training."""
 
-    relax_steps: int = Field(10, ge=0, description="steps of relaxation by the reference, at most, each a label")
+    relax_steps: int = Field(
+        10,
+        ge=0,
+        description="steps of relaxation by the reference, at most, each a label; where labels are limited and a "
+        "pretrained potential is there none, unless this is given",
+    )
     dynamics_steps: int | None = Field(
         None,
         ge=0,
@@ -202,9 +212,7 @@ class LearnConfig(Settings):
     @field_validator("pretraining", mode="before")
     @classmethod
     def _model_or_reference(cls, value):
-        if not isinstance(value, str):
-            return value
-        return {"model" if value.endswith(".pt") or value in shipped_potentials() else "reference": value}
+        return PretrainingConfig.named(value) if isinstance(value, str) else value
 
     @field_validator("out")
     @classmethod
@@ -221,13 +229,7 @@ class LearnConfig(Settings):
             )
         if self.training.committee > 1:
             raise ValueError(f"training.committee is {self.training.committee}; expected one potential")
-        if self.pretraining is not None and self.pretraining.model and self.model:
-            raise ValueError(
-                f"model is {self.model}, but the network is that of {self.pretraining.model}, which pretraining names: "
-                "leave it out"
-            )
-        if self.pretraining is not None and self.pretraining.reference == self.reference:
-            raise ValueError(f"pretraining has the reference itself, {self.reference.calculator!r}: leave it out")
+        self._refuse_with_pretraining()
         labels, steps = self.budget.labels, self.start.dynamics_steps or 0
         structures = len(self.structures)
         if labels is not None:
@@ -237,6 +239,20 @@ class LearnConfig(Settings):
                 rest = f"{others} for structures, their relaxations and a control"
                 raise ValueError(f"{first}; with {rest} that is more than budget.labels, {labels}")
         return self
+
+    def _refuse_with_pretraining(self) -> None:
+        given = self.pretraining
+        if given is None:
+            return
+        if given.model and self.model:
+            told = f"model is {self.model}, but the network is that of {given.model}, which pretraining names"
+            raise ValueError(f"{told}: leave it out")
+        if self.training.teachers:
+            told = f"training.teachers is {self.training.teachers}, but trainings go on from a pretrained potential"
+            raise ValueError(f"{told}, which has no teachers: leave it out")
+        own, first = self.reference, given.reference
+        if first is not None and (first.calculator, first.arguments) == (own.calculator, own.arguments):
+            raise ValueError(f"pretraining has the reference itself, {own.calculator!r}: leave it out")
 
     @property
     def folder(self) -> Path:

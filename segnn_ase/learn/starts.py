@@ -82,8 +82,9 @@ def refuse_slow(loop: Loop) -> None:
     affordable, minutes = loop.labels_within(FIRST), loop.config.budget.minutes
     if affordable < FEWEST and not (loop.config.folder / "start.xyz").exists():
         raise ConfigError(
-            f"budget.minutes is {minutes:g}, of which a quarter allows {affordable} labels of the {FEWEST} that a "
-            f"first training needs (one takes {loop.seconds_of_label:.3g} s): raise it, or reference.workers"
+            f"there are {minutes:g} minutes (budget.minutes, without pretraining), of which a quarter allows "
+            f"{affordable} labels of the {FEWEST} that a first training needs (one takes "
+            f"{loop.seconds_of_label:.3g} s): raise them, or reference.workers"
         )
 
 

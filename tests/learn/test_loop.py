@@ -89,12 +89,20 @@ def test_it_ends_where_it_is_good_enough(tmp_path, crystal):
     assert not (tmp_path / "cu.learn" / f"round-{len(rows):03d}" / "chosen.xyz").exists()
 
 
-def test_cheap_labels_fill_the_last_training(tmp_path, crystal):
+def interrupted(*args):
+    raise KeyboardInterrupt
+
+
+def test_cheap_labels_fill_the_last_training(tmp_path, crystal, monkeypatch):
     """With frames of the last round's dynamics that were not labelled yet; a loop that goes on learns them, too."""
     budget = {"minutes": 0.5, "rounds": 1, "first_labels": 8, "round_labels": 6}
     values = {**loop_settings(tmp_path, crystal), "budget": budget, "training": {"device": "cpu"}}
-    learn(LearnConfig.parse(values), progress=False)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("segnn_ase.learn.finish.last_training", interrupted)
+        learn(LearnConfig.parse(values), progress=False)
     (last,) = (tmp_path / "cu.learn").glob("final-001-*")
+    (last / "train.xyz").unlink()  # stopped while these were labelled
+    learn(LearnConfig.parse(values), progress=False)
     more = {frame.info["key"] for frame in read_whole(last / "more.xyz")}
     learned = read_whole(last / "train.xyz")
     assert len(more) > 5 and more <= {frame.info["key"] for frame in learned}

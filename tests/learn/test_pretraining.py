@@ -61,6 +61,7 @@ def test_a_cheaper_reference_is_learned_first(tmp_path, crystal):
     assert (origin["reference"], origin["pretrained_on"]["reference"]) == ("helpers.references:Stiffer", "emt")
     assert metadata["fine_tuned_from"]["learned_from"]["reference"] == "emt"
     assert metadata["training"]["training"]["epochs"] == 3  # those of the last training, not of the first loop
+    assert metadata["training"]["finetune"]["keep"] == "nothing"  # of the cheaper reference
     text = Path(found.report).read_text()
     assert "from a potential of emt: effective medium theory" in text and "](cu.learn/pretrained.report.md)" in text
     assert (folder / "pretrained.report.md").exists()
@@ -116,12 +117,24 @@ def test_it_goes_on_after_the_first_loop(tmp_path, crystal, monkeypatch):
     state = json.loads((folder / "state.json").read_text())
     first = json.loads((folder / "pretrained.learn" / "state.json").read_text())
     assert state["decided"]["seconds of pretraining"] == 12 and state["seconds"] < first["seconds"]
+    assert state["decided"]["seconds that pretraining took"] == pytest.approx(first["seconds"], abs=10)
     before = (folder / "pretrained.pt").stat().st_mtime_ns, len(read_whole(folder / "frames.xyz"))
-    learn(LearnConfig.parse(values), progress=False)
+    assert learn(LearnConfig.parse(values), progress=False).minutes >= round(first["seconds"] / 60, 1)
     assert before == ((folder / "pretrained.pt").stat().st_mtime_ns, 1)  # the structure
 
 
-def interrupted(*args):
+def test_dynamics_that_end_at_once_are_filled_up(tmp_path, crystal, monkeypatch):
+    """The first frames are then displaced structures, as without a potential."""
+    train(configured(tmp_path, labelled(crystal, 8), model=SMALL), progress=False)
+    values = settings(tmp_path, crystal, pretraining=str(tmp_path / "model.pt"), model={})
+    values["budget"] |= {"rounds": 1}
+    monkeypatch.setattr("segnn_ase.learn.loop.chosen", lambda ran, *rest: [])
+    learn(LearnConfig.parse(values), progress=False)
+    begun = read_whole(tmp_path / "cu.learn" / "start.xyz")
+    assert len(begun) == 8 and all(frame.info["reason"].startswith("rattled") for frame in begun)
+
+
+def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
 
 
@@ -131,10 +144,13 @@ def interrupted(*args):
         ({"pretraining": {}}, "setting 'pretraining' is {}: expected a reference or a model, got neither"),
         ({"pretraining": BOTH}, "got both, model is 'cu.pt'"),
         (
-            {"pretraining": {"reference": {"calculator": "helpers.references:Stiffer"}}},
+            {"pretraining": {"reference": {"calculator": "helpers.references:Stiffer", "workers": 2}}},
             "the reference itself, 'helpers",
         ),
         ({"pretraining": "gfn-xtb"}, "did you mean 'gfn2-xtb'"),
+        ({"pretraining": {"refrence": "emt"}}, "unknown setting 'pretraining.refrence': did you mean 'reference'"),
+        ({"pretraining": {"reference": {"worker": 2}}}, "pretraining.reference.worker': did you mean 'workers'"),
+        ({"pretraining": "emt", "training": {"teachers": 2}}, "teachers is 2, .* has no teachers: leave it out"),
         ({"pretraining": {"reference": "emt", "share": 0.9}}, "less than or equal to 0.8"),
         ({"pretraining": "copper.pt"}, "is that of copper.pt, which pretraining names: leave it out"),
     ],
@@ -179,3 +195,16 @@ def test_the_option(tmp_path, crystal, monkeypatch):
     result = segnn("learn", "cu.xyz", "--reference", "emt", "--pretraining", "none.pt")
     assert result.exit_code == 1 and "'none.pt': there is no such file" in result.stderr
     assert "did you mean 'emt'?" in segnn("learn", "cu.xyz", "--reference", "emt", "--pretraining", "empt").stderr
+    seen = []
+    monkeypatch.setattr("segnn_ase.learn.loop.learn", lambda config: seen.append(config.pretraining) or 1 / 0)
+    table = """structures = "cu.xyz"
+reference = {calculator = "emt"}
+pretraining = {share = 0.5, reference = {calculator = "sevennet-0", workers = 2}}
+"""
+    Path("learn.toml").write_text(table)
+    for options in ((), ("--threads", 4), ("--pretraining", "chgnet"), ("--pretraining", "lithium-pbe")):
+        segnn("learn", "learn.toml", *options)
+    found = [each.reference and (each.reference.calculator, each.reference.threads) for each in seen]
+    assert found == [("sevennet-0", None), ("sevennet-0", 2), ("chgnet", None), None]
+    assert [each.share for each in seen] == 4 * [0.5] and seen[2].reference.workers == 2
+    assert seen[3].model == "lithium-pbe"
