@@ -82,23 +82,27 @@ def learn_command(
         from segnn_ase.learn.settings import LearnConfig
 
         prepare_process(threads)
-        values = _settings_in(given)
-        if isinstance(values.get("reference"), str):
-            values["reference"] = {"calculator": values["reference"]}
-        for name, (section, setting) in GIVEN.items():
-            if options[name] not in (None, []):
-                known = values.get(section, {})
-                if isinstance(known, dict):  # what is no table is refused by `parse`
-                    values[section] = {**known, setting: options[name]}
-        if pretraining is not None:
-            values["pretraining"] = _pretraining_in(values, pretraining)
-        if not values.get("reference"):
-            raise ConfigError(f"reference is missing: give --reference, {', '.join(REFERENCES)}, or module:Class")
-        config = LearnConfig.parse(values if out is None else {**values, "out": out})
+        config = LearnConfig.parse(_with_options(_settings_in(given), options))
         found = learn(_on_threads(config, threads) if threads else config)
         verdict = "the aim is reached" if found.reached else f"the aim is not reached: {found.why}"
         typer.echo(f"{verdict}; {found.labels} labels, {found.minutes:.1f} minutes")
         typer.echo(f"wrote {found.model} and {found.report}")
+
+
+def _with_options(values: dict, options: dict) -> dict:
+    """The settings of a file, or none, with options before them. Raises ConfigError without a reference."""
+    if isinstance(values.get("reference"), str):
+        values["reference"] = {"calculator": values["reference"]}
+    for name, (section, setting) in GIVEN.items():
+        if options[name] not in (None, []):
+            known = values.get(section, {})
+            if isinstance(known, dict):  # what is no table is refused by `parse`
+                values[section] = {**known, setting: options[name]}
+    if options["pretraining"] is not None:
+        values["pretraining"] = _pretraining_in(values, options["pretraining"])
+    if not values.get("reference"):
+        raise ConfigError(f"reference is missing: give --reference, {', '.join(REFERENCES)}, or module:Class")
+    return values if options["out"] is None else {**values, "out": options["out"]}
 
 
 def _on_threads(config: "LearnConfig", threads: int) -> "LearnConfig":

@@ -23,7 +23,7 @@ def more_frames(loop: Loop, rounds: Rounds, folder: Path, minutes: float) -> lis
     if config.budget.labels is not None or config.training.epochs is not None:
         return []
     known = labeller.labelled.of([*rounds.keys, *rounds.held])
-    most = minutes * passed_a_minute(loop) / PASSES - len(known)
+    most = minutes * usual_speed(loop) / PASSES - len(known)
     count = state.once(f"more of {folder.name}", lambda: max(int(min(most, loop.labels_within(SHARE))), 0))
     frames = decided(folder / "more.xyz", lambda: of_dynamics(rounds.ran, known, count, folder.name, len(state.rounds)))
     if not frames:
@@ -35,8 +35,8 @@ def more_frames(loop: Loop, rounds: Rounds, folder: Path, minutes: float) -> lis
     return keys
 
 
-def passed_a_minute(loop: Loop) -> int:
-    """Frames by the training of the last round that tells: one that was stopped does not."""
+def usual_speed(loop: Loop) -> int:
+    """Frames a minute, by the training of the last round that tells: one that was stopped does not."""
     names = [f"{PASSED} {round_folder(loop.config, n).name}" for n in range(len(loop.state.rounds), 0, -1)]
     return next((loop.state.decided[name] for name in names if name in loop.state.decided), 0)
 

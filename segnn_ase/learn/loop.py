@@ -29,7 +29,7 @@ from segnn_ase.learn.explore import (
     what_became_of,
 )
 from segnn_ase.learn.finish import Learned, finish_loop
-from segnn_ase.learn.labelled import KEY, LabelledFrames, decided, read_whole
+from segnn_ase.learn.labelled import CONDITION, KEY, LabelledFrames, decided, read_whole
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
 from segnn_ase.learn.pretraining import DECIDED, dynamics_of_pretrained, in_effect, model_to_begin_with, pretrain
@@ -221,9 +221,10 @@ def dynamics_before(loop: Loop, structures: list[Atoms], keys: list[str]) -> tup
         return found + displaced_frames(structures, count - len(found), config)
 
     frames = first_frames(loop, make)
-    off = errors_on(frames, calculator)["forces"]
-    if begins and off is not None:
-        loop.report(f"forces of the pretrained potential are off by {off:.0f} meV/Å on {len(frames)} frames")
+    of_dynamics = [frame for frame in frames if CONDITION in frame.info]
+    if begins and of_dynamics:
+        off = errors_on(of_dynamics, calculator)["forces"]
+        loop.report(f"forces of the pretrained potential are off by {off:.0f} meV/Å on {len(of_dynamics)} frames")
     return ran, frames
 
 

@@ -80,11 +80,12 @@ def refuse_unknown_stress(loop: Loop) -> None:
 def refuse_slow(loop: Loop) -> None:
     """Raise ConfigError where the minutes are not enough for the labels of a first training."""
     affordable, minutes = loop.labels_within(FIRST), loop.config.budget.minutes
+    first = loop.config.pretraining
+    less = " without pretraining" if first is not None and first.reference is not None else ""
     if affordable < FEWEST and not (loop.config.folder / "start.xyz").exists():
         raise ConfigError(
-            f"there are {minutes:g} minutes (budget.minutes, without pretraining), of which a quarter allows "
-            f"{affordable} labels of the {FEWEST} that a first training needs (one takes "
-            f"{loop.seconds_of_label:.3g} s): raise them, or reference.workers"
+            f"budget.minutes is {minutes:g}{less}, of which a quarter allows {affordable} labels of the {FEWEST} that "
+            f"a first training needs (one takes {loop.seconds_of_label:.3g} s): raise it, or reference.workers"
         )
 
 

@@ -14,6 +14,7 @@ from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError
 from segnn_ase.learn.comparison import (
     RIGID,
+    Compared,
     compare_modes,
     compare_relaxed,
     compare_volumes,
@@ -30,6 +31,7 @@ from segnn_ase.learn.explore import Condition, Planned, Ran
 from segnn_ase.learn.labelled import CONDITION, KEY, LabelledFrames
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.pool import LabelPool
+from segnn_ase.learn.report import of_comparison
 from segnn_ase.learn.settings import ReferenceConfig
 from segnn_ase.md.analysis import radial_distribution
 from segnn_ase.store.shipped import find_model
@@ -103,6 +105,8 @@ def test_of_what_the_potential_relaxes(tmp_path, monkeypatch):
             del known[key]
             labeller.labelled.failed[key] = "it did not converge"
         assert compare_relaxed(ran, calculator, labeller, tmp_path, 4) is None
+    told = of_comparison(Compared(None, np.zeros((0, 2)), other, []), tmp_path / "acac.report.md")
+    assert told[-1].startswith("- structure 1: 4 minima of the potential, ")
     spread = 20.0 * np.sqrt(4 / 3)  # of four about a mean that they have themselves
     assert other.forces == same.forces and other.spread == pytest.approx(spread)
     assert other.off == pytest.approx(spread, abs=same.spread + 0.1) and same.spread < 1.0  # all are one minimum
