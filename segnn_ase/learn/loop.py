@@ -217,7 +217,7 @@ def dynamics_before(loop: Loop, structures: list[Atoms], keys: list[str]) -> tup
     known = [frame for frame in loop.labeller.labelled.of(keys) if frame.info[KEY] not in loop.labeller.labelled.given]
 
     def make(count: int) -> list[Atoms]:
-        found = chosen(ran, known, count, 0, calculator)
+        found = chosen(ran, known, count, 0, calculator, few=is_limited(loop))
         return found + displaced_frames(structures, count - len(found), config)
 
     frames = first_frames(loop, make)
@@ -265,7 +265,7 @@ def one_round(
     config, labeller, state = loop.config, loop.labeller, loop.state
     folder = round_folder(config, number)
     folder.mkdir(exist_ok=True)
-    few = bool(state.once("few labels", lambda: int(config.budget.labels is not None)))  # may change later
+    few = is_limited(loop)
     before_this = number if config.pretraining is None else number + PRETRAINED
     picoseconds = picoseconds_of(config.conditions.picoseconds, before_this, few)
     minutes = SHARE * config.budget.minutes
@@ -293,7 +293,7 @@ def one_round(
     found, good = list(measured), is_good(config, ran, row)
     if not good:
         most = budget - len(measured)
-        more = decided(folder / "chosen.xyz", lambda: chosen(ran, measured, most, number, calculator))
+        more = decided(folder / "chosen.xyz", lambda: chosen(ran, measured, most, number, calculator, few=few))
         labeller.label(more)
         found += more
     found = [frame.info[KEY] for frame in found]
@@ -302,6 +302,11 @@ def one_round(
     state.save()
     loop.report(told_of_round(state.rounds[-1]))
     return ran, found, good
+
+
+def is_limited(loop: Loop) -> bool:
+    """Whether labels were in the beginning."""
+    return bool(loop.state.once("few labels", lambda: int(loop.config.budget.labels is not None)))
 
 
 def labels_of_round(loop: Loop, frames: Sequence[Atoms]) -> int:

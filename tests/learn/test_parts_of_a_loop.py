@@ -353,7 +353,7 @@ def test_minima_of_the_potential_are_among_what_is_chosen(monkeypatch):
     calculator, rng = SEGNNCalculator(folder / "model.pt", domain="ignore"), np.random.default_rng(0)
     frames = [Atoms(start.numbers, start.positions + 0.05 * rng.normal(size=(15, 3))) for _ in range(8)]
     ran = [Ran(Planned(Condition(0, 300.0, None), 0, start, 2500, 0.5, 0, 1.0, 50.0), 2500, None, frames, [])]
-    found = chosen(ran, [], 6, 2, calculator)
+    found = chosen(ran, [], 6, 2, calculator, few=False)
     reasons = Counter(frame.info["reason"] for frame in found)
     assert reasons == {"minimum of the potential": 1, "informative": 5}
     relaxed = next(frame for frame in found if "minimum" in frame.info["reason"])
@@ -361,9 +361,12 @@ def test_minima_of_the_potential_are_among_what_is_chosen(monkeypatch):
     assert np.abs(said[0]["forces"][1:]).max() < FMAX < np.abs(said[1]["forces"]).max()  # the fixed one is pulled
     assert said[0]["energy"] < min(one["energy"] for one in said[1:])
     assert any(np.array_equal(relaxed.positions[0], frame.positions[0]) for frame in frames)
+    spaced = chosen(ran, [], 6, 2, calculator, few=True)
+    assert Counter(f.info["reason"] for f in spaced) == {"minimum of the potential": 1, "evenly spaced": 5}
+    assert len({f.positions.tobytes() for f in spaced}) == 6
     several = [(ran[0], frame) for frame in frames]
     assert len(relaxed_frames(several, 3, calculator, 1)) == 3  # not all the way: they differ
     monkeypatch.setattr("segnn_ase.learn.choice.ALIKE", 1.0)
     assert len(relaxed_frames(several, 3, calculator, 1)) == 1
     short = [ran[0]._replace(steps=700)]  # no relaxation is as short
-    assert {frame.info["reason"] for frame in chosen(short, [], 6, 2, calculator)} == {"informative"}
+    assert {frame.info["reason"] for frame in chosen(short, [], 6, 2, calculator, few=False)} == {"informative"}

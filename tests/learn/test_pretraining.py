@@ -128,7 +128,7 @@ def test_dynamics_that_end_at_once_are_filled_up(tmp_path, crystal, monkeypatch)
     train(configured(tmp_path, labelled(crystal, 8), model=SMALL), progress=False)
     values = settings(tmp_path, crystal, pretraining=str(tmp_path / "model.pt"), model={})
     values["budget"] |= {"rounds": 1}
-    monkeypatch.setattr("segnn_ase.learn.loop.chosen", lambda ran, *rest: [])
+    monkeypatch.setattr("segnn_ase.learn.loop.chosen", lambda *args, **kwargs: [])
     learn(LearnConfig.parse(values), progress=False)
     begun = read_whole(tmp_path / "cu.learn" / "start.xyz")
     assert len(begun) == 8 and all(frame.info["reason"].startswith("rattled") for frame in begun)
