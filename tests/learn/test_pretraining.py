@@ -47,7 +47,7 @@ def settings(folder: Path, crystal, **sections) -> dict:
 
 
 def test_a_cheaper_reference_is_learned_first(tmp_path, crystal):
-    budget = {"labels": 40, "minutes": 2.0, "rounds": 1, "first_labels": 8, "round_labels": 6}
+    budget = {"labels": 40, "minutes": 1.0, "rounds": 1, "first_labels": 8, "round_labels": 6}
     values = settings(tmp_path, crystal, pretraining={"reference": "emt", "share": 0.1}, budget=budget)
     found = learn(LearnConfig.parse(values), progress=False)
     folder = tmp_path / "cu.learn"
@@ -67,7 +67,7 @@ def test_a_cheaper_reference_is_learned_first(tmp_path, crystal):
     assert (folder / "pretrained.report.md").exists()
     pretrained = (folder / "pretrained.pt").read_bytes()
     assert learn(LearnConfig.parse(values), progress=False) == found
-    more = {**values, "budget": {**budget, "rounds": 2, "minutes": 3.0, "labels": 60}}
+    more = {**values, "budget": {**budget, "rounds": 2, "minutes": 1.5, "labels": 60}}
     assert learn(LearnConfig.parse(more), progress=False).labels > found.labels
     assert (folder / "pretrained.pt").read_bytes() == pretrained  # what it began with stays
     another = {**values, "pretraining": {"model": found.model}, "model": {}}
@@ -108,7 +108,7 @@ def labelled(crystal: Atoms, count: int) -> list[Atoms]:
 
 def test_it_goes_on_after_the_first_loop(tmp_path, crystal, monkeypatch):
     """Stopped between the two, its clock is that of the loop itself, and nothing is asked for twice."""
-    budget = {"labels": 40, "minutes": 2.0, "rounds": 1, "first_labels": 8, "round_labels": 6}
+    budget = {"labels": 40, "minutes": 1.0, "rounds": 1, "first_labels": 8, "round_labels": 6}
     values = settings(tmp_path, crystal, pretraining={"reference": "emt", "share": 0.1}, budget=budget)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("segnn_ase.learn.loop.dynamics_of_pretrained", interrupted)
@@ -116,7 +116,7 @@ def test_it_goes_on_after_the_first_loop(tmp_path, crystal, monkeypatch):
     folder = tmp_path / "cu.learn"
     state = json.loads((folder / "state.json").read_text())
     first = json.loads((folder / "pretrained.learn" / "state.json").read_text())
-    assert state["decided"]["seconds of pretraining"] == 12 and state["seconds"] < first["seconds"]
+    assert state["decided"]["seconds of pretraining"] == 6 and state["seconds"] < first["seconds"]
     assert state["decided"]["seconds that pretraining took"] == pytest.approx(first["seconds"], abs=10)
     before = (folder / "pretrained.pt").stat().st_mtime_ns, len(read_whole(folder / "frames.xyz"))
     assert learn(LearnConfig.parse(values), progress=False).minutes >= round(first["seconds"] / 60, 1)
