@@ -14,13 +14,12 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, fcc111
+from ase.build import fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from helpers.command_line import segnn
 from helpers.loops import loop_settings
-from helpers.trainings import leave_out_plots
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
@@ -35,20 +34,8 @@ from segnn_ase.train.start import train
 
 TESTS = Path(__file__).parent.parent
 STILL = ConditionsConfig()
+pytestmark = pytest.mark.usefixtures("few_epochs")
 SLOW = {"calculator": "helpers.references:Slow"}
-
-
-@pytest.fixture
-def crystal():
-    atoms = bulk("Cu", cubic=True)
-    atoms.rattle(0.02, seed=0)
-    return atoms
-
-
-@pytest.fixture(autouse=True)
-def few_epochs(monkeypatch):
-    monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (2, 2))
-    leave_out_plots(monkeypatch)
 
 
 def test_a_loop_ends_and_leaves_everything(tmp_path, crystal):

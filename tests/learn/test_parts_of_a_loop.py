@@ -33,13 +33,6 @@ from segnn_ase.learn.state import Loop, LoopState
 STILL = ConditionsConfig()
 
 
-@pytest.fixture
-def crystal():
-    atoms = bulk("Cu", cubic=True)
-    atoms.rattle(0.02, seed=0)
-    return atoms
-
-
 def test_a_setting_that_was_not_there_yet_had_its_default(tmp_path, crystal):
     values = loop_settings(tmp_path, crystal, conditions={"pressure": [0.0]})
     begun = LoopState(LearnConfig.parse(values), [crystal])

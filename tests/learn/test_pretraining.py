@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk, molecule
+from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from helpers.command_line import segnn
 from helpers.loops import SMALL, loop_settings
-from helpers.trainings import configured, leave_out_plots
+from helpers.trainings import configured
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError
@@ -24,21 +24,13 @@ from segnn_ase.store.model_file import Committee, load_with_metadata, save_commi
 from segnn_ase.train.start import train
 
 TESTS = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("few_epochs")
 BOTH = {"reference": "emt", "model": "cu.pt"}
 
 
-@pytest.fixture
-def crystal():
-    atoms = bulk("Cu", cubic=True)
-    atoms.rattle(0.02, seed=0)
-    return atoms
-
-
 @pytest.fixture(autouse=True)
-def few_epochs(monkeypatch):
+def in_tests(monkeypatch):
     monkeypatch.chdir(TESTS)  # where references are imported from
-    monkeypatch.setattr("segnn_ase.learn.rounds.EPOCHS", (2, 2))
-    leave_out_plots(monkeypatch)
 
 
 def settings(folder: Path, crystal, **sections) -> dict:
