@@ -38,7 +38,7 @@ found = learn(
             "pretraining": "gfn2-xtb",
             "conditions": {"temperature": 300, **({"picoseconds": 0.01} if short else {})},
             "aim": {"forces": 30},
-            "budget": {"labels": 20, "minutes": 1, "rounds": 1} if short else {"labels": 60, "minutes": 30},
+            "budget": {"labels": 20, "minutes": 3, "rounds": 1} if short else {"labels": 60, "minutes": 30},
             "model": {"preset": "fast"},
         }
     )
