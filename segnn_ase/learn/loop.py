@@ -2,7 +2,8 @@
 
 Everything that is decided is a file before it is acted upon, and all else follows from these files, the settings and
 the reference: wherever a loop was killed, the same call goes on, asks for no label that it has, and ends with the same
-frames (where the clock has not ended a run of dynamics).
+frames (where the clock has not ended a run of dynamics, learned a cheaper reference, or told how many cheap labels fill
+the last training).
 """
 
 from collections.abc import Sequence
@@ -206,8 +207,8 @@ def run_rounds(loop: Loop) -> Rounds:
 
 
 def dynamics_before(loop: Loop, structures: list[Atoms], keys: list[str]) -> tuple[list[Ran], list[Atoms]]:
-    """Those of a pretrained potential, and frames that are labelled first: the most informative of them, minima too, or
-    displaced structures where there are not as many. keys: of frames that are learned anyway."""
+    """Those of a pretrained potential, and frames that are labelled first, as a round chooses them, or displaced
+    structures where there are not as many. keys: of frames that are learned anyway."""
     config = loop.config
     if config.pretraining is None:
         return [], first_frames(loop, lambda count: displaced_frames(structures, count, config))
