@@ -40,8 +40,9 @@ def _explain(cls: Any, item: Any, section: str) -> str:
     if item["type"] == "missing":
         return f"setting {name!r} is missing"
     if item["type"] == "extra_forbidden":
-        for part in item["loc"][:-1]:  # a number: of one of several settings
-            cls = get_args(cls)[0] if isinstance(part, int) else _section(cls.model_fields[part].annotation)
+        for part in item["loc"][:-1]:
+            if not isinstance(part, int):  # a number tells which of several sections of one kind
+                cls = _section(cls.model_fields[part].annotation)
         known = list(cls.model_fields)
         close = difflib.get_close_matches(location[-1], known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(sorted(known))}"
@@ -51,8 +52,10 @@ def _explain(cls: Any, item: Any, section: str) -> str:
 
 
 def _section(annotation: Any) -> Any:
-    """What may be left out has the type of its settings beside None."""
-    return next((part for part in get_args(annotation) if hasattr(part, "model_fields")), annotation)
+    """The settings within a type: of sections that may be left out, and of several of them."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    return next(filter(None, map(_section, get_args(annotation))), None)
 
 
 def read_toml(path: "str | Path") -> dict:
