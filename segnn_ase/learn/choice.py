@@ -1,13 +1,15 @@
 """Which frames of a round's dynamics are labelled: some at random for the error, where runs were stopped, on the way,
 and relaxed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.optimize import LBFGS
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 from segnn_ase.base.errors import SEGNNError
 from segnn_ase.calculator import SEGNNCalculator
@@ -24,13 +26,20 @@ ALIKE = 1e-3  # how much features of two minima differ, beside their size, where
 FAILS = SEGNNError, np.linalg.LinAlgError, RuntimeError, ValueError  # the potential refuses, or constraints do
 
 
-def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = "") -> list[Atoms]:
+def drawn(
+    ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = "", but: Collection[str] = ()
+) -> list[Atoms]:
     """Frames of all runs, at random times, to be labelled for the error: so many in all; conditions take turns, with
-    another one first in each round, and so do the runs of each. prefix: of their keys."""
+    another one first in each round, and so do the runs of each. prefix: of their keys; but: keys of frames that were
+    drawn before."""
+
+    def key(n: int, k: int) -> str:
+        return f"{prefix or round_}/drawn/{ran[n].planned.key}/{k}"
+
     rng = np.random.default_rng([seed, round_])
     left: dict[Condition, list[list[tuple[int, int]]]] = {}
     for n, run in enumerate(ran):
-        sane = [k for k, frame in enumerate(run.frames) if is_sane(frame)]
+        sane = [k for k, frame in enumerate(run.frames) if key(n, k) not in but and is_sane(frame)]
         if sane:
             left.setdefault(run.planned.condition, []).append([(n, sane[k]) for k in rng.permutation(len(sane))])
     found: list[tuple[int, int]] = []
@@ -42,13 +51,7 @@ def drawn(ran: Sequence[Ran], count: int, round_: int, seed: int, prefix: str = 
             if runs[0] and len(found) < count:
                 found.append(runs[0].pop())
     return [
-        asked_frame(
-            ran[n].frames[k],
-            f"{prefix or round_}/drawn/{ran[n].planned.key}/{k}",
-            round_,
-            ran[n].planned.condition.name,
-            "drawn at random",
-        )
+        asked_frame(ran[n].frames[k], key(n, k), round_, ran[n].planned.condition.name, "drawn at random")
         for n, k in sorted(found)
     ]
 
@@ -142,12 +145,13 @@ def relaxed_from(
 
 
 def distinct(found: Sequence[tuple[Ran, Atoms]], calculator: SEGNNCalculator) -> list[tuple[Ran, Atoms]]:
-    """Without those that are like one before."""
+    """Without those that are like one before, or mirrored, or have other atoms of an element in the same places."""
     kept: list[tuple[Ran, Atoms]] = []
     features: list[np.ndarray] = []
     for run, atoms in found:
         new = calculator.get_descriptors(atoms)
-        if not any(are_alike(new, other) for other in features):
+        there = [f for f, (_, old) in zip(features, kept, strict=True) if np.array_equal(old.numbers, atoms.numbers)]
+        if not any(are_alike(new, other, atoms.numbers) for other in there):
             features.append(new)
             kept.append((run, atoms))
     return kept
@@ -159,8 +163,14 @@ def evenly_spaced(size: int, count: int, turn: int = 0) -> list[int]:
     return [int((k + place) * size / count) for k in range(count)]
 
 
-def are_alike(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and bool(np.linalg.norm(one - other) < ALIKE * np.linalg.norm(one))
+def are_alike(one: np.ndarray, other: np.ndarray, numbers: np.ndarray) -> bool:
+    """Features (N, F) of two structures of the same elements (N,), whichever atoms of an element are like which."""
+    off = 0.0
+    for element in np.unique(numbers):
+        mine = numbers == element
+        apart = cdist(one[mine], other[mine], "sqeuclidean")
+        off += apart[linear_sum_assignment(apart)].sum()
+    return bool(np.sqrt(off) < ALIKE * np.linalg.norm(one))
 
 
 def relaxed_by_potential(

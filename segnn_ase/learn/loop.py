@@ -17,6 +17,7 @@ from ase import Atoms
 from segnn_ase.base.errors import ConfigError, expect
 from segnn_ase.base.files import existing_file
 from segnn_ase.base.locks import only_writer
+from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.frames import check_atoms
 from segnn_ase.learn.choice import chosen, drawn
 from segnn_ase.learn.explore import (
@@ -62,7 +63,8 @@ LABELS, GROWTH, DOUBLED = 24, 0.4, 1.0  # of a round, at least, and of the frame
 FOR_LABELS, FEWEST = 0.15, 8  # of the minutes, for the labels of a round, and how many these are at least
 FEWER = "fewer picoseconds, starts or conditions, or more minutes"
 LEAST = 3  # labels that a round needs
-DRAWN = 1 / 3  # of the labels of a round are for the error
+SHARE_DRAWN = 1 / 3  # of the labels of a round, for the error
+DRAWN = "drawn", "drawn_more"  # files of their frames
 
 
 def learn(config: LearnConfig, *, progress: bool = True) -> Learned:
@@ -275,7 +277,7 @@ def one_round(
     known = number <= len(state.rounds)
     if known:
         ran, row = [what_became_of(each, folder) for each in planned], state.rounds[number - 1]
-        found = [frame.info[KEY] for name in ("drawn", "chosen") for frame in read_whole(folder / f"{name}.xyz")]
+        found = [frame.info[KEY] for name in (*DRAWN, "chosen") for frame in read_whole(folder / f"{name}.xyz")]
         return ran, found, is_good(config, ran, row)
     frames = usable(labeller.labelled.of(keys))
     loop.report(f"round {number}: training on {len(frames)} frames, then {len(planned)} runs of {picoseconds:g} ps")
@@ -287,11 +289,9 @@ def one_round(
         asked = f"{len(ran)} runs of {config.conditions.picoseconds:g} ps take {needed:.0f} minutes with this potential"
         loop.report(f"warning: {asked}, a round has {minutes:.1f} for them: {FEWER}")
     budget = state.once(f"labels of round {number}", lambda: labels_of_round(loop, frames))
-    share = max(min(round(DRAWN * budget), LABELS), min(len(loop.conditions), budget // 2))
-    measured = decided(folder / "drawn.xyz", lambda: drawn(ran, share, number, config.seed))
-    errors = errors_on(labeller.label(measured), calculator)
-    row = {"round": number, "frames": len(frames), "picoseconds": picoseconds, **told_of_runs(ran), **errors}
-    found, good = list(measured), is_good(config, ran, row)
+    row = {"round": number, "frames": len(frames), "picoseconds": picoseconds, **told_of_runs(ran)}
+    measured, row, good = measured_on_dynamics(loop, ran, calculator, row, budget)
+    found = list(measured)
     if not good:
         most = budget - len(measured)
         more = decided(folder / "chosen.xyz", lambda: chosen(ran, measured, most, number, calculator, few=few))
@@ -303,6 +303,31 @@ def one_round(
     state.save()
     loop.report(told_of_round(state.rounds[-1]))
     return ran, found, good
+
+
+def measured_on_dynamics(
+    loop: Loop, ran: list[Ran], calculator: SEGNNCalculator, row: dict[str, Any], budget: int
+) -> tuple[list[Atoms], dict[str, Any], bool]:
+    """Frames that are drawn at random, the row of a round with the errors on them, and whether it is good; where it
+    seems to be by a share of the labels of the round, it is measured on as many as these are (or `LABELS`)."""
+    config, labeller, number = loop.config, loop.labeller, row["round"]
+
+    def asked_for(name: str, count: int, known: list[Atoms]) -> list[Atoms]:
+        but = [frame.info[KEY] for frame in known]
+        path = round_folder(config, number) / f"{name}.xyz"
+        new = decided(path, lambda: drawn(ran, count - len(known), number, config.seed, but=but))
+        labeller.label(new)
+        return [*known, *new]
+
+    def told(frames: list[Atoms]) -> dict[str, Any]:
+        return row | errors_on(labeller.labelled.of([frame.info[KEY] for frame in frames]), calculator)
+
+    share = max(min(round(SHARE_DRAWN * budget), LABELS), min(len(loop.conditions), budget // 2))
+    measured = asked_for(DRAWN[0], share, [])
+    if is_good(config, ran, told(measured)):
+        measured = asked_for(DRAWN[1], max(share, min(budget, LABELS)), measured)
+    row = told(measured)
+    return measured, row, is_good(config, ran, row)
 
 
 def is_limited(loop: Loop) -> bool:

@@ -114,13 +114,13 @@ def of_rounds(rows: Sequence[dict[str, Any]]) -> list[str]:
         "",
         "Errors (rms: forces in meV/Å, energy in meV/atom, stress in meV/Å³) are of frames drawn at random from the "
         "round's own dynamics, labelled afterwards and not yet learned; what the potential itself expected of the "
-        "forces stands beside. The few that are drawn scatter.",
+        "forces stands beside. Behind ± stands what the few that are drawn scatter (one standard error).",
         "",
         f"| {' | '.join(head)} |",
         "|" + "--:|" * len(head),
     ]
     for row in rows:
-        errors = [_digits(row[name], 2 if name == "energy" else 1) for name in (*UNITS_OF_ERRORS, "expected")]
+        errors = [_with_scatter(row, name, 2 if name == "energy" else 1) for name in (*UNITS_OF_ERRORS, "expected")]
         cells = [row["round"], row["frames"], f"{row['picoseconds']:g}", passed_of(row), row["drawn"], *errors]
         lines.append(f"| {' | '.join(map(str, [*cells, row['labels'], row['minutes']]))} |")
     last = rows[-1]
@@ -189,7 +189,7 @@ def of_measured(ended: Ended) -> str:
     if not measured["drawn"]:
         return "- **Nothing was measured**: no frames of dynamics were labelled"
     known = [name for name in UNITS_OF_ERRORS if measured[name] is not None]
-    named = [f"{name} {_digits(measured[name], 2)} {UNITS_OF_ERRORS[name]}" for name in known]
+    named = [f"{name} {_with_scatter(measured, name, 2)} {UNITS_OF_ERRORS[name]}" for name in known]
     whose = "the dynamics of the last round" if ended.is_held else "these dynamics"
     return (
         f"- Errors (rms) on {measured['drawn']} frames that were drawn at random from {whose}, and are not learned: "
@@ -250,6 +250,12 @@ def of_reweighted(ensemble: Reweighted, figure: Path) -> list[str]:
     ]
     told += f"; highest peaks of g(r) of the reference and the potential: {'; '.join(peaks)} ([figure]({figure.name}))"
     return [told]
+
+
+def _with_scatter(row: dict[str, Any], name: str, digits: int) -> str:
+    """That of the forces with what it scatters."""
+    scatter = row.get("scatter") if name == "forces" else None
+    return _digits(row[name], digits) + (f" ± {scatter:.1f}" if scatter is not None else "")
 
 
 def _digits(value: float | None, digits: int) -> str:

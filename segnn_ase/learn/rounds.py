@@ -141,17 +141,18 @@ def epochs_within(minutes: float, frames: Sequence[Atoms], model: dict, training
 
 
 def errors_on(frames: Sequence[Atoms], calculator: SEGNNCalculator) -> dict[str, Any]:
-    """Of labelled frames: "drawn", their number, rms errors of "forces" (meV/Å) and "energy" (meV/atom), "expected" of
-    the forces by the potential itself, "stress" (meV/Å^3), and "by_condition" those of the forces; None for what is not
-    known."""
-    found: dict[str, Any] = {"drawn": len(frames), **dict.fromkeys(("forces", "energy", "stress", "expected"))}
+    """Of labelled frames: "drawn", their number, rms errors of "forces" (meV/Å) and "energy" (meV/atom), "scatter" of
+    that of the forces (its standard error, as so few frames tell it), "expected" of the forces by the potential itself,
+    "stress" (meV/Å^3), and "by_condition" those of the forces; None for what is not known."""
+    unknown = dict.fromkeys(("forces", "energy", "stress", "expected", "scatter"))
+    found: dict[str, Any] = {"drawn": len(frames), **unknown}
     found["by_condition"] = {}
     if not frames:
         return found
     said = calculator.evaluate([frame.copy() for frame in frames], ("energy", "forces", "stress"))
     forces = [one["forces"] - frame.get_forces() for one, frame in zip(said, frames, strict=True)]
     energy = [(o["energy"] - f.get_potential_energy()) / len(f) for o, f in zip(said, frames, strict=True)]
-    found |= {"forces": rms_in_milli(forces), "energy": rms_in_milli(energy)}
+    found |= {"forces": rms_in_milli(forces), "energy": rms_in_milli(energy), "scatter": scatter_in_milli(forces)}
     pairs = [
         (o["stress"], f) for o, f in zip(said, frames, strict=True) if "stress" in f.calc.results and "stress" in o
     ]
@@ -170,6 +171,16 @@ def rms_in_milli(parts: Sequence[Any]) -> float:
     return round(float(1e3 * np.sqrt(np.mean(np.square(values)))), 4)
 
 
+def scatter_in_milli(parts: Sequence[np.ndarray]) -> float | None:
+    """Standard error of the rms of what frames are off by, which scatters from frame to frame; None of one."""
+    squares, sizes = np.array([np.sum(part**2) for part in parts]), np.array([part.size for part in parts])
+    mean, n = squares.sum() / sizes.sum(), len(parts)
+    if n < 2 or not mean:
+        return None
+    of_mean = np.sqrt(n / (n - 1) * np.sum((squares - mean * sizes) ** 2)) / sizes.sum()
+    return round(float(1e3 * of_mean / (2 * np.sqrt(mean))), 4)
+
+
 def too_sure(rows: Sequence[dict[str, Any]]) -> float:
     """Measured over expected errors of the last round; 1 where that is not known."""
     last = rows[-1] if rows else {}
@@ -177,11 +188,14 @@ def too_sure(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:
-    """Whether all dynamics ran as long as is asked for, and frames of them have small errors."""
+    """Whether all dynamics ran as long as is asked for, and frames of them have small errors, with what these scatter:
+    who looks after each round would else believe the one that was lucky."""
     long = row["picoseconds"] >= config.conditions.picoseconds
     passed = all(run.reason is None and not run.is_late for run in ran)
     everywhere = {run.planned.condition.name for run in ran} <= row["by_condition"].keys()
-    return long and passed and everywhere and is_small(config, row)
+    scatter = row.get("scatter")
+    sure = scatter is not None and row["forces"] + scatter <= config.aim.forces
+    return long and passed and everywhere and sure and is_small(config, row)
 
 
 def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError, LabelError, ReferenceStartError
 from segnn_ase.learn.labelled import LabelledFrames, read_whole
 from segnn_ase.learn.labeller import Labeller
-from segnn_ase.learn.loop import learn
+from segnn_ase.learn.loop import DRAWN, learn
 from segnn_ase.learn.pool import LabelPool
 from segnn_ase.learn.settings import ConditionsConfig, LearnConfig, ReferenceConfig
 from segnn_ase.learn.starts import relaxed_by_reference
@@ -74,7 +74,16 @@ def test_it_ends_where_it_is_good_enough(tmp_path, crystal):
     found = learn(LearnConfig.parse(values), progress=False)
     rows = json.loads((tmp_path / "cu.learn" / "state.json").read_text())["rounds"]
     assert found.reached == (not rows[-1]["stops"]) and found.reached and found.why == ""
-    assert not (tmp_path / "cu.learn" / f"round-{len(rows):03d}" / "chosen.xyz").exists()
+    last = tmp_path / "cu.learn" / f"round-{len(rows):03d}"
+    assert not (last / "chosen.xyz").exists()
+    first, more = (read_whole(last / f"{name}.xyz") for name in DRAWN)
+    assert len(more) > len(first) > 0 and rows[-1]["drawn"] == len(first) + len(more)  # it is measured before believed
+    assert {frame.info["key"] for frame in [*first, *more]} <= {frame.info["key"] for frame in last_learned(tmp_path)}
+    assert f"± {rows[-1]['scatter']:.1f}" in Path(found.report).read_text()
+
+
+def last_learned(folder: Path) -> list[Atoms]:
+    return read_whole(next((folder / "cu.learn").glob("final-*/train.xyz")))
 
 
 def interrupted(*args):

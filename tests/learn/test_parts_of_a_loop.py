@@ -25,7 +25,7 @@ from segnn_ase.learn.labeller import AskingCalculator, Labeller, nudged, other_a
 from segnn_ase.learn.loop import is_good, learn, picoseconds_of, read_structures
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.report import Trial
-from segnn_ase.learn.rounds import FOR_FEW, STRONGEST, usable
+from segnn_ase.learn.rounds import FOR_FEW, STRONGEST, rms_in_milli, scatter_in_milli, usable
 from segnn_ase.learn.settings import AimConfig, ConditionsConfig, LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.learn.state import Loop, LoopState
@@ -290,15 +290,32 @@ def test_every_condition_is_measured():
     assert len(found) == len(set(found)) == 9  # in turns, where there are fewer labels
     assert len(drawn(ran, 30, 1, 0)) == 30 and len({frame.info["key"] for frame in drawn(ran, 90, 1, 0)}) == 90
     nothing = [run._replace(frames=[]) for run in ran[:2]] + ran[2:]
-    row = {"picoseconds": 10.0, "energy": 1.0, "stress": None, "forces": 10.0}
+    row = {"picoseconds": 10.0, "energy": 1.0, "stress": None, "forces": 10.0, "scatter": 5.0}
     row["by_condition"] = {frame.info["condition"]: 10.0 for frame in drawn(nothing, 9, 1, 0)}
     config = LearnConfig(structures="a", reference="emt")
     assert not is_good(config, nothing, row)
     row["by_condition"][ran[0].planned.condition.name] = 39.0
     assert is_good(config, nothing, row)
     assert not is_good(config, [run._replace(steps=50) for run in ran], row)
+    assert not is_good(config, nothing, {**row, "scatter": 31.0}) and not is_good(
+        config, nothing, {**row, "scatter": None}
+    )
     row["by_condition"][ran[0].planned.condition.name] = 41.0
     assert not is_good(config, ran, row)
+    before = [frame.info["key"] for frame in drawn(ran, 20, 1, 0)]
+    others = [frame.info["key"] for frame in drawn(ran, 90, 1, 0, but=before)]
+    assert len(others) == 70 and not {*others} & {*before}
+
+
+def test_how_much_an_error_of_few_frames_scatters():
+    """Beside what many sets of as many frames tell; frames of different sizes."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(5, 40, 400)
+    frames = [rng.gamma(3) * rng.normal(size=(n, 3)) for n in sizes]
+    sets = [[frames[n] for n in rng.integers(400, size=24)] for _ in range(1000)]
+    told = np.mean([scatter_in_milli(each) for each in sets])
+    assert told == pytest.approx(np.std([rms_in_milli(each) for each in sets]), rel=0.15)
+    assert scatter_in_milli(frames[:1]) is None
 
 
 def test_where_runs_begin(crystal):
