@@ -67,6 +67,7 @@ class Learned(NamedTuple):
     why: str  # it ended before that, in words
     labels: int
     minutes: float
+    errors: dict[str, Any] | None = None  # of it, on frames of its own dynamics (`errors_on`); None of older loops
 
 
 def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
@@ -107,7 +108,7 @@ def finish_loop(loop: Loop, rounds: Rounds) -> Learned:
     whole = state.minutes + minutes_of_pretraining(state)
     told = Ended(state.rounds, labelled, frames, tried, measured, bool(held), compared, certificate, speed, why, whole)
     write_loop_report(report, config, told)
-    learned = Learned(config.out, str(report), not why, why, labelled.count, round(whole, 1))
+    learned = Learned(config.out, str(report), not why, why, labelled.count, round(whole, 1), measured)
     state.finished = {"learned": learned._asdict(), "settings": what_ends(config), "rounds": len(state.rounds)}
     state.save()
     return learned

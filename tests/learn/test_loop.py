@@ -42,6 +42,7 @@ def test_a_loop_ends_and_leaves_everything(tmp_path, crystal):
     values = loop_settings(tmp_path, crystal, budget={"labels": 150})
     found = learn(LearnConfig.parse(values), progress=False)
     assert not found.reached and "rounds are over" in found.why
+    assert found.errors["forces"] > 0 and found.errors["drawn"] > 0
     folder = tmp_path / "cu.learn"
     frames = ase.io.read(folder / "frames.xyz", ":")
     assert found.labels == len(frames) == len({frame.info["key"] for frame in frames})
