@@ -22,6 +22,7 @@ VERSION = 2
 UNLIMITED = 10**9  # labels
 MEASURED = 1 / 6  # of a limited number of labels
 OVERHEAD = 0.01  # s, of a label at least
+FEW, LATELY = 5, 20  # labels that tell how long one takes
 HOW = {"device", "accelerate", "save_minutes", "max_minutes"}  # settings of a training that leave its result the same
 INDIFFERENT = {  # settings that may change when a loop goes on
     "aim": ("forces", "energy", "stress"),
@@ -107,12 +108,18 @@ class Loop(NamedTuple):
 
     @property
     def seconds_of_label(self) -> float:
-        """Of one of the structures, on the mean, each by the fastest so far of its size."""
-        taken: dict[int, float] = {}
+        """Of one of the structures, on the mean, each by those of its size."""
+        taken: dict[int, list[float]] = {}
         for frame in self.labeller.labelled.frames.values():
-            taken[len(frame)] = min(frame.info[SECONDS], taken.get(len(frame), np.inf))
-        known = [taken[len(atoms)] for atoms in self.structures if len(atoms) in taken]
-        return max(float(np.mean(known or list(taken.values()))), OVERHEAD)
+            taken.setdefault(len(frame), []).append(frame.info[SECONDS])
+        usual = {size: usual_seconds(seconds) for size, seconds in taken.items()}
+        known = [usual[len(atoms)] for atoms in self.structures if len(atoms) in usual]
+        return max(float(np.mean(known or list(usual.values()))), OVERHEAD)
+
+
+def usual_seconds(taken: Sequence[float]) -> float:
+    """Of labels one after another: the usual of late, but the fastest of the first few, which start something up."""
+    return float(np.median(taken[-LATELY:])) if len(taken) >= FEW else min(taken)
 
 
 def read_state(path: Path) -> dict[str, Any]:
