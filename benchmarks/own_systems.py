@@ -1,7 +1,7 @@
 """What `segnn learn` makes of systems that are no textbook case, each from one structure and a universal potential.
 
 python benchmarks/own_systems.py                              # pip install sevenn; three loops of 20 minutes
-python benchmarks/own_systems.py --systems mixture --minutes 40 --temperature 300 350
+python benchmarks/own_systems.py --systems mixture --minutes 40 --temperature 300 350 --work mixtures
 
 perovskite  CH3NH3PbI3, cubic, 2x2x2: five elements in 96 atoms, whose ions turn
 interface   water between layers of MgO(001): 111 atoms
@@ -60,6 +60,7 @@ def placed(name: str, place: np.ndarray, rng: np.random.Generator) -> Iterator[A
         one.euler_rotate(*rng.uniform(0, 360, 3))
         one.positions += place - one.get_center_of_mass()
         yield one
+    raise SystemExit(f"{name} has no room at {place}")
 
 
 def is_apart(others: Atoms, one: Atoms) -> bool:
@@ -90,8 +91,8 @@ def methylammonium() -> Atoms:
 
 
 def interface(rng: np.random.Generator) -> Atoms:
-    """Three layers of MgO (a = 4.21 Å), and water as dense as the liquid in the 9 Å between them and their images, 2 Å
-    of which the surfaces keep free."""
+    """Three layers of MgO (a = 4.21 Å), and between them and their images 10 Å with the water of 9 Å of the liquid, 3 Å
+    of which the surfaces keep free at first."""
     a, gap = 4.21, 9.0
     solid = crystal(["Mg", "O"], [(0, 0, 0), (0.5, 0.5, 0.5)], spacegroup=225, cellpar=[a, a, a, 90, 90, 90]).repeat(
         (2, 2, 2)
@@ -133,8 +134,9 @@ def learned(name: str, args: argparse.Namespace) -> dict:
         found = learn(LearnConfig.parse(values))
     except SEGNNError as error:
         return row | {"told": f"{type(error).__name__}: {error}"}
-    errors = {"E": found.errors["energy"], "F": found.errors["forces"]}
-    worst = max(found.errors["by_condition"].values(), default=None)
+    known = found.errors or {"energy": None, "forces": None, "by_condition": {}}
+    errors = {"E": known["energy"], "F": known["forces"]}
+    worst = max(known["by_condition"].values(), default=None)
     told = {"worst": worst, "told": found.why or "the aim is reached"}
     return row | {"labels": found.labels, "minutes": found.minutes} | errors | told
 

@@ -10,7 +10,7 @@
 #include "segnn.h"
 
 #define MOST 256                       /* atoms: all pairs are given, and the library leaves the far ones out */
-#define ACCELERATION 9.648533212331e-3 /* Angstrom/fs^2 of eV/Angstrom/amu */
+#define ACCELERATION 9.648533290732e-3 /* Angstrom/fs^2 of eV/Angstrom/amu, by the constants that ASE has */
 
 static int n, species[MOST];
 static double mass[MOST], x[MOST][3], v[MOST][3], forces[MOST][3];
@@ -67,11 +67,12 @@ static double kinetic(void) {
 }
 
 int main(int count, char **given) {
-  char error[256];
+  char error[256], *end;
   if (count != 5) fail("usage: dynamics model.segnn molecule.txt STEPS TIMESTEP");
-  const long steps = strtol(given[3], NULL, 10);
-  const double dt = strtod(given[4], NULL);
-  if (steps < 1 || !(dt > 0)) fail("expected a number of steps and a time step above 0");
+  const long steps = strtol(given[3], &end, 10);
+  if (*end || steps < 1) fail("expected a number of steps");
+  const double dt = strtod(given[4], &end);
+  if (*end || !(dt > 0)) fail("expected a time step above 0 fs");
   segnn *s = segnn_open(given[1], error, sizeof error);
   if (!s) fail(error);
   if (segnn_n_cues(s)) fail("this potential is told more of atoms than their elements");

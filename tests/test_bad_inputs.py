@@ -337,6 +337,12 @@ MODEL = [
 ] + [
     ("model typo", settings(cutof=4.0), ConfigError, "unknown setting 'model.cutof': did you mean 'cutoff'"),
     ("model walrus", settings(walrus=4.0), ConfigError, "unknown setting 'model.walrus': known keys: body_order"),
+    (
+        "cue typo",
+        settings(cues=[{"name": "q", "knd": "scalar"}]),
+        ConfigError,
+        "unknown setting 'model.cues.0.knd': did",
+    ),
     ("preset mace", settings(preset="mace"), ConfigError, "preset is 'mace'; expected one of segnn, fast"),
     ("preset None", settings(preset=None), ConfigError, "preset is None; expected one of segnn, fast"),
     ("preset list", settings(preset=["segnn"]), ConfigError, r"preset is \['segnn'\]; expected one of segnn, fast"),

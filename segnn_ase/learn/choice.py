@@ -1,6 +1,7 @@
 """Which frames of a round's dynamics are labelled: some at random for the error, where runs were stopped, on the way,
 and relaxed."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
@@ -31,20 +32,23 @@ def drawn(
 ) -> list[Atoms]:
     """Frames of all runs, at random times, to be labelled for the error: so many in all; conditions take turns, with
     another one first in each round, and so do the runs of each. prefix: of their keys; but: keys of frames that were
-    drawn before."""
+    drawn before; conditions that have fewer of these come first."""
 
     def key(n: int, k: int) -> str:
         return f"{prefix or round_}/drawn/{ran[n].planned.key}/{k}"
 
     rng = np.random.default_rng([seed, round_])
     left: dict[Condition, list[list[tuple[int, int]]]] = {}
+    had: Counter[Condition] = Counter()
     for n, run in enumerate(ran):
+        had[run.planned.condition] += sum(key(n, k) in but for k in range(len(run.frames)))
         sane = [k for k, frame in enumerate(run.frames) if key(n, k) not in but and is_sane(frame)]
         if sane:
             left.setdefault(run.planned.condition, []).append([(n, sane[k]) for k in rng.permutation(len(sane))])
     found: list[tuple[int, int]] = []
     first = round_ * count % max(len(left), 1)
-    turns = [*left.values()][first:] + [*left.values()][:first]
+    conditions = sorted([*left][first:] + [*left][:first], key=had.__getitem__)
+    turns = [left[condition] for condition in conditions]
     while len(found) < count and any(any(runs) for runs in turns):
         for runs in turns:
             runs.sort(key=len, reverse=True)  # the one of which most are left
@@ -65,6 +69,8 @@ def chosen(
 
     measured: frames that are learned anyway.
     """
+    if count < 1:
+        return []
     ends = [(run, end) for run in ran if (end := last_sane(run)) is not None]
     taken = {tuple(frame.info[KEY].split("/")[-2:]) for frame in measured}
     on_the_way = [

@@ -46,6 +46,7 @@ from segnn_ase.learn.rounds import (
     errors_on,
     is_good,
     round_folder,
+    seems_good,
     told_of_runs,
     too_sure,
     usable,
@@ -309,12 +310,14 @@ def measured_on_dynamics(
     loop: Loop, ran: list[Ran], calculator: SEGNNCalculator, row: dict[str, Any], budget: int
 ) -> tuple[list[Atoms], dict[str, Any], bool]:
     """Frames that are drawn at random, the row of a round with the errors on them, and whether it is good; where it
-    seems to be by a share of the labels of the round, it is measured on as many as these are (or `LABELS`)."""
+    seems to be by a share of the labels of the round, it is measured on as many as these are, `LABELS` at most, but
+    one of each condition."""
     config, labeller, number = loop.config, loop.labeller, row["round"]
 
-    def asked_for(name: str, count: int, known: list[Atoms]) -> list[Atoms]:
+    first, second = (round_folder(config, number) / f"{name}.xyz" for name in DRAWN)
+
+    def asked_for(path: Path, count: int, known: list[Atoms]) -> list[Atoms]:
         but = [frame.info[KEY] for frame in known]
-        path = round_folder(config, number) / f"{name}.xyz"
         new = decided(path, lambda: drawn(ran, count - len(known), number, config.seed, but=but))
         labeller.label(new)
         return [*known, *new]
@@ -322,11 +325,13 @@ def measured_on_dynamics(
     def told(frames: list[Atoms]) -> dict[str, Any]:
         return row | errors_on(labeller.labelled.of([frame.info[KEY] for frame in frames]), calculator)
 
-    share = max(min(round(SHARE_DRAWN * budget), LABELS), min(len(loop.conditions), budget // 2))
-    measured = asked_for(DRAWN[0], share, [])
-    if is_good(config, ran, told(measured)):
-        measured = asked_for(DRAWN[1], max(share, min(budget, LABELS)), measured)
+    conditions = len(loop.conditions)
+    share = max(min(round(SHARE_DRAWN * budget), LABELS), min(max(conditions, 2), max(budget // 2, 2)))
+    measured = asked_for(first, share, [])
     row = told(measured)
+    if second.exists() or seems_good(config, ran, row):
+        measured = asked_for(second, max(share, min(budget, max(LABELS, conditions))), measured)
+        row = told(measured)
     return measured, row, is_good(config, ran, row)
 
 
@@ -357,7 +362,9 @@ def told_of_round(row: dict[str, Any]) -> str:
     """In two lines or more."""
     error = "no frames to measure its error"
     if row["forces"] is not None:
-        error = f"errors on {row['drawn']} of their frames: {row['forces']:.1f} meV/Å, {row['energy']:.2f} meV/atom"
+        scatter = "" if row["scatter"] is None else f" ± {row['scatter']:.1f}"
+        off = f"{row['forces']:.1f}{scatter} meV/Å, {row['energy']:.2f} meV/atom"
+        error = f"errors on {row['drawn']} of their frames: {off}"
     lines = [
         f"round {row['round']}: {passed_of(row)} runs passed; {error}; "
         f"{row['labels']} labels, {row['minutes']:.1f} minutes"

@@ -172,11 +172,14 @@ def rms_in_milli(parts: Sequence[Any]) -> float:
 
 
 def scatter_in_milli(parts: Sequence[np.ndarray]) -> float | None:
-    """Standard error of the rms of what frames are off by, which scatters from frame to frame; None of one."""
+    """Standard error of the rms of what frames are off by, which scatters from frame to frame; None of one. At least
+    that: frames of one run are not independent, and few know little of rare large errors."""
     squares, sizes = np.array([np.sum(part**2) for part in parts]), np.array([part.size for part in parts])
     mean, n = squares.sum() / sizes.sum(), len(parts)
-    if n < 2 or not mean:
+    if n < 2:
         return None
+    if not mean:
+        return 0.0
     of_mean = np.sqrt(n / (n - 1) * np.sum((squares - mean * sizes) ** 2)) / sizes.sum()
     return round(float(1e3 * of_mean / (2 * np.sqrt(mean))), 4)
 
@@ -188,14 +191,19 @@ def too_sure(rows: Sequence[dict[str, Any]]) -> float:
 
 
 def is_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:
+    """Whether it seems so, and frames of every condition say it."""
+    everywhere = {run.planned.condition.name for run in ran} <= row["by_condition"].keys()
+    return everywhere and seems_good(config, ran, row)
+
+
+def seems_good(config: LearnConfig, ran: Sequence[Ran], row: dict[str, Any]) -> bool:
     """Whether all dynamics ran as long as is asked for, and frames of them have small errors, with what these scatter:
     who looks after each round would else believe the one that was lucky."""
     long = row["picoseconds"] >= config.conditions.picoseconds
     passed = all(run.reason is None and not run.is_late for run in ran)
-    everywhere = {run.planned.condition.name for run in ran} <= row["by_condition"].keys()
-    scatter = row.get("scatter")
+    scatter = row.get("scatter", 0.0)  # older loops did not know it
     sure = scatter is not None and row["forces"] + scatter <= config.aim.forces
-    return long and passed and everywhere and sure and is_small(config, row)
+    return long and passed and sure and is_small(config, row)
 
 
 def told_of_runs(ran: Sequence[Ran]) -> dict[str, Any]:

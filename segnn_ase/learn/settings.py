@@ -152,8 +152,9 @@ class BudgetConfig(Settings):
     round_labels: int | None = Field(
         None,
         ge=4,
-        description="labels in a round, of which a third, up to 24, measure the error first; none: 24, or 0.4 times "
-        "the frames there are, where that is more, and as many as these while a short training passes each 100 times; "
+        description="labels in a round, of which a third, up to 24, measure the error first (where it seems small "
+        "enough all, up to 24); none: 24, or 0.4 times the frames there are, where that is more, and as many as these "
+        "while a short training passes each 100 times; "
         "where labels are limited a sixth of them; twice as many as there are conditions, where there is time",
     )
 

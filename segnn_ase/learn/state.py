@@ -22,7 +22,7 @@ VERSION = 2
 UNLIMITED = 10**9  # labels
 MEASURED = 1 / 6  # of a limited number of labels
 OVERHEAD = 0.01  # s, of a label at least
-FEW, LATELY = 5, 20  # labels that tell how long one takes
+FEW, LATELY = 5, 20  # labels that tell how long one takes: at least, or two of each worker, and the last ones
 HOW = {"device", "accelerate", "save_minutes", "max_minutes"}  # settings of a training that leave its result the same
 INDIFFERENT = {  # settings that may change when a loop goes on
     "aim": ("forces", "energy", "stress"),
@@ -112,14 +112,15 @@ class Loop(NamedTuple):
         taken: dict[int, list[float]] = {}
         for frame in self.labeller.labelled.frames.values():
             taken.setdefault(len(frame), []).append(frame.info[SECONDS])
-        usual = {size: usual_seconds(seconds) for size, seconds in taken.items()}
+        few = max(FEW, 2 * self.config.reference.workers)
+        usual = {size: usual_seconds(seconds, few) for size, seconds in taken.items()}
         known = [usual[len(atoms)] for atoms in self.structures if len(atoms) in usual]
         return max(float(np.mean(known or list(usual.values()))), OVERHEAD)
 
 
-def usual_seconds(taken: Sequence[float]) -> float:
+def usual_seconds(taken: Sequence[float], few: int) -> float:
     """Of labels one after another: the usual of late, but the fastest of the first few, which start something up."""
-    return float(np.median(taken[-LATELY:])) if len(taken) >= FEW else min(taken)
+    return float(np.median(taken[-LATELY:])) if len(taken) >= few else min(taken)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from ase.constraints import FixAtoms, FixBondLength
 from ase.io import read
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
+from helpers.loops import asking
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError
@@ -31,17 +32,9 @@ from segnn_ase.learn.comparison import (
 from segnn_ase.learn.explore import Condition, Planned, Ran
 from segnn_ase.learn.labelled import CONDITION, KEY, LabelledFrames
 from segnn_ase.learn.labeller import Labeller
-from segnn_ase.learn.pool import LabelPool
 from segnn_ase.learn.report import of_comparison
-from segnn_ase.learn.settings import ReferenceConfig
 from segnn_ase.md.analysis import radial_distribution
 from segnn_ase.store.shipped import find_model
-
-
-def asking(folder, model: str) -> tuple[LabelPool, Labeller]:
-    reference = {"calculator": "segnn_ase:SEGNNCalculator", "arguments": {"model": model, "domain": "ignore"}}
-    pool = LabelPool(ReferenceConfig(**reference, threads=1), folder / "workers")
-    return pool, Labeller(pool, LabelledFrames(folder))
 
 
 def test_of_a_crystal(tmp_path):

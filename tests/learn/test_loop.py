@@ -27,6 +27,7 @@ from segnn_ase.learn.labelled import LabelledFrames, read_whole
 from segnn_ase.learn.labeller import Labeller
 from segnn_ase.learn.loop import DRAWN, learn
 from segnn_ase.learn.pool import LabelPool
+from segnn_ase.learn.rounds import round_folder
 from segnn_ase.learn.settings import ConditionsConfig, LearnConfig, ReferenceConfig
 from segnn_ase.learn.starts import relaxed_by_reference
 from segnn_ase.store.model_file import load_with_metadata
@@ -317,7 +318,8 @@ def test_another_trial_has_dynamics_of_its_own(tmp_path, crystal, monkeypatch):
     assert first.name[:9] == f"final-{rounds:03d}" and second.name[:9] == f"final-{rounds + 1:03d}"
     learned = {frame.info["key"] for frame in read_whole(second / "train.xyz")}
     drawn_before = read_whole(first / "drawn.xyz")
-    assert drawn_before and {frame.info["key"] for frame in drawn_before} <= learned
+    drawn_before += read_whole(round_folder(LearnConfig.parse(values), rounds) / "drawn_more.xyz")
+    assert len(drawn_before) > 5 and {frame.info["key"] for frame in drawn_before} <= learned
     for name in ("s1-300K-1.xyz", "s1-300K-2.xyz"):
         momenta = [read_whole(place / name)[0].get_momenta() for place in (first, second)]
         assert np.abs(momenta[0] - momenta[1]).max() > 1e-3

@@ -2,17 +2,19 @@
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
-from helpers.loops import loop_settings
+from helpers.loops import asking, loop_settings
 
 import segnn_ase
 from segnn_ase import SEGNNCalculator
@@ -22,13 +24,15 @@ from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, p
 from segnn_ase.learn.finish import AFTER, last_training, why_not_good
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, nudged, other_answer
-from segnn_ase.learn.loop import is_good, learn, picoseconds_of, read_structures
+from segnn_ase.learn.loop import is_good, learn, measured_on_dynamics, picoseconds_of, read_structures
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.report import Trial
-from segnn_ase.learn.rounds import FOR_FEW, STRONGEST, rms_in_milli, scatter_in_milli, usable
+from segnn_ase.learn.rounds import FOR_FEW, STRONGEST, rms_in_milli, round_folder, scatter_in_milli, usable
 from segnn_ase.learn.settings import AimConfig, ConditionsConfig, LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.learn.state import Loop, LoopState
+from segnn_ase.store.model_file import load_potential
+from segnn_ase.store.shipped import find_model
 
 STILL = ConditionsConfig()
 
@@ -74,6 +78,9 @@ def test_a_label_costs_what_those_of_the_structures_do(tmp_path, crystal):
         for n in range(30):
             labelled.add(asked_frame(crystal, str(n), 0, "", "test"), ReferenceLabel(0.0, np.zeros((4, 3)), None, 4.0))
         assert small.seconds_of_label == pytest.approx(4.0)  # the machine has more to do now
+        for n in range(20):
+            labelled.add(asked_frame(crystal, f"{n}+", 0, "", "test"), ReferenceLabel(0.0, np.zeros((4, 3)), None, 7.0))
+        assert small.seconds_of_label == pytest.approx(7.0)
 
 
 def test_a_stiff_bond_is_no_other_reference():
@@ -301,6 +308,8 @@ def test_every_condition_is_measured():
     row["by_condition"][ran[0].planned.condition.name] = 39.0
     assert is_good(config, nothing, row)
     assert not is_good(config, [run._replace(steps=50) for run in ran], row)
+    del row["scatter"]  # of a loop that was begun before that was known
+    assert is_good(config, nothing, row)
     assert not is_good(config, nothing, {**row, "scatter": 31.0}) and not is_good(
         config, nothing, {**row, "scatter": None}
     )
@@ -312,14 +321,48 @@ def test_every_condition_is_measured():
 
 
 def test_how_much_an_error_of_few_frames_scatters():
-    """Beside what many sets of as many frames tell; frames of different sizes."""
+    """Beside what many sets of as many frames tell, of different sizes; and two by hand."""
     rng = np.random.default_rng(0)
-    sizes = rng.integers(5, 40, 400)
-    frames = [rng.gamma(3) * rng.normal(size=(n, 3)) for n in sizes]
-    sets = [[frames[n] for n in rng.integers(400, size=24)] for _ in range(1000)]
+    sizes = rng.integers(5, 200, 400)
+    frames = [rng.uniform(0.5, 1.5) * rng.normal(size=(n, 3)) for n in sizes]
+    sets = [[frames[n] for n in rng.integers(400, size=40)] for _ in range(4000)]
     told = np.mean([scatter_in_milli(each) for each in sets])
-    assert told == pytest.approx(np.std([rms_in_milli(each) for each in sets]), rel=0.15)
-    assert scatter_in_milli(frames[:1]) is None
+    assert told == pytest.approx(np.std([rms_in_milli(each) for each in sets]), rel=0.04)
+    two = [np.full((1, 3), 1.0), np.full((1, 3), 7.0)]  # squares 1 and 49, their mean 25 ± 24
+    assert scatter_in_milli(two) == pytest.approx(1e3 * 24 / 10) and rms_in_milli(two) == 5000.0
+    assert scatter_in_milli(two[:1]) is None and scatter_in_milli([np.zeros((1, 3))] * 2) == 0.0
+
+
+@pytest.mark.parametrize(("conditions", "labels"), [(1, 4), (6, 8), (1, 60), (30, 30)])
+def test_what_seems_good_is_measured_on_more_frames(tmp_path, conditions, labels):
+    """At every condition, also of so few labels that a third of them is one; and again when the loop goes on."""
+    start = ase.io.read(find_model("acetylacetone-pbe").parent / "reference.xyz", "0")
+    values = loop_settings(tmp_path, start, conditions={"temperature": list(range(300, 300 + conditions))})
+    config = LearnConfig.parse(values | {"aim": {"forces": 10.0}})
+    other, ran = load_potential("acetylacetone-pbe"), []
+    with torch.no_grad():
+        other.readout.last.last.weight.mul_(1.001)
+    calculator = SEGNNCalculator(other, domain="ignore")
+    for temperature in config.conditions.temperature:
+        planned = Planned(Condition(0, temperature, None), 0, start, 80, 0.5, 0, 1.0, 50.0)
+        ran.append(Ran(planned, 80, None, [start.copy() for _ in range(60)], []))
+        for seed, frame in enumerate(ran[-1].frames):
+            frame.rattle(0.02, seed=seed)
+    folder = round_folder(config, 1)
+    folder.mkdir(parents=True)
+    pool, labeller = asking(tmp_path, "acetylacetone-pbe")
+    with pool:
+        loop = Loop(config, [start], labeller, LoopState(config, [start]), print)
+        first = partial(measured_on_dynamics, loop, ran, calculator, {"round": 1, "picoseconds": 0.04}, labels)
+        frames, row, good = first()
+        most = min(labels, max(24, conditions))
+        assert good and row["drawn"] == len(frames) == len({frame.info["key"] for frame in frames}) == most
+        assert 0 < row["forces"] < 5 and len(row["by_condition"]) == conditions
+        before = len(ase.io.read(folder / "drawn.xyz", ":"))
+        assert before == {4: 2, 8: 4, 60: 20, 30: 15}[labels]
+        strict = config.model_copy(update={"aim": config.aim.model_copy(update={"forces": 1e-9})})
+        again = measured_on_dynamics(loop._replace(config=strict), ran, calculator, first.args[3], labels)
+        assert not again[2] and again[1]["drawn"] == labeller.labelled.count == most
 
 
 def test_where_runs_begin(crystal):
