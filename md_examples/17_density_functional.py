@@ -10,8 +10,8 @@ of the surface, and density functional theory is asked for 60 structures at most
 itself included. Then it labels 20 frames of the potential's own dynamics at 300 K, from other velocities, which the
 loop has not seen.
 
-Found on two cores of an AMD EPYC, PySCF 2.14: 57 labels in 14 minutes, 36 of which are learned; forces off by 16.4 meV/Å,
-energies by 0.20 meV/atom.
+Found on two cores of an AMD EPYC, PySCF 2.14: 57 labels in 14 minutes, 36 of which are learned; forces off by
+16.4 meV/Å, energies by 0.20 meV/atom.
 """
 
 import os
