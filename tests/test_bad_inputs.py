@@ -339,7 +339,7 @@ MODEL = [
     ("model walrus", settings(walrus=4.0), ConfigError, "unknown setting 'model.walrus': known keys: body_order"),
     (
         "cue typo",
-        settings(cues=[{"name": "q", "knd": "scalar"}]),
+        settings(cues=[{"name": "spin", "knd": "scalar"}]),
         ConfigError,
         "unknown setting 'model.cues.0.knd': did",
     ),
