@@ -33,6 +33,7 @@ from segnn_ase.commands.shared import (
 from segnn_ase.md.settings import MDConfig
 from segnn_ase.model.settings import PRESETS, ModelConfig
 from segnn_ase.properties.settings import OF_TARGETS, PropertyData, PropertyTraining
+from segnn_ase.structure.cue_settings import names_read
 from segnn_ase.train.settings import FINETUNE_DEFAULTS, DataConfig, OptimConfig, TrainConfig
 from segnn_ase.train.tuning_settings import FinetuneConfig
 
@@ -152,16 +153,18 @@ def predict_command(
 
 
 @app.command("check", epilog="Example: segnn check frames.xyz --out report.md --fix fixed.xyz")
-@with_options(data=Options(DataConfig, only=("valid", "test", "isolated_atoms")), keys=Options(DataConfig, only=KEYS))
+@with_options(
+    data=Options(DataConfig, only=("valid", "test", "isolated_atoms")),
+    keys=Options(DataConfig, only=KEYS),
+    model=Options(ModelConfig, only=("cues",)),
+)
 def check_command(
     frames: Annotated[list[str], typer.Argument(help="training frames")],
     data: dict,
     keys: dict,
+    model: dict,
     out: Annotated[Path | None, typer.Option(help="report in Markdown, with a figure beside it")] = None,
     fix: Annotated[str | None, typer.Option(help="new file for the frames, repaired where that is safe")] = None,
-    cues: Annotated[
-        list[str] | None, typer.Option(help="what a potential is to be told, as segnn train takes it")
-    ] = None,
     overwrite: Overwrite = False,
 ):
     """Find what would spoil a training: labels, units, signs, copies, outliers. Exit status 1 if there is an error."""
@@ -175,7 +178,7 @@ def check_command(
             refuse_suffix("out", out, ".md")
         if fix is not None:
             refuse_as_output(fix, frames, overwrite=overwrite)
-        named = tuple(cue.partition(",")[0].strip() for cue in cues or ())  # frames may differ in these
+        named = names_read(ModelConfig.parse(model, section="model").cues)  # frames may differ in these
         report = run(frames, **data, keys=_label_keys(keys).model_copy(update={"inputs": named}))
         typer.echo(report.markdown())
         if out is not None:

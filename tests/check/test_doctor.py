@@ -604,6 +604,8 @@ def test_frames_may_differ_in_what_a_potential_is_told(tmp_path):
     assert "contradiction" in found.output and found.exit_code == 1
     named = segnn("check", tmp_path / "frames.xyz", "--cues", "pressure_of_light,kind=scalar,per=graph")
     assert "contradiction" not in named.output and named.exit_code == 0, named.output
+    misspelt = segnn("check", tmp_path / "frames.xyz", "--cues", "presure_of_light")
+    assert "setting 'model.cues.0' is" in misspelt.output and misspelt.exit_code == 1, misspelt.output
 
 
 @pytest.mark.parametrize("data", ["alloys", "molecules"])
