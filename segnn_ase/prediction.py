@@ -15,6 +15,7 @@ from segnn_ase.data.convert import images_for, write_labelled
 from segnn_ase.data.frames import structure_alone
 from segnn_ase.properties.files import holds_properties, load_properties
 from segnn_ase.properties.labels import PER_ATOM
+from segnn_ase.structure.cue_settings import OF_FIELD
 from segnn_ase.structure.told import told_in, with_told
 
 OF_POTENTIALS = ("energy", "forces", "stress")
@@ -46,6 +47,7 @@ def predict_files(
     out, images = images_for(out, paths, overwrite=overwrite)
     said = _said_of(model, images, device)
     claimed = {name for values in said.values for name in values} | (OF_ENERGY if said.of_potential else set())
+    claimed |= {name for names in OF_FIELD.values() if claimed & {*names} for name in names}  # other names of the same
     renamed = _free_names(claimed, [atoms for _, atoms in images])
     pairs = zip(images, said.values, strict=True)
     left = write_labelled(out, [_marked(atoms, values, said.per_atom, renamed) for (_, atoms), values in pairs])

@@ -15,6 +15,7 @@ from segnn_ase.base.files import home_expanded, write_atomically
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.frames import structure_alone
 from segnn_ase.data.images import read_images
+from segnn_ase.md.outputs import KELVIN
 from segnn_ase.md.spectra import FEWEST, Spectrum, check_numbers, highest_wavenumber, infrared, raman, unfolded
 from segnn_ase.md.velocities import kinetic_temperature
 from segnn_ase.properties.files import holds_properties, load_properties
@@ -129,7 +130,9 @@ def _temperature(frames: Sequence[Atoms], trajectory: str, given: float | None) 
         return given
     if not any(atoms.get_momenta().any() for atoms in frames):
         raise ConfigError(f"temperature is not given, and the frames of {trajectory!r} have no velocities; give it")
-    return float(np.mean([kinetic_temperature(atoms) for atoms in frames]))
+    said = [atoms.info.get(KELVIN) for atoms in frames]  # which knows of constraints that files do not hold
+    known = all(isinstance(one, int | float | np.number) for one in said)
+    return float(np.mean(said if known else [kinetic_temperature(atoms) for atoms in frames]))
 
 
 def _complete_cell(atoms: Atoms) -> np.ndarray:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.constraints import FixAtoms, FixCartesian
 from ase.io.extxyz import key_val_dict_to_str, key_val_str_to_dict, write_extxyz
 from ase.io.jsonio import decode, encode
 
 OWN_COLUMNS = {"symbols", "species", "positions", "pos", "numbers", "z", "move_mask"}
+HELD = FixAtoms, FixCartesian
 OWN_ENTRIES = {"lattice", "properties", "pbc"}
 
 
@@ -46,7 +48,7 @@ def writable(frame: Atoms) -> tuple[Atoms, list[str]]:
 
     Blanks in words become "_", line breaks in texts blanks, and names of columns lose what would end them.
     """
-    out, left = frame.copy(), []
+    out, left = frame.copy(), [f"constraint {type(c).__name__}" for c in frame.constraints if not isinstance(c, HELD)]
     out.calc = frame.calc
     out.info = {}
     for name, value in frame.info.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
+from segnn_ase.data.labels_of_cues import refuse_unknown_units
 from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, Cue, names_read
 from segnn_ase.structure.cues import field_labels, gradient_of, told
 from segnn_ase.structure.graph import collate, edge_vectors, graph_from_atoms, with_pairs
@@ -52,6 +53,7 @@ def make_item(frame: Frame, cutoff: float, cues: tuple[Cue, ...] = ()) -> Item:
     )
     atoms = frame.atoms
     try:
+        refuse_unknown_units(told_of, frame.reading, cues)
         of_field = {name: torch.from_numpy(value) for name, value in field_labels(in_field, n).items()}
         labels = labels._replace(**of_field)
         if cues:

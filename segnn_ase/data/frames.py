@@ -15,6 +15,7 @@ from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
 from segnn_ase.data.labels import LabelKeys, Reading, find_labels
+from segnn_ase.data.labels_of_cues import labels_of_cues
 from segnn_ase.structure.cue_settings import INPUTS, LABELS_OF_CUES, Cue
 from segnn_ase.structure.cues import refuse_sums
 from segnn_ase.structure.neighbors import check_geometry
@@ -94,25 +95,10 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     check_atoms(atoms, source)
     found = find_labels(atoms, keys or LabelKeys(), source)
     labels = found.energy, found.forces, found.stress
-    names = (*INPUTS, *LABELS_OF_CUES, *(keys.inputs if keys else ()))
-    told = told_in(atoms, dict.fromkeys(names))
-    results = {} if atoms.calc is None else atoms.calc.results
-    told |= {("info", name): results[name] for name in LABELS_OF_CUES if results.get(name) is not None}
-    told |= labels_with_prefix(atoms)
-    return Frame(structure_alone(atoms, source), *labels, source, found.origins, found.reading, told or None)
-
-
-def labels_with_prefix(atoms: Atoms) -> Told:
-    """Labels of cues behind a usual prefix, such as REF_dipole, under their own names: as with energies they go before
-    those of calculators and plain ones, which may be of a model."""
-    found: Told = {}
-    for place in ("arrays", "info"):
-        values = {str(name).lower(): value for name, value in getattr(atoms, place).items()}
-        for name in LABELS_OF_CUES:
-            ends = [key.removesuffix(f"_{name}") for key in values if key.endswith(f"_{name}")]
-            known = sorted((x for x in ends if x in PREFIXES), key=PREFIXES.index)
-            found |= {(place, name): values[f"{known[0]}_{name}"]} if known else {}
-    return found
+    of_cues = labels_of_cues(atoms, source)
+    told = told_in(atoms, dict.fromkeys((*INPUTS, *(keys.inputs if keys else ())))) | of_cues.values
+    reading = found.reading._replace(units=found.reading.units + of_cues.units, stated=of_cues.stated)
+    return Frame(structure_alone(atoms, source), *labels, source, found.origins, reading, told or None)
 
 
 def check_atoms(atoms: Atoms, source: str) -> None:

@@ -7,13 +7,10 @@ import numpy as np
 
 from segnn_ase.base.errors import DataError, StructureError
 from segnn_ase.data.frames import Frame
-from segnn_ase.structure.cue_settings import FIELD, OF_FIELD, Cue
+from segnn_ase.structure.cue_settings import FIELD, Cue
 from segnn_ase.structure.cues import field_of
-from segnn_ase.structure.ions import is_charged, pull_on_charge
+from segnn_ase.structure.ions import OF_ORIGIN, is_charged, pull_on_charge
 from segnn_ase.structure.told import with_told
-
-NAMES = {name: kind for kind in ("dipole", "born") for name in OF_FIELD[kind]}
-RESULTS = {"dipole": "dipole", "born": "born_effective_charges"}
 
 
 def without_pull(frames: list[Frame], cues: Sequence[Cue], *, strict: bool = True) -> list[Frame]:
@@ -37,7 +34,7 @@ def _without_its_pull(frame: Frame, cues: Sequence[Cue], strict: bool) -> Frame:
             raise DataError(f"{frame.source}: {error}") from error
         return frame
     if charged and atoms.pbc.any():
-        return frame._replace(told={key: value for key, value in told.items() if key[1] not in NAMES} or None)
+        return frame._replace(told={key: value for key, value in told.items() if key[1] not in OF_ORIGIN} or None)
     added = pull_on_charge(atoms, cues, field)
     return frame if not added else _less(frame, added)
 
@@ -53,7 +50,7 @@ def _less(frame: Frame, added: dict) -> Frame:
 
 def _label_less(value: Any, name: str, frame: Frame, added: dict) -> Any:
     """A label beside a structure; what has another shape, or is no number, is refused where it is learned."""
-    more = np.asarray(added.get(RESULTS.get(NAMES.get(name, ""), name), 0.0))
+    more = np.asarray(added.get(name, 0.0))
     if name == "electronegativities":
         more = np.full(len(frame.atoms), more)
     try:

@@ -65,6 +65,15 @@ def flies_away(atoms: Atoms, config: MDConfig) -> bool:
     return bool(pulled) and any(is_charged(atoms, getattr(calc, "cues", ())) for calc in feeling)
 
 
+def is_turned(atoms: Atoms, config: MDConfig) -> bool:
+    """Whether a calculator is told of a direction in space, so that the angular momentum is not conserved: a field, or
+    vectors of atoms, but for moments of which only the angles count."""
+    told = {**atoms.arrays, **atoms.info} | ({} if config.field is None else {FIELD: config.field})
+    cues = [cue for calc, _ in summands(atoms.calc) for cue in getattr(calc, "cues", ())]
+    names = {cue.name for cue in cues if cue.kind == "polar" or cue.spin_orbit}
+    return any(np.any(np.asarray(told[name], dtype=float)) for name in names if told.get(name) is not None)
+
+
 def has_barostat(config: MDConfig) -> bool:
     return "pressure" in ENSEMBLES[config.ensemble].reads
 

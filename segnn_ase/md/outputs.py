@@ -19,11 +19,14 @@ from segnn_ase.base.extxyz import extxyz, for_file
 from segnn_ase.base.files import append, writing
 from segnn_ase.base.label_names import is_result
 from segnn_ase.md.settings import MDConfig
+from segnn_ase.md.subject import summands
+from segnn_ase.structure.cue_settings import LABELS_OF_CUES
 
 COLUMNS = (
     *("step", "time_fs", "potential", "kinetic", "total", "temperature", "volume", "pressure"),
     *("forces_std", "outside", "conserved"),
 )
+KELVIN = "temperature_K"  # of a frame's velocities, by all that moves: files do not hold every constraint
 OUTPUTS = ("log", "trajectory")  # files that grow
 SAVED = ("energy", "free_energy", "forces", "stress")  # in the trajectory, where the calculator has them at hand
 PROBE = 4096  # bytes at a mark that must be the same when a run goes on
@@ -54,12 +57,18 @@ def append_row(path: str | None, row: Sequence[float]) -> None:
     append(path, ((",".join(COLUMNS) + "\n" + line) if empty else line).encode())
 
 
-def make_frame(atoms: Atoms, step: int, timestep: float, *, results: bool = True) -> Atoms:
-    """Return a copy of the atoms with step, time and the results that the calculator has at hand; timestep in fs."""
+def make_frame(
+    atoms: Atoms, step: int, timestep: float, *, results: bool = True, temperature: float | None = None
+) -> Atoms:
+    """Return a copy of the atoms with step, time, temperature (K), where it is given, and the results that the
+    calculator has at hand; timestep in fs."""
     frame = atoms.copy()
+    told = {name for calc, _ in summands(atoms.calc) for name in getattr(calc, "told_names", ())}
     for store in (frame.info, frame.arrays):  # labels of the file that the atoms came from
-        for name in [name for name, value in store.items() if is_result(name, value, len(frame))]:
+        for name in [name for name, value in store.items() if is_label(name, value, len(frame)) and name not in told]:
             del store[name]
+    frame.info.pop(KELVIN, None)
+    frame.info |= {} if temperature is None else {KELVIN: temperature}
     frame.info.update(step=step, time_fs=step * timestep)
     if results:
         atoms.get_potential_energy()
@@ -68,6 +77,12 @@ def make_frame(atoms: Atoms, step: int, timestep: float, *, results: bool = True
         # where ASE gives a calculator a method of itself, its arrays would stay until the next collection of garbage
         vars(frame.calc).pop("get_spin_polarized", None)
     return frame
+
+
+def is_label(name: str, value, size: int) -> bool:
+    """What some calculation gave for a structure of `size` atoms, also of what belongs to cues."""
+    lower = str(name).lower()
+    return is_result(name, value, size) or any(lower == one or lower.endswith(f"_{one}") for one in LABELS_OF_CUES)
 
 
 def tell_left_out(atoms: Atoms, config: MDConfig) -> None:

@@ -21,7 +21,7 @@ from segnn_ase.base.errors import ConfigError, MDError, OutOfTime, OutputError, 
 from segnn_ase.base.extxyz import extxyz
 from segnn_ase.base.files import clear_leftovers, progress_bar, stop_on_signal, write_atomically
 from segnn_ase.base.locks import only_writer
-from segnn_ase.md.able import check_run, has_barostat, implements
+from segnn_ase.md.able import check_run, has_barostat, implements, is_turned
 from segnn_ase.md.analysis import energy_slope, nanoseconds_per_day
 from segnn_ase.md.drive import Drive, dipole_of, driven
 from segnn_ase.md.ensembles import ENSEMBLES, make_dynamics
@@ -130,9 +130,10 @@ def refuse_existing(paths: dict[str, Path]) -> None:
 def start(atoms: Atoms, config: MDConfig, drive: Drive | None) -> Run:
     """Prepare step 0. The restart file comes first, so that a run killed while it opens its files goes on too."""
     rng, subject = np.random.default_rng(config.seed), identity(atoms, without=(FIELD,) if drive else ())
+    turned = is_turned(atoms, config)
     if config.velocities == "maxwell" or (config.velocities == "auto" and not atoms.get_momenta().any()):
-        set_velocities(atoms, config.temperature, rng)
-    dof = degrees_of_freedom(atoms, centre_moves=ENSEMBLES[config.ensemble].centre_moves)
+        set_velocities(atoms, config.temperature, rng, turned=turned)
+    dof = degrees_of_freedom(atoms, centre_moves=ENSEMBLES[config.ensemble].centre_moves, turned=turned)
     dynamics = make_dynamics(atoms, config, rng, dof)
     run = Run(atoms, config, dynamics, rng, dof, array("d"), subject, {}, drive, array("q", [0]))
     refresh(run)
@@ -258,7 +259,7 @@ def observe(run: Run, step: int) -> str | None:
             append_row(config.log, run.rows[-len(COLUMNS) :])
         reason = drift(run)
     if reason is None and config.trajectory is not None and step % config.save_every == 0:
-        frame = make_frame(run.atoms, step, config.timestep)
+        frame = make_frame(run.atoms, step, config.timestep, temperature=temperature_of(run))
         with run.files["trajectory"].writing():
             append_frame(config.trajectory, frame)
     return reason

@@ -139,13 +139,15 @@ def predict(
     vectors = edge_vectors(graph).detach().to(potential.dtype)
     cues = potential.cues_in(graph)
     with torch.set_grad_enabled(wanted or training):
-        inputs, placed, moved = [vectors] if cues is None else [vectors, cues.detach().clone()], graph, []
+        # as precise as they are told: charges that add up to zero shall do so in float32, too
+        inputs, placed, moved = [vectors] if cues is None else [vectors, graph.cues.detach().clone()], graph, []
         if potential.charges is not None:
             placed, moved = strained(graph)
             placed = placed._replace(cues=None if cues is None else inputs[1])
         for x in (*inputs, *moved):
             x.requires_grad_(wanted)
-        given = {"cues": None if cues is None else inputs[1], "elements": elements, "operations": operations}
+        told = None if cues is None else inputs[1].to(cues)
+        given = {"cues": told, "elements": elements, "operations": operations}
         energies, features, responses = potential.atomic_energies(placed, vectors, **given)
         slopes = None
         if along is not None and responses is not None and responses.dipole is not None:

@@ -89,11 +89,13 @@ def in_field(graph: Graph, moments: Tensor) -> tuple[Tensor, Responses]:
     return energies, Responses(dipole, polarizability)
 
 
-def nearest_branch(label: Tensor, dipole: Tensor, cell: Tensor) -> Tensor:
-    """Labels of dipoles (B, 3) e Å, of periodic cells (B, 3, 3) Å plus e times those lattice vectors that bring them
-    nearest to other dipoles: of such a cell a dipole is defined up to these."""
-    periodic = torch.linalg.det(cell).abs()[:, None] > 1e-6
-    lattice = torch.where(periodic[:, :, None], cell, torch.eye(3, dtype=cell.dtype, device=cell.device))
-    apart = (dipole.detach() - label).nan_to_num()
-    parts = torch.linalg.solve(lattice.mT, apart[:, :, None])[:, :, 0].round()
-    return label + torch.where(periodic, torch.einsum("bi,bij->bj", parts, lattice), 0.0)
+@torch.no_grad()
+def nearest_branch(label: Tensor, dipole: Tensor, graph: Graph) -> Tensor:
+    """Labels of dipoles (B, 3) e Å, plus e times those vectors by which their structures repeat that bring them nearest
+    to other dipoles: of what is periodic a dipole is defined up to these."""
+    if graph.periodic is None or not bool(graph.periodic.any()):
+        return label
+    lattice = torch.where(graph.periodic[:, :, None], graph.cell, 0.0).to(label)
+    apart = (dipole - label).nan_to_num()
+    parts = torch.einsum("bj,bji->bi", apart, torch.linalg.pinv(lattice)).round()
+    return label + torch.einsum("bi,bij->bj", parts, lattice)

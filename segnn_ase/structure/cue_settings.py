@@ -131,6 +131,7 @@ def check_cues(cues: tuple[Cue, ...]) -> tuple[Cue, ...]:
 
 
 def names_read(cues: "tuple[Cue, ...]") -> tuple[str, ...]:
-    """What is read beside a structure: all cues, and beside a field the charge, which decides about dipoles."""
+    """What is read beside a structure: all cues, and the charge, which decides about dipoles beside a field, and about
+    electrons beside a multiplicity."""
     names = tuple(cue.name for cue in cues)
-    return names if FIELD not in names or "charge" in names else (*names, "charge")
+    return names if "charge" in names or not {FIELD, "spin"} & {*names} else (*names, "charge")

@@ -105,7 +105,7 @@ def responses_to_compare(batch: Item, p: Prediction) -> dict[str, tuple[Tensor, 
     found = {name: (getattr(batch.labels, name), getattr(p, name)) for name in names if getattr(p, name) is not None}
     if "dipole" in found:
         label, value = found["dipole"]
-        found["dipole"] = nearest_branch(label, value, batch.graph.cell), value
+        found["dipole"] = nearest_branch(label, value, batch.graph), value
     return found
 
 

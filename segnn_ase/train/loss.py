@@ -27,7 +27,7 @@ def loss_of(
     if prediction.cue_gradients is not None:
         loss = loss + settings.response_weight * mean_square(prediction.cue_gradients, labels.cue_gradients)
     if prediction.dipole is not None:
-        branch = nearest_branch(labels.dipole, prediction.dipole, graph.cell)
+        branch = nearest_branch(labels.dipole, prediction.dipole, graph)
         loss = loss + settings.dipole_weight * mean_square(prediction.dipole, branch, atoms.rsqrt()[:, None])
         pair, scale = (prediction.polarizability, labels.polarizability), atoms.rsqrt()[:, None, None]
         loss = loss + settings.polarizability_weight * mean_square(*pair, scale)
@@ -52,7 +52,7 @@ def losses_of(prediction: Prediction, graph: Graph, labels: Labels, settings: Op
         told = _of_atoms(prediction.cue_gradients, labels.cue_gradients, graph)
         losses = losses + settings.response_weight * told
     if prediction.dipole is not None:
-        branch = nearest_branch(labels.dipole, prediction.dipole, graph.cell)
+        branch = nearest_branch(labels.dipole, prediction.dipole, graph)
         losses = losses + settings.dipole_weight * squares(prediction.dipole, branch).mean(dim=1) / atoms
         squared = squares(prediction.polarizability, labels.polarizability).mean(dim=(1, 2))
         losses = losses + settings.polarizability_weight * squared / atoms

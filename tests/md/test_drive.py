@@ -14,6 +14,7 @@ from helpers.command_line import segnn
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, MDError
 from segnn_ase.md import MDConfig, run_md
+from segnn_ase.md.able import is_turned
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 
@@ -178,6 +179,33 @@ def test_a_potential_that_knows_fields_is_driven_within_a_sum():
         assert np.ptp(result.log["total"]) > 50 * np.ptp(result.log["conserved"])
         spreads.append(np.ptp(result.log["conserved"]))
     assert spreads[0] / spreads[1] == pytest.approx(4, rel=0.2)
+
+
+@pytest.mark.parametrize("ensemble", ["bussi", "nhc", "nve"])
+@pytest.mark.parametrize("place", ["settings", "structure", "nowhere"])
+def test_in_a_field_rotations_hold_heat(ensemble, place):
+    """A torque would else turn what thermostats hold for still."""
+    atoms, field = molecule("H2O"), None if place != "settings" else (0, 0.2, 0.3)
+    atoms.calc = sum_of(SMALL)
+    atoms.info |= {"external_field": [0, 0.2, 0.3]} if place == "structure" else {}
+    result = run_md(atoms, config(steps=0, ensemble=ensemble, velocities="maxwell", field=field), progress=False)
+    dof = 2 * result.log["kinetic"][0] / (units.kB * result.log["temperature"][0])
+    assert dof == pytest.approx(3 if place == "nowhere" else 6)
+    assert (np.linalg.norm(atoms.get_angular_momentum()) > 0.01) == (place != "nowhere")
+
+
+def test_vectors_of_atoms_turn_a_molecule_unless_only_their_angles_count():
+    atoms, settings = molecule("H2O"), config(field=None)
+    atoms.arrays |= {"initial_magmoms": np.ones((3, 3)), "axes": np.zeros((3, 3))}
+    for cue, turned in (
+        ("initial_magmoms", False),
+        ({"name": "initial_magmoms", "spin_orbit": True}, True),
+        ({"name": "axes", "kind": "polar"}, False),
+    ):
+        atoms.calc = SEGNNCalculator(Potential(model_config(cues=[cue], **SMALL), [1, 8]).double(), domain="ignore")
+        assert is_turned(atoms, settings) == turned
+    atoms.arrays["axes"][0, 1] = 1.0
+    assert is_turned(atoms, settings)
 
 
 def test_the_field_is_that_of_the_run_alone(tmp_path):

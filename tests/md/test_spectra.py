@@ -10,11 +10,13 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixBondLengths
 from helpers.command_line import segnn
 from scipy.integrate import trapezoid
 
 from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.extxyz import writable
 from segnn_ase.md import MDConfig, run_md
 from segnn_ase.md.spectra import infrared, raman, unfolded
 from segnn_ase.md.velocities import kinetic_temperature
@@ -223,6 +225,24 @@ def test_the_temperature_is_that_of_the_run(tmp_path, ensemble):
     mean = np.mean([kinetic_temperature(frame) for frame in frames])
     assert mean == pytest.approx(log["temperature"].mean(), rel=0.08)
     assert frames[1].info["time_fs"] == 2.0
+
+
+def test_the_temperature_of_rigid_molecules_is_that_of_the_run(tmp_path):
+    """Extended XYZ holds no bonds, which is told."""
+    atoms = molecule("H2O")
+    atoms.calc = EMT()
+    atoms.set_constraint(FixBondLengths([(0, 1), (0, 2), (1, 2)]))
+    out = {"trajectory": str(tmp_path / "md.xyz"), "log": str(tmp_path / "md.csv")}
+    settings = {"ensemble": "langevin", "steps": 100, "timestep": 0.5, "temperature": 300, "seed": 1}
+    run_md(atoms, MDConfig(**out, log_every=1, save_every=1, **settings), progress=False)
+    frames, log = ase.io.read(out["trajectory"], ":"), np.genfromtxt(out["log"], delimiter=",", names=True)
+    assert writable(atoms)[1] == ["constraint FixBondLengths"] and not frames[0].constraints
+    of_frames = np.mean([kinetic_temperature(frame) for frame in frames])
+    assert of_frames < 0.8 * log["temperature"].mean()
+    for frame in frames:
+        frame.info["dipole"] = frame.positions[0]
+    told = made(tmp_path, frames).stdout
+    assert f"{log['temperature'].mean():.1f} K" in told, told
 
 
 def test_a_model_says_the_dipoles_of_a_run(tmp_path):

@@ -10,11 +10,14 @@ from ase.build import bulk, fcc100, molecule
 from ase.calculators.emt import EMT
 from helpers.dynamics import config, crystal, run
 
+from segnn_ase import SEGNNCalculator
 from segnn_ase.base.extxyz import extxyz, writable
 from segnn_ase.base.label_names import is_result
 from segnn_ase.data.frames import read_frames
 from segnn_ase.md.outputs import make_frame
 from segnn_ase.md.run import run_md
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.settings import model_config
 
 LABELS = {
     **{f"{prefix}_energy": -3.0 for prefix in ("REF", "ref", "dft", "DFT", "target", "mace", "MyOwn")},
@@ -52,6 +55,22 @@ def test_no_label_but_its_own(tmp_path, suffix, results):
     read = read_frames(tmp_path / f"md.{suffix}")
     assert {f.origins[:2] for f in read} == {("calculator energy", "calculator forces")}
     assert not any(f.reading.rivals or f.reading.unread or f.reading.units for f in read)
+
+
+def test_what_a_potential_is_told_stays_and_labels_of_that_do_not(tmp_path):
+    """Also under names that end as those of labels do."""
+    told = [{"name": "formal_charges", "kind": "scalar", "default": 0.0}]
+    small = {"hidden_irreps": "4x0e+4x1o", "lmax_attr": 1, "radial_hidden": (4,), "core_repulsion": False}
+    atoms = molecule("H2O")
+    atoms.info |= {**LABELS, **KEPT}
+    atoms.arrays |= {"formal_charges": np.array([-0.8, 0.4, 0.4]), "REF_magnetic_forces": np.ones(3)}
+    atoms.info |= {"polarizability": np.eye(3), "dft_polarization": np.ones(3), "temperature_K": 7.0}
+    potential = Potential(model_config(cues=told, **small), [1, 8]).double()
+    atoms.calc = SEGNNCalculator(potential, domain="ignore")
+    frame = make_frame(atoms, 3, 2.0, temperature=300.0)
+    assert set(frame.info) == {*KEPT, "step", "time_fs", "temperature_K"} and frame.info["temperature_K"] == 300.0
+    assert set(frame.arrays) == {"numbers", "positions", "formal_charges"}
+    assert "temperature_K" not in make_frame(atoms, 3, 2.0).info
 
 
 def test_frames_of_a_run_that_are_labelled_anew(tmp_path):

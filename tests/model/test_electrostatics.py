@@ -455,6 +455,18 @@ def test_large_slabs_are_compiled_whatever_charge_a_part_of_them_has():
     assert choose_loss_gradient(potential.train(), graph, "require").name == "all passes in C"
 
 
+@pytest.mark.parametrize("electrostatics", ["given", "latent"])
+@pytest.mark.parametrize("accelerate", ["off", "require"])
+def test_neutral_slabs_are_neutral_in_float32(electrostatics, accelerate):
+    atoms = bulk("NaCl", "rocksalt", 5.4, cubic=True) * (3, 3, 1)
+    atoms.pbc = (True, True, False)
+    atoms.set_initial_charges(np.tile([2.1, 1.575, *3 * [-1.225]], 15)[: len(atoms) // 5 * 5].tolist() + 2 * [0.0])
+    assert abs(np.float32(atoms.get_initial_charges()).sum(dtype=float)) > 1e-6 > abs(atoms.get_initial_charges().sum())
+    potential = potential_for("initial_charges", told=atoms, electrostatics=electrostatics, dtype=torch.float32)
+    calculator = SEGNNCalculator(potential, accelerate=accelerate, domain="ignore")
+    assert np.isfinite(found(calculator, "forces", atoms)).all()
+
+
 def test_the_charge_of_a_slab_is_that_which_the_potential_takes():
     """That of the cue `charge`, its default where it is absent, and of `initial_charges` where that is none."""
     atoms = slab()

@@ -392,12 +392,24 @@ def test_labels_are_read_by_their_names():
 
 
 def test_dipoles_of_cells_count_up_to_lattice_vectors():
-    cell, rng = torch.as_tensor(crystal().cell.array)[None], np.random.default_rng(0)
+    """Those along which they repeat: along none of a molecule in a box, and not across a slab."""
+    atoms, rng = crystal(), np.random.default_rng(0)
+    atoms.set_cell(atoms.cell.array @ [[1.0, 0.2, 0.1], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]], scale_atoms=True)
     mu = torch.as_tensor(rng.normal(size=(1, 3)))
-    label = mu + torch.tensor([[3.0, -2.0, 7.0]], dtype=torch.float64) @ cell[0]
-    assert torch.allclose(nearest_branch(label, mu, cell), mu)
-    assert torch.equal(nearest_branch(label, mu, torch.zeros(1, 3, 3, dtype=torch.float64)), label)
-    assert bool(nearest_branch(label * torch.nan, mu, cell).isnan().all())
+    label = mu + torch.tensor([[3.0, -2.0, 7.0]], dtype=torch.float64) @ torch.as_tensor(atoms.cell.array)
+    graph = graph_from_atoms(atoms, 3.5)
+    assert torch.allclose(nearest_branch(label, mu, graph), mu)
+    assert bool(nearest_branch(label * torch.nan, mu, graph).isnan().all())
+    atoms.pbc = False
+    assert torch.equal(nearest_branch(label, mu, graph_from_atoms(atoms, 3.5)), label)
+    in_plane = mu + torch.tensor([[3.0, -2.0, 0.0]], dtype=torch.float64) @ torch.as_tensor(atoms.cell.array)
+    atoms.pbc = (True, True, False)
+    for vacuum in (atoms.cell[2], 3 * atoms.cell[2], np.zeros(3)):
+        atoms.cell[2] = vacuum
+        slab = graph_from_atoms(atoms, 3.5)
+        assert torch.allclose(nearest_branch(in_plane, mu, slab), mu)
+        across = torch.tensor([[0.0, 0.0, 7.0]], dtype=torch.float64)
+        assert torch.allclose((nearest_branch(mu + across, mu, slab) - mu)[0, 2], across[0, 2])
 
 
 def test_directions_of_born_charges_are_unbiased_and_the_same_for_the_same_weights():
