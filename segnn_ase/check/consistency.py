@@ -25,6 +25,7 @@ from segnn_ase.check.linear_model import (
 )
 from segnn_ase.check.matching import groups_of
 from segnn_ase.check.strained_series import strained_pairs, stress_offset
+from segnn_ase.check.surroundings import ordinary
 from segnn_ase.data.frames import Frame, species_of
 from segnn_ase.structure.told import Told
 
@@ -80,8 +81,18 @@ def judgeable(frames: list[Frame]) -> list[int]:
     return chosen[:: -(-numbers // MOST_NUMBERS)]
 
 
-def judge(frames: list[Frame], features: Features) -> Judged:
-    """Fit the surrogate to frames with these features."""
+def judge(frames: list[Frame], features: Features, shortest: list[float]) -> Judged:
+    """Fit the surrogate to frames with these features, to the ordinary ones alone where it makes nothing of all;
+    shortest: see `Surroundings`."""
+    judged, usual = judge_all(frames, features), ordinary([f.atoms for f in frames], shortest)
+    sound = judged.factor == 1.0 and judged.explained_alone > TRUSTED
+    if sound or usual.all() or not judgeable(kept := [f for f, yes in zip(frames, usual, strict=True) if yes]):
+        return judged
+    forces = [one for one, yes in zip(features.forces, usual, strict=True) if yes]
+    return judge_all(kept, Features(features.energy[usual], forces, features.stress[usual]))
+
+
+def judge_all(frames: list[Frame], features: Features) -> Judged:
     energies = np.array([np.nan if f.energy is None else f.energy for f in frames])
     q = equations_of(features, [f.atoms for f in frames], energies, [f.forces for f in frames], species_of(frames))
     factor = best_factor(q)
@@ -207,7 +218,10 @@ def find_levels(judged: Judged) -> list[Finding]:
     if 2 * alike < few.sum():  # structures of their own kind: surfaces, say
         advice = "Another level of theory, or a kind of structure that is rare? They share no composition with others"
         return [Finding("energies apart", "warning", text, sources, advice)]
-    advice = "Two levels of theory or settings? Compute one of them again, or leave it out"
+    advice = (
+        "Two levels of theory or settings? Compute one of them again, or leave it out. Or charges or multiplicities "
+    )
+    advice += "that the potential is not told (--cues charge)?"
     return [Finding("mixed levels", "error", text, sources, advice)]
 
 

@@ -81,7 +81,7 @@ def examine(sets: Sets) -> Examined:
     chosen = judgeable(frames)
     some = [frames[n] for n in chosen]
     seen = survey([f.atoms for f in frames], chosen, species_of(some))
-    judged = judge(some, seen.features) if chosen else None
+    judged = judge(some, seen.features, [seen.around[n].shortest for n in chosen]) if chosen else None
     of_fit = [of_tests_milder(finding, sets) for finding in check_judged(judged)]
     return Examined(check_frames(sets, seen.around) + of_fit, judged, seen.drawn)
 

@@ -4,21 +4,25 @@ import numpy as np
 from ase.units import Bohr, GPa, Hartree
 
 from segnn_ase.check.findings import FEW, Finding, Sets, fit_residuals, robust_score, sources_of
-from segnn_ase.check.surroundings import DETACHED, distances_from
+from segnn_ase.check.surroundings import DETACHED, distances_from, ordinary
 from segnn_ase.data.frames import Frame, is_isolated_atom
 
 
 def find_energy_outliers(sets: Sets) -> list[Finding]:
-    known = [f for f in sets.all if f.energy is not None and not is_isolated_atom(f)]
-    if len(known) < 10:
+    seen = [
+        (f, around.shortest)
+        for f, around in zip(sets.all, sets.around, strict=True)
+        if f.energy is not None and not is_isolated_atom(f)
+    ]
+    if len(seen) < 10:
         return []
+    known = [f for f, _ in seen]
+    usual = ordinary([f.atoms for f in known], [shortest for _, shortest in seen])
     residuals = fit_residuals(known)
     score, away = robust_score(residuals, 1e-3), np.abs(residuals - np.median(residuals))
     findings = []
-    for severity, chosen in (
-        ("error", (score > 50) & (away > 5)),
-        ("warning", (score > 20) & (away > 0.2) & ~((score > 50) & (away > 5))),
-    ):
+    wrong = (score > 50) & (away > 5) & usual
+    for severity, chosen in (("error", wrong), ("warning", (score > 20) & (away > 0.2) & ~wrong)):
         if chosen.any() and chosen.mean() < 0.1:
             text = f"{chosen.sum()} energies lie up to {away[chosen].max():.2f} eV/atom from those of the other frames"
             advice = "Look for calculations that did not converge, another level of theory or a wrong element"

@@ -13,6 +13,7 @@ from segnn_ase.check.matching import fingerprints, groups_of
 from segnn_ase.check.pairs import Pairs, merge_pairs, pairs_of
 
 DETACHED = 4.0, 2.5  # an atom is, without a neighbour within as many Å and as many sums of covalent radii
+TINY, COLLISION = 4, 0.75  # atoms, and sums of covalent radii: see `ordinary`
 CHUNK = 400  # atoms; temporary arrays stay small
 DRAWN = 20_000  # atoms whose distances a figure shows
 
@@ -60,6 +61,14 @@ def shortest_distance(pairs: Pairs) -> float:
     """The smallest distance over the sum of the two covalent radii, or infinity."""
     r, radii = np.linalg.norm(pairs.vectors, axis=1), covalent_radii[pairs.numbers]
     return float((r / (radii[pairs.i] + radii[pairs.j])).min(initial=np.inf))
+
+
+def ordinary(structures: list[Atoms], shortest: Collection[float]) -> np.ndarray:
+    """Which structures, (n,), are neither pairs and threes of atoms beside larger ones, nor have atoms so close as
+    collisions have: what dissociates or collides has sound labels that nothing else lets one expect."""
+    sizes, close = np.array([len(atoms) for atoms in structures]), np.array(shortest) < COLLISION
+    tiny = (sizes < TINY) & (np.median(sizes) >= 2 * TINY if len(sizes) else False)
+    return ~(tiny | close)
 
 
 def detached_atoms(atoms: Atoms, pairs: Pairs) -> np.ndarray:

@@ -14,13 +14,14 @@ from ase.geometry import minkowski_reduce
 from segnn_ase.base.errors import DataError, StructureError, expect
 from segnn_ase.base.label_names import PREFIXES
 from segnn_ase.data.images import read_images
-from segnn_ase.data.labels import LabelKeys, Reading, find_labels
+from segnn_ase.data.labels import Found, LabelKeys, Reading, find_labels
 from segnn_ase.data.labels_of_cues import labels_of_cues
-from segnn_ase.structure.cue_settings import INPUTS, LABELS_OF_CUES, Cue
+from segnn_ase.structure.cue_settings import FIELD, INPUTS, LABELS_OF_CUES, Cue
 from segnn_ase.structure.cues import refuse_sums
 from segnn_ase.structure.neighbors import check_geometry
 from segnn_ase.structure.told import Told, told_in, with_told
 
+SAME_PLACE = 1e-4  # of a cell
 ALONE = 6.0  # Å to the next image of an isolated atom; neighbours in crystals of the elements are nearer
 
 
@@ -40,6 +41,18 @@ class Frame(NamedTuple):
 def told_inputs(frame: Frame) -> Told:
     """What stands beside a structure and is no label."""
     return {key: value for key, value in (frame.told or {}).items() if key[1] not in LABELS_OF_CUES}
+
+
+def told_alone(frames: Iterable[Frame], names: Sequence[str]) -> list[Frame]:
+    """The frames with their labels and what has these names beside their structures alone; in fields also with what
+    decides about the pull on charges."""
+    found = []
+    for frame in frames:
+        in_field = ("info", FIELD) in (frame.told or {})
+        kept = {*names, *LABELS_OF_CUES, *((FIELD, "charge", "initial_charges") if in_field else ())}
+        told = {key: value for key, value in (frame.told or {}).items() if key[1] in kept}
+        found.append(frame._replace(told=told or None))
+    return found
 
 
 class Sourced(Protocol):
@@ -94,11 +107,19 @@ def frame_from_atoms(atoms: Atoms, keys: LabelKeys | None = None, *, source: str
     expect(isinstance(atoms, Atoms), "atoms", atoms, "Atoms")
     check_atoms(atoms, source)
     found = find_labels(atoms, keys or LabelKeys(), source)
-    labels = found.energy, found.forces, found.stress
+    placeholder = found.stress is not None and not found.stress.any() and _any_force(found)
+    stress, origins = (None, (*found.origins[:2], None)) if placeholder else (found.stress, found.origins)
     of_cues = labels_of_cues(atoms, source)
     told = told_in(atoms, dict.fromkeys((*INPUTS, *(keys.inputs if keys else ())))) | of_cues.values
-    reading = found.reading._replace(units=found.reading.units + of_cues.units, stated=of_cues.stated)
-    return Frame(structure_alone(atoms, source), *labels, source, found.origins, reading, told or None)
+    reading = found.reading._replace(
+        units=found.reading.units + of_cues.units, stated=of_cues.stated, no_stress=placeholder
+    )
+    labels = found.energy, found.forces, stress
+    return Frame(structure_alone(atoms, source), *labels, source, origins, reading, told or None)
+
+
+def _any_force(found: Found) -> bool:
+    return found.forces is not None and bool(np.nan_to_num(found.forces).any())
 
 
 def check_atoms(atoms: Atoms, source: str) -> None:
@@ -179,6 +200,8 @@ def changes_of(frames: list[Frame]) -> list[str]:
     """One line for each unit that was converted and for forces that are left out."""
     units = Counter(unit for frame in frames for unit in frame.reading.units)
     lines = [f"{kind}: in {unit} as {n} frames say, converted" for (kind, unit), n in units.items()]
+    if zeros := sum(frame.reading.no_stress for frame in frames):
+        lines.append(f"stress: exactly zero in {zeros} frames whose forces are not: taken for unknown")
     cut = [frame for frame in frames if frame.reading.cut]
     if cut:
         atoms = sum(int(np.isnan(f.forces).any(axis=1).sum()) if f.forces is not None else len(f.atoms) for f in cut)
@@ -202,8 +225,25 @@ def check_labels(frames: list[Frame]) -> None:
     many = [f for f in frames if len(f.atoms) > 1]
     for name in ("energy", "forces"):
         labelled = [getattr(f, name) for f in many if getattr(f, name) is not None]
-        if labelled and not any(np.nan_to_num(x).any() for x in labelled):
+        by_symmetry = name == "forces" and differ_in_cells_alone([f.atoms for f in many])
+        if labelled and not by_symmetry and not any(np.nan_to_num(x).any() for x in labelled):
             raise DataError(f"{name} is zero in every frame ({len(labelled)} frames): the labels were lost on the way")
+
+
+def differ_in_cells_alone(structures: list[Atoms]) -> bool:
+    """Whether atoms of the same composition are in the same places of their cells, some of them in several, as those of
+    crystals on a curve of energies over volumes, whose forces may vanish."""
+    first: dict[tuple, np.ndarray] = {}
+    several = False
+    for atoms in structures:
+        places = atoms.cell.scaled_positions(atoms.positions - atoms.positions[0]) if atoms.pbc.all() else None
+        if places is None:
+            return False
+        known = first.setdefault(tuple(atoms.numbers.tolist()), places)
+        several |= known is not places
+        if np.abs(places - known - np.round(places - known)).max() > SAME_PLACE:
+            return False
+    return several
 
 
 def check_geometries(frames: Sequence[Sourced]) -> None:

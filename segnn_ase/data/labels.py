@@ -57,6 +57,7 @@ class Reading(NamedTuple):
     agreeing: tuple[str, ...] = ()  # other places with the same values
     unread: tuple[tuple[str, str], ...] = ()  # kind and name of what looks like a label
     units: tuple[tuple[str, str], ...] = ()  # kind and unit, of labels that were converted
+    no_stress: bool = False  # whether it was exactly zero, and forces were not
     stated: frozenset[str] = frozenset()  # kinds of labels of cues whose unit is stated
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from segnn_ase.base.errors import DataError
-from segnn_ase.data.frames import Frame, is_isolated_atom, told_inputs
+from segnn_ase.data.frames import ALONE, Frame, is_isolated_atom, nearest_image, species_of, told_inputs
 
 SAME = 1e-6  # eV, between calculations of one isolated atom
 ALIKE = 1e-8  # compositions that differ by less, relatively, are the same
@@ -58,7 +58,18 @@ def reference_energies(
         raise DataError(f"reference energies lack {missing}; give one for every element or none at all")
     if isolated is not None:
         raise DataError(f"isolated atoms lack an energy of {missing}; add one frame of one atom for each")
-    return fitted_energies([f for f in frames if f.energy is not None and not is_lone_ion(f, names)], species)
+    known = [f for f in frames if f.energy is not None and not is_lone_ion(f, names)]
+    return fitted_energies([f for f in known if not is_isolated_atom(f)] or known, species)
+
+
+def without_some_atoms(frames: list[Frame], names: Collection[str], known: Collection[int]) -> list[Frame]:
+    """Without isolated atoms, but ions, where there are none of some element, not even among those known: E0 are fitted
+    then, and these could never be learned. All where there is nothing else."""
+    lonely = {*energies_of_isolated_atoms(frames, names=names), *known}
+    if lonely.issuperset(species_of(frames)):
+        return frames
+    kept = [f for f in frames if f.energy is None or not is_isolated_atom(f) or is_lone_ion(f, names)]
+    return kept if any(f.energy is not None for f in kept) else frames
 
 
 def energies_of_isolated_atoms(
@@ -78,13 +89,34 @@ def energies_of_isolated_atoms(
             if abs(frame.energy - energy) > tolerance:
                 raise DataError(
                     f"an isolated atom of {frame.atoms.symbols} has different energies: {energy} eV ({source}) and "
-                    f"{frame.energy} eV ({frame.source}); keep the one that is to be E0"
+                    f"{frame.energy} eV ({frame.source}); keep the one that is to be E0{_or_crystals(frame)}"
                 )
     lowest: dict[int, float] = {}
+    _refuse_ions(frames, table, names)
     neutral = {key: one for key, one in found.items() if not _is_charged(key[1])}
     for (z, _), (energy, *_) in sorted(neutral.items(), key=lambda one: (bool(one[0][1]), one[1][0])):
         lowest.setdefault(z, energy)
     return lowest
+
+
+def _refuse_ions(frames: list[Frame], table: dict[int, float] | None, names: Collection[str] | None) -> None:
+    """Raise DataError where the only isolated atoms of an element have a charge that the potential is not told: their
+    energy is no E0."""
+    lone = [f for f in frames if is_isolated_atom(f) and f.energy is not None]
+    ions = [f for f in lone if is_lone_ion(f, None) and not is_lone_ion(f, names)]
+    neutral = {int(f.atoms.numbers[0]) for f in lone if not is_lone_ion(f, None)} | {*(table or {})}
+    for frame in ions:
+        if int(frame.atoms.numbers[0]) not in neutral:
+            raise DataError(
+                f"{frame.source}: the isolated atom of {frame.atoms.symbols} has a charge, which the potential is not "
+                "told (--cues charge): its energy is no E0; leave it out, or add a neutral one"
+            )
+
+
+def _or_crystals(frame: Frame) -> str:
+    """What else may be meant, where images are as near as in crystals of the elements."""
+    apart = nearest_image(frame.atoms)
+    return f", or raise the cutoff above {apart:.1f} Å, if these are crystals" if apart <= ALONE else ""
 
 
 def is_lone_ion(frame: Frame, names: Collection[str] | None) -> bool:

@@ -1,5 +1,6 @@
 """A few structures kept in little room: what a potential was trained on, to be looked at when it is fine-tuned."""
 
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from ase import Atoms
 from torch import Tensor
 
 MOST = 64  # structures
+LARGE = 4  # times the median of their atoms
 MOST_ATOMS = 8_000  # in all of them: 13 bytes each, a tenth of the file of a usual model
 
 
@@ -38,8 +40,8 @@ def stored(structures: Sequence[Atoms], before: StoredStructures | None = None) 
     """
     old, new = [] if before is None else before.atoms(), list(structures)
     half = max(MOST // 2, MOST - len(old))
-    kept = _few_atoms(evenly(new, half), MOST_ATOMS // (2 if old else 1))
-    kept = [*_few_atoms(evenly(old, MOST - len(kept)), MOST_ATOMS - sum(map(len, kept))), *kept]
+    kept = _some(new, half, MOST_ATOMS // (2 if old else 1))
+    kept = [*_some(old, MOST - len(kept), MOST_ATOMS - sum(map(len, kept))), *kept]
     if not kept:
         return None
     return StoredStructures(
@@ -57,12 +59,17 @@ def evenly(values: Sequence, most: int) -> list:
     return [values[(2 * k + 1) * len(values) // (2 * count)] for k in range(count)]
 
 
-def _few_atoms(structures: list[Atoms], atoms: int) -> list[Atoms]:
-    """Fewer of the structures, where they have more atoms than these; none where a single one has more."""
-    total = sum(map(len, structures))
-    kept = structures if total <= atoms else evenly(structures, len(structures) * atoms // total)
-    while sum(map(len, kept)) > atoms:
-        kept = kept[:-1]
+def _some(structures: list[Atoms], most: int, atoms: int) -> list[Atoms]:
+    """At most so many of the structures, with at most so many atoms in all, and then without those that are far larger
+    than most, which would take the place of the others."""
+    fitting = [one for one in structures if len(one) <= atoms]
+    kept = evenly(fitting, most)
+    if sum(map(len, kept)) > atoms:
+        usual = statistics.median_low(map(len, fitting))
+        fitting = [one for one in fitting if len(one) <= LARGE * usual]
+        kept = evenly(fitting, most)
+    while (total := sum(map(len, kept))) > atoms:
+        kept = evenly(fitting, min(len(kept) * atoms // total, len(kept) - 1))
     return kept
 
 

@@ -17,22 +17,31 @@ from segnn_ase.data.frames import (
     check_geometries,
     check_labels,
     check_species,
+    is_isolated_atom,
     label_table,
+    nearest_image,
     read_frames,
     refuse_wires,
     species_of,
     split_frames,
+    told_alone,
     with_isolated_atoms,
 )
 from segnn_ase.data.labels import LabelKeys
 from segnn_ase.data.pulled import without_pull
-from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies, told_of_atom
+from segnn_ase.data.references import (
+    energies_of_isolated_atoms,
+    energy_scale,
+    reference_energies,
+    told_of_atom,
+    without_some_atoms,
+)
 from segnn_ase.model.elements import parse_species
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 from segnn_ase.structure.cue_settings import Cue, names_read
 from segnn_ase.structure.dispersion import require_dispersion
-from segnn_ase.structure.graph import collate, graphs_of_norms
+from segnn_ase.structure.graph import collate, edge_vectors, graphs_of_norms
 from segnn_ase.train.job import Training, TrainingData, refuse_overwriting
 from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.resume import checksum_of_items, fingerprint
@@ -40,6 +49,7 @@ from segnn_ase.train.settings import USUAL_MINUTES, DataConfig, OptimConfig, Tra
 from segnn_ase.train.teacher import with_teacher
 
 CHEAP = 0.05  # part of a training's time that all checks of its frames may take
+SHORT, IMAGES = 0.8, 7.0  # of the cutoff, and Å: nearest neighbours are nearer in crystals of all elements
 # a pair of neighbours and epoch, at least, in compiled code: measured 1.2e-5 (preset fast) to 2.9e-5 (default) on one
 # core for molecules, crystals and liquids. That of a GPU is assumed. No clock is read, so that the same command is
 # always checked alike
@@ -74,6 +84,9 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     frames, valid, tests, isolated = learned_part(*as_read, dispersion, cues)
     if dispersion is not None:
         report(taken_off(as_read[0], frames, dispersion))
+    names = [cue.name for cue in cues]
+    if known is None and config.data.reference_energies is None and isolated is None:
+        frames, valid = without_lone_atoms(frames, valid, names, report)
     if model.electrostatics != "none":
         refuse_wires(
             [*frames, *valid, *(frame for some in tests.values() for frame in some)], cues, model.electrostatics
@@ -82,11 +95,12 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     test = {path: [make_item(frame, cutoff, cues) for frame in some] for path, some in tests.items()}
     if model.in_field:
         report(what_teaches_dipoles(train))
+    if known is None:
+        tell_of_short_cutoff(train, cutoff, report)
     for name, some in (("training", frames), ("validation", valid)):
         refuse_labels_without_weight(name, some, config.training)
-    names = [cue.name for cue in cues]
     energies_of_isolated_atoms([*frames, *(isolated or ())], names=names)  # refuse before they are judged
-    sets = as_files_have_them(*as_read, for_e0=config.data.reference_energies is None)
+    sets = as_files_have_them(*as_read, cues, for_e0=config.data.reference_energies is None)
     sets = sets if known is None else sets._replace(known=known.species)
     thorough = seconds_of_check(sets.all) < CHEAP * seconds_of_training(train, config.training)
     warn_or_refuse(sets, report, refuse=config.data.refuse_flaws, thorough=thorough)
@@ -102,6 +116,47 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
     closest, checksum = smallest_distances(train), checksum_of_items([train, held_out])
     found = TrainingData(train, held_out, test, checksum, frames, closest, isolated, references, scale)
     return with_teacher(found, config, cutoff, report)
+
+
+def without_lone_atoms(frames, valid, names: list[str], report) -> tuple[list[Frame], list[Frame]]:
+    """The sets without isolated atoms, where E0 are fitted as there is none of some element, which is told."""
+    kept = without_some_atoms(frames, names, ())
+    if len(kept) == len(frames):
+        return frames, valid
+    symbols = ", ".join(sorted({str(f.atoms.symbols) for f in frames} - {str(f.atoms.symbols) for f in kept}))
+    report(
+        f"warning: {len(frames) - len(kept)} isolated atoms ({symbols}) are left out, as there are none of other "
+        "elements, so that E0 are fitted: add one of each"
+    )
+    return kept, [f for f in valid if not is_isolated_atom(f)] or valid
+
+
+def tell_of_short_cutoff(items: list[Item], cutoff: float, report) -> None:
+    """Warn where the nearest neighbours of most periodic atoms, or the next images of a single one, are near the cutoff
+    or beyond, where nothing is learned of them."""
+    periodic = [item for item in items if item.atoms.pbc.any()]
+    alone = [
+        near for item in periodic if len(item.atoms) == 1 and cutoff < (near := nearest_image(item.atoms)) < IMAGES
+    ]
+    if alone:
+        report(
+            f"warning: {len(alone)} periodic frames of one atom count as isolated atoms, as their images are "
+            f"{min(alone):.1f} Å away or more: raise the cutoff ({cutoff:g} Å) if these are crystals"
+        )
+    distances = [nearest_distances(item) for item in periodic if len(item.atoms) > 1 or len(item.graph.edge_src)]
+    if distances and (middle := float(np.median(np.concatenate(distances)))) > SHORT * cutoff:
+        told = f"{middle:.1f} Å away" if math.isfinite(middle) else "farther away"
+        report(
+            f"warning: the nearest neighbours of half of the atoms are {told}, and the cutoff is {cutoff:g} Å: raise "
+            "it to take in more than these (--cutoff)"
+        )
+
+
+def nearest_distances(item: Item) -> np.ndarray:
+    """(N,) Å, infinite of atoms without a neighbour within the cutoff."""
+    found = np.full(len(item.atoms), np.inf)
+    np.minimum.at(found, item.graph.edge_dst.numpy(), edge_vectors(item.graph).norm(dim=1).numpy())
+    return found
 
 
 def refuse_labels_without_weight(name: str, frames: list[Frame], settings: OptimConfig) -> None:
@@ -126,9 +181,12 @@ def learned_part(frames, valid, tests: dict[str, list[Frame]], isolated, dispers
     return learned(frames), learned(valid), {path: learned(some) for path, some in tests.items()}, isolated
 
 
-def as_files_have_them(frames, valid, tests: dict[str, list[Frame]], isolated, *, for_e0: bool) -> Sets:
-    """What is judged: labels with their dispersion, of which digits and repeated values tell something."""
-    return Sets(frames, valid, [f for some in tests.values() for f in some], isolated if for_e0 else None)
+def as_files_have_them(frames, valid, tests: dict[str, list[Frame]], isolated, cues, *, for_e0: bool) -> Sets:
+    """What is judged: labels with their dispersion, of which digits and repeated values tell something, beside what a
+    potential with these cues is told: what it is not, as charges, explains nothing."""
+    test = [f for some in tests.values() for f in some]
+    sets = [frames, valid, test, isolated if for_e0 else None]
+    return Sets(*(some and told_alone(some, names_read(cues)) for some in sets))
 
 
 def seconds_of_training(items: list[Item], settings: OptimConfig) -> float:
@@ -160,7 +218,8 @@ def read_sets(
         valid = read(list(data.valid))
     else:
         check_geometries(frames)
-        together = families(frames, round(data.valid_fraction * len(frames))) if data.valid_fraction else None
+        some = told_alone(frames, names_read(cues))
+        together = families(some, round(data.valid_fraction * len(frames))) if data.valid_fraction else None
         frames, valid = split_frames(frames, data.valid_fraction, seed, together)
     check_labels(frames)
     if data.valid:

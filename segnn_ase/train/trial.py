@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
+
 from segnn_ase.base import processes
 from segnn_ase.base.errors import DataError
 from segnn_ase.base.files import progress_bar
@@ -23,6 +25,7 @@ from segnn_ase.train.together import residuals_of_all, tell_of_idle
 
 MEASURED_STEPS = 25  # that tell how long all others take
 FIRST = 5  # one in so many of these, the first, fill caches and are left out
+ALIKE = 0.05  # rms part by which their sizes differ, where these tell nothing of others
 LEAST_FIRST = {"cpu": 1, "cuda": 25}  # as are so many, which are there besides; on a GPU recordings are made
 MOST_MEASURED = 0.03  # of the time, for these steps
 EVALUATION = 0.35  # of the time of a training step on the same structures; forward and one gradient of three passes
@@ -112,19 +115,33 @@ def most_epochs(frames: int) -> int:
 
 
 def seconds_of_step(job: Training, settings: LoopConfig, clock: Callable[[], float] = time.monotonic) -> float:
-    """Measured on so many steps, on fewer where they are slow."""
-    most, spent = MOST_MEASURED * 60 * (settings.minutes or USUAL_MINUTES), []
+    """Of the mean of all batches, measured on so many steps, on fewer where they are slow."""
+    most, spent, sizes = MOST_MEASURED * 60 * (settings.minutes or USUAL_MINUTES), [], []
     done = Progress(epochs=MEASURED_STEPS, learning_rate=settings.learning_rate or RATES[-1])
     learner = learner_of_trial(job, settings)
     least, began = LEAST_FIRST[learner.model.device.type], clock()
     with contextlib.suppress(DataError):  # if it explodes, that is told when it does so in earnest
-        for _ in steps_of_trial(learner, done, job.data, settings, MEASURED_STEPS - 1 + least):
+        for size in steps_of_trial(learner, done, job.data, settings, MEASURED_STEPS - 1 + least):
             spent.append(clock() - began)
+            sizes.append(size)
             if processes.any_of(len(spent) > least and sum(spent[least - 1 :]) > most)[0]:
                 break
             began = clock()
-    told = spent[max(len(spent) // FIRST, least) :] or spent
-    return processes.on_first(lambda: sum(told) / len(told))
+    first = min(max(len(spent) // FIRST, least), len(spent) - 1)
+    train = job.data.learned_in(0, settings.seed)
+    mean = sum(edges_of(train)) / len(make_batches(train, settings, epoch=0))
+    return processes.on_first(lambda: seconds_at(mean, sizes[first:], spent[first:]))
+
+
+def seconds_at(size: float, sizes: list[int], seconds: list[float]) -> float:
+    """Of a step with so many pairs of neighbours, by a straight line through others that does not fall, and begins at
+    zero at least; in proportion, where these are all alike."""
+    x, y = np.array(sizes, dtype=float), np.array(seconds)
+    middle, spread = x.mean(), x - x.mean()
+    steepest = y.mean() / max(middle, 1.0)
+    known = np.sqrt(np.mean(spread**2)) > ALIKE * middle
+    slope = float(np.clip(spread @ y / (spread @ spread), 0.0, steepest)) if known else steepest
+    return float(y.mean() + slope * (size - middle))
 
 
 def next_rate(trials: list[tuple[float, float]]) -> float | None:
@@ -167,14 +184,14 @@ def learner_of_trial(job: Training, settings: LoopConfig) -> Learner:
 
 def steps_of_trial(
     learner: Learner, done: Progress, data: TrainingData, settings: LoopConfig, most: int
-) -> Iterator[None]:
-    """Make so many steps; yields after each."""
+) -> Iterator[int]:
+    """Make so many steps; yields after each how many pairs of neighbours it had."""
     while True:
         train = data.learned_in(done.epoch, settings.seed)
-        batches = make_batches(train, settings, epoch=done.epoch)
+        batches, pairs = make_batches(train, settings, epoch=done.epoch), edges_of(train)
         while done.batch < len(batches):
             next_step(learner, train, batches, settings, done, lambda *_: None)
-            yield
+            yield sum(pairs[n] for n in batches[done.batch - 1])
             if done.step == most:
                 return
         done.history = done.history or [{"train_loss": done.loss / len(batches)}]

@@ -6,6 +6,7 @@ import numpy as np
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import ConfigError
+from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import Frame, species_of
 from segnn_ase.data.references import ALIKE, ReferenceEnergies, energy_scale, is_lone_ion, reference_energies
@@ -13,6 +14,7 @@ from segnn_ase.model.more_elements import named, nearest_element, with_more_elem
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.store.tensors import checksum
+from segnn_ase.structure.stored import evenly
 from segnn_ase.train.beside import Beside, beside
 from segnn_ase.train.job import Training, TrainingData
 from segnn_ase.train.old_frames import (
@@ -28,7 +30,7 @@ from segnn_ase.train.old_frames import (
 from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.prepare import label_keys
 from segnn_ase.train.resume import checksum_of_items, fingerprint
-from segnn_ase.train.settings import TrainConfig
+from segnn_ase.train.settings import OptimConfig, TrainConfig
 from segnn_ase.trust.more_elements import domain_of_more
 
 STILL = 1e-6  # eV by which an E0 is moved that stays where it was
@@ -51,7 +53,8 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     set_cores(potential, smallest_distances([*data.train, *given]), added)
     lone_atoms = before.domain is not None and before.domain.lone_atoms
     labelled = [*data.frames, *frames], [*data.train, *given]
-    shift = shift_references(potential, added, *labelled, structures, report)
+    off = None if added else energies_off(before, *labelled, config.training)
+    shift = shift_references(potential, added, *labelled, structures, off, report)
     became_lone = before.domain is not None and not lone_atoms and shift is not None and shift.of_atoms
     lone_atoms = all_are_lone(potential.species, shift, added, before=lone_atoms)
     if became_lone:
@@ -131,11 +134,18 @@ def set_cores(potential: Potential, closest: dict[tuple[int, int], float], added
 
 
 def shift_references(
-    potential: Potential, added: list[int], frames: list[Frame], items: list[Item], old: list[Item], report
+    potential: Potential,
+    added: list[int],
+    frames: list[Frame],
+    items: list[Item],
+    old: list[Item],
+    off: float | None,
+    report,
 ) -> ReferenceEnergies | None:
     """Move E0 by what labels and potential differ, which is returned; None where no frame has an energy.
 
-    old: structures of before, whose energies are left as they are where the labels allow that.
+    old: structures of before, whose energies are left as they are where the labels allow that; off: see `energies_off`,
+    where that is little, labels differ by errors of the potential, and E0 stay, but for those of lone atoms.
     """
     names = [cue.name for cue in potential.config.cues]
     given = [(f, item) for f, item in zip(frames, items, strict=True) if not is_lone_ion(f, names)]
@@ -146,10 +156,33 @@ def shift_references(
     shift = reference_energies(differences, species, names=names)
     if not shift.of_atoms and (old or set(added) & set(species)):
         shift = shift_beside(differences, [item.atoms.numbers for item in old], added)
+    if off is not None and off < CONTRADICTED and not shift.of_atoms:
+        report(f"E0 stay: energies of the labels are {off:.1f} times as far off as is expected, which is to be learned")
+        return None
     report(f"shift of {shift.report()}")
     pairs = zip(potential.species, potential.reference_energies, strict=True)
     potential.reference_energies = [e + shift.values.get(z, 0.0) for z, e in pairs]
     return shift
+
+
+def energies_off(start: Potential, frames: list[Frame], items: list[Item], settings: OptimConfig) -> float | None:
+    """How many times as large as the potential expects its error of the energy is on a typical frame.
+
+    The median over frames. None where no frame has an energy, or nothing is expected.
+    """
+    names = [cue.name for cue in start.config.cues]
+    known = [
+        (frame, item)
+        for frame, item in zip(frames, items, strict=True)
+        if frame.energy is not None and not is_lone_ion(frame, names) and len(frame.atoms) > 1
+    ]
+    if not known or start.uncertainty is None:
+        return None
+    known = evenly(known, LOOKED_AT)
+    calculator = SEGNNCalculator(start, domain="ignore", device=str(resolve_device(settings.device)))
+    said = calculator.evaluate([item.atoms for _, item in known], ("energy",))
+    off = [abs(frame.energy - one["energy"]) / one["energy_std"] for (frame, _), one in zip(known, said, strict=True)]
+    return float(np.median(off))
 
 
 def differences_of(potential: Potential, frames: list[Frame], items: list[Item]) -> list[Frame]:

@@ -413,6 +413,48 @@ def test_dissociation_curves_are_no_error(size):
     assert set(detached(images)) == {"warning"}
 
 
+def pairs_of(symbol: str, distances, core: float = 0.0) -> list[Atoms]:
+    """Dimers in a box, with a repulsion core exp(-8 (r - 1)) beside EMT's labels."""
+    found = []
+    for r in distances:
+        atoms = labelled(Atoms(f"{symbol}2", [[0, 0, 0], [r, 0, 0]], cell=[14, 13, 12], pbc=True))
+        energy, push = atoms.get_potential_energy(), core * np.exp(-8.0 * (r - 1.0))
+        forces = atoms.get_forces() + 8.0 * push * np.array([[-1.0, 0, 0], [1.0, 0, 0]])
+        found.append(labelled(atoms, {"energy": energy + push, "forces": forces}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("symbol", "bulks", "distances", "core"),
+    [
+        ("Al", 60, np.linspace(1.8, 6.0, 8), 0.0),
+        ("Cu", 60, np.linspace(0.9, 3.0, 20), 40.0),
+        ("Pt", 60, np.linspace(2.0, 5.5, 6), 0.0),
+    ],
+)
+def test_curves_of_pairs_beside_a_solid_are_no_error(symbol, bulks, distances, core):
+    """Neither as they are, nor does the doctor then overlook what is wrong with the solid."""
+    solid = [labelled(rattled(bulk(symbol, cubic=True).repeat(2), seed=n, stdev=0.1)) for n in range(bulks)]
+    assert not errors_in(findings_of([*solid, *pairs_of(symbol, distances, core)]))
+    wrong = [scaled(mol / kcal, "forces")(atoms) for atoms in [*solid, *pairs_of(symbol, distances, core)]]
+    assert "units of energy and forces" in errors_in(findings_of(wrong))
+    solid[-1] = labelled(solid[-1], solid[-1].calc.results, energy=solid[-1].get_potential_energy() + 320.0)
+    assert "energy outliers" in errors_in(findings_of([*solid, *pairs_of(symbol, distances, core)]))
+
+
+def test_collisions_in_a_solid_are_no_error():
+    solid = [labelled(rattled(bulk("Cu", cubic=True).repeat(2), seed=n, stdev=0.1)) for n in range(60)]
+    for n, r in enumerate(np.linspace(0.8, 1.8, 12)):
+        atoms = solid[n].copy()
+        atoms.positions[1] = atoms.positions[0] + [r, 0.0, 0.0]
+        atoms = labelled(atoms)
+        push = 40.0 * np.exp(-8.0 * (r - 1.0))
+        forces = atoms.get_forces()
+        forces[:2] += 8.0 * push * np.array([[-1.0, 0, 0], [1.0, 0, 0]])
+        solid.append(labelled(atoms, {"energy": atoms.get_potential_energy() + push, "forces": forces}))
+    assert not errors_in(findings_of(solid))
+
+
 def test_atoms_far_apart_by_nature_are_no_detached_ones():
     """Isolated atoms, ions far apart (forces of unit charges), argon and wide cells of a metal."""
     alone = [labelled(Atoms(z, cell=[15.0] * 3, pbc=True), {"energy": 0.0, "forces": [[0.0] * 3]}) for z in "CHO"]

@@ -268,6 +268,43 @@ def test_nothing_to_train_on_is_refused():
     check_labels([zero._replace(energy=-1.0, forces=np.ones((3, 3))), zero])
 
 
+def at_volumes(symbol: str, zero: bool = True) -> list[Frame]:
+    """Crystals without forces, by symmetry, or with the strain alone left of what moved."""
+    frames = []
+    for n, a in enumerate((3.4, 3.5, 3.6, 3.7)):
+        atoms = bulk(symbol, "fcc", a=a, cubic=True)
+        atoms.positions += 0.3 * n
+        atoms.positions[0] += 0.0 if zero else 0.05 * n
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0 + 0.1 * n, forces=np.zeros((4, 3)), stress=np.ones(6))
+        frames.append(frame_from_atoms(atoms))
+    return frames
+
+
+def test_forces_that_vanish_by_symmetry_are_no_lost_ones():
+    """Of crystals that differ in their cells alone, shifted or not."""
+    check_labels([*at_volumes("Cu"), *at_volumes("Al")])
+    for frames in (at_volumes("Cu", zero=False), at_volumes("Cu")[:1]):
+        with pytest.raises(DataError, match="forces is zero in every frame"):
+            check_labels([*frames, *at_volumes("Cu", zero=False)])
+    molecules = [molecule("H2O") for _ in range(2)]
+    for atoms in molecules:
+        atoms.calc = SinglePointCalculator(atoms, energy=-3.0, forces=np.zeros((3, 3)))
+    with pytest.raises(DataError, match="forces is zero in every frame"):
+        check_labels([frame_from_atoms(atoms) for atoms in molecules])
+
+
+def test_a_stress_of_zero_beside_forces_is_none():
+    frames = emt_atoms(3, copper)
+    for n, atoms in enumerate(frames):
+        atoms.calc.results["stress"] = np.full(6, float(n == 0))
+    read = [frame_from_atoms(atoms) for atoms in frames]
+    assert [frame.stress is None for frame in read] == [False, True, True]
+    assert [frame.origins[2] for frame in read] == ["calculator stress", None, None]
+    assert "stress: exactly zero in 2 frames whose forces are not: taken for unknown" in label_table(read)
+    frames[0].calc.results |= {"stress": np.zeros(6), "forces": np.zeros_like(frames[0].positions)}
+    assert frame_from_atoms(frames[0]).stress is not None  # a crystal at rest
+
+
 def test_an_element_that_the_training_set_lacks_is_named():
     with pytest.raises(DataError, match=r"validation set has C \(a test\); the potential knows H, O"):
         check_species([frame(molecule("H2O")), frame(molecule("CH4"))], WATER, "validation")

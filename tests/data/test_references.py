@@ -6,8 +6,13 @@ from ase import Atoms
 from ase.build import molecule
 
 from segnn_ase.base.errors import DataError
-from segnn_ase.data.frames import Frame
-from segnn_ase.data.references import energies_of_isolated_atoms, energy_scale, reference_energies
+from segnn_ase.data.frames import Frame, with_isolated_atoms
+from segnn_ase.data.references import (
+    energies_of_isolated_atoms,
+    energy_scale,
+    reference_energies,
+    without_some_atoms,
+)
 
 WATER = [1, 8]
 
@@ -74,6 +79,33 @@ def test_isolated_atoms_may_differ_in_what_a_potential_is_told():
     again = told(frame(Atoms("H"), 12.0, "ions.xyz, frame 2"), charge=1)
     with pytest.raises(DataError, match=r"12.1 eV \(ions.xyz, frame 1\) and 12.0 eV"):
         reference_energies([*FRAMES, *ions, again], WATER, names=["charge"])
+
+
+def test_isolated_atoms_of_some_elements_alone_are_no_part_of_a_fit():
+    """They would move E0 of the others, and could not be learned."""
+    frames = [of_formula(f"Al{n}Cu{4 - n}", -3.5 * n - 3.7 * (4 - n)) for n in range(5)]
+    lone = of_formula("Al", -0.2)._replace(atoms=Atoms("Al"))
+    fit = reference_energies([*frames, lone], [13, 29])
+    assert fit.values == pytest.approx({13: -3.5, 29: -3.7}) and fit.residual == pytest.approx(0.0, abs=1e-9)
+    assert without_some_atoms([*frames, lone], (), ()) == frames
+    assert without_some_atoms([*frames, lone], (), [29]) == [*frames, lone]
+    copper = lone._replace(atoms=Atoms("Cu"), energy=-0.1)
+    assert without_some_atoms([*frames, lone, copper], (), ()) == [*frames, lone, copper]
+    assert without_some_atoms([lone], (), ()) == [lone]
+
+
+def test_a_charged_atom_gives_no_E0_to_who_is_not_told():
+    proton = told(frame(Atoms("H"), 0.0, "train.xyz, frame 7"), charge=1)
+    with pytest.raises(DataError, match=r"train.xyz, frame 7: the isolated atom of H has a charge.*--cues charge"):
+        reference_energies([FRAMES[0], proton, FRAMES[2]], WATER)
+    assert reference_energies([FRAMES[0], proton, FRAMES[2]], WATER, names=["charge"]).method == "least squares"
+
+
+def test_crystals_beyond_the_cutoff_are_told_from_atoms():
+    cells = [frame(Atoms("Cs", cell=[a] * 3, pbc=True), e, f"cs.xyz, frame {a}") for a, e in ((5.2, -0.8), (5.6, -0.7))]
+    cells = with_isolated_atoms(cells, 5.0)
+    with pytest.raises(DataError, match=r"keep the one that is to be E0, or raise the cutoff above 5.6 Å"):
+        energies_of_isolated_atoms(cells)
 
 
 def test_energies_of_isolated_atoms_leave_out_what_is_none():

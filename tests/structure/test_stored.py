@@ -40,6 +40,15 @@ def test_large_ones_are_fewer():
     assert stored([bulk("Cu", cubic=True).repeat(13)] * 3) is None and stored([]) is None
 
 
+@pytest.mark.parametrize("place", [0, 50, 100])
+@pytest.mark.parametrize("repeat", [12, 13])  # with 6912 and 8788 atoms
+def test_a_giant_takes_the_place_of_no_others(place, repeat):
+    images = [bulk("Cu", cubic=True).repeat((5, 1, 1)) for _ in range(100)]
+    images.insert(place, bulk("Cu", cubic=True).repeat(repeat))
+    sizes = [len(atoms) for atoms in stored(images).atoms()]
+    assert sizes == [20] * MOST
+
+
 def test_of_a_fine_tuning_half_are_the_old_ones():
     old = stored([molecule("H2O")] * 100)
     for new, expected in ((500, MOST // 2), (10, 10)):

@@ -5,12 +5,15 @@ import math
 import os
 import signal
 
+import ase.io
+import numpy as np
 import pytest
-from helpers.frames import water_frames
+from helpers.frames import emt_atoms, water_frames
+from helpers.systems import copper
 from helpers.trainings import configured, history, weights
 
 from segnn_ase.base.errors import OutOfTime
-from segnn_ase.data.batches import make_item
+from segnn_ase.data.batches import edges_of, make_item
 from segnn_ase.data.frames import frame_from_atoms
 from segnn_ase.store.model_file import load_with_metadata
 from segnn_ase.store.tensors import checksum, load_tensors
@@ -58,6 +61,36 @@ def test_slow_steps_are_measured_on_few(tmp_path):
     calls = itertools.count()
     assert trial.seconds_of_step(job, settings, clock=lambda: 10.0 * next(calls)) == 10.0
     assert next(calls) == 4  # two steps of ten seconds, of a minute
+
+
+def test_a_step_of_another_size_is_estimated_from_those_that_were_measured():
+    """By what a pair of neighbours costs and what a step does; in proportion, where sizes are alike."""
+    assert trial.seconds_at(500, [100, 200, 300], [0.3, 0.4, 0.5]) == pytest.approx(0.7)
+    assert trial.seconds_at(1000, [100, 101, 100], [0.2, 0.1, 0.3]) == pytest.approx(2.0, rel=0.01)
+    assert trial.seconds_at(1000, [100, 200], [0.2, 0.1]) == pytest.approx(0.15)  # noise
+    assert trial.seconds_at(1000, [100, 200], [0.1, 0.3]) == pytest.approx(0.2 / 150 * 1000)  # none begins below zero
+    assert trial.seconds_at(0, [0, 0], [0.1, 0.3]) == pytest.approx(0.2)
+
+
+def test_a_giant_that_is_not_among_the_measured_counts(tmp_path):
+    """A step takes what its pairs do, here a second each: the mean is that of all, whoever is in the first steps."""
+    ase.io.write(tmp_path / "giant.xyz", emt_atoms(1, lambda: copper().repeat(2)))
+    config = configured(tmp_path, water_frames(40), epochs=None, minutes=1e6, batch_size=1)
+    data = config.data.model_copy(update={"train": (*config.data.train, str(tmp_path / "giant.xyz"))})
+    job = prepare(config.model_copy(update={"data": data}), report=silent)
+    pairs = edges_of(job.data.train)
+    assert max(pairs) > 20 * np.median(pairs)
+    made = trial.steps_of_trial
+
+    def counted(*args):
+        for size in made(*args):
+            now.append(now[-1] + float(size))
+            yield size
+
+    now = [0.0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "steps_of_trial", counted)
+        assert trial.seconds_of_step(job, config.training, clock=lambda: now[-1]) == pytest.approx(np.mean(pairs))
 
 
 def test_minutes_are_told_and_kept_for_going_on(tmp_path, monkeypatch):
