@@ -16,6 +16,7 @@ i-PI: Litman et al., J. Chem. Phys. 161, 062504 (2024).
 """
 
 import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,9 @@ class SEGNNDriver:
         if pbc is not None:
             expect(str(pbc).lower() in _PBC, "pbc", pbc, "True or False")
             atoms.pbc = _PBC[str(pbc).lower()]
+        if atoms.pbc.any() and not atoms.pbc.all():
+            text = f"pbc of {template} is {atoms.pbc.tolist()}: the virial is zero, so that no barostat may be used"
+            warnings.warn(text, UserWarning, stacklevel=2)
         self._template = atoms
         self._calculator = SEGNNCalculator(model, **{k: v for k, v in settings.items() if k not in _OF_IPI})
 

@@ -3,6 +3,7 @@
 torch-sim: Cohen et al., AI for Science 1, 025003 (2025); `pip install 'segnn-ase[torch-sim]'`.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ase import Atoms
 from torch import Tensor
 
 from segnn_ase.base.devices import resolve_dtype
-from segnn_ase.base.errors import MissingExtraError, expect
+from segnn_ase.base.errors import DomainWarning, MissingExtraError, StructureError, expect, level_of_caller
 from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.model.potential import Potential
 
@@ -34,7 +35,8 @@ class SEGNNModel(ModelInterface):
     settings: those of `SEGNNCalculator`. Raises what that raises, and MissingExtraError without torch-sim.
 
     `forward(state)` returns energy (n_systems,), eV; forces (n_atoms, 3), eV/Å; stress (n_systems, 3, 3), eV/Å^3, zero
-    of molecules; outside (n_systems,), whether a system is outside the training data. Of slabs no stress is defined: it
+    of molecules; outside (n_systems,), whether a system is outside the training data. A system that has no energy, as
+    where two atoms meet, has NaN and a DomainWarning, and the others go on. Of slabs no stress is defined: it
     raises ConfigError unless compute_stress is false. (torch-sim 0.3 knows no slabs: it takes them for molecules.)
     """
 
@@ -92,7 +94,7 @@ class SEGNNModel(ModelInterface):
         pbc = systems[0].pbc
         slab = self._compute_stress and pbc.any() and not pbc.all()
         expect(not slab, "compute_stress", True, f"false where pbc is {pbc.tolist()}: such systems have no stress")
-        results = self._calculator.evaluate(systems, names)
+        results = self._evaluated(systems, names)
         found = {"energy": self._tensor([one["energy"] for one in results])}
         if self._compute_forces:
             found["forces"] = self._tensor(np.concatenate([one["forces"] for one in results]))
@@ -101,6 +103,18 @@ class SEGNNModel(ModelInterface):
             found["stress"] = self._tensor(np.stack(whole))
         found["outside"] = torch.tensor([bool(one.get("outside_domain")) for one in results], device=self._device)
         return found
+
+    def _evaluated(self, systems: list[Atoms], names: list[str]) -> list[dict[str, Any]]:
+        """The results of each; NaN of those that cannot be evaluated, as where atoms meet, so that the others go on."""
+        try:
+            return self._calculator.evaluate(systems, names)
+        except StructureError as error:
+            if len(systems) > 1:
+                return [one for system in systems for one in self._evaluated([system], names)]
+            text = f"a system of {systems[0].symbols} has no energy, which is NaN: {error}"
+            warnings.warn(text, DomainWarning, stacklevel=level_of_caller())
+            nothing = {"energy": np.nan, "forces": np.full((len(systems[0]), 3), np.nan), "stress": np.full(6, np.nan)}
+            return [{**nothing, "outside_domain": True}]
 
     def _tensor(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values), dtype=self._dtype, device=self._device)

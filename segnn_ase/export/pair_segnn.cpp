@@ -14,18 +14,22 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 #include <vector>
 
 #include "atom.h"
 #include "comm.h"
+#include "compute.h"
 #include "error.h"
+#include "fix.h"
 #include "force.h"
 #include "group.h"
 #include "lammps.h"
 #include "library.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "pair.h"
@@ -67,7 +71,7 @@ class PairSEGNN : public Pair {
   double cutoff = 0.0, charge = 0.0, spin = 1.0;
   bool given_charge = false, given_spin = false;
   int every = 100, verdict = WARN, n_cues = 0, stage = 0;
-  bigint looked_at = -1;          /* the step: minimisers try many structures in one */
+  bigint looked_at = -1;          /* the step, -1: not in this run; minimisers try many structures in one */
   std::size_t bytes = 0;          /* of an atom, in the present exchange */
   std::vector<int> kinds;         /* species of each type, or -1: another pair style's */
   std::vector<int> own, local;    /* own atoms as LAMMPS counts them; of each atom its row in the library, or -1 */
@@ -84,6 +88,8 @@ class PairSEGNN : public Pair {
   void tell();
   void add_up(double, const double *);
   void look_outside();
+  void refuse_others();
+  void refuse_lost_pairs();
   bool excludes_own();
   bool bonds_own();
   void tell_of(const char *, bool, bool);
@@ -154,7 +160,11 @@ void PairSEGNN::allocate() {
 /* what is wrong with it */
 std::string PairSEGNN::open(const std::string &path) {
   const auto slash = path.rfind('/');
-  const std::string file = (slash == std::string::npos ? "." : path.substr(0, slash)) + "/libsegnn.so";
+  std::string file = (slash == std::string::npos ? "." : path.substr(0, slash)) + "/libsegnn.so";
+  if (char *const whole = realpath(file.c_str(), nullptr)) { /* what is open by the same relative name is another */
+    file = whole;
+    free(whole);
+  }
   void *handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) return "there is no library of the model " + path + ": " + dlerror();
   const auto version = reinterpret_cast<decltype(&segnn_version)>(dlsym(handle, "segnn_version"));
@@ -212,10 +222,8 @@ void PairSEGNN::init_style() {
   if (strcmp(update->unit_style, "metal"))
     error->all(FLERR, "pair_style segnn has eV and Angstrom; units are {}, expected metal", update->unit_style);
   if (!force->newton_pair) error->all(FLERR, "pair_style segnn sends gradients to owners; expected newton on");
-  if (neighbor->includegroup || excludes_own())
-    error->all(FLERR, "pair_style segnn needs all pairs of its atoms; expected no neigh_modify exclude or include of these");
-  if (bonds_own())
-    error->all(FLERR, "pair_style segnn needs the pairs of its atoms' bonds, too; expected special_bonds lj/coul 1 1 1");
+  refuse_others();
+  refuse_lost_pairs();
   looked_at = -1;
   bool knows_charge = false, knows_spin = false;
   for (int k = 0; k < n_cues; k++) {
@@ -236,6 +244,26 @@ void PairSEGNN::init_style() {
   /* pair_style hybrid asks for its own buffers before it knows the models */
   force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
   force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
+}
+
+/* what takes something of it for what it is not */
+void PairSEGNN::refuse_others() {
+  for (int k = 0; k < modify->nfix; k++)
+    if (utils::strmatch(modify->fix[k]->style, "^gcmc") || utils::strmatch(modify->fix[k]->style, "^widom"))
+      error->all(FLERR, "fix {} leaves atoms that it tries out in the energy of pair_style segnn: expected none",
+                 modify->fix[k]->style);
+  for (int k = 0; k < modify->ncompute; k++)
+    if (utils::strmatch(modify->compute[k]->style, "^heat/flux"))
+      error->all(FLERR, "compute {} needs forces between pairs, of which those of pair_style segnn are no sum: expected "
+                        "none; SEGNNCalculator has the heat flux", modify->compute[k]->style);
+}
+
+void PairSEGNN::refuse_lost_pairs() {
+  if (neighbor->includegroup || atom->firstgroupname || excludes_own())
+    error->all(FLERR, "pair_style segnn needs all pairs of its atoms; expected no neigh_modify exclude or include of "
+                      "these, and no atom_modify first");
+  if (bonds_own())
+    error->all(FLERR, "pair_style segnn needs the pairs of its atoms' bonds, too; expected special_bonds lj/coul 1 1 1");
 }
 
 /* whether neigh_modify takes pairs away of which both atoms are its own */
@@ -345,6 +373,9 @@ void PairSEGNN::tell() {
 
 void PairSEGNN::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
+  /* atoms may have come with bonds, or into groups, since the run began */
+  const bool may_lose = atom->molecular != Atom::ATOMIC || neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol;
+  if (neighbor->ago == 0 && may_lose) refuse_lost_pairs();
   number_atoms();
   list_pairs();
   const auto n = static_cast<int64_t>(own.size()), n_all = static_cast<int64_t>(species.size());
@@ -363,7 +394,8 @@ void PairSEGNN::compute(int eflag, int vflag) {
   check(library.finish(model, &energy, eflag_atom ? energies.data() : nullptr, forces.data(),
                        vflag_global ? sum : nullptr, vflag_atom ? virials.data() : nullptr));
   add_up(energy, sum);
-  if (verdict != NEVER && update->ntimestep % every == 0 && update->ntimestep != looked_at) look_outside();
+  const bigint since = update->ntimestep - looked_at;
+  if (verdict != NEVER && (looked_at < 0 || since < 0 || since >= every)) look_outside();
 }
 
 void PairSEGNN::add_up(double energy, const double *sum) {
@@ -448,6 +480,14 @@ extern "C" __attribute__((visibility("default"))) void lammpsplugin_init(void *g
   if (LAMMPS_HEADERS && lmp->num_ver != LAMMPS_HEADERS)
     lmp->error->all(FLERR, "pair_segnn.so was compiled for LAMMPS {}, this is {}: run segnn export --lammps again",
                     LAMMPS_HEADERS, lmp->num_ver);
+#ifdef MPI_STUBS
+  const bool parallel = false;
+#else
+  const bool parallel = true;
+#endif
+  if ((lammps_config_has_mpi_support() != 0) != parallel)
+    lmp->error->all(FLERR, "pair_segnn.so was compiled {} MPI, this LAMMPS was not: run segnn export --lammps with its "
+                           "headers and compiler", parallel ? "with" : "without");
   if (lammps_extract_setting(lmp, "tagint") != (int) sizeof(tagint) ||
       lammps_extract_setting(lmp, "bigint") != (int) sizeof(bigint))
     lmp->error->all(FLERR, "pair_segnn.so has integers of other sizes than this LAMMPS: export with the right CXXFLAGS, "

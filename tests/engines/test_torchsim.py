@@ -9,7 +9,7 @@ from helpers.potentials import build_potential, tiny_potential
 from helpers.systems import NAMED, rattled_copper, triclinic, water
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.base.errors import ConfigError
+from segnn_ase.base.errors import ConfigError, DomainWarning
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.settings import model_config
 
@@ -68,6 +68,18 @@ def test_only_what_is_asked_is_computed():
     assert set(model(state_of([water()]))) == {"energy", "outside"}
     with pytest.raises(ConfigError, match=r"dtype is 'float64'; expected torch\.float64"):
         model_of(tiny_potential(), dtype="float64")
+
+
+@pytest.mark.parametrize("bad", [np.nan, 1e-4])
+def test_one_that_cannot_be_evaluated_leaves_the_others_alone(bad):
+    potential, systems = build_potential("segnn"), [water(), water(), water()]
+    systems[1].positions[1] = systems[1].positions[0] + bad
+    model = model_of(potential)
+    with pytest.warns(DomainWarning, match="a system of OH2 has no energy, which is NaN"):
+        found = model(state_of(systems))
+    assert found["energy"].isnan().tolist() == found["outside"].tolist() == [False, True, False]
+    assert found["forces"].isnan().any(dim=1).tolist() == [False] * 3 + [True] * 3 + [False] * 3
+    assert torch.equal(found["energy"][[0]], model(state_of(systems[:1]))["energy"])
 
 
 def test_what_is_no_state_is_refused():

@@ -187,6 +187,43 @@ def test_bonds_take_no_pairs_of_its_atoms_away(work, bonded, refused):
 
 @pytest.mark.engines
 @pytest.mark.slow
+def test_bonds_that_come_during_a_run_are_noticed(work):
+    """Molecules that are deposited bring theirs, whose pairs the next list lacks."""
+    (work / "pair.txt").write_text(
+        "# two atoms\n\n2 atoms\n1 bonds\n\nCoords\n\n1 0 0 0\n2 2.5 0 0\n\nTypes\n\n1 1\n2 1\n\nBonds\n\n1 1 1 2\n"
+    )
+    lines = lammps.setup(work, lammps.as_lammps_has_it(rattled_copper()), ["Cu"])
+    box = ["region box block 0 15 0 15 0 15", "create_box 1 box bond/types 1 extra/bond/per/atom 1"]
+    box[-1] += " extra/special/per/atom 2"
+    box += ["create_atoms 1 single 1 1 1", "molecule pair pair.txt"]
+    own = {"read_data data.lammps": box, "atom_style atomic": ["atom_style bond"]}
+    lines = [new for line in lines for new in own.get(line, [line])]
+    lines += ["bond_style zero", "bond_coeff 1 2.5", "region top block 6 9 6 9 6 9", "fix 1 all nve"]
+    lines += ["fix 2 all deposit 1 0 2 1234 region top near 1.0 mol pair"]
+    assert "the pairs of its atoms' bonds, too" in lammps.run(work, [*lines, "run 10"], fails=True)
+    lines.insert(-6, "special_bonds lj/coul 1 1 1")
+    lammps.run(work, [*lines, "run 10"])
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+def test_a_second_model_by_the_same_relative_name_is_another(work, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    export(build_potential("tfn"), other / "model")
+    shutil.copy(other / "model" / "model.segnn", other / "model.segnn")
+    shutil.copy(other / "model" / "libsegnn.so", other / "libsegnn.so")
+    atoms = lammps.as_lammps_has_it(rattled_copper())
+    lines = [*lammps.setup(work, atoms, ELEMENTS), "run 0"]
+    first = [line.replace("model/", "") if line.startswith("pair_coeff") else line for line in lines]
+    again = [f"shell cd {work.resolve() / 'model'}", *first[:4], "read_data ../data.lammps", *first[5:]]
+    again = [line.replace("model/pair", "pair") for line in again]
+    then = ["clear", f"shell cd {other}", *again[1:]]
+    then = [line.replace("../data", f"{work}/data").replace("pair_segnn", f"{work}/model/pair_segnn") for line in then]
+    lammps.run(work, [*again, *then])
+
+
+@pytest.mark.engines
+@pytest.mark.slow
 def test_cues_are_charges_moments_and_settings(tmp_path):
     cues = ["initial_charges", "charge"]
     potential = Potential(model_config(**{**TINY, "cues": cues}), [1, 6, 8, 29]).double()
@@ -265,6 +302,16 @@ def test_what_has_no_meaning_is_refused(work):
             ("pair_coeff *", "group some type 4\natom_modify first some\nneigh_modify include some\npair_coeff *"),
             "exclude or include",
         ),
+        (("pair_coeff *", "group some type 4\natom_modify first some\ncomm_modify group some\npair_coeff *"), "first"),
+        (("pair_coeff *", "fix g all gcmc 10 100 0 4 29494 300 -1.0 0.5\npair_coeff *"), "fix gcmc leaves atoms"),
+        (
+            (
+                "pair_coeff *",
+                "compute ke all ke/atom\ncompute pe all pe/atom\ncompute s all stress/atom NULL virial\n"
+                "compute j all heat/flux ke pe s\npair_coeff *",
+            ),
+            "compute heat/flux needs forces between pairs",
+        ),
         (("pair_coeff * * model/model.segnn H C O Cu", ""), "All pair coeffs are not set"),
     ],
 )
@@ -305,6 +352,8 @@ def test_what_is_new_is_told_or_stops_the_run(tmp_path):
     assert "do not cover the surroundings" in lammps.evaluate(tmp_path, atoms, ["Si"], ranks=2).output
     lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check 1 stop"), "run 5"]
     assert "at step 0 the training data do not cover" in lammps.run(tmp_path, lines, ranks=2, fails=True)
+    lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check 1000 stop"), "reset_timestep 7", "run 0"]
+    assert "at step 7 the training data do not" in lammps.run(tmp_path, lines, ranks=2, fails=True)
     atoms.positions[0] -= 1.2
     lines = [*lammps.setup(tmp_path, atoms, ["Si"], pair="check 1 stop"), "run 0", "group one id 1"]
     lines += ["displace_atoms one move 1.2 1.2 1.2", "run 0"]  # the step is 0 again
