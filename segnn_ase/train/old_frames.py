@@ -162,6 +162,25 @@ def contradiction(start: Potential, items: list[Item], settings: OptimConfig) ->
     return float(np.median(sizes)) if sizes else None
 
 
+def energies_off(start: Potential, items: list[Item], settings: OptimConfig) -> float | None:
+    """How many times as large as the potential expects its error of the energy is on a typical structure.
+
+    The median over structures. None where none has an energy, or nothing is expected.
+    """
+    known = [item for item in items if len(item.atoms) > 1 and bool(item.labels.energy.isfinite())]
+    if not known or start.uncertainty is None:
+        return None
+    known = evenly(known, LOOKED_AT)
+    evaluate = evaluator_of(start, known, settings.accelerate)
+    each = [residuals(evaluate, [item], settings, start.uncertainty) for item in known]
+    off = [
+        abs(one["energy_predicted"] - one["energy_reference"]) / one["energy_std"]
+        for one in each
+        if "energy_std" in one
+    ]
+    return float(np.median(np.concatenate(off))) if off else None
+
+
 def told_of_drift(old: Beside, errors: dict[str, dict]) -> str:
     """What the row of the changes means, for below the table; nothing of other rows."""
     if old.name != DRIFT:

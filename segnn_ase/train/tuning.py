@@ -6,7 +6,6 @@ import numpy as np
 
 from segnn_ase.base.devices import resolve_device, resolve_dtype
 from segnn_ase.base.errors import ConfigError
-from segnn_ase.calculator import SEGNNCalculator
 from segnn_ase.data.batches import Item, make_item, smallest_distances
 from segnn_ase.data.frames import Frame, species_of
 from segnn_ase.data.references import ALIKE, ReferenceEnergies, energy_scale, is_lone_ion, reference_energies
@@ -14,7 +13,6 @@ from segnn_ase.model.more_elements import named, nearest_element, with_more_elem
 from segnn_ase.model.potential import Potential
 from segnn_ase.model.predict import predict
 from segnn_ase.store.tensors import checksum
-from segnn_ase.structure.stored import evenly
 from segnn_ase.train.beside import Beside, beside
 from segnn_ase.train.job import Training, TrainingData
 from segnn_ase.train.old_frames import (
@@ -22,6 +20,7 @@ from segnn_ase.train.old_frames import (
     LOOKED_AT,
     OLD,
     contradiction,
+    energies_off,
     labelled_set,
     read_old_frames,
     read_old_structures,
@@ -30,7 +29,7 @@ from segnn_ase.train.old_frames import (
 from segnn_ase.train.potential_goal import POTENTIAL
 from segnn_ase.train.prepare import label_keys
 from segnn_ase.train.resume import checksum_of_items, fingerprint
-from segnn_ase.train.settings import OptimConfig, TrainConfig
+from segnn_ase.train.settings import TrainConfig
 from segnn_ase.trust.more_elements import domain_of_more
 
 STILL = 1e-6  # eV by which an E0 is moved that stays where it was
@@ -53,7 +52,7 @@ def from_trained(config: TrainConfig, data: TrainingData, start: Potential, meta
     set_cores(potential, smallest_distances([*data.train, *given]), added)
     lone_atoms = before.domain is not None and before.domain.lone_atoms
     labelled = [*data.frames, *frames], [*data.train, *given]
-    off = None if added else energies_off(before, *labelled, config.training)
+    off = None if added else energies_off(before, labelled[1], config.training)
     shift = shift_references(potential, added, *labelled, structures, off, report)
     became_lone = before.domain is not None and not lone_atoms and shift is not None and shift.of_atoms
     lone_atoms = all_are_lone(potential.species, shift, added, before=lone_atoms)
@@ -163,26 +162,6 @@ def shift_references(
     pairs = zip(potential.species, potential.reference_energies, strict=True)
     potential.reference_energies = [e + shift.values.get(z, 0.0) for z, e in pairs]
     return shift
-
-
-def energies_off(start: Potential, frames: list[Frame], items: list[Item], settings: OptimConfig) -> float | None:
-    """How many times as large as the potential expects its error of the energy is on a typical frame.
-
-    The median over frames. None where no frame has an energy, or nothing is expected.
-    """
-    names = [cue.name for cue in start.config.cues]
-    known = [
-        (frame, item)
-        for frame, item in zip(frames, items, strict=True)
-        if frame.energy is not None and not is_lone_ion(frame, names) and len(frame.atoms) > 1
-    ]
-    if not known or start.uncertainty is None:
-        return None
-    known = evenly(known, LOOKED_AT)
-    calculator = SEGNNCalculator(start, domain="ignore", device=str(resolve_device(settings.device)))
-    said = calculator.evaluate([item.atoms for _, item in known], ("energy",))
-    off = [abs(frame.energy - one["energy"]) / one["energy_std"] for (frame, _), one in zip(known, said, strict=True)]
-    return float(np.median(off))
 
 
 def differences_of(potential: Potential, frames: list[Frame], items: list[Item]) -> list[Frame]:
