@@ -219,9 +219,9 @@ def find_levels(judged: Judged) -> list[Finding]:
         advice = "Another level of theory, or a kind of structure that is rare? They share no composition with others"
         return [Finding("energies apart", "warning", text, sources, advice)]
     advice = (
-        "Two levels of theory or settings? Compute one of them again, or leave it out. Or charges or multiplicities "
+        "Two levels of theory or settings? Compute one of them again, or leave it out. Or charges that the potential "
     )
-    advice += "that the potential is not told (--cues charge)?"
+    advice += "is not told (--cues charge)?"
     return [Finding("mixed levels", "error", text, sources, advice)]
 
 

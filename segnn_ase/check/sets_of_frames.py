@@ -112,15 +112,8 @@ def find_reference_problems(sets: Sets) -> list[Finding]:
             text = f"there are no isolated atoms of {missing}: the others are left out, and E0 come from least squares"
         if fit.rank is not None and fit.rank < len(species):
             text += f", and the compositions determine {fit.rank} of {len(species)}"
-        return [
-            Finding(
-                "E0",
-                "warning" if known else "note",
-                text,
-                (),
-                "Compute one atom of each element at the same level, if you can",
-            )
-        ]
+        advice = "Compute one atom of each element at the same level, if you can"
+        return [Finding("E0", "warning" if known else "note", text, (), advice)]
     try:
         values = energies_of_isolated_atoms(lonely, names=None)
     except DataError as error:
