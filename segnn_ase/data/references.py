@@ -62,11 +62,10 @@ def reference_energies(
     return fitted_energies([f for f in known if not is_isolated_atom(f)] or known, species)
 
 
-def without_some_atoms(frames: list[Frame], names: Collection[str], known: Collection[int]) -> list[Frame]:
-    """Without isolated atoms, but ions, where there are none of some element, not even among those known: E0 are fitted
-    then, and these could never be learned. All where there is nothing else."""
-    lonely = {*energies_of_isolated_atoms(frames, names=names), *known}
-    if lonely.issuperset(species_of(frames)):
+def without_some_atoms(frames: list[Frame], names: Collection[str]) -> list[Frame]:
+    """Without isolated atoms, but ions, where there are none of some element: E0 are fitted then, and these could never
+    be learned. All where there is nothing else."""
+    if energies_of_isolated_atoms(frames, names=names).keys() >= {*species_of(frames)}:
         return frames
     kept = [f for f in frames if f.energy is None or not is_isolated_atom(f) or is_lone_ion(f, names)]
     return kept if any(f.energy is not None for f in kept) else frames

@@ -120,7 +120,7 @@ def read_data(config: TrainConfig, report, known: Potential | None = None) -> Tr
 
 def without_lone_atoms(frames, valid, names: list[str], report) -> tuple[list[Frame], list[Frame]]:
     """The sets without isolated atoms, where E0 are fitted as there is none of some element, which is told."""
-    kept = without_some_atoms(frames, names, ())
+    kept = without_some_atoms(frames, names)
     if len(kept) == len(frames):
         return frames, valid
     symbols = ", ".join(sorted({str(f.atoms.symbols) for f in frames} - {str(f.atoms.symbols) for f in kept}))
