@@ -262,7 +262,8 @@ def _quantities(p: Prediction, evaluator: Evaluator, sample: Sample) -> dict[str
     if p.edge_gradients is not None and len(p.edge_gradients):  # of either direction of a pair: their sum is defined
         r, g = edge_vectors(sample.graph), p.edge_gradients.detach()
         virial = sum_over_structure_edges(r[:, :, None] * g[:, None], sample.graph)
-        found["virial"] = Quantity(virial, push * sample.potential.cutoff * len(g) ** 0.5)
+        terms = float((r.norm(dim=1) * g.norm(dim=1)).sum())  # all of which are off alike in a perfect crystal
+        found["virial"] = Quantity(virial, max(terms, push * sample.potential.cutoff * len(g) ** 0.5))
     return found
 
 

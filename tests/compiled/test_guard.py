@@ -16,8 +16,12 @@ from segnn_ase import SEGNNCalculator, load_potential
 from segnn_ase.base.errors import AccelerationWarning
 from segnn_ase.compiled import build, cache, choose, runtime
 from segnn_ase.compiled.cpu_evaluation import CpuEvaluator
+from segnn_ase.compiled.guard import difference
 from segnn_ase.model import interactions, network
-from segnn_ase.structure.graph import graph_from_atoms
+from segnn_ase.model.potential import Potential
+from segnn_ase.model.predict import PlainEvaluator
+from segnn_ase.model.settings import model_config
+from segnn_ase.structure.graph import edge_vectors, graph_from_atoms, with_pairs
 
 CONSTANT = re.compile(r"\(\(T\)\(?(-?[0-9][0-9.e+-]*)\)?\)")
 NUMBER = count()
@@ -123,6 +127,21 @@ def test_atoms_are_displaced_less_where_forces_explode(new_potential, monkeypatc
     own, moved, _ = (x.graph for x in choose.samples(potential, graph_from_atoms(water(), potential.cutoff)))
     ratio = (moved.positions - own.positions).square().mean().sqrt() / distance
     assert 0.5 < float(ratio) < 1.5
+
+
+def test_virials_are_held_against_the_sum_of_their_terms():
+    """In a perfect crystal these are alike, and so is their rounding, which adds up."""
+    potential = Potential(model_config("schnet", cutoff=5.0, core_repulsion=False), [29], scales=[1e-3]).float()
+    graph = with_pairs(graph_from_atoms(bulk("Cu", cubic=True).repeat(2), potential.cutoff))
+    potential.calibrate(graph)
+    sample = choose.samples(potential, graph)[0]
+    found = choose._quantities_of(PlainEvaluator(potential), sample)
+    g = PlainEvaluator(potential)(graph, stress=True).edge_gradients
+    terms = float((edge_vectors(graph).norm(dim=1) * g.norm(dim=1)).sum())
+    assert found["virial"].size == pytest.approx(terms, rel=1e-5)
+    off = {"virial": found["virial"]._replace(value=found["virial"].value + 2e-5 * terms)}
+    told = difference(off, lambda: found, found, 1e-5)
+    assert told is not None and "virial differ by 2.0e-05" in told
 
 
 def test_a_changed_layer_works_at_once_in_plain_torch(new_potential, monkeypatch):
