@@ -18,7 +18,7 @@ from segnn_ase.structure.told import Told
 NAMES = {**OF_FIELD, **{name: (name,) for name, _ in CONJUGATES.values()}}  # by kind, the usual one first
 OF_STRUCTURE = ("dipole", "polarizability")  # arrays of these are of atoms, and something else
 PER_VOLT = units.Bohr**2 / units.Hartree
-UNITS: dict[str, dict[str, float]] = {  # what one is in e, Å, V and μB, as `_plain` writes it; the usual one first
+UNITS: dict[str, dict[str, float]] = {  # what one is in e, Å, V and μB, as `_as_written` writes it; the usual one first
     "dipole": {"eå": 1.0, "ea": 1.0, "debye": units.Debye, "d": units.Debye, "ebohr": units.Bohr, "au": units.Bohr},
     "polarizability": {
         **dict.fromkeys(("eå^2/v", "ea^2/v"), 1.0),
@@ -92,7 +92,7 @@ def _there(found: list[tuple[str, str, Any]]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _in_usual_units(kind: str, unit: str, where: str) -> float:
-    factor = UNITS[kind].get(_plain(unit))
+    factor = UNITS[kind].get(_as_written(unit))
     if factor is None:
         raise DataError(
             f"{where} says that its {kind} is in {unit!r}, which is no known unit of it: convert it to "
@@ -108,7 +108,7 @@ def _times(value: Any, factor: float, kind: str, where: str) -> np.ndarray:
         raise DataError(f"{kind} of {where} is {value!r}; expected numbers") from None
 
 
-def _plain(unit: str) -> str:
+def _as_written(unit: str) -> str:
     """In small letters, without blanks, signs of products and points, with one name for Å."""
     text = unit.lower().replace("**", "^").replace("²", "^2").replace("³", "^3")
     return re.sub(r"ångström|angstroms?|angs?", "å", re.sub(r"[\s*·_.]", "", text))

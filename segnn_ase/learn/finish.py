@@ -26,7 +26,7 @@ from segnn_ase.learn.comparison import (
     reweighted_ensembles,
 )
 from segnn_ase.learn.explore import SHARE, explore, largest_uncertainty, patience, plan_runs
-from segnn_ase.learn.filling import more_frames
+from segnn_ase.learn.filling import more_frames, usual_speed
 from segnn_ase.learn.labelled import KEY, SECONDS, decided
 from segnn_ase.learn.pool import threads_of
 from segnn_ase.learn.pretraining import minutes_of_pretraining, train_from
@@ -179,19 +179,25 @@ def minutes_left(loop: Loop) -> float:
 def last_training(loop: Loop, frames: Sequence[Atoms], folder: Path) -> TrainConfig:
     """Of the settings that were given; without a length it gets the minutes that are left.
 
-    Where these are few epochs, roughly, it is like one of a round, which is made for that.
+    Where these are few epochs, roughly, it has no teachers and no short dynamics, as one of a round; but it finds its
+    rate by trials, if they tell anything: that of the rounds is too large where there is time.
     """
     config, state = loop.config, loop.state
     given = config.training.model_dump(exclude_unset=True)
     if config.training.epochs is None and config.training.minutes is None:
         seconds = state.once(f"seconds of {folder.name}", lambda: max(round(60 * minutes_left(loop)), 1))
         given["minutes"] = minutes = seconds / 60
-        epochs = state.once(
-            f"roughly epochs of {folder.name}", lambda: epochs_within(minutes, frames, config.model, config.training)
-        )
+        epochs = state.once(f"roughly epochs of {folder.name}", lambda: epochs_of_last(loop, frames, minutes))
         if epochs < OFTEN:
-            given = {**settings_for_few(config.training, from_scratch=config.pretraining is None), **given}
+            given = {**settings_for_few(config.training, fast=False), **given}
     return training_in(config, folder, OptimConfig(**{"seed": config.seed, **given}))
+
+
+def epochs_of_last(loop: Loop, frames: Sequence[Atoms], minutes: float) -> int:
+    """Roughly as many as this time allows, by what the trainings of the rounds took, where that is known."""
+    if speed := usual_speed(loop):
+        return int(minutes * speed / len(frames))
+    return epochs_within(minutes, frames, loop.config.model, loop.config.training)
 
 
 def tell_origin(model: Path, config: LearnConfig, labels: int) -> None:

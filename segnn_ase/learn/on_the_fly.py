@@ -202,7 +202,7 @@ class OnTheFlyCalculator(Calculator):
         if self.training.select != "stability":
             usual["rollout_steps"] = 0
         if self._start is None:
-            usual |= settings_for_few(self.training)
+            usual |= settings_for_few(self.training, fast=True)
         return OptimConfig(**{**usual, **given})
 
     def _take_what_is_trained(self) -> None:

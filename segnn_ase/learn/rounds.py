@@ -108,16 +108,16 @@ def short_training(loop: Loop, frames: Sequence[Atoms], folder: Path, minutes: f
     )
     given = config.training.model_dump(exclude_unset=True)
     mine = OptimConfig(**{name: value for name, value in given.items() if name not in OF_LAST})
-    short = settings_for_few(mine, from_scratch=config.pretraining is None)
+    short = settings_for_few(mine, fast=config.pretraining is None)
     settings = {"seed": config.seed, "epochs": epochs, **short, **mine.model_dump(exclude_unset=True)}
     return training_in(config, folder, OptimConfig(**settings))
 
 
-def settings_for_few(training: OptimConfig, *, from_scratch: bool = True) -> dict[str, Any]:
-    """Settings of a training of few epochs, where others were not given; what these need stays, and the rate for one
-    that goes on from a pretrained potential."""
+def settings_for_few(training: OptimConfig, *, fast: bool) -> dict[str, Any]:
+    """Settings of a training of few epochs, where others were not given; what these need stays. fast: with the rate
+    that learns most in a short time, which is too large for a longer one, and to go on from a pretrained potential."""
     unwanted = {"rollout_steps"} if training.select == "stability" else set()
-    unwanted |= set() if from_scratch else {"learning_rate"}
+    unwanted |= set() if fast else {"learning_rate"}
     return {name: value for name, value in FOR_FEW.items() if name not in unwanted}
 
 

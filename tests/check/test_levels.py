@@ -107,7 +107,9 @@ def test_ions_are_no_other_level():
     for told, severity in (({("info", "charge"): 1}, "note"), (None, "error")):
         some = [ions[n]._replace(told=told) if n in ions else frame for n, frame in enumerate(frames)]
         (finding,) = found_in(some)
-        assert finding.severity == severity and ("--cues charge" in finding.advice) is (severity == "note")
+        assert finding.severity == severity and (
+            "nothing to do where the potential is told (--cues charge)" in finding.advice
+        ) is (severity == "note")
 
 
 def with_another_pair_term(frame: Frame) -> Frame:

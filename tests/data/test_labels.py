@@ -136,7 +136,7 @@ def test_a_switch_is_no_energy():
 def test_two_sources_that_differ_are_told():
     atoms = crystal()
     atoms.info["REF_energy"], atoms.arrays["REF_forces"] = -3.0, np.ones((4, 3))
-    atoms.info["dft_virial"] = np.zeros((3, 3))
+    atoms.info["dft_virial"] = 0.1 * np.eye(3)
     frame = frame_from_atoms(atoms)
     assert frame.energy == -3.0 and frame.origins == ("REF_energy", "REF_forces", "dft_virial")
     table = label_table([frame, frame])

@@ -614,7 +614,7 @@ def test_charges_that_a_potential_is_not_told_explain_nothing(tmp_path):
         frames.append(atoms)
     ase.io.write(tmp_path / "train.xyz", frames)
     config = configured(tmp_path, data={"train": str(tmp_path / "train.xyz")})
-    with pytest.raises(DataError, match="contradict"):
+    with pytest.raises(DataError, match="the same structures with different labels"):
         prepare.read_data(config, print)
     of_cue = configured(tmp_path, data={"train": str(tmp_path / "train.xyz")}, model={**TINY, "cues": ["charge"]})
     assert prepare.read_data(of_cue, print).train

@@ -57,7 +57,7 @@ def test_a_step_takes_what_those_after_the_first_take(tmp_path):
 
 
 def test_slow_steps_are_measured_on_few(tmp_path):
-    job, settings = job_of(tmp_path, epochs=None, minutes=1.0)
+    job, settings = job_of(tmp_path, epochs=None, minutes=1.0, batch_size=1)
     calls = itertools.count()
     assert trial.seconds_of_step(job, settings, clock=lambda: 10.0 * next(calls)) == 10.0
     assert next(calls) == 4  # two steps of ten seconds, of a minute
