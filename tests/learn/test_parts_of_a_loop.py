@@ -21,13 +21,21 @@ from segnn_ase import SEGNNCalculator
 from segnn_ase.base.errors import ConfigError, DataError
 from segnn_ase.learn.choice import FMAX, chosen, drawn, evenly_spaced, in_brief, is_sane, relaxed_frames
 from segnn_ase.learn.explore import LONGEST, OUTSIDE, Condition, Planned, Ran, patience, plan_runs
-from segnn_ase.learn.finish import AFTER, last_training, why_not_good
+from segnn_ase.learn.finish import AFTER, epochs_of_last, last_training, why_not_good
 from segnn_ase.learn.labelled import LabelledFrames, asked_frame
 from segnn_ase.learn.labeller import AskingCalculator, Labeller, nudged, other_answer
 from segnn_ase.learn.loop import is_good, learn, measured_on_dynamics, picoseconds_of, read_structures
 from segnn_ase.learn.pool import LabelPool, ReferenceLabel
 from segnn_ase.learn.report import Trial
-from segnn_ase.learn.rounds import FOR_FEW, STRONGEST, rms_in_milli, round_folder, scatter_in_milli, usable
+from segnn_ase.learn.rounds import (
+    PASSED,
+    STRONGEST,
+    epochs_within,
+    rms_in_milli,
+    round_folder,
+    scatter_in_milli,
+    usable,
+)
 from segnn_ase.learn.settings import AimConfig, ConditionsConfig, LearnConfig, ReferenceConfig, StartConfig
 from segnn_ase.learn.starts import displaced, relaxed_by_reference, shortest
 from segnn_ase.learn.state import Loop, LoopState
@@ -58,9 +66,21 @@ def test_a_last_training_of_few_epochs_is_like_one_of_a_round(tmp_path, crystal,
     config = LearnConfig.parse(values)
     loop = Loop(config, [crystal], None, LoopState(config, [crystal]), print)
     training = last_training(loop, [crystal] * 40, tmp_path).training
-    assert (training.learning_rate == FOR_FEW["learning_rate"] and training.teachers == 0) is of_a_round
+    assert training.learning_rate is None and (training.teachers == 0) is of_a_round  # its rate is found by trials
     assert training.epochs is None and training.minutes == pytest.approx(minutes * (1 - AFTER), rel=0.2)
     assert (training.rollout_steps == 0) is (of_a_round and select == "loss")
+
+
+def test_epochs_of_a_last_training_are_those_that_the_rounds_passed_in_a_minute(tmp_path, crystal):
+    """Where that is known; the last round that tells it counts."""
+    config = LearnConfig.parse(loop_settings(tmp_path, crystal))
+    loop = Loop(config, [crystal], None, LoopState(config, [crystal]), print)
+    assert epochs_of_last(loop, [crystal] * 40, 2.0) == epochs_within(
+        2.0, [crystal] * 40, config.model, config.training
+    )
+    loop.state.rounds.extend({"forces": 1.0} for _ in range(3))
+    loop.state.decided |= {f"{PASSED} {round_folder(config, n).name}": speed for n, speed in ((1, 100), (2, 3000))}
+    assert epochs_of_last(loop, [crystal] * 40, 2.0) == 150
 
 
 def test_a_label_costs_what_those_of_the_structures_do(tmp_path, crystal):
