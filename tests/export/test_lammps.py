@@ -207,19 +207,19 @@ def test_bonds_that_come_during_a_run_are_noticed(work):
 
 @pytest.mark.engines
 @pytest.mark.slow
-def test_a_second_model_by_the_same_relative_name_is_another(work, tmp_path_factory):
+def test_a_second_model_by_the_same_relative_name_is_another(small, work, tmp_path_factory):
+    """After `shell cd`, in one process."""
     other = tmp_path_factory.mktemp("other")
-    export(build_potential("tfn"), other / "model")
-    shutil.copy(other / "model" / "model.segnn", other / "model.segnn")
-    shutil.copy(other / "model" / "libsegnn.so", other / "libsegnn.so")
-    atoms = lammps.as_lammps_has_it(rattled_copper())
-    lines = [*lammps.setup(work, atoms, ELEMENTS), "run 0"]
-    first = [line.replace("model/", "") if line.startswith("pair_coeff") else line for line in lines]
-    again = [f"shell cd {work.resolve() / 'model'}", *first[:4], "read_data ../data.lammps", *first[5:]]
-    again = [line.replace("model/pair", "pair") for line in again]
-    then = ["clear", f"shell cd {other}", *again[1:]]
-    then = [line.replace("../data", f"{work}/data").replace("pair_segnn", f"{work}/model/pair_segnn") for line in then]
-    lammps.run(work, [*again, *then])
+    export(build_potential("tfn"), other)
+    lines = lammps.setup(work, lammps.as_lammps_has_it(rattled_copper()), ELEMENTS)
+    both = []
+    for folder in (small.folder, other):
+        here = {"data.lammps": str(work / "data.lammps"), "model/pair": f"{small.folder}/pair", "model/model": "model"}
+        for line in [f"shell cd {folder}", *lines, "run 0", "clear"]:
+            for old, new in here.items():
+                line = line.replace(f" {old}", f" {new}")
+            both.append(line)
+    lammps.run(work, both)
 
 
 @pytest.mark.engines
