@@ -61,7 +61,7 @@ def flies_away(atoms: Atoms, config: MDConfig) -> bool:
     """Whether a field accelerates a molecule as a whole, by its net charge."""
     field = atoms.info.get(FIELD) if config.field is None else config.field
     feeling = [calc for calc, _ in summands(atoms.calc) if FIELD in getattr(calc, "told_names", ())]
-    pulled = feeling and not atoms.pbc.any() and np.any(np.asarray(0.0 if field is None else field, dtype=float))
+    pulled = feeling and not atoms.pbc.any() and is_something(field)
     return bool(pulled) and any(is_charged(atoms, getattr(calc, "cues", ())) for calc in feeling)
 
 
@@ -71,7 +71,15 @@ def is_turned(atoms: Atoms, config: MDConfig) -> bool:
     told = {**atoms.arrays, **atoms.info} | ({} if config.field is None else {FIELD: config.field})
     cues = [cue for calc, _ in summands(atoms.calc) for cue in getattr(calc, "cues", ())]
     names = {cue.name for cue in cues if cue.kind == "polar" or cue.spin_orbit}
-    return any(np.any(np.asarray(told[name], dtype=float)) for name in names if told.get(name) is not None)
+    return any(is_something(told.get(name)) for name in names)
+
+
+def is_something(value) -> bool:
+    """Whether a vector is there and not zero; of what is none the calculator will tell."""
+    try:
+        return value is not None and bool(np.any(np.asarray(value, dtype=float)))
+    except (TypeError, ValueError):
+        return True
 
 
 def has_barostat(config: MDConfig) -> bool:

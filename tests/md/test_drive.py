@@ -12,7 +12,7 @@ from ase.io import read, write
 from helpers.command_line import segnn
 
 from segnn_ase import SEGNNCalculator
-from segnn_ase.base.errors import ConfigError, MDError
+from segnn_ase.base.errors import ConfigError, MDError, StructureError
 from segnn_ase.md import MDConfig, run_md
 from segnn_ase.md.able import is_turned
 from segnn_ase.model.potential import Potential
@@ -192,6 +192,15 @@ def test_in_a_field_rotations_hold_heat(ensemble, place):
     dof = 2 * result.log["kinetic"][0] / (units.kB * result.log["temperature"][0])
     assert dof == pytest.approx(3 if place == "nowhere" else 6)
     assert (np.linalg.norm(atoms.get_angular_momentum()) > 0.01) == (place != "nowhere")
+
+
+@pytest.mark.parametrize("field", ["abc", [1, 2], [None, 0, 0], [0, 0, np.nan]])
+def test_a_field_that_is_none_ends_with_a_sentence(field):
+    atoms = molecule("H2O")
+    atoms.calc = SEGNNCalculator(Potential(model_config(cues=["external_field"], **SMALL), [1, 8]), domain="ignore")
+    atoms.info["external_field"] = field
+    with pytest.raises(StructureError, match="expected three finite numbers"):
+        run_md(atoms, config(steps=1, ensemble="bussi", velocities="maxwell", field=None), progress=False)
 
 
 def test_vectors_of_atoms_turn_a_molecule_unless_only_their_angles_count():
