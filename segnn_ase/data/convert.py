@@ -8,7 +8,7 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from segnn_ase.base.errors import ConfigError, expect
+from segnn_ase.base.errors import ConfigError, DataError, StructureError, expect
 from segnn_ase.base.extxyz import extxyz, writable
 from segnn_ase.base.files import home_expanded, write_atomically
 from segnn_ase.base.label_names import usual_name
@@ -22,10 +22,12 @@ from segnn_ase.data.frames import (
 )
 from segnn_ase.data.images import read_images, split_index
 from segnn_ase.data.labels import LabelKeys
+from segnn_ase.data.labels_of_cues import refuse_unknown_units
 from segnn_ase.data.units import unit_names
-from segnn_ase.structure.cue_settings import LABELS_OF_CUES
+from segnn_ase.structure.cue_settings import CONJUGATES, FIELD, LABELS_OF_CUES, Cue
 
 SUFFIXES = (".xyz", ".extxyz")
+ALL_CUES = tuple(map(Cue.model_validate, (FIELD, *CONJUGATES)))  # with labels of their own
 
 
 def convert(
@@ -40,9 +42,20 @@ def convert(
     frames = frames_from_images(images, LabelKeys() if keys is None else keys)
     check_geometries(frames)
     check_labels(frames)
+    for frame in frames:
+        refuse_units_that_would_be_lost(frame)
     left = write_labelled(out, (relabelled(a, frame) for (_, a), frame in zip(images, frames, strict=True)))
     lost = [f"left out, as extended XYZ cannot hold it: {', '.join(left)}"] if left else []
     return [label_table(frames), *lost, f"wrote {len(frames)} frames to {out}"]
+
+
+def refuse_units_that_would_be_lost(frame: Frame) -> None:
+    """Raise DataError for labels of cues whose unit is not stated, where energies are converted: they would seem to be
+    in ASE's."""
+    try:
+        refuse_unknown_units(frame.told or {}, frame.reading, ALL_CUES)
+    except StructureError as error:
+        raise DataError(f"{frame.source}: {error}") from error
 
 
 def images_for(

@@ -1,5 +1,6 @@
 """Labels of what belongs to cues: which of several is taken, in which unit, and what is refused."""
 
+import ase.io
 import numpy as np
 import pytest
 from ase import Atoms, units
@@ -8,7 +9,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 
 from segnn_ase.base.errors import DataError
 from segnn_ase.data.batches import make_item
-from segnn_ase.data.frames import changes_of, frame_from_atoms
+from segnn_ase.data.convert import convert
+from segnn_ase.data.frames import changes_of, frame_from_atoms, read_frames
 from segnn_ase.model.settings import model_config
 
 FIELD, MOMENTS, SPIN = (model_config(cues=[name]).cues for name in ("external_field", "initial_magmoms", "spin"))
@@ -107,6 +109,18 @@ def test_beside_energies_in_other_units_labels_state_theirs(cues, info, arrays, 
     labels_of(atoms, ())  # of who is not told
     atoms.info[f"{name}_unit"] = {"dipole": "Debye", "external_field": "V/Å", "magnetic_forces": "eV/muB"}[name]
     labels_of(atoms, cues)
+
+
+def test_conversion_loses_no_unit(tmp_path):
+    """Of labels that say nothing, once energies are in eV."""
+    ase.io.write(tmp_path / "ha.xyz", water({"energy_unit": "Hartree", "dipole": np.ones(3)}))
+    with pytest.raises(DataError, match="nothing is said of its dipole"):
+        convert(tmp_path / "ha.xyz", tmp_path / "new.xyz")
+    ase.io.write(tmp_path / "ha.xyz", water({"energy_unit": "Hartree", "dipole": np.ones(3), "dipole_unit": "Debye"}))
+    convert(tmp_path / "ha.xyz", tmp_path / "new.xyz")
+    (frame,) = read_frames(tmp_path / "new.xyz")
+    assert frame.energy == pytest.approx(-units.Hartree)
+    np.testing.assert_allclose(make_item(frame, 3.0, FIELD).labels.dipole[0], units.Debye)
 
 
 def test_magnetic_forces_along_no_axis_are_of_moments_along_none():
