@@ -11,8 +11,8 @@ The second compares lattice constant, bulk modulus and phonons at Gamma of the p
 Found on two cores of an AMD EPYC with AVX-512, SevenNet 0.13, in 77 minutes, 74 of them the loop's: 3004 labels;
 lattice constant -0.01 %, bulk modulus -1.1 %, transverse optical phonon +3.7 %, as the last training was not steady;
 forces off by 2.6 meV/Å in the crystal and 15.5 in the liquid; highest g(r) of Na-Cl 3.79, 3.83 by the reference; a step
-takes 300 times less (one core, 1.1 ms). Before, with 94 minutes without AVX-512 and 706 labels: -0.00, -2.9 and -0.1 %, 2.5 and
-20.8 meV/Å, 143 times less.
+takes 300 times less (one core, 1.1 ms). Before, with 94 minutes without AVX-512 and 706 labels: -0.00, -2.9 and -0.1 %,
+2.5 and 20.8 meV/Å, 143 times less.
 """
 
 import os
